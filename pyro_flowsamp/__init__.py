@@ -1,0 +1,32 @@
+"""Flow samplers for Pyro: trained proposals, exact draws."""
+
+from .guides import AutoFlow, FlowGuide
+from .importance import ess_fraction, log_evidence, pareto_k
+from .kernels import IMH, FlowKernel, LatentMALA
+from .mcmc import VectorizedMCMC
+from .objectives import ForwardKL, PathGradient, ReverseKL, WeightedSum
+from .target import Target
+from .train import FitOptions, History
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IMH",
+    "AutoFlow",
+    "FitOptions",
+    "FlowGuide",
+    "FlowKernel",
+    "ForwardKL",
+    "History",
+    "LatentMALA",
+    "PathGradient",
+    "ReverseKL",
+    "Target",
+    "VectorizedMCMC",
+    "WeightedSum",
+    "ess_fraction",
+    "log_evidence",
+    "pareto_k",
+]
+
+FlowKernel.default_guide = AutoFlow  # kernels take any guide and know none

@@ -1,0 +1,75 @@
+"""Summing discrete sites out of a model, under vmap too.
+
+Pyro's own enumeration is used throughout, but for three small pieces that vmap cannot enter: a look
+at ``value.data``, an ``autograd.Function`` without vmap support, and an evaluator that cannot keep
+a batch plate. This module is also the einsum backend that the second piece needs.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from pyro.ops.contract import contract_to_tensor
+from pyro.ops.einsum.util import Tensordot
+from pyro.ops.rings import LogRing
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+__all__ = ["Enumerate", "einsum", "marginal_log_prob", "tensordot", "transpose"]
+
+
+def transpose(a: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return a.permute(axes)
+
+
+def einsum(equation: str, *operands: Tensor) -> Tensor:
+    """Sum-product in log space, by ``logsumexp`` over the aligned sum of the operands."""
+    inputs, output = equation.split("->")
+    summed = sorted(set(inputs) - set(output) - {","})
+    symbols = [*output, *summed]
+    total = sum(_align(x, dims, symbols) for x, dims in zip(operands, inputs.split(",")))
+    assert isinstance(total, Tensor)
+    return total.logsumexp(tuple(range(len(output), len(symbols)))) if summed else total.clone()
+
+
+def _align(x: Tensor, dims: str, symbols: list[str]) -> Tensor:
+    present = [s for s in symbols if s in dims]
+    x = x.permute([dims.index(s) for s in present])
+    return x[tuple(slice(None) if s in present else None for s in symbols)]
+
+
+tensordot = Tensordot(einsum)
+
+
+class _Ring(LogRing):
+    _backend = __name__
+
+
+class Enumerate(EnumMessenger):
+    """Pyro's enumeration handler; shows it a stand-in where it asks for ``value.data``."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if isinstance(value, Tensor):
+            msg["value"] = torch.empty(value.shape, device="meta")
+        super()._pyro_post_sample(msg)
+        msg["value"] = value
+
+
+def marginal_log_prob(trace: Trace, keep: str) -> Tensor:
+    """The log density of an enumerated trace: a scalar, or one for each slice of plate ``keep``."""
+    trace.compute_log_prob()
+    trace.pack_tensors()
+    plates = trace.plate_to_symbol
+    factors: OrderedDict = OrderedDict()
+    for node in trace.nodes.values():
+        if node["type"] == "sample" and not site_is_subsample(node):
+            ordinal = frozenset(plates[f.name] for f in node["cond_indep_stack"] if f.vectorized)
+            factors.setdefault(ordinal, []).append(node["packed"]["log_prob"])
+    discrete = set(trace.symbol_to_dim) - set(plates.values())
+    kept = frozenset([plates[keep]]) if keep in plates else frozenset()
+    return contract_to_tensor(factors, discrete, target_ordinal=kept, ring=_Ring())

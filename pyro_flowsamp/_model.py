@@ -1,0 +1,348 @@
+r"""What a Pyro model says about its own density.
+
+:func:`inspect_model` runs the model and reports its latent sites; :class:`ModelDensity` evaluates
+
+.. math:: \log p(u) = \log p(\text{data}, x) + \log\left|\det \frac{\partial x}{\partial u}\right|,
+          \qquad x = \mathrm{constrain}(u),
+
+for a batch of points in one of three ways: ``vmap`` (any model that is free of Python branches on
+tensors), an outermost ``plate`` (models annotated for parallel particles), or a Python ``loop``.
+Enumerable discrete sites are summed out, whichever way.
+
+All use of Pyro's private names on the model side is in this file and ``_enumeration.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_factor, site_is_subsample
+from torch import Size, Tensor
+from torch.distributions import Transform, biject_to
+
+from ._enumeration import Enumerate, marginal_log_prob
+
+Values = dict[str, Tensor]
+
+_CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
+_BATCH_PLATE = "_flowsamp_batch"
+
+
+class ModelStructureError(RuntimeError):
+    """The model's sites, shapes or supports are not the same from call to call."""
+
+
+class Site(NamedTuple):
+    r"""A latent variable: one block of coordinates of :math:`\mathbb R^d`.
+
+    Attributes:
+        name: The Pyro sample site.
+        shape: Shape of one unconstrained value.
+        value_shape: Shape of one constrained value (a simplex has one coordinate fewer).
+        event_dim: How many right-most dimensions of a constrained value are one event.
+        transform: The bijection from unconstrained to constrained.
+        circular: Whether the coordinates are angles, periodic on :math:`[-\pi, \pi)`.
+    """
+
+    name: str
+    shape: Size
+    value_shape: Size
+    event_dim: int
+    transform: Transform
+    circular: bool = False
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def constrain(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps ``(N, *shape)`` to values ``(N, *value_shape)`` and log-dets ``(N,)``."""
+        value = self.transform(u)
+        ladj = self.transform.log_abs_det_jacobian(u, value)
+        return value, ladj.reshape(len(u), -1).sum(-1)
+
+
+class Prototype(NamedTuple):
+    """What two runs of a model agree on."""
+
+    sites: list[Site]
+    values: Values
+    max_plate_nesting: int
+    enumerated: bool
+
+
+def is_discrete(fn: Any) -> bool:
+    """Whether a Pyro distribution is discrete (enumerable or not)."""
+    try:
+        return fn.has_enumerate_support or fn.support.is_discrete
+    except NotImplementedError:
+        return False
+
+
+def init_to_unconstrained(site: dict | None = None) -> Any:
+    r"""Initialises each site at :math:`\mathrm{Uniform}(-2, 2)` in unconstrained space.
+
+    Unlike :func:`pyro.infer.autoguide.init_to_uniform` it accepts distributions that cannot be
+    sampled, such as :class:`pyro.distributions.ImproperUniform`.
+    """
+    if site is None:
+        return init_to_unconstrained
+    fn = site["fn"]
+    if is_discrete(fn):
+        return fn.sample().detach()
+    transform = _bijection(site)
+    try:
+        u = transform.inv(fn.sample().detach())
+    except NotImplementedError:
+        u = torch.empty(transform.inverse_shape(fn.shape()))
+    return transform(torch.empty_like(u).uniform_(-2, 2))
+
+
+def _bijection(site: dict) -> Transform:
+    try:
+        return biject_to(site["fn"].support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"site '{site['name']}': no bijection from R^n onto the support of "
+            f"{site['fn']}; register one with torch.distributions.biject_to, or "
+            f"re-parametrise the site over real numbers."
+        ) from error
+
+
+def _site(node: dict) -> Site:
+    fn, value = node["fn"], node["value"]
+    transform = _bijection(node)
+    base = fn
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    return Site(
+        name=node["name"],
+        shape=transform.inv(value).shape,
+        value_shape=value.shape,
+        event_dim=fn.event_dim,
+        transform=transform,
+        circular=isinstance(base, _CIRCULAR),
+    )
+
+
+def _is_random(node: dict) -> bool:
+    return node["type"] == "sample" and not site_is_subsample(node)
+
+
+def _latent_nodes(trace: Trace) -> list[dict]:
+    return [n for _, n in trace.iter_stochastic_nodes() if not site_is_subsample(n)]
+
+
+def _check_supported(trace: Trace) -> None:
+    for name, node in trace.nodes.items():
+        if site_is_subsample(node):
+            fn = node["fn"]
+            if fn.subsample_size is not None and fn.subsample_size < fn.size:
+                raise ValueError(
+                    f"plate '{name}' subsamples {fn.subsample_size} of {fn.size} data: its "
+                    f"density is random, and no exact sampler can use it. Remove "
+                    f"subsample_size, or train with SVI."
+                )
+    for node in _latent_nodes(trace):
+        if is_discrete(node["fn"]) and not node["fn"].has_enumerate_support:
+            raise ValueError(
+                f"site '{node['name']}' is discrete ({type(node['fn']).__name__}) and cannot be "
+                f"enumerated: marginalise it by hand, or observe it."
+            )
+
+
+def _check_same_structure(first: Trace, second: Trace) -> None:
+    def shapes(trace: Trace) -> dict[str, Size]:
+        nodes = trace.nodes.values()
+        return {n["name"]: n["fn"].shape() for n in nodes if _is_random(n)}
+
+    one, two = shapes(first), shapes(second)
+    for name in one.keys() | two.keys():
+        if one.get(name) != two.get(name):
+            raise ModelStructureError(
+                f"the model's structure changes between calls: site '{name}' has shape "
+                f"{one.get(name, 'absent')} in one run and {two.get(name, 'absent')} in the "
+                f"next. A density on R^d needs the same sites and shapes every time."
+            )
+    for node in _latent_nodes(first):
+        if is_discrete(node["fn"]):
+            continue
+        transforms = [_bijection(trace.nodes[node["name"]]) for trace in (first, second)]
+        u = torch.zeros_like(transforms[0].inv(node["value"]))
+        if not torch.allclose(transforms[0](u), transforms[1](u), equal_nan=True):
+            raise ModelStructureError(
+                f"the support of site '{node['name']}' depends on other sites; re-parametrise "
+                f"it, for example as bound * pyro.sample('fraction', Uniform(0, 1))."
+            )
+
+
+def inspect_model(model: Callable, args: tuple, kwargs: dict) -> Prototype:
+    """Runs the model twice and returns its latent structure, or says why it has none."""
+    with poutine.block(), pyro.validation_enabled(False):
+        prototype = poutine.trace(InitMessenger(init_to_unconstrained)(model))
+        trace, again = (prototype.get_trace(*args, **kwargs) for _ in range(2))
+    _check_supported(trace)
+    _check_same_structure(trace, again)
+    nodes = _latent_nodes(trace)
+    continuous = [n for n in nodes if not is_discrete(n["fn"])]
+    if not continuous:
+        raise ValueError("the model has no continuous latent site: there is nothing to sample.")
+    dims = [f.dim for n in trace.nodes.values() for f in n.get("cond_indep_stack", ()) if f.dim]
+    return Prototype(
+        sites=[_site(n) for n in continuous],
+        values={n["name"]: n["value"] for n in continuous},
+        max_plate_nesting=-min(dims, default=0),
+        enumerated=len(continuous) < len(nodes),
+    )
+
+
+def _unvalidated(method: Callable) -> Callable:
+    """Switches Pyro's and torch's value checks off: they branch on tensors, which vmap forbids."""
+
+    @wraps(method)
+    def wrapped(*args: Any) -> Any:
+        with pyro.validation_enabled(False):
+            return method(*args)
+
+    return wrapped
+
+
+class ModelDensity:
+    r"""The log joint density of a model as a function of batched constrained values.
+
+    Arguments:
+        model: A Pyro model.
+        args, kwargs: Its arguments.
+        prototype: What :func:`inspect_model` found.
+        context: Names of arguments that vary along the batch, given on each call.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        args: tuple,
+        kwargs: dict,
+        prototype: Prototype,
+        context: Sequence[str] = (),
+    ) -> None:
+        self.model, self.args, self.kwargs = model, args, kwargs
+        self.sites, self.context = prototype.sites, tuple(context)
+        self.max_plate_nesting = prototype.max_plate_nesting
+        self.enumerated = prototype.enumerated
+        if context:
+            bound = inspect.signature(model).bind(*args, **kwargs)
+            self.args, self.kwargs = (), dict(bound.arguments)
+
+    def _trace(self, model: Callable, values: Values, context: Values) -> Trace:
+        with poutine.block():
+            conditioned = poutine.trace(poutine.condition(model, data=values))
+            trace = conditioned.get_trace(*self.args, **{**self.kwargs, **context})
+        for site in self.sites:
+            if site.name not in trace:
+                raise ModelStructureError(f"site '{site.name}' vanished from the model.")
+        if not self.enumerated:
+            for node in _latent_nodes(trace):
+                raise ModelStructureError(
+                    f"site '{node['name']}' appeared in the model after its first run."
+                )
+        return trace
+
+    def _single(self, values: Values, context: Values) -> Tensor:
+        trace = self._trace(self.model, values, context)
+        for site in self.sites:
+            if trace.nodes[site.name]["fn"].shape() != site.value_shape:
+                raise ModelStructureError(f"the shape of site '{site.name}' changes between calls")
+        return trace.log_prob_sum()
+
+    @_unvalidated
+    def vmap(self, values: Values, context: Values) -> Tensor:
+        single = self._marginal if self.enumerated else self._single
+        return torch.func.vmap(single)(values, context)
+
+    @_unvalidated
+    def loop(self, values: Values, context: Values) -> Tensor:
+        def row(i: int, tensors: Values) -> Values:
+            return {k: v[i] for k, v in tensors.items()}
+
+        single = self._marginal if self.enumerated else self._single
+        num = len(next(iter(values.values())))
+        return torch.stack([single(row(i, values), row(i, context)) for i in range(num)])
+
+    @_unvalidated
+    def plate(self, values: Values, context: Values) -> Tensor:
+        """All points at once under a plate outside every plate of the model."""
+        if context:
+            raise ValueError("a plate cannot carry per-point model arguments")
+        num, dim = len(next(iter(values.values()))), -1 - self.max_plate_nesting
+
+        def batched(*args: Any, **kwargs: Any) -> None:
+            with pyro.plate(_BATCH_PLATE, num, dim=dim):
+                self.model(*args, **kwargs)
+
+        expanded = {site.name: self._aligned(site, values[site.name]) for site in self.sites}
+        if self.enumerated:
+            return self._contract(self._enumerate(batched, 1), expanded, context)
+        trace = self._trace(batched, expanded, context)
+        trace.compute_log_prob()
+        terms = [n["log_prob"] for n in trace.nodes.values() if _is_random(n)]
+        return torch.stack([t.reshape(num, -1).sum(-1) for t in terms]).sum(0)
+
+    def _aligned(self, site: Site, value: Tensor) -> Tensor:
+        """Puts the batch dimension to the left of all of the model's plates."""
+        batch_dims = len(site.value_shape) - site.event_dim
+        padding = (1,) * (self.max_plate_nesting - batch_dims)
+        return value.reshape(value.shape[:1] + padding + value.shape[1:])
+
+    def _enumerate(self, model: Callable, extra_plates: int) -> Callable:
+        first = -1 - self.max_plate_nesting - extra_plates
+        return Enumerate(first_available_dim=first)(config_enumerate(model))
+
+    def _marginal(self, values: Values, context: Values) -> Tensor:
+        return self._contract(self._enumerate(self.model, 0), values, context)
+
+    def _contract(self, model: Callable, values: Values, context: Values) -> Tensor:
+        return marginal_log_prob(self._trace(model, values, context), keep=_BATCH_PLATE)
+
+    @_unvalidated
+    def pointwise(self, values: Values) -> Values:
+        """Log-likelihood of every observation: ``{observed site: (N, *batch_shape)}``."""
+
+        def single(values: Values) -> Values:
+            trace = self._trace(self.model, values, {})
+            return {n["name"]: n["fn"].log_prob(n["value"]) for n in self.observed(trace)}
+
+        try:
+            return torch.func.vmap(single, chunk_size=1024)(values)
+        except RuntimeError:  # the model cannot be vmapped; the loop can evaluate any model
+            num = len(next(iter(values.values())))
+            rows = [single({k: v[i] for k, v in values.items()}) for i in range(num)]
+            return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def observed(self, trace: Trace) -> list[dict]:
+        """The data sites of a conditioned trace: no latents, no factors, no deterministics."""
+        latent = {site.name for site in self.sites}
+        return [
+            node
+            for node in trace.nodes.values()
+            if _is_random(node)
+            and node["is_observed"]
+            and node["name"] not in latent
+            and not site_is_factor(node)
+            and not node["infer"].get("_deterministic")
+        ]
+
+    @_unvalidated
+    def observations(self, values: Values) -> Values:
+        """The observed data of the model, by site."""
+        return {n["name"]: n["value"] for n in self.observed(self._trace(self.model, values, {}))}

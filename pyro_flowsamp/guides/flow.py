@@ -1,0 +1,141 @@
+r"""AutoFlow: one flow, trained by reverse KL, on the best Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..flows import RECIPES, LayeredFlow
+from ..gaussian import fit_gaussian
+from ..importance import ess_fraction
+from ..objectives import ForwardKL, Objective, PathGradient, WeightedSum
+from ..proposal import Proposal
+from ..target import Target
+from ..train import FitOptions, History, fit
+from .base import NUM_DIAGNOSTIC, FlowGuide
+
+__all__ = ["AutoFlow"]
+
+NUM_STARTS = 128  #: over-dispersed points from which the Gaussian is sought
+
+Ensemble = Callable[[Target], Tensor]
+
+
+class AutoFlow(FlowGuide):
+    r"""A normalising flow as a Pyro guide.
+
+    Training climbs a ladder: the full-covariance Gaussian of :func:`~pyro_flowsamp.gaussian.
+    fit_gaussian` first, then, unless that is good enough already, couplings on top of it by the
+    path gradient of the reverse KL. The Gaussian's score stands in the history beside the flow's.
+
+    Example::
+
+        guide = AutoFlow(model)
+        history = guide.fit(data)
+        mcmc = VectorizedMCMC(IMH(model, guide=guide), num_samples=1000, num_chains=100)
+        mcmc.run(data)
+
+    Arguments:
+        model: A Pyro model, or a :class:`~pyro_flowsamp.Target`.
+        flow: A recipe's name ("coupling", "spline", "circular", "gaussian"), a recipe, or any zuko
+            flow, taken as it is. By default "coupling", or "circular" where there are angles.
+        objective: What to descend; by default :class:`~pyro_flowsamp.objectives.PathGradient`.
+        ensemble: Draws of (nearly) the posterior to learn modes from, by forward KL beside the
+            objective: a callable of the target such as :func:`~pyro_flowsamp.tempered_ensemble`,
+            or constrained draws ``{site: (M, ...)}``.
+        options: How to train.
+        context: Names of model arguments over which the flow is amortised.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        flow: str | Callable[..., nn.Module] | nn.Module | None = None,
+        objective: Objective | None = None,
+        ensemble: Ensemble | Mapping[str, Tensor] | None = None,
+        options: FitOptions | None = None,
+        context: Sequence[str] = (),
+    ) -> None:
+        super().__init__(model, options=options, context=context)
+        if isinstance(flow, str) and flow not in RECIPES:
+            raise ValueError(f"unknown flow '{flow}': choose one of {sorted(RECIPES)}")
+        if ensemble is not None and context:
+            raise ValueError("AutoFlow learns from an ensemble at one context only")
+        self._recipe = (flow,)
+        self.objective = objective or PathGradient()
+        self.ensemble = ensemble
+
+    def build_flow(self, target: Target, context_size: int) -> nn.Module:
+        (flow,) = self._recipe
+        if isinstance(flow, nn.Module):
+            return flow
+        if flow is None:
+            flow = "circular" if target.circular else "coupling"
+        recipe = RECIPES[flow] if isinstance(flow, str) else flow
+        angles = target.angles if target.circular else None
+        if flow == "circular" or recipe in RECIPES.values():
+            return recipe(target.dim, context_size, angles=angles)
+        return recipe(target.dim, context_size)
+
+    def train_flow(self, target: Target, contexts: Tensor | None) -> History:
+        assert self.flow is not None
+        history = History()
+        draws = None if self.ensemble is None else self._draws(target)
+        if isinstance(self.flow, LayeredFlow) and not self.trained:
+            history = self._first_rung(target, contexts, draws)
+            if history.stopped == "gaussian":
+                return history
+        trained = fit(
+            self.flow.parameters(),
+            self._closure(target, contexts, draws),
+            ess_fraction,
+            self.options,
+        )
+        return trained.updated(gaussian_ess=history.gaussian_ess)
+
+    def _draws(self, target: Target) -> Tensor:
+        if callable(self.ensemble):
+            return self.ensemble(target)
+        assert self.ensemble is not None
+        return target.pack(self.ensemble)
+
+    def _first_rung(self, target: Target, contexts: Tensor | None, draws: Tensor | None) -> History:
+        """Initialises the affine layer; ends the climb where it is good enough alone."""
+        flow = self.flow
+        assert isinstance(flow, LayeredFlow)
+        if draws is not None:
+            covariance = torch.cov(draws.double().mT) + 1e-9 * torch.eye(target.dim).to(draws)
+            flow.affine.initialize(draws.mean(0), torch.linalg.cholesky(covariance).to(draws))
+            return History()
+        flow.affine.initialize(*fit_gaussian(target, target.initial_points(NUM_STARTS)))
+        depth, flow.depth = flow.depth, 0
+        row = None if contexts is None else contexts[0].to(target.device, target.dtype)
+        x, log_q = Proposal(flow, row).sample_and_log_prob(NUM_DIAGNOSTIC)
+        score = float(ess_fraction(target.log_prob(x).detach() - log_q))
+        if depth == 0:
+            return History(gaussian_ess=score)
+        if contexts is None and score >= self.options.enough:
+            return History(gaussian_ess=score, stopped="gaussian")
+        flow.depth = depth
+        return History(gaussian_ess=score)
+
+    def _closure(
+        self, target: Target, contexts: Tensor | None, draws: Tensor | None
+    ) -> Callable[[], Any]:
+        objective, flow, num = self.objective, self.flow, self.options.batch_size
+        assert flow is not None
+        if draws is not None:
+            objective = WeightedSum([(1.0, ForwardKL(draws)), (1.0, objective)])
+        if contexts is None:
+            return lambda: objective(flow, target, num, None)
+        rows = contexts.to(target.device, target.dtype)
+
+        def closure() -> Any:
+            index = torch.randint(len(rows), (num,), device=rows.device)
+            return objective(flow, target, num, rows[index])
+
+        return closure

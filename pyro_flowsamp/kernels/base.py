@@ -1,0 +1,383 @@
+r"""Pyro's shell around a transition.
+
+:class:`FlowKernel` is the :class:`~pyro.infer.mcmc.mcmc_kernel.MCMCKernel` that
+:class:`pyro.infer.MCMC` and StreamingMCMC drive with one chain, and that
+:class:`~pyro_flowsamp.VectorizedMCMC` drives with many. To add a kernel, subclass it and give
+:meth:`FlowKernel.init` and :meth:`FlowKernel.step`, and :meth:`FlowKernel.adapt` if it tunes
+itself.
+
+Life of a kernel: ``setup`` binds the model to its data → the first warm-up step trains the guide,
+unless it is trained, and freezes a copy of it → further warm-up steps adapt → from the first
+sampling step on nothing changes any more.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+from torch.distributions import Transform
+
+from ..importance import ess_fraction, pareto_k
+from ..proposal import Proposal
+from ..target import Target, Values
+
+__all__ = ["FlowKernel", "Guide", "KernelState", "StepInfo"]
+
+STATISTICS = ("lp", "log_weight", "accepted", "acceptance_rate", "diverging")
+
+
+class Guide(Protocol):
+    """What a kernel needs of a guide."""
+
+    trained: bool
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any: ...
+    def bind(self, *args: Any, **kwargs: Any) -> Target: ...
+    def proposal(self, *args: Any, **kwargs: Any) -> Proposal: ...
+    def attach(self, model: Callable) -> None: ...
+
+
+class KernelState(Protocol):
+    """What every state of C chains carries: ``(C, d)``, ``(C,)``, ``(C,)``."""
+
+    @property
+    def x(self) -> Tensor: ...
+    @property
+    def log_p(self) -> Tensor: ...
+    @property
+    def log_q(self) -> Tensor: ...
+
+
+class StepInfo(Protocol):
+    """What every step reports of C chains, ``(C,)`` each."""
+
+    @property
+    def accepted(self) -> Tensor: ...
+    @property
+    def accept_prob(self) -> Tensor: ...
+    @property
+    def diverging(self) -> Tensor: ...
+
+
+class FlowKernel(MCMCKernel):
+    """Base of kernels that use a flow.
+
+    Arguments:
+        model: A Pyro model, or a :class:`~pyro_flowsamp.Target`.
+        potential_fn: A potential over ``{name: unconstrained tensor}``, as in Pyro's HMC; needs
+            ``initial_params``.
+        guide: A flow guide, trained or not; by default ``AutoFlow(model)``.
+
+    Raises:
+        ValueError: Not exactly one of model, potential_fn, guide, or a model with its guide.
+    """
+
+    default_guide: ClassVar[Callable[[Any], Guide]]  #: set by the package: kernels import no guide
+
+    def __init__(
+        self,
+        model: Callable | None = None,
+        potential_fn: Callable[[Values], Tensor] | None = None,
+        guide: Guide | None = None,
+    ) -> None:
+        if potential_fn is not None and (model is not None or guide is not None):
+            raise ValueError("give potential_fn alone: it takes neither a model nor a guide")
+        if model is None and potential_fn is None and guide is None:
+            raise ValueError("give a model, a potential_fn, a guide, or a model with its guide")
+        self._source, self.potential_fn = model, potential_fn
+        self.guide = guide
+        self._owns_guide = guide is None
+        self._initial_params: Values | None = None
+        self._user_start = False
+        self._save_params: list[str] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._target: Target | None = None
+        self._proposal: Proposal | None = None
+        self._bound: tuple | None = None
+        self._args: tuple = ()
+        self._kwargs: dict = {}
+        self._warmup_steps = 0
+        self._begin_chain()
+
+    def _begin_chain(self) -> None:
+        self._state: Any = None
+        self._time = 0
+        self._statistics = {name: array("d") for name in STATISTICS}
+
+    # ---- for subclasses -----------------------------------------------------------------------
+
+    def init(self, x: Tensor) -> Any:
+        """The state of chains at ``x`` ``(C, d)``."""
+        raise NotImplementedError
+
+    def step(self, state: Any) -> tuple[Any, Any]:
+        """One transition of every chain, no host synchronisation: ``(state, info)``."""
+        raise NotImplementedError
+
+    def adapt(self, info: Any) -> None:
+        """Tunes the kernel after a warm-up step."""
+
+    def freeze(self) -> None:
+        """Ends tuning, once, at the end of warm-up."""
+
+    def reset(self) -> None:
+        """Makes ready for new chains: undoes what :meth:`adapt` has done."""
+
+    # ---- binding and training ------------------------------------------------------------------
+
+    @property
+    def model(self) -> Callable | None:
+        """The Pyro model, or None for a potential or a target."""
+        source = self._source
+        if source is None and self.guide is not None:
+            (source,) = self.guide._source  # type: ignore[attr-defined]
+        return None if isinstance(source, Target) else source
+
+    @property
+    def target(self) -> Target:
+        """The target of the current model arguments."""
+        if self._target is None:
+            raise RuntimeError("the kernel has no target yet: call setup (or MCMC.run) first")
+        return self._target
+
+    @property
+    def proposal(self) -> Proposal:
+        """The frozen flow."""
+        if self._proposal is None:
+            raise RuntimeError("the kernel has no trained flow yet: call prepare first")
+        return self._proposal
+
+    def bind(self, *args: Any, **kwargs: Any) -> None:
+        """Makes the target of these arguments, unless they are the ones already bound.
+
+        Raises:
+            ValueError: The guide was trained for another model.
+        """
+        key = (*args, *sorted(kwargs), *(kwargs[k] for k in sorted(kwargs)))
+        if self._bound is not None and _same(self._bound, key):
+            return
+        if self._owns_guide and self._bound is not None:
+            self.guide = None  # trained for other data
+        source = self._source_or_potential()
+        if self.guide is None:
+            self.guide = type(self).default_guide(source)
+        elif source is not None:
+            self.guide.attach(source)
+        self._check_guide(source, args, kwargs)
+        self._target = self.guide.bind(*args, **kwargs)
+        self._proposal = None
+        self._bound, self._args, self._kwargs = key, args, kwargs
+
+    def _source_or_potential(self) -> Any:
+        if self.potential_fn is None:
+            return self._source
+        if self._initial_params is None:
+            raise ValueError(
+                "a potential_fn needs initial_params, for the names, shapes and dtype of its "
+                "arguments: MCMC(kernel, ..., initial_params={'x': torch.zeros(3)})"
+            )
+        return Target.from_potential(self.potential_fn, self._initial_params)
+
+    def _check_guide(self, source: Any, args: tuple, kwargs: dict) -> None:
+        """A guide of another model would be told by its sites; say so by name."""
+        if source is None or self._owns_guide or source is self.guide._source[0]:  # type: ignore
+            return
+        made = source if isinstance(source, Target) else Target.from_model(source, *args, **kwargs)
+        mine = {s.name: tuple(s.shape) for s in made.sites}
+        assert self.guide is not None
+        theirs = {s.name: tuple(s.shape) for s in self.guide.bind(*args, **kwargs).sites}
+        if mine != theirs:
+            raise ValueError(
+                f"the guide was made for another model: it has the sites {theirs}, this model "
+                f"has {mine}."
+            )
+        raise ValueError(
+            "the guide was made for another model with the same sites: make a guide of this "
+            "model, or pass the guide alone."
+        )
+
+    def prepare(self, warmup_steps: int) -> None:
+        """Trains the guide where that has not been done, and freezes a copy of its flow.
+
+        Raises:
+            RuntimeError: The guide is untrained and there is no warm-up to train it in.
+        """
+        assert self.guide is not None
+        if not self.guide.trained:
+            if warmup_steps == 0:
+                raise RuntimeError(
+                    "the guide is untrained and warmup_steps=0 leaves no step to train it in: "
+                    "call guide.fit(...) first, or use warmup_steps > 0."
+                )
+            if multiprocessing.parent_process() is not None:
+                warnings.warn(
+                    "every parallel chain trains its own copy of the guide: call guide.fit(...) "
+                    "before MCMC.run, or use VectorizedMCMC, to train once for all.",
+                    stacklevel=2,
+                )
+            self.guide.fit(*self._args, **self._kwargs)
+        if self._proposal is None:
+            self._proposal = self.guide.proposal(*self._args, **self._kwargs)
+
+    def start(self, num_chains: int, params: Values | None = None) -> Any:
+        """States of new chains: at ``params``, or at draws of the flow.
+
+        Raises:
+            ValueError: A shape or dtype of ``params`` is wrong, or the density there is not finite.
+        """
+        self.reset()
+        if params is None:
+            return self.init(self._flow_starts(num_chains))
+        x = self.target.pack_unconstrained(params)
+        state = self.init(x.reshape(num_chains, self.target.dim))
+        bad = ~torch.isfinite(state.log_p - state.log_q)
+        if bad.any():
+            raise ValueError(
+                f"initial_params: the density is zero or NaN for chains {bad.nonzero().tolist()}"
+            )
+        return state
+
+    def _flow_starts(self, num_chains: int) -> Tensor:
+        """Independent draws of the flow, redrawn where the target has no density."""
+        x, log_q = self.proposal.sample_and_log_prob(num_chains)
+        bad = ~torch.isfinite(self.target.log_prob(x).detach())
+        for _ in range(100):
+            if not bad.any():
+                return x
+            fresh, _ = self.proposal.sample_and_log_prob(num_chains)
+            x = torch.where(bad[:, None], fresh, x)
+            bad = ~torch.isfinite(self.target.log_prob(x).detach())
+        raise ValueError(
+            "the flow never proposes a point of finite density: train it longer, or give "
+            "initial_params and a wider flow."
+        )
+
+    # ---- Pyro's contract ----------------------------------------------------------------------
+
+    @property
+    def transforms(self) -> dict[str, Transform] | None:
+        """Constrained → unconstrained, by site; None before ``setup``."""
+        if self._target is None:
+            return None
+        return {site.name: site.transform.inv for site in self._target.sites}
+
+    @property
+    def initial_params(self) -> Values:
+        """Unconstrained starting values by site."""
+        if self._initial_params is None:
+            return {}
+        return self._initial_params
+
+    @initial_params.setter
+    def initial_params(self, params: Values) -> None:
+        self._initial_params, self._user_start = params, True
+
+    @property
+    def save_params(self) -> list[str]:
+        """The sites kept by MCMC; sorted, since Pyro scrambles any other order."""
+        if self._save_params is not None:
+            return self._save_params
+        return sorted(self.initial_params)
+
+    @save_params.setter
+    def save_params(self, names: list[str]) -> None:
+        self._save_params = sorted(names)
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Binds the model to its arguments and begins a new chain; trains nothing yet."""
+        self.bind(*args, **kwargs)
+        self._begin_chain()
+        self._warmup_steps = warmup_steps
+        if self._user_start:
+            self.target.pack_unconstrained(self.initial_params)  # raises on a wrong shape or dtype
+        else:
+            first = self.target.initial_points(1)[0]
+            self._initial_params = self.target.unpack_unconstrained(first)
+
+    def sample(self, params: Values) -> Values:
+        """Pyro's one step of one chain."""
+        if self._time == 0:
+            self.prepare(self._warmup_steps)
+            self._state = self.start(1, params if self._user_start else None)
+        if self._time == self._warmup_steps:
+            self.freeze()
+        self._state, info = self.step(self._state)
+        if self._time < self._warmup_steps:
+            self.adapt(info)
+        else:
+            self._record(info)
+        self._time += 1
+        return self.target.unpack_unconstrained(self.target.wrap(self._state.x[0]))
+
+    def _record(self, info: Any) -> None:
+        for name, value in statistics(self._state, info).items():
+            self._statistics[name].append(float(value[0]))
+
+    def cleanup(self) -> None:
+        """Ends a chain; called twice by Pyro."""
+        self._begin_chain()
+        if not self._user_start:
+            self._initial_params = None
+
+    def logging(self) -> OrderedDict[str, str]:
+        """For the progress bar."""
+        accepted = self._statistics["accepted"]
+        rate = f"{sum(accepted[-100:]) / len(accepted[-100:]):.2f}" if accepted else "warm-up"
+        return OrderedDict([("acc. rate", rate)])
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Acceptance, divergences, importance ESS and Pareto k, and the per-draw statistics."""
+        stats = {k: torch.tensor(v, dtype=torch.double) for k, v in self._statistics.items()}
+        return {
+            "divergences": stats["diverging"].nonzero()[:, 0].tolist(),
+            "acceptance rate": float(stats["accepted"].mean()) if len(stats["accepted"]) else 0.0,
+            **self.proposal_diagnostics(),
+            "statistics": {k: v.numpy() for k, v in stats.items()},
+        }
+
+    def proposal_diagnostics(self) -> dict[str, float]:
+        """How good the frozen flow is, on 4096 fresh draws."""
+        x, log_q = self.proposal.sample_and_log_prob(4096)
+        log_w = self.target.log_prob(x).detach().double() - log_q.double()
+        return {
+            "importance ess": float(ess_fraction(log_w)),
+            "pareto k": pareto_k(log_w),
+            "log q gap": self.proposal.gap(),
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Targets, states and proposals stay behind; ``setup`` makes them again."""
+        state = self.__dict__.copy()
+        for name in ("_target", "_proposal", "_bound", "_state"):
+            state[name] = None
+        state.update(_args=(), _kwargs={})
+        return state
+
+
+def statistics(state: KernelState, info: StepInfo) -> dict[str, Tensor]:
+    """The per-draw statistics of C chains, ``(C,)`` each, by their names in ArviZ."""
+    return {
+        "lp": state.log_p,
+        "log_weight": state.log_p - state.log_q,
+        "accepted": info.accepted,
+        "acceptance_rate": info.accept_prob,
+        "diverging": info.diverging,
+    }
+
+
+def _same(one: tuple, two: tuple) -> bool:
+    return len(one) == len(two) and all(a is b or _equal(a, b) for a, b in zip(one, two))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a is b

@@ -1,0 +1,177 @@
+"""VectorizedMCMC: thousands of chains as one tensor, in one process."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
+from torch import Tensor
+from tqdm.auto import trange
+
+from .kernels.base import STATISTICS, FlowKernel, statistics
+from .target import Values
+
+__all__ = ["VectorizedMCMC"]
+
+
+class VectorizedMCMC:
+    """The surface of :class:`pyro.infer.MCMC`, with all chains in one tensor.
+
+    Arguments:
+        kernel: An :class:`~pyro_flowsamp.IMH`, :class:`~pyro_flowsamp.LatentMALA`, …
+        num_samples: Draws kept per chain.
+        warmup_steps: Steps per chain before them; the first trains the guide where it is untrained.
+            By default ``num_samples``, as in Pyro.
+        num_chains: Chains.
+        initial_params: Unconstrained starting values, ``{site: (num_chains, ...)}``; by default
+            draws of the flow.
+        thin: Keep every ``thin``-th draw.
+        save_params: Sites to keep; all by default.
+        disable_progbar: Whether to hide the progress bars of sampling and training.
+
+    Attributes:
+        statistics: Per-draw statistics ``{name: (num_chains, num_samples)}``.
+
+    Raises:
+        ValueError: A count is out of range, or a name in ``save_params`` is not a site.
+    """
+
+    def __init__(
+        self,
+        kernel: FlowKernel,
+        num_samples: int,
+        warmup_steps: int | None = None,
+        num_chains: int = 1000,
+        *,
+        initial_params: Values | None = None,
+        thin: int = 1,
+        save_params: Sequence[str] | None = None,
+        disable_progbar: bool = False,
+    ) -> None:
+        for name, value, least in (
+            ("num_samples", num_samples, 1),
+            ("warmup_steps", warmup_steps or 0, 0),
+            ("num_chains", num_chains, 1),
+            ("thin", thin, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.kernel, self.num_samples, self.num_chains = kernel, num_samples, num_chains
+        self.warmup_steps = num_samples if warmup_steps is None else warmup_steps
+        self.initial_params, self.thin = initial_params, thin
+        self.save_params, self.disable_progbar = save_params, disable_progbar
+        self.statistics: dict[str, Tensor] = {}
+        self._samples: Values | None = None
+
+    def run(self, *args: Any, **kwargs: Any) -> None:
+        """Trains the guide if need be, warms up, and draws. Ctrl-C keeps what was drawn."""
+        self._args, self._kwargs = args, kwargs
+        kernel = self.kernel
+        if self.initial_params is not None:
+            kernel.initial_params = {k: v[0] for k, v in self.initial_params.items()}
+        with pyro.validation_enabled(False):
+            kernel.setup(self.warmup_steps, *args, **kwargs)
+            self._columns = self._kept_columns()
+            kernel.prepare(self.warmup_steps)
+            state = self._warm_up(kernel.start(self.num_chains, self._starts()))
+            self._draw(state)
+
+    def _starts(self) -> Values | None:
+        if self.initial_params is None:
+            return None
+        for name, value in self.initial_params.items():
+            if value.shape[:1] != (self.num_chains,):
+                raise ValueError(
+                    f"initial_params['{name}'] has shape {tuple(value.shape)}; its leading "
+                    f"dimension must be num_chains={self.num_chains}"
+                )
+        return self.initial_params
+
+    def _kept_columns(self) -> Tensor:
+        sites = self.kernel.target.sites
+        names = [s.name for s in sites] if self.save_params is None else list(self.save_params)
+        unknown = set(names) - {s.name for s in sites}
+        if unknown:
+            raise ValueError(f"save_params: {sorted(unknown)} are not sites of the model")
+        keep = torch.tensor([s.name in names for s in sites for _ in range(s.size)])
+        self._kept_sites = [s for s in sites if s.name in names]
+        return keep.nonzero()[:, 0].to(self.kernel.target.device)
+
+    def _warm_up(self, state: Any) -> Any:
+        for _ in self._bar(self.warmup_steps, "Warmup"):
+            state, info = self.kernel.step(state)
+            self.kernel.adapt(info)
+        self.kernel.freeze()
+        return state
+
+    def _bar(self, steps: int, name: str) -> Any:
+        return trange(steps, desc=name, disable=self.disable_progbar or steps == 0)
+
+    def _draw(self, state: Any) -> None:
+        shape, columns = (self.num_samples, self.num_chains), self._columns
+        draws = state.x.new_empty((*shape, len(columns)))
+        kinds = {"accepted": torch.bool, "diverging": torch.bool}
+        stats = {
+            name: torch.empty(shape, dtype=kinds.get(name, torch.double), device=draws.device)
+            for name in STATISTICS
+        }
+        done = 0
+        try:
+            for _ in self._bar(self.num_samples, "Sample"):
+                for _ in range(self.thin):
+                    state, info = self.kernel.step(state)
+                draws[done] = state.x.index_select(-1, columns)
+                for name, value in statistics(state, info).items():
+                    stats[name][done] = value
+                done += 1
+        except KeyboardInterrupt:
+            warnings.warn(f"interrupted: {done} of {self.num_samples} draws kept", stacklevel=3)
+            self.num_samples = done
+        self.statistics = {name: value[:done].mT for name, value in stats.items()}
+        self._samples = self._unpack(draws[:done].transpose(0, 1))
+
+    def _unpack(self, draws: Tensor) -> Values:
+        samples = {}
+        for site, block in zip(
+            self._kept_sites, draws.split([s.size for s in self._kept_sites], -1)
+        ):
+            samples[site.name] = site.transform(block.reshape(block.shape[:2] + site.shape))
+        return samples
+
+    def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> Values:
+        """Constrained draws ``{site: (draws, ...)}``, or ``(chains, draws, ...)`` by chain.
+
+        Arguments:
+            num_samples: Resample this many with replacement.
+            group_by_chain: Whether to keep the chain dimension.
+        """
+        if self._samples is None:
+            raise RuntimeError("there are no draws yet: call run(...) first")
+        return select_samples(self._samples, num_samples, group_by_chain)
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Effective sample size and R-hat by site, and how the kernel fared.
+
+        Chains that all sit in one mode have R-hat 1: read the importance ESS and Pareto k too.
+        """
+        result: dict[str, Any] = diagnostics(self.get_samples(group_by_chain=True))
+        diverging = self.statistics["diverging"]
+        result["divergences"] = {
+            f"chain {i}": row.nonzero()[:, 0].tolist() for i, row in enumerate(diverging)
+        }
+        accepted = self.statistics["accepted"].double().mean(-1)
+        result["acceptance rate"] = {f"chain {i}": float(a) for i, a in enumerate(accepted)}
+        result.update(self.kernel.proposal_diagnostics())
+        return result
+
+    def summary(self, prob: float = 0.9) -> None:
+        """Prints Pyro's table of means, quantiles, effective sample sizes and R-hats."""
+        print_summary(self.get_samples(group_by_chain=True), prob=prob)
+        quality = self.kernel.proposal_diagnostics()
+        print(f"Number of divergences: {int(self.statistics['diverging'].sum())}")
+        print(f"Acceptance rate: {float(self.statistics['accepted'].double().mean()):.3f}")
+        print("  ".join(f"{name}: {value:.3g}" for name, value in quality.items()))

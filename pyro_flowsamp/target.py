@@ -1,0 +1,422 @@
+r"""Targets: batched, differentiable, unnormalised log densities on :math:`\mathbb R^d`.
+
+A Pyro model, a potential function over a dictionary, or an energy over vectors becomes the same
+object; everything downstream knows only this one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from math import pi, prod
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Size, Tensor
+from torch.distributions import identity_transform
+
+from ._model import ModelDensity, ModelStructureError, Site, Values, inspect_model
+
+__all__ = ["ModelStructureError", "Site", "Target"]
+
+Density = Callable[[Tensor, Tensor | None], Tensor]
+
+
+class Target:
+    r"""A batched unnormalised log density :math:`\log \tilde p(x)` on :math:`\mathbb R^d`.
+
+    Make one with :meth:`from_model`, :meth:`from_potential` or :meth:`from_energy`.
+
+    Arguments:
+        density: Maps points ``(N, d)`` and contexts ``(N, c)`` or None to log densities ``(N,)``.
+        sites: The blocks of coordinates, in order.
+        batching: How it evaluates a batch: ``"vmap"``, ``"plate"``, ``"loop"`` or ``"native"``.
+        dtype, device: Of points and densities.
+        angles: Mask ``(d,)`` of periodic coordinates, or None.
+
+    Attributes:
+        dim: The dimension :math:`d`.
+        evaluations: How many densities have been asked for so far.
+        nonfinite: How many of them were NaN or infinite, as a 0-d tensor on ``device``.
+    """
+
+    def __init__(
+        self,
+        density: Density,
+        sites: Sequence[Site],
+        *,
+        batching: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        angles: Tensor | None = None,
+    ) -> None:
+        self._density = density
+        self.sites = list(sites)
+        self.batching = batching
+        self.dtype, self.device = dtype, device
+        self.dim = sum(site.size for site in sites)
+        circular = [site.circular for site in sites for _ in range(site.size)]
+        self.angles = torch.tensor(circular) if angles is None else angles
+        self.circular = bool(self.angles.any())
+        self.evaluations = 0
+        self.nonfinite = torch.zeros((), dtype=torch.long, device=device)
+        self.context_names: tuple[str, ...] = ()
+        self._model_density: ModelDensity | None = None
+
+    # ---- construction -------------------------------------------------------------------------
+
+    @classmethod
+    def from_model(cls, model: Callable, *args: Any, **kwargs: Any) -> Target:
+        r"""The posterior of a Pyro model, given its arguments.
+
+        Constrained sites are mapped to :math:`\mathbb R^n` by ``biject_to(support)``, with the
+        log-det; enumerable discrete sites are summed out. Evaluation is batched by ``vmap`` where
+        the model allows, else by an outermost plate, else by a Python loop (with a warning): the
+        first that agrees with the loop, in value and gradient, on two points.
+
+        Raises:
+            ValueError: No continuous site, a discrete site that cannot be enumerated, a
+                subsampling plate, or a support without a bijection.
+            ModelStructureError: Sites, shapes or supports change between calls.
+        """
+        return cls._from_model(model, args, kwargs, ())
+
+    def amortize(self, *names: str) -> Target:
+        """The same model as a conditional target: the named arguments become the context.
+
+        The returned target's ``log_prob(x, context)`` takes one row of flattened argument values
+        per point, in the order of ``names``.
+        """
+        if self._model_density is None:
+            raise ValueError("only a target made from a Pyro model has named arguments")
+        program = self._model_density
+        return self._from_model(program.model, program.args, program.kwargs, names)
+
+    @classmethod
+    def _from_model(
+        cls, model: Callable, args: tuple, kwargs: dict, context: Sequence[str]
+    ) -> Target:
+        prototype = inspect_model(model, args, kwargs)
+        program = ModelDensity(model, args, kwargs, prototype, context)
+        shapes = {name: torch.as_tensor(program.kwargs[name]).shape for name in context}
+        sites = prototype.sites
+
+        def density(evaluate: Callable) -> Density:
+            def log_prob(x: Tensor, c: Tensor | None) -> Tensor:
+                values, ladj = _constrain(sites, x)
+                return evaluate(values, _unflatten(c, shapes)) + ladj
+
+            return log_prob
+
+        dtype = next(iter(prototype.values.values())).dtype
+        for value in prototype.values.values():
+            dtype = torch.promote_types(dtype, value.dtype)
+        device = next(iter(prototype.values.values())).device
+        ways = {"vmap": program.vmap, "plate": program.plate, "loop": program.loop}
+        points = torch.empty(2, sum(s.size for s in sites), dtype=dtype, device=device)
+        row = [torch.as_tensor(program.kwargs[name]).reshape(1, -1) for name in context]
+        c = torch.cat(row, -1).to(points).expand(2, -1) if context else None
+        batching = _choose({k: density(v) for k, v in ways.items()}, points.uniform_(-1, 1), c)
+        target = cls(density(ways[batching]), sites, batching=batching, dtype=dtype, device=device)
+        target._model_density = program
+        target.context_names = tuple(context)
+        return target
+
+    @classmethod
+    def from_potential(
+        cls, potential_fn: Callable[[Values], Tensor], prototype: Mapping[str, Tensor]
+    ) -> Target:
+        r""":math:`\log \tilde p = -U`, for a potential :math:`U` of a dictionary of real tensors.
+
+        Arguments:
+            potential_fn: Maps ``{name: tensor}`` (one point) to a 0-d tensor, as in Pyro's HMC.
+            prototype: One unconstrained value for each name; fixes shapes, dtype and device.
+        """
+        if not prototype:
+            raise ValueError("prototype is empty: give one tensor for each parameter")
+        sites = [_real_site(name, prototype[name].shape) for name in sorted(prototype)]
+        first = prototype[sites[0].name]
+
+        def single(values: Values) -> Tensor:
+            return -potential_fn(values).reshape(())
+
+        def vmapped(x: Tensor, c: Tensor | None) -> Tensor:
+            return torch.func.vmap(single)(_split(sites, x))
+
+        def loop(x: Tensor, c: Tensor | None) -> Tensor:
+            return torch.stack([single(_split(sites, row)) for row in x])
+
+        ways: dict[str, Density] = {"vmap": vmapped, "loop": loop}
+        point = torch.cat([prototype[s.name].reshape(-1) for s in sites]).detach()
+        points = torch.stack([point, point + 0.1])
+        batching = _choose(ways, points, None)
+        return cls(ways[batching], sites, batching=batching, dtype=first.dtype, device=first.device)
+
+    @classmethod
+    def from_energy(
+        cls,
+        fn: Callable[[Tensor], Tensor],
+        dim: int,
+        *,
+        angles: Sequence[int] = (),
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Target:
+        r""":math:`\log \tilde p(x) = -E(x)` for a batched energy ``(N, dim) → (N,)``.
+
+        Arguments:
+            fn: The energy, in units of :math:`k_B T`.
+            dim: The dimension.
+            angles: Indices of coordinates in which the energy has period :math:`2\\pi`.
+            dtype, device: Of the points; torch's defaults where None.
+
+        Raises:
+            ValueError: ``fn`` does not return one energy per row.
+        """
+        dtype = dtype or torch.get_default_dtype()
+        device = torch.device(device) if device is not None else torch.get_default_device()
+        mask = torch.zeros(dim, dtype=torch.bool, device="cpu")
+        mask[list(angles)] = True
+        shape = fn(torch.zeros(2, dim, dtype=dtype, device=device)).shape
+        if shape != (2,):
+            raise ValueError(
+                f"the energy of a batch of shape (2, {dim}) has shape {tuple(shape)}; "
+                f"it must be (2,), one energy per row."
+            )
+        return cls(
+            lambda x, c: -fn(x),
+            [_real_site("x", Size([dim]))],
+            batching="native",
+            dtype=dtype,
+            device=device,
+            angles=mask,
+        )
+
+    # ---- evaluation ---------------------------------------------------------------------------
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r""":math:`\log \tilde p(x)` up to a constant, ``(N, d) → (N,)``; never NaN.
+
+        A conditional target without ``context`` uses the model arguments it was made with.
+
+        NaN, infinities and numerical domain errors become :math:`-\infty` with zero gradient, and
+        are counted in :attr:`nonfinite`.
+
+        Raises:
+            ValueError: ``x`` is not of shape ``(N, dim)``.
+        """
+        if x.dim() != 2 or x.shape[-1] != self.dim:
+            raise ValueError(f"expected points of shape (N, {self.dim}), got {tuple(x.shape)}")
+        self.evaluations += len(x)
+        context = self._own_context(len(x)) if context is None else context
+        if x.requires_grad:
+            x = x.view_as(x)
+            x.register_hook(_finite_or_zero)
+        try:
+            log_p = self._density(x, context)
+        except torch.linalg.LinAlgError:  # one bad matrix fails the whole batch: find it
+            log_p = torch.stack([self._one(x, context, i) for i in range(len(x))])
+        bad = ~torch.isfinite(log_p)
+        self.nonfinite = self.nonfinite + bad.sum().detach()
+        return torch.where(bad, -torch.inf, log_p)
+
+    def _one(self, x: Tensor, context: Tensor | None, i: int) -> Tensor:
+        try:
+            return self._density(x[i : i + 1], None if context is None else context[i : i + 1])[0]
+        except torch.linalg.LinAlgError:
+            return torch.full((), -torch.inf, dtype=x.dtype, device=x.device)
+
+    def log_prob_and_grad(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r""":math:`\log \tilde p(x)` and its gradient, ``(N,)`` and ``(N, d)``, detached."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            log_p = self.log_prob(x, context)
+            (grad,) = torch.autograd.grad(log_p.sum(), x)
+        return log_p.detach(), grad
+
+    def pointwise_log_likelihood(self, samples: Mapping[str, Tensor]) -> Values:
+        """Log-likelihood of each observation under constrained draws ``{site: (N, ...)}``."""
+        if self._model_density is None:
+            return {}
+        with torch.no_grad():
+            return self._model_density.pointwise({s.name: samples[s.name] for s in self.sites})
+
+    def observed_data(self) -> Values:
+        """The data the model conditions on, ``{observed site: value}``."""
+        if self._model_density is None:
+            return {}
+        zeros = torch.zeros(1, self.dim, dtype=self.dtype, device=self.device)
+        return self._model_density.observations({k: v[0] for k, v in self.unpack(zeros).items()})
+
+    # ---- coordinates --------------------------------------------------------------------------
+
+    def wrap(self, x: Tensor) -> Tensor:
+        r"""Brings periodic coordinates into :math:`[-\pi, \pi)`."""
+        if not self.circular:
+            return x
+        wrapped = torch.remainder(x + pi, 2 * pi) - pi
+        return torch.where(self.angles.to(x.device), wrapped, x)
+
+    def unpack(self, x: Tensor) -> Values:
+        """Points ``(..., d)`` as constrained values ``{site: (..., *value_shape)}``."""
+        return {s.name: s.transform(v) for s, v in self._items(self.wrap(x))}
+
+    def unpack_unconstrained(self, x: Tensor) -> Values:
+        """Points ``(..., d)`` as unconstrained blocks ``{site: (..., *shape)}``."""
+        return {s.name: v for s, v in self._items(x)}
+
+    def _items(self, x: Tensor) -> list[tuple[Site, Tensor]]:
+        blocks = x.split([s.size for s in self.sites], -1)
+        return [(s, b.reshape(x.shape[:-1] + s.shape)) for s, b in zip(self.sites, blocks)]
+
+    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of :meth:`unpack`: constrained values to points ``(..., d)``.
+
+        Raises:
+            ValueError: A site is missing or its shape is wrong.
+        """
+        return self._pack(values, constrained=True)
+
+    def pack_unconstrained(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of :meth:`unpack_unconstrained`; the same errors as :meth:`pack`."""
+        return self._pack(values, constrained=False)
+
+    def _pack(self, values: Mapping[str, Tensor], constrained: bool) -> Tensor:
+        parts = []
+        for site in self.sites:
+            if site.name not in values:
+                raise ValueError(f"no value for site '{site.name}' (got {sorted(values)})")
+            value, shape = values[site.name], site.value_shape if constrained else site.shape
+            if value.shape[value.dim() - len(shape) :] != shape:
+                raise ValueError(
+                    f"site '{site.name}': expected a shape ending in {tuple(shape)}, "
+                    f"got {tuple(value.shape)}"
+                )
+            if value.dtype != self.dtype:
+                raise ValueError(
+                    f"site '{site.name}': expected dtype {self.dtype}, got {value.dtype}; "
+                    f"convert with .to({self.dtype})"
+                )
+            batch = value.shape[: value.dim() - len(shape)]
+            u = site.transform.inv(value) if constrained else value
+            parts.append(u.reshape(batch + (site.size,)))
+        return torch.cat(parts, -1)
+
+    def initial_points(self, num: int) -> Tensor:
+        r"""``num`` over-dispersed points of finite density, ``(num, d)``.
+
+        Real coordinates are uniform on :math:`(-s, s)` with :math:`s = 2`, then narrower and wider
+        scales where those fail; angles are uniform on the circle.
+
+        Raises:
+            ValueError: The density is NaN or zero at every point tried.
+        """
+        found = torch.empty(0, self.dim, dtype=self.dtype, device=self.device)
+        for scale in (2.0, 2.0, 1.0, 0.1, 10.0, 1e-3):
+            x = torch.empty(4 * num + 16, self.dim, dtype=self.dtype, device=self.device)
+            x = x.uniform_(-scale, scale)
+            x = torch.where(self.angles.to(x.device), x * (pi / scale), x)
+            with torch.no_grad():
+                found = torch.cat([found, x[torch.isfinite(self.log_prob(x))]])
+            if len(found) >= num:
+                return found[:num]
+        if len(found):
+            return found[torch.arange(num, device=found.device) % len(found)]
+        raise ValueError(
+            "the log density is NaN or -inf at every initial point tried: check the model's "
+            "supports, data for NaN, or give initial_params inside the support."
+        )
+
+    def _own_context(self, num: int) -> Tensor | None:
+        """The context of the arguments this target was made with, ``(num, c)``, or None."""
+        if not self.context_names or self._model_density is None:
+            return None
+        kwargs = self._model_density.kwargs
+        rows = [torch.as_tensor(kwargs[name]).reshape(-1) for name in self.context_names]
+        row = torch.cat([r.to(self.device, self.dtype) for r in rows])
+        return row.expand(num, -1)
+
+    # ---- as a Pyro model ----------------------------------------------------------------------
+
+    def __call__(self) -> Values:
+        """A target is itself a Pyro model: flat real sites and one factor, its density."""
+        values = {}
+        for site in self.sites:
+            zero = torch.zeros(site.shape, dtype=self.dtype, device=self.device)
+            flat = dist.Normal(zero, 1).to_event(len(site.shape)).mask(False)
+            values[site.name] = pyro.sample(site.name, flat)
+        x = self.pack_unconstrained(values)
+        pyro.factor("log_density", self.log_prob(x.reshape(-1, self.dim)).reshape(x.shape[:-1]))
+        return values
+
+
+def _real_site(name: str, shape: Size) -> Site:
+    return Site(name, shape, shape, len(shape), identity_transform)
+
+
+def _finite_or_zero(grad: Tensor) -> Tensor:
+    return torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _split(sites: Sequence[Site], x: Tensor) -> Values:
+    blocks = x.split([s.size for s in sites], -1)
+    return {s.name: b.reshape(x.shape[:-1] + s.shape) for s, b in zip(sites, blocks)}
+
+
+def _constrain(sites: Sequence[Site], x: Tensor) -> tuple[Values, Tensor]:
+    pairs = {s.name: s.constrain(u) for s, u in zip(sites, _split(sites, x).values())}
+    ladj = torch.stack([ladj for _, ladj in pairs.values()]).sum(0)
+    return {name: value for name, (value, _) in pairs.items()}, ladj
+
+
+def _unflatten(context: Tensor | None, shapes: Mapping[str, Size]) -> Values:
+    if not shapes:
+        return {}
+    if context is None:
+        raise ValueError(f"this target is conditional: give context for {list(shapes)}")
+    blocks = context.split([prod(shape) for shape in shapes.values()], -1)
+    return {
+        name: block.reshape(block.shape[:-1] + shape)
+        for (name, shape), block in zip(shapes.items(), blocks)
+    }
+
+
+def _value_and_grad(density: Density, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = density(x, c)
+        (grad,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), grad
+
+
+def _choose(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> str:
+    """The first way of batching that agrees with the last (the loop) on ``points``."""
+    *fast, (slow_name, slow) = ways.items()
+    reference = _value_and_grad(slow, points, c)
+    reasons = []
+    for name, density in fast:
+        try:
+            result = _value_and_grad(density, points, c)
+        except ModelStructureError:
+            raise
+        except Exception as error:  # whatever the model's code raises under this batching
+            reasons.append(
+                f"{name}: {str(error).strip().splitlines()[0] if str(error) else error!r}"
+            )
+            continue
+        close = [
+            torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
+            for a, b in zip(result, reference)
+        ]
+        if result[0].shape == reference[0].shape and all(close):
+            return name
+        reasons.append(f"{name}: its densities differ from the loop's")
+    warnings.warn(
+        f"the density is evaluated point by point, in a Python loop ({'; '.join(reasons)}). "
+        f"Expect it to be a thousand times slower than a model without Python branches on "
+        f"tensors, .item() or in-place writes.",
+        stacklevel=5,
+    )
+    return slow_name

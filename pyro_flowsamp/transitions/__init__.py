@@ -1,0 +1,1 @@
+"""Markov transitions on plain tensors, many chains at once; no Pyro here."""

@@ -1,0 +1,93 @@
+r"""Metropolis-adjusted Langevin in any space.
+
+.. math:: z' = \mu(z) + \epsilon\,\xi, \qquad \mu(z) = z + \tfrac{\epsilon^2}{2} \nabla\log\pi(z),
+          \qquad \xi \sim \mathcal N(0, I),
+
+is accepted with :math:`\min(1, e^{a})`,
+
+.. math:: a = \log\pi(z') - \log\pi(z) + \log g(z | z') - \log g(z' | z), \qquad
+          \log g(z' | z) = -\frac{\|z' - \mu(z)\|^2}{2\epsilon^2} + \text{const}
+
+(Roberts & Tweedie, 1996, https://doi.org/10.2307/3318418). In the forward direction the quadratic
+form is :math:`\|\xi\|^2/2`. The density is whatever ``density`` says it is; in the latent space of
+a flow it is the pullback :math:`\pi(z) = \tilde p(f(z))\,|\det f'(z)|`, which makes
+:math:`x = f(z)` exact draws of :math:`p` however bad the flow (Hoffman et al., 2019,
+https://arxiv.org/abs/1903.03704). NF-MALA (https://arxiv.org/abs/2305.12149) runs on the flow's own
+density instead, a different target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .select import select
+
+__all__ = ["Info", "State", "init", "mala", "optimal_step_size"]
+
+
+class State(NamedTuple):
+    r"""C chains of a Langevin sampler in z.
+
+    Attributes:
+        z: Positions, ``(C, d)``.
+        log_pi: Log density of z, ``(C,)``, float64.
+        grad: Its gradient, ``(C, d)``.
+        x: What z stands for, :math:`f(z)`; z itself in the target's own space.
+        log_p: Target log density of x, ``(C,)``, float64.
+        log_q: Flow log density of x, ``(C,)``, float64; zero without a flow.
+    """
+
+    z: Tensor
+    log_pi: Tensor
+    grad: Tensor
+    x: Tensor
+    log_p: Tensor
+    log_q: Tensor
+
+
+class Info(NamedTuple):
+    """What happened in one step, ``(C,)`` each."""
+
+    accepted: Tensor
+    accept_prob: Tensor
+    diverging: Tensor
+
+
+Density = Callable[[Tensor], State]
+
+
+def optimal_step_size(dim: int) -> float:
+    r""":math:`1.65\, d^{-1/6}`, optimal for a standard normal (Roberts & Rosenthal, 1998)."""
+    return 1.65 * dim ** (-1 / 6)
+
+
+def init(z: Tensor, density: Density) -> State:
+    """The state at z: ``density`` evaluates everything a state carries."""
+    return density(z)
+
+
+def mala(
+    state: State, density: Density, step_size: Tensor, noise: Tensor, log_u: Tensor
+) -> tuple[State, Info]:
+    """One step of every chain, with one evaluation of ``density``.
+
+    Arguments:
+        state: Where the chains are.
+        density: As in :func:`init`.
+        step_size: :math:`\\epsilon`, 0-d or ``(C, 1)``.
+        noise: Standard normal variates, ``(C, d)``.
+        log_u: Logs of uniform variates, ``(C,)``.
+    """
+    drift = 0.5 * step_size.square()
+    proposal = density(state.z + drift * state.grad + step_size * noise)
+    backward = (state.z - proposal.z - drift * proposal.grad) / step_size
+    log_g = 0.5 * (noise.double().square() - backward.double().square()).sum(-1)
+    log_alpha = proposal.log_pi - state.log_pi + log_g
+    accepted = log_u < log_alpha
+    diverging = ~torch.isfinite(proposal.log_pi)
+    info = Info(accepted, log_alpha.clamp(max=0).exp().nan_to_num(nan=0.0), diverging)
+    return select(accepted, proposal, state), info
