@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
+from time import perf_counter
 from typing import Any
 
 import pyro
@@ -35,6 +37,7 @@ class VectorizedMCMC:
 
     Attributes:
         statistics: Per-draw statistics ``{name: (num_chains, num_samples)}``.
+        seconds: Wall-clock time of the run's "training", "warmup" and "sampling".
 
     Raises:
         ValueError: A count is out of range, or a name in ``save_params`` is not a site.
@@ -65,6 +68,7 @@ class VectorizedMCMC:
         self.initial_params, self.thin = initial_params, thin
         self.save_params, self.disable_progbar = save_params, disable_progbar
         self.statistics: dict[str, Tensor] = {}
+        self.seconds: dict[str, float] = {}
         self._samples: Values | None = None
 
     def run(self, *args: Any, **kwargs: Any) -> None:
@@ -76,9 +80,15 @@ class VectorizedMCMC:
         with pyro.validation_enabled(False):
             kernel.setup(self.warmup_steps, *args, **kwargs)
             self._columns = self._kept_columns()
+            clock = [perf_counter()]
             kernel.prepare(self.warmup_steps)
+            clock.append(perf_counter())
             state = self._warm_up(kernel.start(self.num_chains, self._starts()))
+            clock.append(perf_counter())
             self._draw(state)
+            clock.append(perf_counter())
+        spans = (b - a for a, b in pairwise(clock))
+        self.seconds = dict(zip(("training", "warmup", "sampling"), spans))
 
     def _starts(self) -> Values | None:
         if self.initial_params is None:

@@ -302,6 +302,9 @@ class Target:
             batch = value.shape[: value.dim() - len(shape)]
             u = site.transform.inv(value) if constrained else value
             parts.append(u.reshape(batch + (site.size,)))
+        if len({part.shape[:-1] for part in parts}) > 1:
+            found = {s.name: tuple(part.shape[:-1]) for s, part in zip(self.sites, parts)}
+            raise ValueError(f"the sites' leading dimensions differ: {found}")
         return torch.cat(parts, -1)
 
     def initial_points(self, num: int) -> Tensor:
@@ -417,6 +420,6 @@ def _choose(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> str:
         f"the density is evaluated point by point, in a Python loop ({'; '.join(reasons)}). "
         f"Expect it to be a thousand times slower than a model without Python branches on "
         f"tensors, .item() or in-place writes.",
-        stacklevel=5,
+        stacklevel=4,
     )
     return slow_name

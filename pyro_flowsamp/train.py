@@ -33,7 +33,8 @@ class FitOptions:
         patience: Windows without progress before the learning rate is lowered.
         decay: What it is lowered by.
         decays: How often, before the training stops.
-        tolerance: Relative growth of the effective sample size that counts as progress.
+        tolerance: What counts as progress: relative growth of the effective sample size, or a fall
+            of the loss in nats.
         enough: Effective sample size, as a fraction, at which to stop at once.
         progress: Whether to show a progress bar.
     """
@@ -121,17 +122,22 @@ class _Stepper:
 
 
 class _Plateau:
-    """Says when the effective sample size has stopped growing."""
+    """Says when neither the effective sample size grows nor the loss falls any more."""
 
     def __init__(self, options: FitOptions) -> None:
-        self.options, self.best, self.waited, self.decays = options, 0.0, 0, 0
+        self.options, self.waited, self.decays = options, 0, 0
+        self.best_ess, self.best_loss = 0.0, float("inf")
 
-    def verdict(self, ess: float) -> str:
+    def verdict(self, ess: float, loss: float) -> str:
         """One of "go", "decay", "flat", "enough"."""
         if ess >= self.options.enough:
             return "enough"
-        if ess > self.best * (1 + self.options.tolerance) + 1e-4:
-            self.best, self.waited = ess, 0
+        tolerance = self.options.tolerance
+        grows = ess > self.best_ess * (1 + tolerance) + 1e-3
+        falls = loss < self.best_loss - tolerance
+        self.best_ess, self.best_loss = max(self.best_ess, ess), min(self.best_loss, loss)
+        if grows or falls:
+            self.waited = 0
             return "go"
         self.waited += 1
         if self.waited < self.options.patience:
@@ -177,7 +183,7 @@ def fit(
                 losses, weights = [], []
                 bar.update(history.steps - bar.n)
                 bar.set_postfix(loss=f"{history.loss[-1]:.3f}", ess=f"{history.ess[-1]:.3f}")
-                verdict = plateau.verdict(history.ess[-1])
+                verdict = plateau.verdict(history.ess[-1], history.loss[-1])
                 if verdict in ("flat", "enough"):
                     history.stopped = verdict
                     break

@@ -1,0 +1,153 @@
+"""Seconds to 10 000 effective draws: flow samplers, the Gaussian alone, Pyro's and NumPyro's NUTS.
+
+::
+
+    python examples/benchmarks/against_nuts.py            # all measurements, then the table
+    python examples/benchmarks/against_nuts.py --table    # the table of what is stored
+
+Every measurement runs in a process of its own, one at a time, and is stored under ``results/`` as
+it finishes; a rerun does what is missing. Training and compilation count, imports do not. What
+"seconds to 10 000" means is in ``nuts_baselines.py``; for the flow samplers the fixed part is
+training and warm-up.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+MODELS = ("eight_schools", "german_credit", "radon")
+OURS = ("imh", "latent-mala", "gaussian-imh")
+NUTS = ("numpyro", "pyro")
+
+
+def measure(model_name: str, sampler: str, seed: int, smoke: bool) -> dict[str, Any]:
+    """One measurement of ours, in this process."""
+    import arviz as az
+    import pyro
+    from models import load
+
+    from pyro_flowsamp import IMH, AutoFlow, FitOptions, LatentMALA, VectorizedMCMC
+
+    pyro.set_rng_seed(seed)
+    model, data = load(model_name)
+    options = FitOptions(progress=False, **({"max_steps": 50} if smoke else {}))
+    flow = "gaussian" if sampler == "gaussian-imh" else None
+    start = perf_counter()
+    guide = AutoFlow(model, flow=flow, options=options)
+    history = guide.fit(*data)
+    kernel = (LatentMALA if sampler == "latent-mala" else IMH)(model, guide=guide)
+    chains, draws = (20, 50) if smoke else (100, 500)
+    mcmc = VectorizedMCMC(
+        kernel, num_samples=draws, warmup_steps=100, num_chains=chains, disable_progbar=True
+    )
+    mcmc.run(*data)
+    seconds = perf_counter() - start
+    sampling = mcmc.seconds["sampling"]
+    arrays = {k: v.numpy() for k, v in mcmc.get_samples(group_by_chain=True).items()}
+    ess = min(float(x.min()) for x in az.ess(arrays, method="bulk").values())
+    return {
+        "seconds": seconds,
+        "sampling_seconds": sampling,
+        "seconds_to_10000": seconds - sampling + sampling * 1e4 / ess,
+        "min_bulk_ess": ess,
+        "num_draws": chains * draws,
+        "training_seconds": history.seconds,
+        "stopped": history.stopped,
+        "gaussian_ess": history.gaussian_ess,
+        "importance_ess": history.final_ess,
+        "pareto_k": history.pareto_k,
+        "acceptance": float(mcmc.statistics["accepted"].double().mean()),
+        "posterior_means": {k: v.mean((0, 1)).tolist() for k, v in arrays.items()},
+    }
+
+
+def run(model: str, sampler: str, seed: int, smoke: bool) -> dict[str, Any]:
+    """One measurement in a new process."""
+    if sampler in OURS:
+        command = [str(HERE / "against_nuts.py"), "--one", model, sampler, "--seed", str(seed)]
+        command += ["--smoke"] if smoke else []
+    else:
+        command = [str(HERE / "nuts_baselines.py"), "--model", model, "--sampler", sampler]
+        command += ["--seed", str(seed)]
+        command += ["--num-samples", "20", "--warmup", "20"] if smoke else []
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{model} {sampler} {seed} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def collect(samplers: list[str], seeds: int, results: Path, smoke: bool) -> None:
+    """Runs what is not stored yet, seed by seed, so that all samplers advance together."""
+    results.mkdir(parents=True, exist_ok=True)
+    for seed in range(seeds):
+        for model in MODELS:
+            for sampler in samplers:
+                path = results / f"{model}-{sampler}-{seed}.json"
+                if path.exists():
+                    continue
+                result = run(model, sampler, seed, smoke)
+                path.write_text(json.dumps(result))
+                print(f"{model:15s}{sampler:14s}seed {seed}", end="  ", flush=True)
+                print(f"{result['seconds_to_10000']:8.2f} s to 10 000", flush=True)
+
+
+def table(results: Path) -> str:
+    """Mean ± spread of what is stored, and ratios to the better of our kernels."""
+    lines = [
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "",
+        "| model | sampler | s to 10 000 effective | × the better flow kernel | ESS per draw | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in MODELS:
+        rows = {}
+        for sampler in (*OURS, *NUTS, "pyro-jit"):
+            stored = sorted(results.glob(f"{model}-{sampler}-[0-9]*.json"))
+            if stored:
+                rows[sampler] = [json.loads(p.read_text()) for p in stored]
+        times = {s: [r["seconds_to_10000"] for r in rs] for s, rs in rows.items()}
+        flows = [statistics.mean(times[s]) for s in ("imh", "latent-mala") if s in times]
+        for sampler, values in times.items():
+            mean = statistics.mean(values)
+            spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+            efficiency = statistics.mean(r["min_bulk_ess"] / r["num_draws"] for r in rows[sampler])
+            ratio = mean / min(flows) if flows else float("nan")
+            lines.append(
+                f"| {model} | {sampler} | {mean:.2f} ± {spread:.2f} | {ratio:.1f} "
+                f"| {efficiency:.2f} | {len(values)} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--one", nargs=2, metavar=("MODEL", "SAMPLER"), help="measure in-process")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--samplers", nargs="+", default=[*OURS, *NUTS])
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "against_nuts")
+    parser.add_argument("--table", action="store_true", help="only print what is stored")
+    parser.add_argument("--smoke", action="store_true", help="seconds, ours only, for the tests")
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(*args.one, args.seed, args.smoke)))
+        return
+    if args.smoke:
+        args.samplers, args.seeds = list(OURS), 1
+    if not args.table:
+        collect(args.samplers, args.seeds, args.results, args.smoke)
+    print(table(args.results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+r"""NUTS on the benchmark models, with Pyro and with NumPyro: the times to beat.
+
+::
+
+    python examples/benchmarks/nuts_baselines.py --model eight_schools --sampler numpyro --seed 0
+
+prints one measurement as JSON. Compilation counts, so take each measurement in a new process, as
+here; imports do not count. With :math:`f` the seconds spent whatever the number of draws
+(compilation and warm-up), :math:`s` those of sampling, and :math:`e` the least bulk effective
+sample size of any scalar latent variable, the time to 10 000 effective draws is
+:math:`f + s \cdot 10^4 / e`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import arviz as az
+import numpy as np
+import pyro
+from pyro.infer import MCMC, NUTS
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from models import load
+
+
+def numpyro_models() -> dict[str, Callable[..., None]]:
+    """The models of ``examples/models.py``, in NumPyro: same sites, arguments and density."""
+    import numpyro
+    import numpyro.distributions as dist
+    from numpyro import sample
+
+    def eight_schools(y, sigma):
+        mu = sample("mu", dist.Normal(0.0, 5.0))
+        tau = sample("tau", dist.HalfCauchy(5.0))
+        with numpyro.plate("schools", y.shape[-1]):
+            z = sample("z", dist.Normal(0.0, 1.0))
+            sample("y", dist.Normal(mu + tau * z, sigma), obs=y)
+
+    def german_credit(X, bad):
+        with numpyro.plate("predictors", X.shape[-1]):
+            beta = sample("beta", dist.Normal(0.0, 1.0))
+        with numpyro.plate("applicants", bad.shape[-1]):
+            sample("bad", dist.Bernoulli(logits=X @ beta), obs=bad)
+
+    def radon(floor, county, log_radon, num_counties=85):
+        mu = sample("mu_a", dist.Normal(0.0, 10.0))
+        beta = sample("beta_floor", dist.Normal(0.0, 10.0))
+        sigma_a = sample("sigma_a", dist.HalfNormal(1.0))
+        sigma_y = sample("sigma_y", dist.HalfNormal(1.0))
+        with numpyro.plate("counties", num_counties):
+            z = sample("z", dist.Normal(0.0, 1.0))
+        a = mu + sigma_a * z
+        with numpyro.plate("homes", log_radon.shape[-1]):
+            sample("log_radon", dist.Normal(a[county] + beta * floor, sigma_y), obs=log_radon)
+
+    return {model.__name__: model for model in (eight_schools, german_credit, radon)}
+
+
+def numpyro_nuts(
+    name: str, seed: int, num_samples: int = 2500, warmup: int = 500
+) -> dict[str, Any]:
+    """Measures NumPyro's NUTS: 4 vectorised chains of ``num_samples`` draws each, in float32.
+
+    A second ``MCMC.run``, or one after ``MCMC.warmup``, compiles its loop again, so it does not
+    tell what sampling takes. The kernel's own step does: compiled first, then timed on as many
+    draws, from where the chains stopped.
+    """
+    import jax
+    from numpyro.infer import MCMC, NUTS
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    data = tuple(np.asarray(x) for x in load(name)[1])
+    key = jax.random.PRNGKey(seed)
+    kernel = NUTS(numpyro_models()[name])
+    mcmc = MCMC(
+        kernel,
+        num_warmup=warmup,
+        num_samples=num_samples,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    start = perf_counter()
+    mcmc.run(key, *data)
+    draws = jax.block_until_ready(mcmc.get_samples(group_by_chain=True))
+    seconds = perf_counter() - start
+
+    def step(state, _):
+        state = kernel.sample(state, data, {})
+        return state, state.z
+
+    @jax.jit
+    def sample(state):
+        return jax.lax.scan(step, state, length=num_samples)[1]
+
+    compiled = sample.lower(mcmc.last_state).compile()
+    start = perf_counter()
+    jax.block_until_ready(compiled(mcmc.last_state))
+    return _report(draws, seconds, sampling=perf_counter() - start)
+
+
+def pyro_nuts(
+    name: str, seed: int, num_samples: int = 250, warmup: int = 300, jit: bool = False
+) -> dict[str, Any]:
+    """Measures Pyro's NUTS: one chain."""
+    model, data = load(name)
+    pyro.set_rng_seed(seed)
+    warm = 0.0
+
+    def hook(kernel: NUTS, params: dict, stage: str, i: int) -> None:
+        nonlocal warm
+        if stage == "Warmup":
+            warm = perf_counter()
+
+    kernel = NUTS(model, jit_compile=jit, ignore_jit_warnings=True)
+    mcmc = MCMC(
+        kernel, num_samples=num_samples, warmup_steps=warmup, hook_fn=hook, disable_progbar=True
+    )
+    start = perf_counter()
+    mcmc.run(*data)
+    end = perf_counter()
+    return _report(mcmc.get_samples(group_by_chain=True), end - start, sampling=end - warm)
+
+
+def _report(draws: dict[str, Any], seconds: float, sampling: float) -> dict[str, Any]:
+    arrays = {name: np.asarray(x) for name, x in draws.items()}
+    ess = min(float(x.min()) for x in az.ess(arrays, method="bulk").values())
+    return {
+        "seconds": seconds,
+        "sampling_seconds": sampling,
+        "seconds_to_10000": seconds - sampling + sampling * 10_000 / ess,
+        "min_bulk_ess": ess,
+        "num_draws": int(np.prod(next(iter(arrays.values())).shape[:2])),
+        "posterior_means": {name: x.mean((0, 1)).tolist() for name, x in arrays.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One measurement of NUTS, as JSON.")
+    parser.add_argument(
+        "--model", required=True, choices=["eight_schools", "german_credit", "radon"]
+    )
+    parser.add_argument("--sampler", required=True, choices=["numpyro", "pyro", "pyro-jit"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-samples", type=int, help="draws per chain")
+    parser.add_argument("--warmup", type=int, help="warm-up steps per chain")
+    args = parser.parse_args()
+    options = {"num_samples": args.num_samples, "warmup": args.warmup}
+    options = {k: v for k, v in options.items() if v is not None}
+    if args.sampler == "numpyro":
+        result = numpyro_nuts(args.model, args.seed, **options)
+    else:
+        result = pyro_nuts(args.model, args.seed, jit=args.sampler == "pyro-jit", **options)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
