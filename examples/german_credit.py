@@ -1,4 +1,4 @@
-"""Logistic regression on the German credit data, d = 25: when the Gaussian is enough, and knowing it.
+"""Logistic regression on the German credit data, d = 25: when the Gaussian is enough.
 
 ::
 

@@ -1,6 +1,6 @@
 r"""The Pyro models of the examples and the benchmarks, with their data.
 
-Each model takes its data as arguments and has a loader that returns them, in torch's default dtype::
+Each model takes its data as arguments and has a loader that returns them, in the default dtype::
 
     model, data = load("radon")
     model(*data)

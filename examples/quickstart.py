@@ -46,7 +46,9 @@ def sample(seed: int, chains: int, draws: int, smoke: bool):
     pyro.set_rng_seed(seed)
     model, data = load("eight_schools")
     guide = AutoFlow(model, options=FitOptions(max_steps=100) if smoke else None)
-    mcmc = VectorizedMCMC(IMH(model, guide=guide), num_samples=draws, warmup_steps=100, num_chains=chains)
+    mcmc = VectorizedMCMC(
+        IMH(model, guide=guide), num_samples=draws, warmup_steps=100, num_chains=chains
+    )
     mcmc.run(*data)
     idata = to_arviz(mcmc, dims={"z": ["school"]})
     posterior = idata["posterior"]
@@ -120,7 +122,9 @@ def main() -> None:
     accepted = float(mcmc.statistics["accepted"].double().mean())
     print(f"\nacceptance rate {accepted:.3f}   Pareto k {history.pareto_k:.2f}   ", end="")
     print(f"importance ESS {history.final_ess:.2f} (Gaussian alone {history.gaussian_ess:.2f})")
-    print(f"import to summary: {seconds:.1f} s, of which training {history.seconds:.1f} s;", end=" ")
+    print(
+        f"import to summary: {seconds:.1f} s, of which training {history.seconds:.1f} s;", end=" "
+    )
     print(f"least ESS {ess:.0f} → {1e4 * seconds / ess:.1f} s per 10 000 effective draws")
     if args.nuts_draws:
         nuts, nuts_ess = nuts_seconds(args.seed, args.nuts_draws)

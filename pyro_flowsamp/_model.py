@@ -151,8 +151,7 @@ def _check_supported(trace: Trace) -> None:
             if fn.subsample_size is not None and fn.subsample_size < fn.size:
                 raise ValueError(
                     f"plate '{name}' subsamples {fn.subsample_size} of {fn.size} data: its "
-                    f"density is random, and no exact sampler can use it. Remove "
-                    f"subsample_size, or train with SVI."
+                    f"density is random, and no exact sampler can use it. Remove subsample_size."
                 )
     for node in _latent_nodes(trace):
         if is_discrete(node["fn"]) and not node["fn"].has_enumerate_support:

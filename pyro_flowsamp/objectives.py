@@ -3,7 +3,8 @@ r"""Training objectives: small callables of one signature,
     objective(flow, target, num, context) → Loss(loss, log_weights)
 
 where ``num`` is the batch size, ``context`` None or ``(num, c)``, and ``log_weights`` are those of
-the batch, detached, for the training loop to watch. To add an objective, write a callable here.
+the flow's draws, detached, for the training loop to watch; None where the objective draws none. To
+add an objective, write a callable here.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ __all__ = ["ForwardKL", "Loss", "Objective", "PathGradient", "ReverseKL", "Weigh
 
 
 class Loss(NamedTuple):
-    """A scalar to descend, and the batch's log importance weights ``(num,)``, detached."""
+    """A scalar to descend, and log importance weights of draws ``(num,)``, detached, or None."""
 
     loss: Tensor
-    log_weights: Tensor
+    log_weights: Tensor | None
 
 
 Objective = Callable[[nn.Module, Target, int, Tensor | None], Loss]
@@ -124,15 +125,11 @@ class ForwardKL:
     ) -> Loss:
         index = self._pick(num)
         chosen = None if self.contexts is None else self.contexts[index]
-        log_q = flow(chosen).log_prob(self.draws[index])
-        with torch.no_grad():
-            x, own = _draw(flow, num, context)
-            log_weights = target.log_prob(x, context) - own
-        return Loss(-log_q.mean(), log_weights)
+        return Loss(-flow(chosen).log_prob(self.draws[index]).mean(), None)
 
 
 class WeightedSum:
-    r""":math:`\sum_i \lambda_i\, \mathcal L_i`, with the log weights of the last term.
+    r""":math:`\sum_i \lambda_i\, \mathcal L_i`, watched by the last term that has log weights.
 
     Arguments:
         terms: Pairs of weight and objective.
@@ -148,4 +145,5 @@ class WeightedSum:
     ) -> Loss:
         parts = [(weight, term(flow, target, num, context)) for weight, term in self.terms]
         total = torch.stack([weight * part.loss for weight, part in parts]).sum()
-        return Loss(total, parts[-1][1].log_weights)
+        watched = [p.log_weights for _, p in parts if p.log_weights is not None]
+        return Loss(total, watched[-1] if watched else None)

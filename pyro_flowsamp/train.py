@@ -8,6 +8,7 @@ is skipped on the device, and counted; nothing inside a step waits for the devic
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -65,7 +66,7 @@ class History:
 
     Attributes:
         loss: The mean loss of each window.
-        ess: The importance ESS fraction of each window's draws.
+        ess: The importance ESS fraction of each window's draws; NaN where the objective has none.
         steps: Steps taken.
         skipped: Steps skipped because the loss or a gradient was not finite.
         evaluations: Densities asked of the target, initialisation included.
@@ -135,7 +136,8 @@ class _Plateau:
         tolerance = self.options.tolerance
         grows = ess > self.best_ess * (1 + tolerance) + 1e-3
         falls = loss < self.best_loss - tolerance
-        self.best_ess, self.best_loss = max(self.best_ess, ess), min(self.best_loss, loss)
+        self.best_loss = min(self.best_loss, loss)
+        self.best_ess = max(self.best_ess, 0.0 if math.isnan(ess) else ess)
         if grows or falls:
             self.waited = 0
             return "go"
@@ -149,7 +151,7 @@ class _Plateau:
 
 def fit(
     parameters: Iterable[nn.Parameter],
-    closure: Callable[[], tuple[Tensor, Tensor]],
+    closure: Callable[[], tuple[Tensor, Tensor | None]],
     ess: Callable[[Tensor], Tensor],
     options: FitOptions | None = None,
 ) -> History:
@@ -157,7 +159,7 @@ def fit(
 
     Arguments:
         parameters: What to train; those that require no gradient are left alone.
-        closure: Returns a loss and log importance weights ``(batch,)``, detached.
+        closure: Returns a loss and log importance weights ``(batch,)``, detached, or None.
         ess: Maps log weights ``(n,)`` to their ESS fraction.
         options: See :class:`FitOptions`.
 
@@ -174,12 +176,13 @@ def fit(
                 loss, log_weights = closure()
                 stepper.step(loss)
                 losses.append(loss.detach())
-                weights.append(log_weights)
+                if log_weights is not None:
+                    weights.append(log_weights)
                 history.steps += 1
                 if len(losses) < options.window and history.steps < options.max_steps:
                     continue
                 history.loss.append(float(torch.stack(losses).nanmean()))
-                history.ess.append(float(ess(torch.cat(weights))))
+                history.ess.append(float(ess(torch.cat(weights))) if weights else math.nan)
                 losses, weights = [], []
                 bar.update(history.steps - bar.n)
                 bar.set_postfix(loss=f"{history.loss[-1]:.3f}", ess=f"{history.ess[-1]:.3f}")

@@ -106,7 +106,7 @@ def table(results: Path) -> str:
     lines = [
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "",
-        "| model | sampler | s to 10 000 effective | × the better flow kernel | ESS per draw | seeds |",
+        "| model | sampler | s to 10 000 effective | × better flow kernel | ESS per draw | seeds |",
         "|---|---|---|---|---|---|",
     ]
     for model in MODELS:

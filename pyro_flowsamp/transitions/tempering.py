@@ -104,7 +104,7 @@ def _density(target: Target, base: _Base, beta: float, scale: Tensor) -> langevi
 
 
 def _local_scale(grad: Tensor) -> Tensor:
-    r""":math:`(\mathbb E\,g_i^2)^{-1/2}`: a Gaussian's standard deviation, a mixture's width of modes.
+    r""":math:`(\mathbb E\,g_i^2)^{-1/2}`: a Gaussian's standard deviation, the width of modes.
 
     Scores are clipped at their 95 % quantile, lest one particle on a cliff set the scale.
     """
