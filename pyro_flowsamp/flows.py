@@ -414,7 +414,7 @@ def coupling(
     features: int,
     context: int = 0,
     angles: Tensor | None = None,
-    transforms: int = 6,
+    transforms: int = 4,
     hidden_features: Sequence[int] = (64, 64),
 ) -> LayeredFlow:
     """Affine couplings (Real NVP): the fastest, for unimodal posteriors and funnels."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 from tqdm.auto import tqdm
 
 __all__ = ["FitOptions", "History", "fit"]
@@ -97,29 +98,52 @@ class History:
 
 
 class _Stepper:
-    """One Adam step that skips itself, on the device, where anything is not finite."""
+    """Adam steps that skip themselves, on the device, where anything is not finite.
+
+    torch's functional Adam takes the gradient's scale and the flag to skip as tensors, as under
+    automatic mixed precision, so that neither clipping nor skipping waits for the device. (The
+    class would import torch's compiler on first use, which takes longer than many trainings.)
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], options: FitOptions) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
         if not self.parameters:
             raise ValueError("the flow has no trainable parameter")
-        self.options = options
-        # Fused Adam reads found_inf on the device, as under torch.amp.GradScaler: no host sync.
-        self.optimizer = torch.optim.Adam(self.parameters, lr=options.learning_rate, fused=True)
+        self.clip_norm, self.learning_rate = options.clip_norm, options.learning_rate
+        self.first = [torch.zeros_like(p) for p in self.parameters]
+        self.second = [torch.zeros_like(p) for p in self.parameters]
+        self.counts = [torch.zeros((), device=p.device) for p in self.parameters]
         self.skipped = torch.zeros((), device=self.parameters[0].device)
 
     def step(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)
+        grads = torch.autograd.grad(
+            loss, self.parameters, allow_unused=True, materialize_grads=True
+        )
+        norm = nn.utils.get_total_norm(grads)
         found_inf = (~torch.isfinite(norm + loss.detach())).float()
-        self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
-        self.optimizer.step()
         self.skipped += found_inf
+        with torch.no_grad():
+            adam(
+                self.parameters,  # type: ignore[arg-type]
+                list(grads),
+                self.first,
+                self.second,
+                [],
+                self.counts,
+                fused=True,
+                grad_scale=(norm / self.clip_norm).clamp(min=1.0).float(),
+                found_inf=found_inf,
+                lr=self.learning_rate,
+                beta1=0.9,
+                beta2=0.999,
+                eps=1e-8,
+                weight_decay=0.0,
+                amsgrad=False,
+                maximize=False,
+            )
 
-    def decay(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] *= self.options.decay
+    def decay(self, factor: float) -> None:
+        self.learning_rate *= factor
 
 
 class _Plateau:
@@ -191,7 +215,7 @@ def fit(
                     history.stopped = verdict
                     break
                 if verdict == "decay":
-                    stepper.decay()
+                    stepper.decay(options.decay)
         except KeyboardInterrupt:
             history.stopped = "interrupted"
             warnings.warn(f"training interrupted after {history.steps} steps", stacklevel=2)
