@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import log, pi
+from math import log, pi, prod
 from typing import Any
 
 import pyro.distributions as dist
@@ -27,6 +27,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 
 from ._zuko import zuko
+from .mixture import Mixture, fit_mixture
 
 __all__ = [
     "RECIPES",
@@ -327,16 +328,54 @@ class LatentDistribution(Distribution):
         return normal.sum(-1)
 
 
-class LatentBase(zuko.lazy.LazyDistribution):
-    """The lazy :class:`LatentDistribution`."""
+class MixtureDistribution(Distribution):
+    """A :class:`~pyro_flowsamp.mixture.Mixture` as a base; fixed, so draws need no gradient."""
 
-    def __init__(self, features: int, angles: Tensor | None = None) -> None:
+    arg_constraints: dict = {}
+    support = constraints.real_vector
+    has_rsample = False
+
+    def __init__(self, mixture: Mixture, batch_shape: Size = Size()) -> None:
+        super().__init__(batch_shape, mixture.locs.shape[-1:], validate_args=False)
+        self.mixture = mixture
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> MixtureDistribution:
+        return MixtureDistribution(self.mixture, Size(batch_shape))
+
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        return self.mixture.sample(prod(shape[:-1])).reshape(shape)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return self.mixture.log_prob(z.reshape(-1, z.shape[-1])).reshape(z.shape[:-1])
+
+
+class LatentBase(zuko.lazy.LazyDistribution):
+    """The latent distribution: standard, or a Gaussian mixture of up to ``components`` parts."""
+
+    def __init__(self, features: int, angles: Tensor | None = None, components: int = 1) -> None:
         super().__init__()
+        self.components = components
         self.register_buffer("like", torch.zeros(features), persistent=False)
         self.register_buffer("angles", angles, persistent=False)
+        if components > 1:
+            eye = torch.eye(features).repeat(components, 1, 1)
+            self.register_buffer("log_weights", torch.zeros(components).log_softmax(0))
+            self.register_buffer("locs", torch.zeros(components, features))
+            self.register_buffer("scale_trils", eye)
 
-    def forward(self, c: Tensor | None = None) -> LatentDistribution:
-        return LatentDistribution(self.like, self.angles)
+    @torch.no_grad()
+    def initialize(self, mixture: Mixture) -> None:
+        """Takes a mixture of at most ``components`` parts; the rest get no weight."""
+        used = len(mixture.log_weights)
+        self.log_weights.fill_(-torch.inf)
+        for buffer, value in zip((self.log_weights, self.locs, self.scale_trils), mixture):
+            buffer[:used].copy_(value)
+
+    def forward(self, c: Tensor | None = None) -> Distribution:
+        if self.components == 1:
+            return LatentDistribution(self.like, self.angles)
+        return MixtureDistribution(Mixture(self.log_weights, self.locs, self.scale_trils))
 
 
 class LayeredFlow(zuko.lazy.Flow):
@@ -344,18 +383,33 @@ class LayeredFlow(zuko.lazy.Flow):
 
     Attributes:
         depth: How many couplings are in use, counted from the affine layer. At 0 the flow is the
-            Gaussian alone, and costs no more than one. Part of the ``state_dict``.
+            Gaussian (or the mixture) alone, and costs no more than one. Part of ``state_dict``.
     """
 
     def __init__(
-        self, features: int, couplings: Sequence[Coupling] = (), angles: Tensor | None = None
+        self,
+        features: int,
+        couplings: Sequence[Coupling] = (),
+        angles: Tensor | None = None,
+        components: int = 1,
     ) -> None:
         nn.Module.__init__(self)
         self.features = features
         self.couplings = nn.ModuleList(couplings)
         self.affine = Affine(features, angles)
-        self.base = LatentBase(features, angles)
+        self.base = LatentBase(features, angles, components)
         self.depth = len(self.couplings)
+
+    @torch.no_grad()
+    def initialize_from(self, draws: Tensor) -> None:
+        """Standardises draws ``(M, d)`` by the affine layer, and fits the mixture to the result."""
+        covariance = torch.cov(draws.double().mT)
+        jitter = 1e-9 * covariance.diagonal().mean() * torch.eye(self.features).to(covariance)
+        chol = torch.linalg.cholesky(covariance + jitter)
+        self.affine.initialize(draws.mean(0), chol.to(draws))
+        if self.base.components > 1:
+            z = self.affine().pull(draws)[0]
+            self.base.initialize(fit_mixture(z, self.base.components))
 
     @property
     def transform(self) -> zuko.lazy.LazyTransform:
@@ -395,19 +449,22 @@ def _stack(
     univariate: Univariate,
     parameters: int,
     hidden_features: Sequence[int],
+    components: int = 1,
 ) -> LayeredFlow:
     if features == 1:  # nothing to split: a second, idle coordinate would be no density on R
-        return LayeredFlow(1, angles=angles)
+        return LayeredFlow(1, (), angles, components)
     layers = [
         Coupling(features, context, mask, univariate, parameters, angles, hidden_features)
         for mask in _masks(features, transforms)
     ]
-    return LayeredFlow(features, layers, angles)
+    return LayeredFlow(features, layers, angles, components)
 
 
-def gaussian(features: int, context: int = 0, angles: Tensor | None = None) -> LayeredFlow:
+def gaussian(
+    features: int, context: int = 0, angles: Tensor | None = None, components: int = 1
+) -> LayeredFlow:
     """The affine layer alone: a Gaussian with full covariance, the first rung of the ladder."""
-    return LayeredFlow(features, angles=angles)
+    return LayeredFlow(features, (), angles, components)
 
 
 def coupling(
@@ -416,11 +473,14 @@ def coupling(
     angles: Tensor | None = None,
     transforms: int = 4,
     hidden_features: Sequence[int] = (64, 64),
+    components: int = 1,
 ) -> LayeredFlow:
     """Affine couplings (Real NVP): the fastest, for unimodal posteriors and funnels."""
     if angles is not None:
         return circular(features, context, angles, transforms, hidden_features)
-    return _stack(features, context, None, transforms, affine_univariate, 2, hidden_features)
+    return _stack(
+        features, context, None, transforms, affine_univariate, 2, hidden_features, components
+    )
 
 
 def spline(
@@ -430,12 +490,15 @@ def spline(
     transforms: int = 6,
     hidden_features: Sequence[int] = (64, 64),
     bins: int = 8,
+    components: int = 1,
 ) -> LayeredFlow:
     """Spline couplings (NSF): sharper, for several modes and hard edges."""
     if angles is not None:
         return circular(features, context, angles, transforms, hidden_features, bins)
     univariate = partial(spline_univariate, bins=bins)
-    return _stack(features, context, None, transforms, univariate, 3 * bins - 1, hidden_features)
+    return _stack(
+        features, context, None, transforms, univariate, 3 * bins - 1, hidden_features, components
+    )
 
 
 def circular(

@@ -20,6 +20,7 @@ from .base import NUM_DIAGNOSTIC, FlowGuide
 __all__ = ["AutoFlow"]
 
 NUM_STARTS = 128  #: over-dispersed points from which the Gaussian is sought
+MAX_COMPONENTS = 16  #: of the latent Gaussian mixture, where there is an ensemble to fit it to
 
 Ensemble = Callable[[Target], Tensor]
 
@@ -77,9 +78,11 @@ class AutoFlow(FlowGuide):
             flow = "circular" if target.circular else "coupling"
         recipe = RECIPES[flow] if isinstance(flow, str) else flow
         angles = target.angles if target.circular else None
-        if flow == "circular" or recipe in RECIPES.values():
-            return recipe(target.dim, context_size, angles=angles)
-        return recipe(target.dim, context_size)
+        if recipe not in RECIPES.values():
+            return recipe(target.dim, context_size)
+        if angles is None and self.ensemble is not None:
+            return recipe(target.dim, context_size, components=MAX_COMPONENTS)
+        return recipe(target.dim, context_size, angles=angles)
 
     def train_flow(self, target: Target, contexts: Tensor | None) -> History:
         assert self.flow is not None
@@ -107,11 +110,10 @@ class AutoFlow(FlowGuide):
         """Initialises the affine layer; ends the climb where it is good enough alone."""
         flow = self.flow
         assert isinstance(flow, LayeredFlow)
-        if draws is not None:
-            covariance = torch.cov(draws.double().mT) + 1e-9 * torch.eye(target.dim).to(draws)
-            flow.affine.initialize(draws.mean(0), torch.linalg.cholesky(covariance).to(draws))
-            return History()
-        flow.affine.initialize(*fit_gaussian(target, target.initial_points(NUM_STARTS)))
+        if draws is None:
+            flow.affine.initialize(*fit_gaussian(target, target.initial_points(NUM_STARTS)))
+        else:
+            flow.initialize_from(draws)
         depth, flow.depth = flow.depth, 0
         row = None if contexts is None else contexts[0].to(target.device, target.dtype)
         x, log_q = Proposal(flow, row).sample_and_log_prob(NUM_DIAGNOSTIC)
