@@ -1,0 +1,15 @@
+"""Every test starts from the same state and leaves none behind."""
+
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def clean_slate():
+    dtype = torch.get_default_dtype()
+    torch.set_num_threads(1)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    torch.set_default_dtype(dtype)
