@@ -19,7 +19,15 @@ from models import load
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from pyro_flowsamp import IMH, AutoFlow, FitOptions, VectorizedMCMC, tempered_ensemble
+from pyro_flowsamp import (
+    IMH,
+    AutoFlow,
+    FitOptions,
+    Target,
+    VectorizedMCMC,
+    tempered,
+    tempered_ensemble,
+)
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -33,12 +41,18 @@ def occupancy(means: Tensor) -> Tensor:
     return torch.stack([(order == torch.tensor(o)).all(-1) for o in ORDERS], -1).double()
 
 
+def few_particles(target: Target) -> Tensor:
+    """A tempered ensemble for the tests: too small to be right."""
+    return tempered(target, 200, moves=1, ess=0.3).x
+
+
 def sample_flow(seed: int, chains: int, draws: int, smoke: bool) -> VectorizedMCMC:
     """Tempered ensemble → spline flow → IMH."""
     pyro.set_rng_seed(seed)
     model, data = load("galaxies")
-    options = FitOptions(max_steps=20 if smoke else 1500, learning_rate=1e-3)
-    guide = AutoFlow(model, flow="spline", ensemble=tempered_ensemble, options=options)
+    options = FitOptions(max_steps=5 if smoke else 1000, learning_rate=1e-3)
+    ensemble = few_particles if smoke else tempered_ensemble
+    guide = AutoFlow(model, flow="spline", ensemble=ensemble, options=options)
     mcmc = VectorizedMCMC(
         IMH(model, guide=guide), num_samples=draws, warmup_steps=100, num_chains=chains
     )

@@ -1,5 +1,6 @@
 """Flow samplers for Pyro: trained proposals, exact draws."""
 
+from .export import to_arviz
 from .guides import AutoFlow, FlowGuide
 from .importance import ess_fraction, log_evidence, pareto_k
 from .kernels import IMH, FlowKernel, LatentMALA
@@ -7,6 +8,7 @@ from .mcmc import VectorizedMCMC
 from .objectives import ForwardKL, PathGradient, ReverseKL, WeightedSum
 from .target import Target
 from .train import FitOptions, History
+from .transitions.tempering import tempered, tempered_ensemble
 
 __version__ = "0.1.0"
 
@@ -27,6 +29,9 @@ __all__ = [
     "ess_fraction",
     "log_evidence",
     "pareto_k",
+    "tempered",
+    "tempered_ensemble",
+    "to_arviz",
 ]
 
 FlowKernel.default_guide = AutoFlow  # kernels take any guide and know none

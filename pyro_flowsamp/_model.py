@@ -319,7 +319,8 @@ class ModelDensity:
 
         def single(values: Values) -> Values:
             trace = self._trace(self.model, values, {})
-            return {n["name"]: n["fn"].log_prob(n["value"]) for n in self.observed(trace)}
+            trace.compute_log_prob()  # with masks and scales
+            return {n["name"]: n["log_prob"] for n in self.observed(trace)}
 
         try:
             return torch.func.vmap(single, chunk_size=1024)(values)

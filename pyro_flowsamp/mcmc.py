@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from time import perf_counter
 from typing import Any
@@ -74,21 +75,33 @@ class VectorizedMCMC:
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Trains the guide if need be, warms up, and draws. Ctrl-C keeps what was drawn."""
         self._args, self._kwargs = args, kwargs
-        kernel = self.kernel
-        if self.initial_params is not None:
-            kernel.initial_params = {k: v[0] for k, v in self.initial_params.items()}
+        kernel, starts = self.kernel, self._starts()
+        if starts is not None:
+            kernel.initial_params = {k: v[0] for k, v in starts.items()}
         with pyro.validation_enabled(False):
             kernel.setup(self.warmup_steps, *args, **kwargs)
             self._columns = self._kept_columns()
             clock = [perf_counter()]
-            kernel.prepare(self.warmup_steps)
+            self._train()
             clock.append(perf_counter())
-            state = self._warm_up(kernel.start(self.num_chains, self._starts()))
+            state = self._warm_up(kernel.start(self.num_chains, starts))
             clock.append(perf_counter())
             self._draw(state)
             clock.append(perf_counter())
+        kernel.cleanup()
         spans = (b - a for a, b in pairwise(clock))
         self.seconds = dict(zip(("training", "warmup", "sampling"), spans))
+
+    def _train(self) -> None:
+        guide = self.kernel.guide
+        assert guide is not None
+        options = guide.options
+        if self.disable_progbar:
+            guide.options = replace(options, progress=False)
+        try:
+            self.kernel.prepare(self.warmup_steps)
+        finally:
+            guide.options = options
 
     def _starts(self) -> Values | None:
         if self.initial_params is None:

@@ -194,6 +194,11 @@ class Target:
             angles=mask,
         )
 
+    @property
+    def enumerated(self) -> bool:
+        """Whether discrete sites of the model are summed out."""
+        return self._model_density is not None and self._model_density.enumerated
+
     # ---- evaluation ---------------------------------------------------------------------------
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -237,9 +242,18 @@ class Target:
         return log_p.detach(), grad
 
     def pointwise_log_likelihood(self, samples: Mapping[str, Tensor]) -> Values:
-        """Log-likelihood of each observation under constrained draws ``{site: (N, ...)}``."""
+        """Log-likelihood of each observation under constrained draws ``{site: (N, ...)}``.
+
+        Raises:
+            ValueError: The model has discrete sites, given which its observations are scored.
+        """
         if self._model_density is None:
             return {}
+        if self.enumerated:
+            raise ValueError(
+                "the model has discrete sites, which were summed out: single observations have no "
+                "likelihood without them. Marginalise by hand (MixtureSameFamily) to have it."
+            )
         with torch.no_grad():
             return self._model_density.pointwise({s.name: samples[s.name] for s in self.sites})
 

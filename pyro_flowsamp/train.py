@@ -173,6 +173,18 @@ class _Plateau:
         return "flat" if self.decays > self.options.decays else "decay"
 
 
+def _mean_of_finite(losses: list[Tensor]) -> float:
+    """The mean over the steps that were not skipped."""
+    loss = torch.stack(losses)
+    return float(torch.where(torch.isfinite(loss), loss, torch.nan).nanmean())
+
+
+def _no_nan(log_weights: list[Tensor]) -> Tensor:
+    """One batch, with no weight where a draw or its density was NaN."""
+    log_w = torch.cat(log_weights)
+    return torch.where(log_w.isnan(), -torch.inf, log_w)
+
+
 def fit(
     parameters: Iterable[nn.Parameter],
     closure: Callable[[], tuple[Tensor, Tensor | None]],
@@ -205,8 +217,8 @@ def fit(
                 history.steps += 1
                 if len(losses) < options.window and history.steps < options.max_steps:
                     continue
-                history.loss.append(float(torch.stack(losses).nanmean()))
-                history.ess.append(float(ess(torch.cat(weights))) if weights else math.nan)
+                history.loss.append(_mean_of_finite(losses))
+                history.ess.append(float(ess(_no_nan(weights))) if weights else math.nan)
                 losses, weights = [], []
                 bar.update(history.steps - bar.n)
                 bar.set_postfix(loss=f"{history.loss[-1]:.3f}", ess=f"{history.ess[-1]:.3f}")

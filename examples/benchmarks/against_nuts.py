@@ -86,11 +86,13 @@ def run(model: str, sampler: str, seed: int, smoke: bool) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def collect(samplers: list[str], seeds: int, results: Path, smoke: bool) -> None:
+def collect(
+    models: list[str], samplers: list[str], seeds: int, results: Path, smoke: bool
+) -> None:
     """Runs what is not stored yet, seed by seed, so that all samplers advance together."""
     results.mkdir(parents=True, exist_ok=True)
     for seed in range(seeds):
-        for model in MODELS:
+        for model in models:
             for sampler in samplers:
                 path = results / f"{model}-{sampler}-{seed}.json"
                 if path.exists():
@@ -134,6 +136,7 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "SAMPLER"), help="measure in-process")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--samplers", nargs="+", default=[*OURS, *NUTS])
     parser.add_argument("--results", type=Path, default=HERE / "results" / "against_nuts")
     parser.add_argument("--table", action="store_true", help="only print what is stored")
@@ -143,9 +146,9 @@ def main() -> None:
         print(json.dumps(measure(*args.one, args.seed, args.smoke)))
         return
     if args.smoke:
-        args.samplers, args.seeds = list(OURS), 1
+        args.models, args.samplers, args.seeds = ["radon"], list(OURS), 1
     if not args.table:
-        collect(args.samplers, args.seeds, args.results, args.smoke)
+        collect(args.models, args.samplers, args.seeds, args.results, args.smoke)
     print(table(args.results))
 
 

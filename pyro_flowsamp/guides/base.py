@@ -20,7 +20,7 @@ from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor, nn
-from torch.distributions import Transform
+from torch.distributions import Transform, biject_to
 
 from .._model import init_to_unconstrained, is_discrete
 from ..flows import FlowDistribution
@@ -72,6 +72,7 @@ class FlowGuide(AutoContinuous):
         self.trained = False
         self.history: History | None = None
         self._pending: dict[str, Any] | None = None
+        self._last: tuple[tuple, Target] | None = None
 
     # ---- for subclasses -----------------------------------------------------------------------
 
@@ -96,11 +97,12 @@ class FlowGuide(AutoContinuous):
         start = time.perf_counter()
         contexts, args, kwargs = self._split_contexts(args, kwargs)
         target = self.bind(*args, **kwargs)
+        already = target.evaluations
         history = self.train_flow(target, contexts)
         self.trained = True
         row = None if contexts is None else contexts[0]
         self.history = self._judge(history, target, row).updated(
-            seconds=time.perf_counter() - start, evaluations=target.evaluations
+            seconds=time.perf_counter() - start, evaluations=target.evaluations - already
         )
         return self.history
 
@@ -129,16 +131,25 @@ class FlowGuide(AutoContinuous):
         Raises:
             ValueError: The model's sites are not those the guide was built for.
         """
-        (source,) = self._source
-        target = (
-            source if isinstance(source, Target) else Target.from_model(source, *args, **kwargs)
-        )
-        if self.context_names:
-            target = target.amortize(*self.context_names)
+        target = self._target(args, kwargs)
+        self._ensure_flow(target, self._context_row(args, kwargs))
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        self._ensure_flow(target, self._context_row(args, kwargs))
         return target
+
+    def _target(self, args: tuple, kwargs: dict) -> Target:
+        """The target of these arguments; the last is kept, for looking at a model takes time."""
+        (source,) = self._source
+        names = sorted(kwargs)
+        key = (source, torch.get_default_dtype(), *args, *names, *(kwargs[k] for k in names))
+        if self._last is None or not _identical(key, self._last[0]):
+            target = source
+            if not isinstance(source, Target):
+                target = Target.from_model(source, *args, **kwargs)
+            if self.context_names:
+                target = target.amortize(*self.context_names)
+            self._last = key, target
+        return self._last[1]
 
     def _ensure_flow(self, target: Target, row: Tensor | None) -> None:
         sites = [(s.name, tuple(s.shape)) for s in target.sites]
@@ -192,6 +203,7 @@ class FlowGuide(AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
+        self._create_plates(*args, **kwargs)  # NeuTraReparam wants them of a guide never called
         if self.flow is None:
             self.bind(*args, **kwargs)
 
@@ -217,8 +229,13 @@ class FlowGuide(AutoContinuous):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         latent = self.get_posterior(*args, **kwargs).sample((num,))
-        target = self.bind(*args, **kwargs)
-        return target.unpack(latent)
+        (source,) = self._source
+        if isinstance(source, Target):
+            return source.unpack(latent)
+        return {
+            site["name"]: biject_to(site["fn"].support)(value)
+            for site, value in self._unpack_latent(latent)
+        }
 
     def median(self, *args: Any, **kwargs: Any) -> Values:
         """Each site's element-wise median, from 4096 draws (a flow has no closed form)."""
@@ -253,7 +270,7 @@ class FlowGuide(AutoContinuous):
     def __getstate__(self) -> dict[str, Any]:
         """Drops what may not pickle (models, traces); the next use with arguments restores it."""
         state = self.__dict__.copy()
-        state.update(_model=(None,), _source=(None,), prototype_trace=None, master=None)
+        state.update(_model=(None,), _source=(None,), prototype_trace=None, master=None, _last=None)
         return state
 
     def attach(self, model: Callable) -> None:
@@ -261,6 +278,10 @@ class FlowGuide(AutoContinuous):
         if self._source == (None,):
             self._source = (model,)
             self._model = (InitMessenger(init_to_unconstrained)(model),)
+
+
+def _identical(one: tuple, two: tuple) -> bool:
+    return len(one) == len(two) and all(a is b for a, b in zip(one, two))
 
 
 def _check_dimension(flow: nn.Module, target: Target, row: Tensor | None) -> None:

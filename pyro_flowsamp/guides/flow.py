@@ -77,6 +77,11 @@ class AutoFlow(FlowGuide):
         if flow is None:
             flow = "circular" if target.circular else "coupling"
         recipe = RECIPES[flow] if isinstance(flow, str) else flow
+        if recipe is RECIPES["circular"] and not target.circular:
+            raise ValueError(
+                "a 'circular' flow lives on angles and the target has no angles: use 'spline', or "
+                "name them, by VonMises sites or Target.from_energy(..., angles=range(dim))."
+            )
         angles = target.angles if target.circular else None
         if recipe not in RECIPES.values():
             return recipe(target.dim, context_size)
@@ -92,6 +97,8 @@ class AutoFlow(FlowGuide):
             history = self._first_rung(target, contexts, draws)
             if history.stopped == "gaussian":
                 return history
+        elif draws is None:
+            target.initial_points(1)  # raises where the density is not finite anywhere
         trained = fit(
             self.flow.parameters(),
             self._closure(target, contexts, draws),

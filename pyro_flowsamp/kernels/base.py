@@ -38,6 +38,7 @@ class Guide(Protocol):
     """What a kernel needs of a guide."""
 
     trained: bool
+    options: Any
 
     def fit(self, *args: Any, **kwargs: Any) -> Any: ...
     def bind(self, *args: Any, **kwargs: Any) -> Target: ...
@@ -92,6 +93,8 @@ class FlowKernel(MCMCKernel):
             raise ValueError("give potential_fn alone: it takes neither a model nor a guide")
         if model is None and potential_fn is None and guide is None:
             raise ValueError("give a model, a potential_fn, a guide, or a model with its guide")
+        if model is None and guide is not None:
+            (model,) = guide._source  # type: ignore[attr-defined]
         self._source, self.potential_fn = model, potential_fn
         self.guide = guide
         self._owns_guide = guide is None
@@ -138,17 +141,16 @@ class FlowKernel(MCMCKernel):
     @property
     def model(self) -> Callable | None:
         """The Pyro model, or None for a potential or a target."""
-        source = self._source
-        if source is None and self.guide is not None:
-            (source,) = self.guide._source  # type: ignore[attr-defined]
-        return None if isinstance(source, Target) else source
+        return None if isinstance(self._source, Target) else self._source
 
     @property
     def target(self) -> Target:
         """The target of the current model arguments."""
-        if self._target is None:
-            raise RuntimeError("the kernel has no target yet: call setup (or MCMC.run) first")
-        return self._target
+        if self._target is not None:
+            return self._target
+        if isinstance(self._source, Target):
+            return self._source
+        raise RuntimeError("the kernel has no target yet: call setup (or MCMC.run) first")
 
     @property
     def proposal(self) -> Proposal:
@@ -190,7 +192,7 @@ class FlowKernel(MCMCKernel):
 
     def _check_guide(self, source: Any, args: tuple, kwargs: dict) -> None:
         """A guide of another model would be told by its sites; say so by name."""
-        if source is None or self._owns_guide or source is self.guide._source[0]:  # type: ignore
+        if source is None or self._owns_guide or source == self.guide._source[0]:  # type: ignore
             return
         made = source if isinstance(source, Target) else Target.from_model(source, *args, **kwargs)
         mine = {s.name: tuple(s.shape) for s in made.sites}
@@ -266,10 +268,10 @@ class FlowKernel(MCMCKernel):
 
     @property
     def transforms(self) -> dict[str, Transform] | None:
-        """Constrained → unconstrained, by site; None before ``setup``."""
-        if self._target is None:
+        """Constrained → unconstrained, by site; None before ``setup`` of a model."""
+        if self._target is None and not isinstance(self._source, Target):
             return None
-        return {site.name: site.transform.inv for site in self._target.sites}
+        return {site.name: site.transform.inv for site in self.target.sites}
 
     @property
     def initial_params(self) -> Values:
@@ -299,7 +301,12 @@ class FlowKernel(MCMCKernel):
         self._begin_chain()
         self._warmup_steps = warmup_steps
         if self._user_start:
-            self.target.pack_unconstrained(self.initial_params)  # raises on a wrong shape or dtype
+            x = self.target.pack_unconstrained(self.initial_params)
+            if x.dim() > 1:
+                raise ValueError(
+                    f"initial_params have leading dimensions {tuple(x.shape[:-1])}; for one chain "
+                    f"their shapes must be { {s.name: tuple(s.shape) for s in self.target.sites} }"
+                )
         else:
             first = self.target.initial_points(1)[0]
             self._initial_params = self.target.unpack_unconstrained(first)
@@ -326,8 +333,7 @@ class FlowKernel(MCMCKernel):
     def cleanup(self) -> None:
         """Ends a chain; called twice by Pyro."""
         self._begin_chain()
-        if not self._user_start:
-            self._initial_params = None
+        self._initial_params, self._user_start = None, False
 
     def logging(self) -> OrderedDict[str, str]:
         """For the progress bar."""

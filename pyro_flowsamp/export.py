@@ -1,0 +1,207 @@
+r"""Draws for ArviZ, the same call for ArviZ 0.2x (``InferenceData``) and 1.x (``DataTree``).
+
+Whatever the source, it comes down to constrained draws, per-draw statistics and the target that
+they were drawn for; the target knows the data and the likelihood of each observation.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from .target import Target, Values
+
+__all__ = ["to_arviz"]
+
+MAX_NUMBERS = 500_000_000  #: in the largest log_likelihood group made: 2 GB in float32
+FLAGS = ("accepted", "diverging")  #: statistics that MCMC's kernels report as numbers
+
+
+class Draws(NamedTuple):
+    """What every source comes down to.
+
+    Attributes:
+        samples: Constrained values ``{site: (chains, draws, ...)}``.
+        statistics: By their names in ArviZ, ``{name: (chains, draws)}``.
+        target: The posterior drawn from; None where it is unknown.
+    """
+
+    samples: Values
+    statistics: Values
+    target: Target | None
+
+
+def to_arviz(
+    source: Any,
+    *args: Any,
+    log_likelihood: bool = True,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Sequence] | None = None,
+    num_samples: int = 1000,
+    **kwargs: Any,
+) -> Any:
+    r"""Draws as an ArviZ object: ``InferenceData`` in ArviZ 0.2x, ``DataTree`` in 1.x.
+
+    The groups, of C chains and D draws each:
+
+    - ``posterior``: constrained draws ``(C, D, ...)`` of the sites that were saved;
+    - ``sample_stats`` ``(C, D)``: ``lp`` (log density of the unconstrained draw), ``log_weight``
+      (:math:`\log\tilde p - \log q`), ``accepted``, ``acceptance_rate``, ``diverging``, and the
+      ``step_size`` of a kernel that has one; of a guide ``lp``, ``log_q`` and ``log_weight``. Of
+      Pyro's own kernels only ``diverging`` and ``acceptance_rate`` are known, the latter as the
+      share of moves that the chain accepted, the same for each draw;
+    - ``log_likelihood``: of each observation, ``(C, D, *batch_shape)``;
+    - ``observed_data``.
+
+    The last two need a Pyro model with observations. The log-likelihood also needs draws of every
+    latent site, and memory for C · D numbers per observation: where a site was not saved or is
+    summed out, or these are more than 5e8 numbers, the group is left out with a warning.
+
+    Example::
+
+        mcmc = VectorizedMCMC(IMH(model), num_samples=1000, num_chains=100)
+        mcmc.run(data)
+        az.loo(to_arviz(mcmc, dims={"theta": ["school"]}, coords={"school": names}))
+
+    Arguments:
+        source: A :class:`~pyro_flowsamp.VectorizedMCMC` or a :class:`pyro.infer.MCMC`, with any
+            kernel, after ``run``; or a trained guide.
+        args, kwargs: The model's arguments, for a guide; a run remembers its own.
+        log_likelihood: Whether to make that group.
+        dims: Names of the dimensions beyond chain and draw, by site.
+        coords: Labels along named dimensions.
+        num_samples: Draws of a guide, in one chain; not used for a run.
+
+    Raises:
+        ValueError: The source is none of these, has no draws yet or is untrained, or a run is
+            given model arguments.
+    """
+    samples, statistics, target = _draws(source, args, kwargs, num_samples)
+    groups = {"posterior": samples, "sample_stats": statistics}
+    if target is not None and (observed := target.observed_data()):
+        groups["observed_data"] = observed
+        if log_likelihood:
+            groups["log_likelihood"] = _log_likelihood(target, samples)
+    return _convert({name: _arrays(group) for name, group in groups.items() if group}, dims, coords)
+
+
+# ---- sources -------------------------------------------------------------------------------------
+
+
+def _draws(source: Any, args: tuple, kwargs: dict, num_samples: int) -> Draws:
+    if hasattr(source, "trained"):
+        return _guide_draws(source, args, kwargs, num_samples)
+    if not (hasattr(source, "kernel") and hasattr(source, "get_samples")):
+        raise ValueError(
+            f"cannot export an object of type {type(source).__name__}: give a VectorizedMCMC, a "
+            f"pyro.infer.MCMC or a trained flow guide."
+        )
+    if args or kwargs:
+        raise ValueError("a run remembers its model's arguments: give them for a guide only.")
+    return _run_draws(source)
+
+
+@torch.no_grad()
+def _guide_draws(guide: Any, args: tuple, kwargs: dict, num: int) -> Draws:
+    if not guide.trained:
+        raise ValueError("the guide is untrained: call guide.fit(...) first.")
+    if num < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num}")
+    target = guide.bind(*args, **kwargs)
+    x, log_q = (t[None] for t in guide.proposal(*args, **kwargs).sample_and_log_prob(num))
+    lp, log_q = target.log_prob(x[0])[None].double(), log_q.double()
+    statistics = {"lp": lp, "log_q": log_q, "log_weight": lp - log_q}
+    return Draws(target.unpack(x), statistics, target)
+
+
+def _run_draws(run: Any) -> Draws:
+    samples = run.get_samples(group_by_chain=True) if getattr(run, "_samples", None) else {}
+    if not any(value.numel() for value in samples.values()):
+        raise ValueError("there are no draws yet: call run(...) first.")
+    shape = next(iter(samples.values())).shape[:2]
+    vectorized = hasattr(run, "statistics")
+    statistics = _recorded(run, shape) if vectorized else _reported(run.diagnostics(), shape)
+    return Draws(samples, statistics, _target(run))
+
+
+def _target(run: Any) -> Target | None:
+    kernel = run.kernel
+    if kernel.model is not None:
+        return Target.from_model(kernel.model, *run._args, **run._kwargs)
+    try:
+        return kernel.target
+    except (AttributeError, RuntimeError):  # a kernel of Pyro's, or set up in other processes
+        return None
+
+
+def _recorded(run: Any, shape: torch.Size) -> Values:
+    """The statistics of a vectorised run, whose chains share one step size."""
+    step_size = getattr(run.kernel, "step_size", None)
+    shared = {} if step_size is None else {"step_size": step_size.expand(shape)}
+    return {**run.statistics, **shared}
+
+
+def _reported(report: dict[str, Any], shape: torch.Size) -> Values:
+    """What ``MCMC.diagnostics()`` tells, by name and chain; few kernels tell everything."""
+    chains = [f"chain {i}" for i in range(shape[0])]
+    statistics = {}
+    for name, key in (("acceptance_rate", "acceptance rate"), ("step_size", "step size")):
+        if key in report:
+            values = torch.tensor([report[key][chain] for chain in chains], dtype=torch.double)
+            statistics[name] = values[:, None].expand(shape)
+    if "divergences" in report:
+        statistics["diverging"] = torch.zeros(shape, dtype=torch.bool)
+        for row, chain in zip(statistics["diverging"], chains):
+            row[report["divergences"][chain]] = True
+    recorded = [report.get("statistics", {}).get(chain, {}) for chain in chains]
+    for name in recorded[0]:
+        value = torch.stack([torch.as_tensor(chain[name]) for chain in recorded])
+        statistics[name] = value.bool() if name in FLAGS else value
+    return statistics
+
+
+# ---- groups --------------------------------------------------------------------------------------
+
+
+def _log_likelihood(target: Target, samples: Values) -> Values:
+    """``{observed site: (chains, draws, *batch_shape)}``; empty, with a warning, if impossible."""
+    missing = [s.name for s in target.sites if s.name not in samples]
+    if missing:
+        return _left_out(f"the draws of {missing} were not saved (save_params)")
+    if target.enumerated:
+        return _left_out("the model has discrete sites, which were summed out")
+    shape = samples[target.sites[0].name].shape[:2]
+    flat = {s.name: samples[s.name].flatten(0, 1) for s in target.sites}
+    first = target.pointwise_log_likelihood({name: v[:1] for name, v in flat.items()})
+    numbers = shape.numel() * sum(v.numel() for v in first.values())
+    if numbers > MAX_NUMBERS:
+        return _left_out(f"it would hold {numbers:.1e} numbers; draw or keep fewer (thin=...)")
+    values = target.pointwise_log_likelihood(flat)
+    return {name: v.unflatten(0, shape) for name, v in values.items()}
+
+
+def _left_out(reason: str) -> Values:
+    warnings.warn(
+        f"no log_likelihood group: {reason}. log_likelihood=False silences this.", stacklevel=4
+    )
+    return {}
+
+
+def _arrays(group: Values) -> dict[str, Any]:
+    return {name: torch.as_tensor(value).detach().cpu().numpy() for name, value in group.items()}
+
+
+def _convert(groups: dict[str, Any], dims: Any, coords: Any) -> Any:
+    """The one place that knows ArviZ and its versions."""
+    import arviz as az  # here, since it is slow to import, and warns
+
+    names: dict[str, Any] = {"dims": {k: list(v) for k, v in (dims or {}).items()}}
+    names["coords"] = coords
+    with warnings.catch_warnings():  # many short chains are what vectorised kernels are for
+        warnings.filterwarnings("ignore", "(More|Found) chain")
+        if az.__version__.startswith("0."):  # 1.x has shims for names of 0.x
+            return az.from_dict(**groups, **names)
+        return az.from_dict(groups, **names)

@@ -1,0 +1,44 @@
+"""Every example runs, from its command line, in seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def run(script: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_quickstart(tmp_path):
+    out = run("quickstart.py", "--smoke", "--out", str(tmp_path))
+    assert "acceptance rate" in out
+    assert (tmp_path / "eight_schools.nc").stat().st_size > 10_000
+    assert (tmp_path / "eight_schools.png").stat().st_size > 10_000
+
+
+def test_galaxies(tmp_path):
+    assert "flow + IMH" in run("galaxies.py", "--smoke", "--out", str(tmp_path))
+    assert (tmp_path / "galaxies.png").stat().st_size > 10_000
+
+
+def test_german_credit():
+    assert "largest difference of means" in run("german_credit.py", "--smoke")
+
+
+def test_benchmark_stores_and_continues(tmp_path):
+    first = run("benchmarks/against_nuts.py", "--smoke", "--results", str(tmp_path))
+    assert first.count("s to 10 000\n") == 3
+    second = run("benchmarks/against_nuts.py", "--smoke", "--results", str(tmp_path))
+    assert "s to 10 000\n" not in second  # nothing is measured twice
+    assert second.count("| radon |") == 3
