@@ -1,0 +1,79 @@
+"""VectorizedMCMC's own matters: memory, thinning, what is kept."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from models import QUICK, conjugate, conjugate_data
+
+from pyro_flowsamp import IMH, AutoFlow, LatentMALA, VectorizedMCMC
+
+MILLION = """
+import resource, sys, torch
+sys.path.insert(0, "examples")
+from models import load
+from pyro_flowsamp import IMH, AutoFlow, FitOptions, VectorizedMCMC
+
+torch.set_num_threads(1)
+model, data = load("eight_schools")
+guide = AutoFlow(model, options=FitOptions(progress=False))
+guide.fit(*data)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+mcmc = VectorizedMCMC(
+    IMH(model, guide=guide), 1000, warmup_steps=50, num_chains=1000, disable_progbar=True
+)
+mcmc.run(*data)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert mcmc.get_samples()["z"].shape == (1_000_000, 8)
+assert mcmc.statistics["accepted"].double().mean() > 0.7
+print((after - before) / 1024)
+"""
+
+
+def test_a_million_draws_in_bounded_memory():
+    """10 float32 coordinates and 5 statistics are 66 MB; twice that, and the look-ahead, is room."""
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", MILLION], capture_output=True, text=True, cwd=root, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) < 250
+
+
+@pytest.fixture
+def guide():
+    guide = AutoFlow(conjugate, options=QUICK)
+    guide.fit(*conjugate_data())
+    return guide
+
+
+def run(guide, kernel=IMH, **options):
+    pyro.set_rng_seed(3)
+    mcmc = VectorizedMCMC(
+        kernel(conjugate, guide=guide), warmup_steps=5, num_chains=7, disable_progbar=True, **options
+    )
+    mcmc.run(*conjugate_data())
+    return mcmc
+
+
+@pytest.mark.parametrize("kernel", [IMH, LatentMALA])
+def test_thinning_keeps_every_third_draw(guide, kernel):
+    every = run(guide, kernel, num_samples=30).get_samples(group_by_chain=True)
+    third = run(guide, kernel, num_samples=10, thin=3).get_samples(group_by_chain=True)
+    for name, value in third.items():
+        assert torch.equal(value, every[name][:, 2::3])
+
+
+def test_resampling_and_grouping(guide):
+    mcmc = run(guide, num_samples=10)
+    name = next(iter(mcmc.get_samples()))
+    assert mcmc.get_samples()[name].shape[0] == 70
+    assert mcmc.get_samples(num_samples=5)[name].shape[0] == 5
+    assert mcmc.get_samples(group_by_chain=True)[name].shape[:2] == (7, 10)
+
+
+def test_seconds_of_each_phase(guide):
+    assert set(run(guide, num_samples=3).seconds) == {"training", "warmup", "sampling"}
