@@ -125,8 +125,8 @@ def pyro_nuts(
 ) -> dict[str, Any]:
     """Measures Pyro's NUTS: one chain, on one thread, in float32.
 
-    These are its fastest settings on all three models: without ``jit`` (``jit_compile``) a step
-    takes up to twice as long, and a second thread costs more than it brings.
+    Of its settings these were the fastest on a shared machine with 2 cores: without ``jit``
+    (``jit_compile``) a step took up to twice as long, and a second thread did not help.
     """
     model, data = load(name)
     pyro.set_rng_seed(seed)

@@ -60,6 +60,7 @@ class LatentMALA(FlowKernel):
         step = self.initial_step_size or langevin.optimal_step_size(self.target.dim)
         self.step_size = torch.tensor(step, dtype=self.target.dtype, device=self.target.device)
         self._averaging = DualAveraging(prox_center=log(10 * step))
+        self._adapted = False
 
     def density(self, z: Tensor) -> langevin.State:
         """Everything a state carries, by one pass through flow and target."""
@@ -84,12 +85,13 @@ class LatentMALA(FlowKernel):
 
     def adapt(self, info: Any) -> None:
         self._averaging.step(self.target_accept_prob - info.accept_prob.mean())
+        self._adapted = True
         log_step, _ = self._averaging.get_state()
         self.step_size = log_step.exp().to(self.step_size)
 
     def freeze(self) -> None:
-        _, log_step = self._averaging.get_state()
-        if isinstance(log_step, Tensor):  # a float before the first adaptation
+        if self._adapted:  # not where there is no warm-up
+            _, log_step = self._averaging.get_state()
             self.step_size = log_step.exp().to(self.step_size)
 
     def logging(self) -> Any:
