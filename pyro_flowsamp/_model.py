@@ -262,7 +262,7 @@ class ModelDensity:
         for site in self.sites:
             if trace.nodes[site.name]["fn"].shape() != site.value_shape:
                 raise ModelStructureError(f"the shape of site '{site.name}' changes between calls")
-        return trace.log_prob_sum()
+        return trace.log_prob_sum(lambda name, node: not site_is_subsample(node))
 
     @_unvalidated
     def vmap(self, values: Values, context: Values) -> Tensor:

@@ -63,9 +63,9 @@ def match(
         \Sigma' &= 2V\,\bigl(I + (I + 4UV)^{1/2}\bigr)^{-1}, \quad
         \mu' = \tfrac{1}{1+\lambda}\,\mu + \tfrac{\lambda}{1+\lambda}\,(\Sigma'\bar g + \bar z).
 
-    The square root is taken of the symmetric :math:`L^\top U L`, where :math:`V = LL^\top`. Draws of
-    zero density have no score and are left out; where they are most of the batch, the Gaussian is
-    too wide for its scores to tell, and takes the moments of the others. NaN where nothing fits.
+    The square root is taken of the symmetric :math:`L^\top U L`, where :math:`V = LL^\top`. Draws
+    of zero density have no score and are left out; where they are most of the batch, the Gaussian
+    is too wide for its scores to tell, and takes the moments of the others. NaN where nothing fits.
 
     Arguments:
         loc, cov: ``(K, d)`` and ``(K, d, d)``.
@@ -100,7 +100,7 @@ def fit_gaussian(
     target: Differentiable,
     starts: Tensor,
     *,
-    iterations: int = 60,
+    iterations: int = 40,
     batch_size: int = 128,
 ) -> tuple[Tensor, Tensor]:
     r"""Fits a full-covariance Gaussian to a target.

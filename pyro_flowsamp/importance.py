@@ -17,6 +17,9 @@ from torch import Tensor
 __all__ = ["Evidence", "ess_fraction", "log_evidence", "pareto_k"]
 
 
+ROUNDING = 1e-3  #: relative differences of weights that are put down to float32
+
+
 class Evidence(NamedTuple):
     """A log evidence estimate and its standard error (delta method)."""
 
@@ -52,7 +55,8 @@ def pareto_k(log_weights: Tensor) -> float:
     r"""Shape :math:`\hat k` of a generalised Pareto tail fitted to the largest weights.
 
     Below 0.7 the weights' averages can be trusted, above they cannot (Vehtari et al., 2024,
-    https://arxiv.org/abs/1507.02646). Infinite where fewer than five weights are positive.
+    https://arxiv.org/abs/1507.02646). Infinite where fewer than five weights are positive, minus
+    infinite where all are equal.
     """
     log_w = log_weights.detach().double().reshape(-1)
     log_w = log_w[torch.isfinite(log_w)].sort().values
@@ -61,6 +65,8 @@ def pareto_k(log_weights: Tensor) -> float:
         return torch.inf
     relative = (log_w - log_w[-1]).exp()
     excess = relative[-tail:] - relative[-tail - 1]
-    if excess[-1] <= 0 or excess[0] <= 0:  # equal weights have no tail at all
-        return -torch.inf if excess[-1] <= 0 else torch.inf
+    if excess[-1] < ROUNDING:
+        return -torch.inf  # weights that differ by rounding have no tail
+    if excess[0] <= 0:
+        return torch.inf
     return float(fit_generalized_pareto(excess)[0])

@@ -43,10 +43,10 @@ class FitOptions:
 
     max_steps: int = 2000
     batch_size: int = 256
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
     clip_norm: float = 10.0
-    window: int = 50
-    patience: int = 2
+    window: int = 25
+    patience: int = 4
     decay: float = 0.2
     decays: int = 2
     tolerance: float = 0.02

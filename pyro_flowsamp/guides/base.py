@@ -142,14 +142,15 @@ class FlowGuide(AutoContinuous):
         (source,) = self._source
         names = sorted(kwargs)
         key = (source, torch.get_default_dtype(), *args, *names, *(kwargs[k] for k in names))
-        if self._last is None or not _identical(key, self._last[0]):
-            target = source
-            if not isinstance(source, Target):
-                target = Target.from_model(source, *args, **kwargs)
-            if self.context_names:
-                target = target.amortize(*self.context_names)
-            self._last = key, target
-        return self._last[1]
+        if self._last is not None and _identical(key, self._last[0]):
+            return self._last[1]
+        target = (
+            source if isinstance(source, Target) else Target.from_model(source, *args, **kwargs)
+        )
+        if self.context_names:
+            target = target.amortize(*self.context_names)
+        self._last = key, target
+        return target
 
     def _ensure_flow(self, target: Target, row: Tensor | None) -> None:
         sites = [(s.name, tuple(s.shape)) for s in target.sites]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..flows import RECIPES, LayeredFlow
 from ..gaussian import fit_gaussian
-from ..importance import ess_fraction
+from ..importance import ess_fraction, pareto_k
 from ..objectives import ForwardKL, Objective, PathGradient, WeightedSum
 from ..proposal import Proposal
 from ..target import Target
@@ -20,6 +20,7 @@ from .base import NUM_DIAGNOSTIC, FlowGuide
 __all__ = ["AutoFlow"]
 
 NUM_STARTS = 128  #: over-dispersed points from which the Gaussian is sought
+TRUSTED_K = 0.5  #: Pareto k below which weights have a variance, so that their ESS can be trusted
 MAX_COMPONENTS = 16  #: of the latent Gaussian mixture, where there is an ensemble to fit it to
 
 Ensemble = Callable[[Target], Tensor]
@@ -124,10 +125,12 @@ class AutoFlow(FlowGuide):
         depth, flow.depth = flow.depth, 0
         row = None if contexts is None else contexts[0].to(target.device, target.dtype)
         x, log_q = Proposal(flow, row).sample_and_log_prob(NUM_DIAGNOSTIC)
-        score = float(ess_fraction(target.log_prob(x).detach() - log_q))
+        log_w = target.log_prob(x).detach().double() - log_q.double()
+        score = float(ess_fraction(log_w))
         if depth == 0:
             return History(gaussian_ess=score)
-        if contexts is None and score >= self.options.enough:
+        light_tailed = pareto_k(log_w) < TRUSTED_K  # else the score is luck
+        if contexts is None and light_tailed and score >= self.options.enough:
             return History(gaussian_ess=score, stopped="gaussian")
         flow.depth = depth
         return History(gaussian_ess=score)
