@@ -1,5 +1,7 @@
 """Small Pyro models that the tests share; module-level, so that spawned processes find them."""
 
+from math import factorial, log, pi
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -33,6 +35,14 @@ def conjugate_data():
 
 #: site → (posterior mean, standard deviation): Normal(3/4, 1/4) and Gamma(11, 4)
 CONJUGATE_TRUTH = {"mean": (0.75, 0.5), "rate": (11 / 4, 11**0.5 / 4)}
+CONJUGATE_LOG_EVIDENCE = (
+    -1.5 * log(2 * pi)
+    - log(2)
+    - 0.625  # the normal observations
+    + log(factorial(10))
+    - 11 * log(4)
+    - log(2 * 24 * 6)  # the counts
+)
 
 
 def turned(angle):

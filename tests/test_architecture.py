@@ -1,0 +1,53 @@
+"""Who may import whom (docs/design.md). A new module needs a line in the table."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import pyro_flowsamp
+
+ROOT = Path(pyro_flowsamp.__file__).parent
+MAY_IMPORT = {
+    "_zuko": "zuko",
+    "_enumeration": "",
+    "_model": "_enumeration",
+    "target": "_model",
+    "train": "",
+    "gaussian": "",
+    "importance": "",
+    "mixture": "",
+    "proposal": "",
+    "paths": "",
+    "maps": "_zuko",
+    "flows": "_zuko maps mixture paths",
+    "objectives": "target flows paths",
+    "transitions": "transitions target gaussian importance",
+    "guides": "guides _model target flows paths objectives train "
+    "gaussian importance mixture proposal transitions",
+    "kernels": "kernels target flows importance proposal transitions",
+    "mcmc": "kernels target",
+    "export": "target",
+    "report": "",
+    "targets": "targets target",
+}
+
+
+def imports(path):
+    """The parts of this package, and zuko, that a file imports."""
+    package = path.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) + 1 - node.level]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from ((*base, *name.split("."))[0] for name in names)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [getattr(node, "module", None) or alias.name for alias in node.names]
+            yield from (n.split(".")[0] for n in names if n.startswith(("zuko", "pyro_flowsamp")))
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports(path):
+    part = path.relative_to(ROOT).with_suffix("").parts[0]
+    if part != "__init__":
+        assert set(imports(path)) <= set(MAY_IMPORT[part].split())

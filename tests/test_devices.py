@@ -1,0 +1,131 @@
+"""What would starve a GPU, or end on the wrong device, seen without one.
+
+Inside kernels' steps and training steps nothing waits for the device, and every tensor is made on
+the device of the flow: with "meta" as the default device, one made elsewhere would break the step.
+"""
+
+import models
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_flowsamp import (
+    IMH,
+    AutoFlow,
+    ForwardKL,
+    LatentMALA,
+    PathGradient,
+    ReverseKL,
+    Target,
+    VectorizedMCMC,
+    WeightedSum,
+)
+from pyro_flowsamp.train import FitOptions, _Stepper
+
+aten = torch.ops.aten
+WAITS = (aten._local_scalar_dense, aten.nonzero, aten.is_nonzero, aten.item, aten.equal)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises wherever the host would have to know a value."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        masks = func.overloadpacket in (aten.index, aten.index_put, aten.index_put_) and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        )
+        if func.overloadpacket in WAITS or masks:
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+def default_device_elsewhere():
+    return torch.device("meta")
+
+
+def torus(x):
+    return 0.5 * x[:, 0].square() - x[:, 1].cos()
+
+
+TARGETS = {
+    "energy": lambda: Target.from_energy(models.energy, 2),
+    "torus": lambda: Target.from_energy(torus, 2, angles=[1]),
+    "model": lambda: Target.from_model(models.conjugate, *models.conjugate_data()),
+    "turned model": lambda: Target.from_model(models.turned, torch.tensor(1.0)),
+}
+CASES = [
+    ("coupling", "energy"),
+    ("mixture", "energy"),
+    ("spline", "energy"),
+    ("circular", "torus"),
+    ("coupling", "model"),
+    ("spline", "model"),
+    ("circular", "turned model"),
+]
+
+
+@pytest.fixture(params=CASES, ids=" on ".join)
+def guide(request):
+    flow, name = request.param
+    options = FitOptions(max_steps=2, batch_size=8, enough=1.0, progress=False)
+    ensemble = None
+    if flow == "mixture":  # couplings on a mixture
+        flow, ensemble = "coupling", {"x": torch.randn(500, 2)}
+    guide = AutoFlow(TARGETS[name](), flow=flow, ensemble=ensemble, options=options)
+    guide.fit()
+    return guide
+
+
+@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
+@pytest.mark.parametrize("kernel", [IMH, LatentMALA])
+def test_sampling(kernel, guide, context):
+    options = {"lookahead": 24} if kernel is IMH else {}  # three steps, then again
+    kernel = kernel(guide=guide, **options)
+    mcmc = VectorizedMCMC(kernel, 5, 1, num_chains=8, disable_progbar=True)
+    kernel.setup(1)
+    mcmc._columns = mcmc._kept_columns()
+    kernel.prepare(1)
+    state = kernel.start(8)
+    with context():
+        state, info = kernel.step(state)
+        kernel.adapt(info)
+        kernel.freeze()
+        mcmc._draw(state)
+    assert mcmc.get_samples(group_by_chain=True).popitem()[1].shape[:2] == (8, 5)
+
+
+OBJECTIVES = {
+    "path gradient": PathGradient(),
+    "reverse KL": ReverseKL(),
+    "forward KL": ForwardKL(torch.randn(100, 2), log_weights=torch.randn(100)),
+    "sum": WeightedSum([(0.5, ForwardKL(torch.randn(100, 2))), (1.0, PathGradient())]),
+}
+
+
+@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_training(objective, guide, context):
+    target = guide.bind()
+    before = [p.clone() for p in guide.flow.parameters()]
+    with context():
+        stepper = _Stepper(guide.flow.parameters(), guide.options)
+        for _ in range(2):
+            stepper.step(OBJECTIVES[objective](guide.flow, target, 16, None).loss)
+    assert any((a != b).any() for a, b in zip(before, guide.flow.parameters()))
+    assert int(stepper.skipped) == 0
+
+
+@pytest.mark.parametrize(
+    "trap, code",
+    [
+        (NoWaiting, lambda x: x.sum().item()),
+        (NoWaiting, lambda x: 1 if (x > 0).any() else 0),
+        (NoWaiting, lambda x: x[x > 0]),
+        (NoWaiting, lambda x: (x > 0).nonzero()),
+        (default_device_elsewhere, lambda x: x + torch.zeros(3)),
+    ],
+)
+def test_the_traps_work(trap, code):
+    x = torch.randn(3)
+    code(x)
+    with pytest.raises((AssertionError, RuntimeError)), trap():
+        code(x)

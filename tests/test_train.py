@@ -1,0 +1,81 @@
+"""The optimiser loop: it descends, it skips what is not finite, it stops for a reason."""
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_flowsamp.importance import ess_fraction
+from pyro_flowsamp.train import FitOptions, _Stepper, fit
+
+OPTIONS = FitOptions(max_steps=200, learning_rate=0.05, window=20, progress=False)
+
+
+class Valley:
+    """A quadratic whose loss, or gradient, is not finite now and then."""
+
+    def __init__(self, bad=lambda step: 0.0, log_weights=None):
+        self.x = nn.Parameter(torch.tensor([3.0, -2.0]))
+        self.idle = nn.Parameter(torch.ones(1))  # gets no gradient
+        self.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.parameters = [self.x, self.idle, self.frozen]
+        self.log_weights = torch.randn(10) if log_weights is None else log_weights
+        self.bad, self.step = bad, 0
+
+    def __call__(self):
+        self.step += 1
+        loss = (self.x * (1 + self.bad(self.step))).square().sum()
+        return loss, self.log_weights + 0 * loss.detach()  # NaN where the loss is
+
+
+def test_descends():
+    valley = Valley()
+    history = fit(valley.parameters, valley, ess_fraction, OPTIONS)
+    assert valley.x.abs().max() < 0.1
+    assert history.loss[-1] < 0.1 * history.loss[0]
+    assert len(history.loss) == len(history.ess) == -(-history.steps // 20)
+    assert valley.idle == 1 and valley.frozen == 1
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_skips_and_counts_what_is_not_finite(value):
+    valley = Valley(bad=lambda step: value if step % 5 == 0 else 0.0)
+    history = fit(valley.parameters, valley, ess_fraction, OPTIONS)
+    assert history.skipped == history.steps // 5 > 0
+    assert torch.isfinite(valley.x).all() and valley.x.abs().max() < 0.1
+
+
+def test_a_skipped_step_changes_nothing():
+    valley = Valley()
+    stepper = _Stepper(valley.parameters, OPTIONS)
+    stepper.step(valley()[0])
+
+    def state():
+        return [valley.x.clone(), *map(torch.clone, stepper.first + stepper.second)]
+
+    before = state()
+    stepper.step(valley()[0] * torch.nan)
+    stepper.step((valley.x - valley.x.detach()).sqrt().sum())  # a finite loss, not its gradient
+    assert all(torch.equal(a, b) for a, b in zip(before, state()))
+    assert int(stepper.skipped) == 2
+    stepper.step(valley()[0])
+    assert not torch.equal(before[0], valley.x)
+
+
+@pytest.mark.parametrize(
+    "log_weights, stopped",
+    [(torch.zeros(10), "enough"), (torch.arange(10.0), "flat")],
+)
+def test_stops(log_weights, stopped):
+    valley = Valley(log_weights=log_weights)
+    options = FitOptions(max_steps=3000, window=10, learning_rate=0.1, progress=False)
+    history = fit(valley.parameters, valley, ess_fraction, options)
+    assert history.stopped == stopped
+    assert history.steps < 3000 and history.steps % 10 == 0
+
+
+def test_progress_bar(capsys):
+    for progress in (True, False):
+        valley = Valley()
+        options = FitOptions(max_steps=5, window=5, progress=progress)
+        fit(valley.parameters, valley, ess_fraction, options)
+        assert ("Train" in capsys.readouterr().err) == progress
