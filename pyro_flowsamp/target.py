@@ -58,7 +58,8 @@ class Target:
         self.dtype, self.device = dtype, device
         self.dim = sum(site.size for site in sites)
         circular = [site.circular for site in sites for _ in range(site.size)]
-        self.angles = torch.tensor(circular) if angles is None else angles
+        mask = torch.tensor(circular, device=device) if angles is None else angles
+        self.angles = mask.to(device)
         self.circular = bool(self.angles.any())
         self.evaluations = 0
         self.nonfinite = torch.zeros((), dtype=torch.long, device=device)
@@ -271,7 +272,7 @@ class Target:
         if not self.circular:
             return x
         wrapped = torch.remainder(x + pi, 2 * pi) - pi
-        return torch.where(self.angles.to(x.device), wrapped, x)
+        return torch.where(self.angles, wrapped, x)
 
     def unpack(self, x: Tensor) -> Values:
         """Points ``(..., d)`` as constrained values ``{site: (..., *value_shape)}``."""

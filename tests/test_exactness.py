@@ -67,7 +67,6 @@ FOREIGN = {
 }
 
 
-@pytest.mark.xfail(reason="angles reach only the listed recipes; no guard outside a period")
 @KERNELS
 @pytest.mark.parametrize("name", FOREIGN)
 def test_draws_are_exact_whatever_the_flow_knows_of_angles(name, kernel):
@@ -303,7 +302,7 @@ def _two_conjugates(y, heads):
 
 
 def test_ranks_of_the_truth_are_uniform():
-    """Talts et al. (2018, https://arxiv.org/abs/1804.06788): one flow, as wide as the prior."""
+    """Talts et al. (2018, https://arxiv.org/abs/1804.06788): one flow, off the mark but wide."""
     num_sets, num_draws = 500, 19
     truths = {"mean": torch.randn(num_sets), "chance": dist.Beta(2.0, 1.0).sample((num_sets,))}
     guide = AutoFlow(_two_conjugates, flow=coupling(2, transforms=2, hidden_features=(16,)))
@@ -313,12 +312,11 @@ def test_ranks_of_the_truth_are_uniform():
         heads = dist.Binomial(TOSSES, chance).sample()
         if not guide.trained:
             guide.bind(y, heads)
-            guide.flow.affine.initialize(
-                torch.tensor([0.0, 0.8]), torch.diag(torch.tensor([1.2, 1.5]))
-            )
+            off, wide = torch.tensor([1.5, -1.0]), torch.diag(torch.tensor([1.5, 2.0]))
+            guide.flow.affine.initialize(off, wide)
             shake(guide.flow)
             guide.trained = True
-        mcmc = VectorizedMCMC(IMH(guide=guide), 1, 80, num_draws, disable_progbar=True)
+        mcmc = VectorizedMCMC(IMH(guide=guide), 1, 200, num_draws, disable_progbar=True)
         mcmc.run(y, heads)
         draws = mcmc.get_samples()
         for name, truth in (("mean", mean), ("chance", chance)):

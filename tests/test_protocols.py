@@ -419,4 +419,6 @@ def test_parallel_chains_start_where_told(four_cores):
 
 
 def test_no_child_is_left():
+    for child in multiprocessing.active_children():
+        child.join(timeout=10)  # the terminated ones of a failed run take a moment
     assert not multiprocessing.active_children()

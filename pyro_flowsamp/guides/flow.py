@@ -2,6 +2,7 @@ r"""AutoFlow: one flow, trained by reverse KL, on the best Gaussian."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -83,12 +84,13 @@ class AutoFlow(FlowGuide):
                 "a 'circular' flow lives on angles and the target has no angles: use 'spline', or "
                 "name them, by VonMises sites or Target.from_energy(..., angles=range(dim))."
             )
-        angles = target.angles if target.circular else None
-        if recipe not in RECIPES.values():
-            return recipe(target.dim, context_size)
-        if angles is None and self.ensemble is not None:
-            return recipe(target.dim, context_size, components=MAX_COMPONENTS)
-        return recipe(target.dim, context_size, angles=angles)
+        wanted: dict[str, Any] = {}
+        if target.circular:
+            wanted["angles"] = target.angles
+        elif self.ensemble is not None:
+            wanted["components"] = MAX_COMPONENTS
+        known = inspect.signature(recipe).parameters
+        return recipe(target.dim, context_size, **{k: v for k, v in wanted.items() if k in known})
 
     def train_flow(self, target: Target, contexts: Tensor | None) -> History:
         assert self.flow is not None

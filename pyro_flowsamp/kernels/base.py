@@ -18,6 +18,7 @@ import warnings
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable
+from math import pi
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -249,16 +250,27 @@ class FlowKernel(MCMCKernel):
             )
         return state
 
+    def log_prob(self, x: Tensor) -> Tensor:
+        r"""The target's log density on one period: :math:`-\infty` at angles outside [−π, π].
+
+        Flows that know of angles never leave it; any other would see a density without end.
+        """
+        log_p = self.target.log_prob(x)
+        if not self.target.circular:
+            return log_p
+        outside = ((x.abs() > pi) & self.target.angles).any(-1)
+        return torch.where(outside, -torch.inf, log_p)
+
     def _flow_starts(self, num_chains: int) -> Tensor:
         """Independent draws of the flow, redrawn where the target has no density."""
         x, log_q = self.proposal.sample_and_log_prob(num_chains)
-        bad = ~torch.isfinite(self.target.log_prob(x).detach())
+        bad = ~torch.isfinite(self.log_prob(x).detach())
         for _ in range(100):
             if not bad.any():
                 return x
             fresh, _ = self.proposal.sample_and_log_prob(num_chains)
             x = torch.where(bad[:, None], fresh, x)
-            bad = ~torch.isfinite(self.target.log_prob(x).detach())
+            bad = ~torch.isfinite(self.log_prob(x).detach())
         raise ValueError(
             "the flow never proposes a point of finite density: train it longer, or give "
             "initial_params and a wider flow."
@@ -354,7 +366,7 @@ class FlowKernel(MCMCKernel):
     def proposal_diagnostics(self) -> dict[str, float]:
         """How good the frozen flow is, on 4096 fresh draws."""
         x, log_q = self.proposal.sample_and_log_prob(4096)
-        log_w = self.target.log_prob(x).detach().double() - log_q.double()
+        log_w = self.log_prob(x).detach().double() - log_q.double()
         return {
             "importance ess": float(ess_fraction(log_w)),
             "pareto k": pareto_k(log_w),

@@ -62,7 +62,7 @@ class IMH(FlowKernel):
         with torch.no_grad():
             x, ladj = self.proposal.push(z)
             log_q = self.proposal.base_log_prob(z) - ladj
-            return imh.init(x, self.target.log_prob(x), log_q)
+            return imh.init(x, self.log_prob(x), log_q)
 
     @torch.no_grad()
     def step(self, state: imh.State) -> tuple[imh.State, imh.Info]:
@@ -74,7 +74,7 @@ class IMH(FlowKernel):
     def _look_ahead(self, num_chains: int) -> list[tuple[imh.State, Tensor]]:
         steps = max(1, self.lookahead // num_chains)
         x, log_q = self.proposal.sample_and_log_prob(steps * num_chains)
-        proposals = imh.init(x, self.target.log_prob(x), log_q)
+        proposals = imh.init(x, self.log_prob(x), log_q)
         log_u = torch.rand_like(proposals.log_p).log()
         blocks = [t.unflatten(0, (steps, num_chains)).unbind(0) for t in (*proposals, log_u)]
         return [(imh.State(x, p, q), u) for x, p, q, u in zip(*blocks)]

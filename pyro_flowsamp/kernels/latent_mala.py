@@ -67,13 +67,14 @@ class LatentMALA(FlowKernel):
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             x, ladj = self.proposal.push(z)
-            log_p = self.target.log_prob(x)
+            log_p = self.log_prob(x)
             log_pi = log_p.double() + ladj.double()
             (grad,) = torch.autograd.grad(log_pi.sum(), z)
-        z, ladj = z.detach(), ladj.detach().double()
-        log_q = self.proposal.base_log_prob(z).double() - ladj
+        z, x, log_p, log_pi = z.detach(), x.detach(), log_p.detach().double(), log_pi.detach()
+        log_q = self.proposal.base_log_prob(z).double() - ladj.detach().double()
+        log_pi = torch.where(torch.isfinite(log_q), log_pi, -torch.inf)  # f lives on its base
         grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
-        return langevin.State(z, log_pi.detach(), grad, x.detach(), log_p.detach().double(), log_q)
+        return langevin.State(z, log_pi, grad, x, log_p, log_q)
 
     def init(self, x: Tensor) -> langevin.State:
         return langevin.init(self.proposal.pull(x), self.density)
