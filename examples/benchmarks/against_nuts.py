@@ -27,7 +27,7 @@ sys.path.insert(0, str(HERE.parent))
 
 MODELS = ("eight_schools", "german_credit", "radon")
 OURS = ("imh", "latent-mala", "gaussian-imh")
-NUTS = ("numpyro", "pyro")
+NUTS = ("numpyro", "numpyro-parallel", "pyro", "pyro-eager")
 
 
 def measure(model_name: str, sampler: str, seed: int, smoke: bool) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def table(results: Path) -> str:
     ]
     for model in MODELS:
         rows = {}
-        for sampler in (*OURS, *NUTS, "pyro-jit"):
+        for sampler in (*OURS, *NUTS):
             stored = sorted(results.glob(f"{model}-{sampler}-[0-9]*.json"))
             if stored:
                 rows[sampler] = [json.loads(p.read_text()) for p in stored]
