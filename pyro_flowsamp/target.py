@@ -374,6 +374,11 @@ def _real_site(name: str, shape: Size) -> Site:
     return Site(name, shape, shape, len(shape), identity_transform)
 
 
+def same_objects(one: tuple, two: tuple) -> bool:
+    """Whether two argument lists hold the same objects (comparing tensors' values would sync)."""
+    return len(one) == len(two) and all(a is b for a, b in zip(one, two))
+
+
 def _finite_or_zero(grad: Tensor) -> Tensor:
     return torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
 

@@ -86,9 +86,7 @@ def run(model: str, sampler: str, seed: int, smoke: bool) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def collect(
-    models: list[str], samplers: list[str], seeds: int, results: Path, smoke: bool
-) -> None:
+def collect(models: list[str], samplers: list[str], seeds: int, results: Path, smoke: bool) -> None:
     """Runs what is not stored yet, seed by seed, so that all samplers advance together."""
     results.mkdir(parents=True, exist_ok=True)
     for seed in range(seeds):
@@ -121,11 +119,11 @@ def table(results: Path) -> str:
         flows = [statistics.mean(times[s]) for s in ("imh", "latent-mala") if s in times]
         for sampler, values in times.items():
             mean = statistics.mean(values)
-            spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+            spread = f"± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             efficiency = statistics.mean(r["min_bulk_ess"] / r["num_draws"] for r in rows[sampler])
             ratio = mean / min(flows) if flows else float("nan")
             lines.append(
-                f"| {model} | {sampler} | {mean:.2f} ± {spread:.2f} | {ratio:.1f} "
+                f"| {model} | {sampler} | {mean:.2f} {spread} | {ratio:.1f} "
                 f"| {efficiency:.2f} | {len(values)} |"
             )
     return "\n".join(lines)

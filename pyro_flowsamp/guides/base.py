@@ -26,7 +26,7 @@ from .._model import init_to_unconstrained, is_discrete
 from ..flows import FlowDistribution
 from ..importance import ess_fraction, pareto_k
 from ..proposal import Proposal
-from ..target import Target, Values
+from ..target import Target, Values, same_objects
 from ..train import FitOptions, History
 
 __all__ = ["FlowGuide"]
@@ -142,7 +142,7 @@ class FlowGuide(AutoContinuous):
         (source,) = self._source
         names = sorted(kwargs)
         key = (source, torch.get_default_dtype(), *args, *names, *(kwargs[k] for k in names))
-        if self._last is not None and _identical(key, self._last[0]):
+        if self._last is not None and same_objects(key, self._last[0]):
             return self._last[1]
         target = (
             source if isinstance(source, Target) else Target.from_model(source, *args, **kwargs)
@@ -279,10 +279,6 @@ class FlowGuide(AutoContinuous):
         if self._source == (None,):
             self._source = (model,)
             self._model = (InitMessenger(init_to_unconstrained)(model),)
-
-
-def _identical(one: tuple, two: tuple) -> bool:
-    return len(one) == len(two) and all(a is b for a, b in zip(one, two))
 
 
 def _check_dimension(flow: nn.Module, target: Target, row: Tensor | None) -> None:

@@ -28,7 +28,7 @@ from torch.distributions import Transform
 
 from ..importance import ess_fraction, pareto_k
 from ..proposal import Proposal
-from ..target import Target, Values
+from ..target import Target, Values, same_objects
 
 __all__ = ["FlowKernel", "Guide", "KernelState", "StepInfo"]
 
@@ -167,7 +167,7 @@ class FlowKernel(MCMCKernel):
             ValueError: The guide was trained for another model.
         """
         key = (*args, *sorted(kwargs), *(kwargs[k] for k in sorted(kwargs)))
-        if self._bound is not None and _same(self._bound, key):
+        if self._bound is not None and same_objects(self._bound, key):
             return
         if self._owns_guide and self._bound is not None:
             self.guide = None  # trained for other data
@@ -391,11 +391,3 @@ def statistics(state: KernelState, info: StepInfo) -> dict[str, Tensor]:
         "acceptance_rate": info.accept_prob,
         "diverging": info.diverging,
     }
-
-
-def _same(one: tuple, two: tuple) -> bool:
-    return len(one) == len(two) and all(a is b or _equal(a, b) for a, b in zip(one, two))
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a is b
