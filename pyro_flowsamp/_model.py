@@ -36,6 +36,7 @@ from ._enumeration import Enumerate, marginal_log_prob
 Values = dict[str, Tensor]
 
 _CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
+_WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 _BATCH_PLATE = "_flowsamp_batch"
 
 
@@ -124,8 +125,16 @@ def _site(node: dict) -> Site:
     fn, value = node["fn"], node["value"]
     transform = _bijection(node)
     base = fn
-    while hasattr(base, "base_dist"):
+    while isinstance(base, _WRAPPERS):
         base = base.base_dist
+    inner = base
+    while hasattr(inner, "base_dist"):
+        inner = inner.base_dist
+    if isinstance(inner, _CIRCULAR) and not isinstance(base, _CIRCULAR):
+        raise ValueError(
+            f"site '{node['name']}': a transformed angle is no angle of period 2 pi, and has no "
+            f"density on the line; sample the {type(inner).__name__} and transform its value."
+        )
     return Site(
         name=node["name"],
         shape=transform.inv(value).shape,

@@ -86,12 +86,17 @@ class Affine(zuko.lazy.LazyTransform):
         for parameter in self.parameters():
             parameter.zero_()
         self.loc.copy_(loc)
+        if scale_tril.dim() < self.scale.dim():
+            scale_tril = scale_tril.diag()
         if self.scale.dim() == 1:
             scale = scale_tril if scale_tril.dim() == 1 else scale_tril.norm(dim=-1)
             self.scale.copy_(torch.where(self.real > 0, scale, 1.0))
         else:
-            pair = self.real[:, None] * self.real
-            self.scale.copy_(scale_tril * pair + torch.diag(1 - self.real))
+            if self.angles is not None:  # the reals' own root, not their rows of the joint one
+                real = self.real.double()
+                root = scale_tril.double() * real[:, None]
+                scale_tril = torch.linalg.cholesky(root @ root.mT + torch.diag(1 - real))
+            self.scale.copy_(scale_tril)
 
     def forward(self, c: Tensor | None = None) -> Map:
         diagonal = (self.log_diagonal * self.real).exp()
@@ -271,7 +276,7 @@ class LayeredFlow(zuko.lazy.Flow):
     @torch.no_grad()
     def initialize_from(self, draws: Tensor) -> None:
         """Standardises draws ``(M, d)`` by the affine layer, and fits the mixture to the result."""
-        covariance = torch.cov(draws.double().mT)
+        covariance = torch.cov(draws.double().mT).reshape(self.features, self.features)
         jitter = 1e-9 * covariance.diagonal().mean() * torch.eye(self.features).to(covariance)
         chol = torch.linalg.cholesky(covariance + jitter)
         self.affine.initialize(draws.mean(0), chol.to(draws))

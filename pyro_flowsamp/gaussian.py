@@ -159,6 +159,6 @@ def _draw(
     inside = torch.isfinite(log_p)
     log_w = torch.where(inside, log_p + 0.5 * noise.square().sum(-1), 0.0)
     part = inside.double().mean(-1)
-    bound = log_w.mean(-1) / part + 2 * part.log() + chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    bound = log_w.mean(-1) / part + part.log() + chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     score = torch.where(inside[..., None], score, 0.0)
     return z, score, inside, bound.nan_to_num(nan=-torch.inf)

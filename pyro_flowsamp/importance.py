@@ -43,7 +43,8 @@ def ess_fraction(log_weights: Tensor) -> Tensor:
 def log_evidence(log_weights: Tensor) -> Evidence:
     r""":math:`\log Z = \log \frac1N \sum_i w_i`; the mean weight, not its log, is unbiased.
 
-    The standard error is that of the mean weight over the mean weight.
+    The standard error is that of the mean weight over the mean weight; NaN where all weights are
+    zero, or there is only one.
     """
     log_w = log_weights.double()
     log_z = log_w.logsumexp(0) - log(len(log_w))

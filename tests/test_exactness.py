@@ -95,7 +95,6 @@ def _stretched():
     pyro.sample("x", dist.TransformedDistribution(half, AffineTransform(0.0, 2.0)))
 
 
-@pytest.mark.xfail(reason="taken for an angle of period 2π: the draws are of half the circle")
 def test_an_angle_times_two_is_refused():
     with pytest.raises(ValueError, match="transformed angle"):
         Target.from_model(_stretched)
