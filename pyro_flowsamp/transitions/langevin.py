@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .select import select
+from .select import Info, select
 
 __all__ = ["Info", "State", "init", "mala", "optimal_step_size"]
 
@@ -51,14 +51,6 @@ class State(NamedTuple):
     x: Tensor
     log_p: Tensor
     log_q: Tensor
-
-
-class Info(NamedTuple):
-    """What happened in one step, ``(C,)`` each."""
-
-    accepted: Tensor
-    accept_prob: Tensor
-    diverging: Tensor
 
 
 Density = Callable[[Tensor], State]

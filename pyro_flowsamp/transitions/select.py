@@ -1,13 +1,21 @@
-"""Choosing between two states chain by chain."""
+"""What transitions share: the report of a step, and the choice between two states."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 S = TypeVar("S", bound=tuple)
+
+
+class Info(NamedTuple):
+    """What happened in one step, ``(C,)`` each."""
+
+    accepted: Tensor
+    accept_prob: Tensor
+    diverging: Tensor
 
 
 def select(mask: Tensor, new: S, old: S) -> S:
