@@ -32,9 +32,9 @@ NUTS = ("numpyro", "numpyro-parallel", "pyro", "pyro-eager")
 
 def measure(model_name: str, sampler: str, seed: int, smoke: bool) -> dict[str, Any]:
     """One measurement of ours, in this process."""
-    import arviz as az
     import pyro
     from models import load
+    from nuts_baselines import report
 
     from pyro_flowsamp import IMH, AutoFlow, FitOptions, LatentMALA, VectorizedMCMC
 
@@ -52,22 +52,15 @@ def measure(model_name: str, sampler: str, seed: int, smoke: bool) -> dict[str, 
     )
     mcmc.run(*data)
     seconds = perf_counter() - start
-    sampling = mcmc.seconds["sampling"]
-    arrays = {k: v.numpy() for k, v in mcmc.get_samples(group_by_chain=True).items()}
-    ess = min(float(x.min()) for x in az.ess(arrays, method="bulk").values())
+    draws_by_chain = mcmc.get_samples(group_by_chain=True)
     return {
-        "seconds": seconds,
-        "sampling_seconds": sampling,
-        "seconds_to_10000": seconds - sampling + sampling * 1e4 / ess,
-        "min_bulk_ess": ess,
-        "num_draws": chains * draws,
+        **report(draws_by_chain, seconds, mcmc.seconds["sampling"]),
         "training_seconds": history.seconds,
         "stopped": history.stopped,
         "gaussian_ess": history.gaussian_ess,
         "importance_ess": history.final_ess,
         "pareto_k": history.pareto_k,
         "acceptance": float(mcmc.statistics["accepted"].double().mean()),
-        "posterior_means": {k: v.mean((0, 1)).tolist() for k, v in arrays.items()},
     }
 
 

@@ -117,7 +117,7 @@ def numpyro_nuts(
     compiled = (jax.pmap if parallel else jax.jit)(sample).lower(mcmc.last_state).compile()
     start = perf_counter()
     jax.block_until_ready(compiled(mcmc.last_state))
-    return _report(draws, seconds, sampling=perf_counter() - start)
+    return report(draws, seconds, sampling=perf_counter() - start)
 
 
 def pyro_nuts(
@@ -147,10 +147,11 @@ def pyro_nuts(
     mcmc.run(*data)
     end = perf_counter()
     torch.set_num_threads(threads)
-    return _report(mcmc.get_samples(group_by_chain=True), end - start, sampling=end - warm)
+    return report(mcmc.get_samples(group_by_chain=True), end - start, sampling=end - warm)
 
 
-def _report(draws: dict[str, Any], seconds: float, sampling: float) -> dict[str, Any]:
+def report(draws: dict[str, Any], seconds: float, sampling: float) -> dict[str, Any]:
+    """What every measurement stores, of draws ``{site: (chains, draws, ...)}``."""
     arrays = {name: np.asarray(x) for name, x in draws.items()}
     ess = min(float(x.min()) for x in az.ess(arrays, method="bulk").values())
     return {

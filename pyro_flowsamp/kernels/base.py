@@ -263,14 +263,13 @@ class FlowKernel(MCMCKernel):
 
     def _flow_starts(self, num_chains: int) -> Tensor:
         """Independent draws of the flow, redrawn where the target has no density."""
-        x, log_q = self.proposal.sample_and_log_prob(num_chains)
-        bad = ~torch.isfinite(self.log_prob(x).detach())
+        x, _ = self.proposal.sample_and_log_prob(num_chains)
         for _ in range(100):
+            bad = ~torch.isfinite(self.log_prob(x).detach())
             if not bad.any():
                 return x
             fresh, _ = self.proposal.sample_and_log_prob(num_chains)
             x = torch.where(bad[:, None], fresh, x)
-            bad = ~torch.isfinite(self.log_prob(x).detach())
         raise ValueError(
             "the flow never proposes a point of finite density: train it longer, or give "
             "initial_params and a wider flow."
