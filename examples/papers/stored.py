@@ -1,0 +1,55 @@
+"""Runs stored one by one: what was interrupted goes on where it stopped, tables come from files.
+
+A *run* is a named function of a seed that returns numbers (and short lists of numbers). Each is
+written to ``results/<name>-<seed>.json`` as it finishes, with its wall-clock seconds, and not
+computed again.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pyro
+
+RESULTS = Path(__file__).parent / "results"
+
+Run = Callable[[], dict[str, Any]]
+
+
+def collect(results: Path, runs: Mapping[str, Run], seeds: Iterable[int]) -> None:
+    """Computes what is not stored yet, seed by seed, so that all runs advance together."""
+    results.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for name, run in runs.items():
+            path = results / f"{name}-{seed}.json"
+            if path.exists():
+                continue
+            pyro.set_rng_seed(seed)
+            start = perf_counter()
+            result = {**run(), "seconds": perf_counter() - start}
+            path.write_text(json.dumps(result, indent=1) + "\n")
+            print(f"{name} seed {seed}: {result['seconds']:.1f} s", flush=True)
+
+
+def load(results: Path, name: str) -> list[dict[str, Any]]:
+    """What is stored of a run, in order of its seeds."""
+    return [json.loads(p.read_text()) for p in sorted(results.glob(f"{name}-[0-9]*.json"))]
+
+
+def spread(values: Iterable[float], digits: int = 3) -> str:
+    """Mean ± standard deviation over seeds."""
+    values = list(values)
+    if not values:
+        return "–"
+    mean = f"{statistics.mean(values):.{digits}g}"
+    return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table."""
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
