@@ -18,12 +18,13 @@ MAY_IMPORT = {
     "importance": "",
     "mixture": "",
     "proposal": "",
-    "paths": "",
+    "velocity": "",
+    "paths": "_zuko maps",
     "maps": "_zuko",
-    "flows": "_zuko maps mixture paths",
-    "objectives": "target flows paths",
+    "flows": "_zuko maps mixture",
+    "objectives": "target flows",
     "transitions": "transitions target gaussian importance",
-    "guides": "guides _model target flows paths objectives train "
+    "guides": "guides _model target flows paths velocity objectives train "
     "gaussian importance mixture proposal transitions",
     "kernels": "kernels target flows importance proposal transitions",
     "mcmc": "kernels target",

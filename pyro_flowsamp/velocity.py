@@ -1,0 +1,146 @@
+r"""Velocity fields whose divergence is exact and nearly free.
+
+A network of two hidden layers,
+
+.. math:: v = W_3\,\sigma(W_2\,\sigma(u_1) + b_2) + b_3 + A x, \qquad
+          u_1 = W_1 x + w\,t + b_1, \quad u_2 = W_2\,\sigma(u_1) + b_2,
+
+has the Jacobian :math:`W_3\,\mathrm{diag}(\sigma'(u_2))\,W_2\,\mathrm{diag}(\sigma'(u_1))\,W_1 + A`
+and so the trace
+
+.. math:: \nabla\cdot v = \sum_{ab} \sigma'(u_2)_a\,(W_2)_{ab}\,\sigma'(u_1)_b\,(W_1 W_3)_{ba}
+          + \operatorname{tr} A,
+
+whose middle matrix does not depend on the point: :math:`O(h^2)` a point, whatever the dimension,
+and differentiable like everything else. Sums of such networks, weighted by functions of time, keep
+the property.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ACTIVATIONS", "TimeMLP", "VelocityMLP"]
+
+
+def _silu(u: Tensor) -> tuple[Tensor, Tensor]:
+    s = u.sigmoid()
+    value = u * s
+    return value, s + value * (1 - s)
+
+
+def _tanh(u: Tensor) -> tuple[Tensor, Tensor]:
+    value = u.tanh()
+    return value, 1 - value.square()
+
+
+ACTIVATIONS = {"silu": _silu, "tanh": _tanh}  #: name → (value, derivative) in one pass
+
+
+class TimeMLP(nn.Module):
+    r"""A function of time and place, :math:`\sum_m \rho_m(t)\,\mathrm{MLP}_m([x, t])`.
+
+    The weights :math:`\rho_m` are Gaussian bumps, evenly spaced over [0, 1] and normalised to sum to
+    one (Máté & Fleuret, 2023, https://arxiv.org/abs/2301.07388, Sec. 4); one network needs none.
+    The last layer starts at zero, so the function starts as zero.
+
+    Arguments:
+        features: Dimension of x.
+        outputs: Dimension of the value.
+        hidden_features: Width of both hidden layers.
+        kernels: How many networks share the time.
+        activation: "silu" or "tanh".
+    """
+
+    def __init__(
+        self,
+        features: int,
+        outputs: int,
+        hidden_features: int = 64,
+        kernels: int = 1,
+        activation: str = "silu",
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got '{activation}'")
+        self.kernels, self._activation = kernels, ACTIVATIONS[activation]
+        self.in_weight = _uniform(kernels, hidden_features, features)
+        self.time_weight = _uniform(kernels, 1, hidden_features)
+        self.in_bias = _uniform(kernels, 1, hidden_features)
+        self.mid_weight = _uniform(kernels, hidden_features, hidden_features)
+        self.mid_bias = _uniform(kernels, 1, hidden_features)
+        self.out_weight = nn.Parameter(torch.zeros(kernels, outputs, hidden_features))
+        self.out_bias = nn.Parameter(torch.zeros(kernels, 1, outputs))
+        self.register_buffer("centres", torch.linspace(0, 1, kernels)[:, None], persistent=False)
+
+    def mix(self, t: Tensor | float) -> Tensor | float:
+        r""":math:`\rho_m(t)`, ``(M, 1)`` or ``(M, N)``; 1 for a single network."""
+        if self.kernels == 1:
+            return 1.0
+        return (-0.5 * ((t - self.centres) * (self.kernels - 1)).square()).softmax(0)
+
+    def layers(self, t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The last hidden layer and both layers' derivatives, ``(M, N, h)`` each."""
+        clock = t[:, None] if isinstance(t, Tensor) and t.dim() else t
+        u = x @ self.in_weight.mT + (self.in_bias + self.time_weight * clock)
+        first, first_slope = self._activation(u)
+        second, second_slope = self._activation(first @ self.mid_weight.mT + self.mid_bias)
+        return second, first_slope, second_slope
+
+    def read_out(self, t: Tensor | float, second: Tensor) -> Tensor:
+        """The value ``(N, outputs)`` of the last hidden layer ``(M, N, h)``."""
+        return self._sum(t, second @ self.out_weight.mT + self.out_bias)
+
+    def _sum(self, t: Tensor | float, values: Tensor) -> Tensor:
+        if self.kernels == 1:
+            return values[0]
+        mix = self.mix(t)
+        assert isinstance(mix, Tensor)
+        return (mix.reshape(mix.shape + (1,) * (values.dim() - 2)) * values).sum(0)
+
+    def forward(self, t: Tensor | float, x: Tensor) -> Tensor:
+        """Time 0-d, a float, or ``(N,)``; place ``(N, d)``; value ``(N, outputs)``."""
+        return self.read_out(t, self.layers(t, x)[0])
+
+
+class VelocityMLP(TimeMLP):
+    r"""A velocity field on :math:`\mathbb R^d` with the exact divergence of the module's docstring.
+
+    Arguments:
+        features: The dimension d.
+        hidden_features, kernels, activation: See :class:`TimeMLP`.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden_features: int = 64,
+        kernels: int = 1,
+        activation: str = "silu",
+    ) -> None:
+        super().__init__(features, features, hidden_features, kernels, activation)
+        self.linear = nn.Parameter(torch.zeros(kernels, features, features))
+
+    def forward(self, t: Tensor | float, x: Tensor) -> Tensor:
+        second, _, _ = self.layers(t, x)
+        return self._sum(t, self._value(x, second))
+
+    def _value(self, x: Tensor, second: Tensor) -> Tensor:
+        return second @ self.out_weight.mT + x @ self.linear.mT + self.out_bias
+
+    def with_divergence(self, t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor]:
+        r""":math:`v(t, x)` and :math:`\nabla\cdot v(t, x)`, ``(N, d)`` and ``(N,)``."""
+        second, first_slope, second_slope = self.layers(t, x)
+        middle = self.mid_weight * (self.in_weight @ self.out_weight).mT
+        trace = self.linear.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+        divergence = (second_slope @ middle * first_slope).sum(-1) + trace
+        return self._sum(t, self._value(x, second)), self._sum(t, divergence[..., None])[..., 0]
+
+
+def _uniform(*shape: int) -> nn.Parameter:
+    """As torch's linear layers start: uniform, scaled by the fan-in, the last dimension."""
+    bound = 1 / sqrt(shape[-1])
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
