@@ -5,8 +5,8 @@ A velocity field :math:`v` moves points by :math:`\dot x = v(t, x)` and their lo
 .. math:: \frac{d}{dt} \log q(x(t)) = -\nabla\cdot v(t, x(t))
 
 (Chen et al., 2018, https://arxiv.org/abs/1806.07366). Integrated by a Runge–Kutta method of fixed
-steps both are deterministic and differentiable any number of times. The log-det is that of the exact
-flow along the computed path, not of the map that the steps make: the difference would be a bias in a
+steps both are deterministic and differentiable any number of times. The log-det is that of the flow
+along the computed path, not of the map that the steps make: the difference would be a bias in a
 Metropolis ratio, so :func:`refine` takes as many steps as bring it below a thousandth of a nat.
 """
 

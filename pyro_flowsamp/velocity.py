@@ -43,8 +43,8 @@ ACTIVATIONS = {"silu": _silu, "tanh": _tanh}  #: name → (value, derivative) in
 class TimeMLP(nn.Module):
     r"""A function of time and place, :math:`\sum_m \rho_m(t)\,\mathrm{MLP}_m([x, t])`.
 
-    The weights :math:`\rho_m` are Gaussian bumps, evenly spaced over [0, 1] and normalised to sum to
-    one (Máté & Fleuret, 2023, https://arxiv.org/abs/2301.07388, Sec. 4); one network needs none.
+    The weights :math:`\rho_m` are Gaussian bumps, evenly spaced over [0, 1] and normalised to sum
+    to one (Máté & Fleuret, 2023, https://arxiv.org/abs/2301.07388, Sec. 4); one network needs none.
     The last layer starts at zero, so the function starts as zero.
 
     Arguments:
