@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "train": "",
     "gaussian": "",
     "importance": "",
+    "metrics": "importance",
     "mixture": "",
     "proposal": "",
     "velocity": "",
