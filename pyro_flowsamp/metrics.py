@@ -50,7 +50,9 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | Tensor | None = None) -> Tensor
         x, y: Draws, ``(m, d)`` and ``(n, d)``.
         bandwidth: :math:`h`; where None a tenth of the median distance between the pooled points,
             as in the annealing flow paper (https://arxiv.org/abs/2409.20547). Give the same one to
-            all the samplers that are compared.
+            all the samplers that are compared, and a wider one in more than a few dimensions:
+            where no two draws are within a tenth of the median, the kernel is zero between all
+            of them and so is the result, however much the distributions differ.
     """
     x, y = x.double(), y.double()
     h = 0.1 * _median_distance(torch.cat([_thin(x), _thin(y)])) if bandwidth is None else bandwidth
