@@ -12,16 +12,16 @@ https://doi.org/10.1111/j.1467-9868.2006.00553.x). The product of the mean weigh
 
 from __future__ import annotations
 
-from math import log, pi
+from math import log
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..gaussian import ascend
 from ..importance import ess_fraction
 from ..target import Target
-from . import langevin
+from . import bridge, langevin
+from .bridge import Base, overdispersed_base
 
 __all__ = ["Particles", "tempered", "tempered_ensemble"]
 
@@ -38,32 +38,6 @@ class Particles(NamedTuple):
     x: Tensor
     log_z: Tensor
     betas: list[float]
-
-
-class _Base:
-    """N(loc, diag(scale²)), uniform on angles."""
-
-    def __init__(self, loc: Tensor, scale: Tensor, angles: Tensor) -> None:
-        self.loc, self.scale, self.angles = loc, scale, angles.to(loc.device)
-
-    def sample(self, num: int) -> Tensor:
-        x = self.loc + self.scale * self.loc.new_empty(num, len(self.loc)).normal_()
-        return torch.where(self.angles, torch.empty_like(x).uniform_(-pi, pi), x)
-
-    def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        u = (x - self.loc) / self.scale
-        normal = -0.5 * u.square() - self.scale.log() - 0.5 * log(2 * pi)
-        log_b = torch.where(self.angles, -log(2 * pi), normal).sum(-1)
-        return log_b, torch.where(self.angles, 0.0, -u / self.scale)
-
-
-def _overdispersed_base(target: Target, num: int) -> _Base:
-    """Twice as wide as the better half of many points that climbed to their nearest modes."""
-    x = ascend(target, target.initial_points(num), steps=300, rate=0.3)[-1]
-    with torch.no_grad():
-        log_p = target.log_prob(x)
-    x = x[log_p.argsort(descending=True)[: num // 2]]
-    return _Base(x.mean(0), 2 * x.std(0) + 1.0, target.angles)
 
 
 def _next_beta(log_ratio: Tensor, beta: float, ess: float) -> float:
@@ -89,16 +63,12 @@ def _systematic(log_w: Tensor) -> Tensor:
     return torch.searchsorted(edges, grid.to(edges)).clamp(max=len(log_w) - 1)
 
 
-def _density(target: Target, base: _Base, beta: float, scale: Tensor) -> langevin.Density:
+def _density(target: Target, base: Base, beta: float, scale: Tensor) -> langevin.Density:
     r""":math:`\pi_\beta` in the coordinates z = x / scale."""
 
     def density(z: Tensor) -> langevin.State:
-        x = z * scale
-        log_p, grad_p = target.log_prob_and_grad(x)
-        log_b, grad_b = base.log_prob_and_grad(x)
-        log_pi = (1 - beta) * log_b.double() + beta * log_p.double()
-        grad = torch.nan_to_num((1 - beta) * grad_b + beta * grad_p) * scale
-        return langevin.State(z, log_pi, grad, x, log_p.double(), log_b.double())
+        betas = z.new_full(z.shape[:1], beta, dtype=torch.double)
+        return langevin.State(*bridge.density(target, base, betas, scale)(z)[:6])
 
     return density
 
@@ -132,7 +102,7 @@ def tempered(
     Raises:
         ValueError: The target's density is not finite anywhere.
     """
-    base = _overdispersed_base(target, 512)
+    base = overdispersed_base(target, 512)
     x = base.sample(num)
     step = torch.full_like(x[0, 0], langevin.optimal_step_size(target.dim))
     state = langevin.init(x, _density(target, base, 0.0, torch.ones_like(x[0])))

@@ -1,0 +1,98 @@
+r"""The tempered path from a Gaussian to a target,
+
+.. math:: \log\pi_\beta = (1 - \beta)\log b + \beta \log\tilde p, \qquad 0 \le \beta \le 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import log, pi
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..gaussian import ascend
+from ..target import Target
+
+__all__ = ["Base", "State", "density", "overdispersed_base", "place"]
+
+
+class Base:
+    """N(loc, diag(scale²)), uniform on angles."""
+
+    def __init__(self, loc: Tensor, scale: Tensor, angles: Tensor) -> None:
+        self.loc, self.scale, self.angles = loc, scale, angles.to(loc.device)
+
+    def sample(self, num: int) -> Tensor:
+        x = self.loc + self.scale * self.loc.new_empty(num, len(self.loc)).normal_()
+        return torch.where(self.angles, torch.empty_like(x).uniform_(-pi, pi), x)
+
+    def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        u = (x - self.loc) / self.scale
+        normal = -0.5 * u.square() - self.scale.log() - 0.5 * log(2 * pi)
+        log_b = torch.where(self.angles, -log(2 * pi), normal).sum(-1)
+        return log_b, torch.where(self.angles, 0.0, -u / self.scale)
+
+
+def overdispersed_base(target: Target, num: int, slack: float = 0.0) -> Base:
+    """Twice as wide as the better half of many points that climbed to their nearest modes.
+
+    Points whose log density is within ``slack`` of that half's are kept too: without, a mode that
+    is a little lower than another may have no part in the base.
+    """
+    x = ascend(target, target.initial_points(num), steps=300, rate=0.3)[-1]
+    with torch.no_grad():
+        log_p = target.log_prob(x)
+    x = x[log_p >= log_p.sort(descending=True).values[num // 2 - 1] - slack]
+    return Base(x.mean(0), 2 * x.std(0) + 1.0, target.angles)
+
+
+class State(NamedTuple):
+    r"""N points of the path; a :class:`langevin.State`, and what it takes to change :math:`\beta`.
+
+    Attributes:
+        z: Positions x / scale, ``(N, d)``.
+        log_pi: :math:`\log\pi_\beta`, ``(N,)``, float64.
+        grad: Its gradient in z, ``(N, d)``.
+        x: Positions, ``(N, d)``.
+        log_p, log_q: Log densities of target and base, ``(N,)``, float64.
+        grad_p, grad_b: Their gradients in x, ``(N, d)``.
+    """
+
+    z: Tensor
+    log_pi: Tensor
+    grad: Tensor
+    x: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    grad_p: Tensor
+    grad_b: Tensor
+
+    @property
+    def log_ratio(self) -> Tensor:
+        r""":math:`\log\tilde p - \log b`, ``(N,)``; minus infinite off the target's support."""
+        return torch.nan_to_num(self.log_p - self.log_q, nan=-torch.inf, neginf=-torch.inf)
+
+
+def place(state: State, beta: Tensor, scale: Tensor) -> State:
+    r"""The same points at other :math:`\beta` ``(N,)`` in units of ``scale``; no evaluation."""
+    mixed = (1 - beta) * state.log_q + beta * state.log_p
+    log_pi = torch.where(beta > 0, mixed, state.log_q)  # 0 times infinity
+    slope = beta.to(scale).unsqueeze(-1)
+    grad = torch.nan_to_num((1 - slope) * state.grad_b + slope * state.grad_p) * scale
+    return state._replace(z=state.x / scale, log_pi=log_pi, grad=grad)
+
+
+def density(target: Target, base: Base, beta: Tensor, scale: Tensor) -> Callable[[Tensor], State]:
+    r""":math:`\pi_\beta`, with :math:`\beta` ``(N,)``, in the coordinates z = x / scale."""
+
+    def density(z: Tensor) -> State:
+        x = z * scale
+        log_p, grad_p = target.log_prob_and_grad(x)
+        log_b, grad_b = base.log_prob_and_grad(x)
+        log_p, log_b = log_p.double(), log_b.double()
+        state = State(z, log_b, grad_b, x, log_p, log_b, grad_p, grad_b)
+        return place(state, beta, scale)._replace(z=z)
+
+    return density

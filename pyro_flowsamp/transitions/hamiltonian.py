@@ -1,0 +1,222 @@
+r"""Hamiltonian Monte Carlo in any space.
+
+With a momentum :math:`r \sim \mathcal N(0, I)` the pair :math:`(z, r)` has the density
+:math:`e^{-H}`, :math:`H = -\log\pi(z) + \|r\|^2/2`. A leapfrog step
+
+.. math:: r_{1/2} = r + \tfrac\epsilon2 \nabla\log\pi(z), \qquad
+          z' = z + \epsilon\, r_{1/2}, \qquad
+          r' = r_{1/2} + \tfrac\epsilon2 \nabla\log\pi(z')
+
+consists of three shears, each of which adds to one half of the pair a function of the other: its
+Jacobian determinant is 1. From :math:`(z', -r')` the same step leads to :math:`(z, -r)`, so L of
+them followed by :math:`r \mapsto -r` are an involution T that preserves volume, whatever vector
+field stands for the gradient. Accepting :math:`T(z, r)` with :math:`\min(1, e^{H - H'})` moves as
+much mass from each pair to its image as back, :math:`\min(e^{-H}, e^{-H'})`: detailed balance.
+The momentum is then drawn afresh, which makes its sign immaterial (Duane et al., 1987,
+https://doi.org/10.1016/0370-2693(87)91197-X; Neal, 2011, https://arxiv.org/abs/1206.1901).
+
+A trajectory that meets a density which is not finite is rejected; that is a property of the
+trajectory and not of its direction, so the balance stands. One leapfrog step is a step of
+:func:`langevin.mala` with its drift uncut: :math:`r'` is minus the backward noise. A step size may
+be drawn for each trajectory, independently of the pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from pyro.ops.dual_averaging import DualAveraging
+from torch import Tensor
+
+from ..target import Target
+from . import langevin
+from .langevin import State
+from .select import Info, select
+
+__all__ = ["Draws", "Info", "State", "StepSize", "hmc", "leapfrog", "sample"]
+
+
+class Point(Protocol):
+    """What a trajectory needs to know of a state; :class:`langevin.State` is one."""
+
+    @property
+    def z(self) -> Tensor: ...
+    @property
+    def log_pi(self) -> Tensor: ...
+    @property
+    def grad(self) -> Tensor: ...
+
+
+P = TypeVar("P", bound=Point)
+
+
+def leapfrog(
+    state: P, density: Callable[[Tensor], P], step_size: Tensor, num_steps: int, momentum: Tensor
+) -> tuple[P, Tensor, Tensor]:
+    """Where ``num_steps`` steps lead, with what momentum, and whether by finite densities only.
+
+    One evaluation of ``density`` a step; the first gradient is the state's own.
+    """
+    finite = torch.ones_like(state.log_pi, dtype=torch.bool)
+    for _ in range(num_steps):
+        momentum = momentum + 0.5 * step_size * state.grad
+        state = density(state.z + step_size * momentum)
+        momentum = momentum + 0.5 * step_size * state.grad
+        finite = finite & torch.isfinite(state.log_pi)
+    return state, momentum, finite
+
+
+def hmc(
+    state: P,
+    density: Callable[[Tensor], P],
+    step_size: Tensor,
+    num_steps: int,
+    momentum: Tensor,
+    log_u: Tensor,
+) -> tuple[P, Info]:
+    """One trajectory of every chain, with ``num_steps`` evaluations of ``density``.
+
+    Diverging are the trajectories that were not finite, or off by more than 1000 in energy.
+
+    Arguments:
+        state: Where the chains are; a named tuple.
+        density: Makes the state at z, as in :func:`langevin.init`.
+        step_size: :math:`\\epsilon`, 0-d or ``(C, 1)``.
+        num_steps: Leapfrog steps L.
+        momentum: Standard normal variates, ``(C, d)``.
+        log_u: Logs of uniform variates, ``(C,)``.
+    """
+    end, last, finite = leapfrog(state, density, step_size, num_steps, momentum)
+    kinetic = 0.5 * (momentum.double().square() - last.double().square()).sum(-1)
+    log_alpha = torch.where(finite, end.log_pi - state.log_pi + kinetic, -torch.inf)
+    accepted = log_u < log_alpha
+    diverging = (log_alpha < -1000) | ~torch.isfinite(log_alpha)
+    info = Info(accepted, log_alpha.clamp(max=0).exp().nan_to_num(nan=0.0), diverging)
+    return select(accepted, end, state), info  # type: ignore[type-var]  # a P is a named tuple
+
+
+# ---- a sampler that tunes itself ---------------------------------------------------------------
+
+
+class StepSize:
+    """Step sizes of any shape, by dual averaging towards an acceptance; all on their device.
+
+    A mean over many chains has little noise: steps are a third of those for a single one.
+    """
+
+    def __init__(self, start: Tensor, target_accept_prob: float) -> None:
+        self.value, self.target_accept_prob = start, target_accept_prob
+        self._averaging = DualAveraging(prox_center=(10 * start).log(), gamma=0.15)
+
+    def adapt(self, accept_prob: Tensor) -> None:
+        """One step, towards acceptances of the shape of the step sizes."""
+        self._averaging.step(self.target_accept_prob - accept_prob)
+        self.value = self._averaging.get_state()[0].exp().to(self.value)
+
+    def freeze(self) -> None:
+        """The average step size from now on; not before :meth:`adapt`."""
+        self.value = self._averaging.get_state()[1].exp().to(self.value)
+
+
+def jitter(step_size: Tensor) -> Tensor:
+    """Step sizes times uniforms on (0.8, 1.2), against resonance with a period of the target."""
+    return step_size * torch.empty_like(step_size).uniform_(0.8, 1.2)
+
+
+def spread(x: Tensor) -> Tensor:
+    """Standard deviations of draws ``(N, ..., d)`` over N, drawn to 0.03 where N is small."""
+    num = len(x)
+    variance = x.double().var(0, unbiased=False)
+    return ((num * variance + 5e-3) / (num + 5)).sqrt().to(x)
+
+
+class Draws(NamedTuple):
+    """Draws of C chains.
+
+    Attributes:
+        x: Positions, ``(C, S, d)``.
+        accept_prob: Mean acceptance of each chain, ``(C,)``.
+        diverging: How many trajectories of each chain diverged, ``(C,)``.
+        step_size: As frozen, in the coordinates x / scale; 0-d.
+        scale: Of the coordinates, ``(d,)``.
+        gradients: How many were evaluated, warm-up and all chains included.
+    """
+
+    x: Tensor
+    accept_prob: Tensor
+    diverging: Tensor
+    step_size: Tensor
+    scale: Tensor
+    gradients: int
+
+
+def _density(target: Target) -> langevin.Density:
+    def density(x: Tensor) -> State:
+        log_p, grad = target.log_prob_and_grad(x)
+        return State(x, log_p.double(), grad, x, log_p.double(), torch.zeros_like(log_p).double())
+
+    return density
+
+
+def _rescaled(density: langevin.Density, scale: Tensor) -> langevin.Density:
+    """The same density of z = x / scale, up to a constant."""
+
+    def rescaled(z: Tensor) -> State:
+        state = density(z * scale)
+        return state._replace(z=z, grad=state.grad * scale)
+
+    return rescaled
+
+
+def sample(
+    density: Target | langevin.Density,
+    x0: Tensor,
+    num_samples: int,
+    warmup_steps: int,
+    num_steps: int,
+    *,
+    target_accept_prob: float = 0.8,
+) -> Draws:
+    """Draws by HMC with a diagonal mass matrix, tuned over all chains in warm-up and then fixed.
+
+    Arguments:
+        density: A target, or a density as in :func:`langevin.init`.
+        x0: Where the chains start, ``(C, d)``.
+        num_samples, warmup_steps: Trajectories a chain, kept and before.
+        num_steps: Leapfrog steps a trajectory.
+        target_accept_prob: What the step size is adapted to.
+    """
+    wrap = density.wrap if isinstance(density, Target) else lambda x: x
+    density = _density(density) if isinstance(density, Target) else density
+    num_chains, dim = x0.shape
+    scale, first = torch.ones_like(x0[0]), torch.full_like(x0[0, 0], dim**-0.25)
+    step_size = StepSize(first, target_accept_prob)
+    state, rescaled = langevin.init(x0, density), density
+    window, kept, infos = [], [], []
+    for t in range(-warmup_steps, num_samples):
+        epsilon = jitter(step_size.value.expand(num_chains, 1).clone())
+        momentum, log_u = torch.randn_like(state.z), torch.rand_like(state.log_pi).log()
+        state, info = hmc(state, rescaled, epsilon, num_steps, momentum, log_u)
+        if t >= 0:
+            kept.append(wrap(state.x))
+            infos.append(info)
+            continue
+        step_size.adapt(info.accept_prob.mean())
+        window.append(wrap(state.x))
+        if t == -1:
+            step_size.freeze()
+        elif -t in (3 * warmup_steps // 4, warmup_steps // 2, warmup_steps // 4):
+            new = spread(torch.cat(window))
+            state = state._replace(z=state.z * scale / new, grad=state.grad * new / scale)
+            scale, rescaled, window = new, _rescaled(density, new), []
+            step_size = StepSize(first, target_accept_prob)
+    return Draws(
+        torch.stack(kept, 1),
+        torch.stack([info.accept_prob for info in infos], 1).mean(1),
+        torch.stack([info.diverging for info in infos], 1).sum(1),
+        step_size.value,
+        scale,
+        num_chains * (1 + (warmup_steps + num_samples) * num_steps),
+    )
