@@ -38,6 +38,8 @@ class FitOptions:
         tolerance: What counts as progress: relative growth of the effective sample size, or a fall
             of the loss in nats.
         enough: Effective sample size, as a fraction, at which to stop at once.
+        anneal: Whether the learning rate falls to zero along half a cosine over ``max_steps``,
+            instead of whenever there is no progress.
         progress: Whether to show a progress bar.
     """
 
@@ -51,6 +53,7 @@ class FitOptions:
     decays: int = 2
     tolerance: float = 0.02
     enough: float = 0.9
+    anneal: bool = False
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -145,6 +148,9 @@ class _Stepper:
     def decay(self, factor: float) -> None:
         self.learning_rate *= factor
 
+    def anneal(self, start: float, progress: float) -> None:
+        self.learning_rate = start * 0.5 * (1 + math.cos(math.pi * progress))
+
 
 class _Plateau:
     """Says when neither the effective sample size grows nor the loss falls any more."""
@@ -157,6 +163,8 @@ class _Plateau:
         """One of "go", "decay", "flat", "enough"."""
         if ess >= self.options.enough:
             return "enough"
+        if self.options.anneal:
+            return "go"
         tolerance = self.options.tolerance
         grows = ess > self.best_ess * (1 + tolerance) + 1e-3
         falls = loss < self.best_loss - tolerance
@@ -210,6 +218,8 @@ def fit(
         try:
             while history.steps < options.max_steps:
                 loss, log_weights = closure()
+                if options.anneal:
+                    stepper.anneal(options.learning_rate, history.steps / options.max_steps)
                 stepper.step(loss)
                 losses.append(loss.detach())
                 if log_weights is not None:

@@ -2,14 +2,13 @@ r"""Velocity fields whose divergence is exact and nearly free.
 
 A network of two hidden layers,
 
-.. math:: v = W_3\,\sigma(W_2\,\sigma(u_1) + b_2) + b_3 + A x, \qquad
+.. math:: v = W_3\,\sigma(W_2\,\sigma(u_1) + b_2) + b_3, \qquad
           u_1 = W_1 x + w\,t + b_1, \quad u_2 = W_2\,\sigma(u_1) + b_2,
 
-has the Jacobian :math:`W_3\,\mathrm{diag}(\sigma'(u_2))\,W_2\,\mathrm{diag}(\sigma'(u_1))\,W_1 + A`
+has the Jacobian :math:`W_3\,\mathrm{diag}(\sigma'(u_2))\,W_2\,\mathrm{diag}(\sigma'(u_1))\,W_1`
 and so the trace
 
-.. math:: \nabla\cdot v = \sum_{ab} \sigma'(u_2)_a\,(W_2)_{ab}\,\sigma'(u_1)_b\,(W_1 W_3)_{ba}
-          + \operatorname{tr} A,
+.. math:: \nabla\cdot v = \sum_{ab} \sigma'(u_2)_a\,(W_2)_{ab}\,\sigma'(u_1)_b\,(W_1 W_3)_{ba},
 
 whose middle matrix does not depend on the point: :math:`O(h^2)` a point, whatever the dimension,
 and differentiable like everything else. Sums of such networks, weighted by functions of time, keep
@@ -55,6 +54,8 @@ class TimeMLP(nn.Module):
         activation: "silu" or "tanh".
     """
 
+    centres: Tensor
+
     def __init__(
         self,
         features: int,
@@ -90,9 +91,9 @@ class TimeMLP(nn.Module):
         second, second_slope = self._activation(first @ self.mid_weight.mT + self.mid_bias)
         return second, first_slope, second_slope
 
-    def read_out(self, t: Tensor | float, second: Tensor) -> Tensor:
-        """The value ``(N, outputs)`` of the last hidden layer ``(M, N, h)``."""
-        return self._sum(t, second @ self.out_weight.mT + self.out_bias)
+    def _value(self, x: Tensor, second: Tensor) -> Tensor:
+        """Each network's value, ``(M, N, outputs)``, given its last hidden layer."""
+        return second @ self.out_weight.mT + self.out_bias
 
     def _sum(self, t: Tensor | float, values: Tensor) -> Tensor:
         if self.kernels == 1:
@@ -103,15 +104,25 @@ class TimeMLP(nn.Module):
 
     def forward(self, t: Tensor | float, x: Tensor) -> Tensor:
         """Time 0-d, a float, or ``(N,)``; place ``(N, d)``; value ``(N, outputs)``."""
-        return self.read_out(t, self.layers(t, x)[0])
+        return self._sum(t, self._value(x, self.layers(t, x)[0]))
 
 
 class VelocityMLP(TimeMLP):
     r"""A velocity field on :math:`\mathbb R^d` with the exact divergence of the module's docstring.
 
+    Beside the network stands a part that moves every coordinate by itself,
+
+    .. math:: s_i(x) = a_i x_i + \sum_{j \le U} c_{ij} \tanh(w_{ij} x_i + b_{ij}), \qquad
+              \nabla\cdot s = \sum_i a_i + \sum_{ij} c_{ij} w_{ij} (1 - \tanh^2),
+
+    so that marginals are bent at a price linear in d; the network is left with what coordinates do
+    to each other. Its output is divided by :math:`\sqrt d`, lest Adam's first steps, of the same
+    size in every coordinate, stir all those that should stay.
+
     Arguments:
         features: The dimension d.
         hidden_features, kernels, activation: See :class:`TimeMLP`.
+        units: :math:`U`.
     """
 
     def __init__(
@@ -120,24 +131,37 @@ class VelocityMLP(TimeMLP):
         hidden_features: int = 64,
         kernels: int = 1,
         activation: str = "silu",
+        units: int = 8,
     ) -> None:
         super().__init__(features, features, hidden_features, kernels, activation)
-        self.linear = nn.Parameter(torch.zeros(kernels, features, features))
+        self.damping = features**-0.5
+        self.slope = nn.Parameter(torch.zeros(kernels, 1, features))
+        self.unit_weight = nn.Parameter(torch.randn(kernels, 1, features, units))
+        self.unit_bias = nn.Parameter(torch.randn(kernels, 1, features, units))
+        self.unit_scale = nn.Parameter(torch.zeros(kernels, 1, features, units))
+
+    def _units(self, x: Tensor) -> Tensor:
+        """The separate part's hidden units, ``(M, N, d, U)``."""
+        return torch.addcmul(self.unit_bias, x[..., None], self.unit_weight).tanh()
+
+    def _velocity(self, x: Tensor, second: Tensor, units: Tensor) -> Tensor:
+        separate = self.slope * x + (units * self.unit_scale).sum(-1)
+        return self.damping * self._value(x, second) + separate
 
     def forward(self, t: Tensor | float, x: Tensor) -> Tensor:
-        second, _, _ = self.layers(t, x)
-        return self._sum(t, self._value(x, second))
-
-    def _value(self, x: Tensor, second: Tensor) -> Tensor:
-        return second @ self.out_weight.mT + x @ self.linear.mT + self.out_bias
+        return self._sum(t, self._velocity(x, self.layers(t, x)[0], self._units(x)))
 
     def with_divergence(self, t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`v(t, x)` and :math:`\nabla\cdot v(t, x)`, ``(N, d)`` and ``(N,)``."""
-        second, first_slope, second_slope = self.layers(t, x)
+        (second, first_slope, second_slope), units = self.layers(t, x), self._units(x)
         middle = self.mid_weight * (self.in_weight @ self.out_weight).mT
-        trace = self.linear.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
-        divergence = (second_slope @ middle * first_slope).sum(-1) + trace
-        return self._sum(t, self._value(x, second)), self._sum(t, divergence[..., None])[..., 0]
+        network = (second_slope @ middle * first_slope).sum(-1)
+        weights = self.unit_scale * self.unit_weight
+        separate = self.slope.sum(-1) + weights.sum((-1, -2))
+        separate = separate - (units.square() * weights).sum((-1, -2))
+        divergence = self.damping * network + separate
+        velocity = self._velocity(x, second, units)
+        return self._sum(t, velocity), self._sum(t, divergence[..., None])[..., 0]
 
 
 def _uniform(*shape: int) -> nn.Parameter:
