@@ -173,7 +173,7 @@ def test_the_state_is_never_stale(name):
 @pytest.mark.parametrize("seed", range(5))
 def test_the_base_covers_lower_modes(seed):
     pyro.set_rng_seed(seed)
-    base = bridge.overdispersed_base(_far_modes(), 512, slack=10.0)
+    base = bridge.overdispersed_base(_far_modes(), 512)
     assert abs(base.loc[0]) < 1 and base.scale[0] > 8
 
 

@@ -13,9 +13,20 @@ import torch
 from torch import Tensor
 
 from ..gaussian import ascend
+from ..importance import ess_fraction
 from ..target import Target
 
-__all__ = ["Base", "State", "density", "overdispersed_base", "place"]
+__all__ = [
+    "Base",
+    "State",
+    "density",
+    "local_scale",
+    "next_beta",
+    "overdispersed_base",
+    "place",
+]
+
+SLACK = 10.0  #: nats
 
 
 class Base:
@@ -35,16 +46,19 @@ class Base:
         return log_b, torch.where(self.angles, 0.0, -u / self.scale)
 
 
-def overdispersed_base(target: Target, num: int, slack: float = 0.0) -> Base:
+def overdispersed_base(target: Target, num: int) -> Base:
     """Twice as wide as the better half of many points that climbed to their nearest modes.
 
-    Points whose log density is within ``slack`` of that half's are kept too: without, a mode that
-    is a little lower than another may have no part in the base.
+    They start on scales up to eight times those of :meth:`~pyro_flowsamp.Target.initial_points`,
+    and any whose log density ends within :data:`SLACK` of that half's is kept too: without, a mode
+    that is far out, or a little lower than another, may have no part in the base.
     """
-    x = ascend(target, target.initial_points(num), steps=300, rate=0.3)[-1]
+    x = target.initial_points(num)
+    octaves = torch.where(target.angles, 0.0, 3 * torch.rand_like(x[:, :1]))
+    x = ascend(target, x * 2**octaves, steps=300, rate=0.3)[-1]
     with torch.no_grad():
         log_p = target.log_prob(x)
-    x = x[log_p >= log_p.sort(descending=True).values[num // 2 - 1] - slack]
+    x = x[log_p >= log_p.sort(descending=True).values[num // 2 - 1] - SLACK]
     return Base(x.mean(0), 2 * x.std(0) + 1.0, target.angles)
 
 
@@ -96,3 +110,26 @@ def density(target: Target, base: Base, beta: Tensor, scale: Tensor) -> Callable
         return place(state, beta, scale)._replace(z=z)
 
     return density
+
+
+def next_beta(log_ratio: Tensor, beta: float, ess: float) -> float:
+    """The largest next beta whose weights keep an ESS fraction of ``ess``, by bisection."""
+    low, high = beta, 1.0
+    if float(ess_fraction((1 - beta) * log_ratio)) >= ess:
+        return 1.0
+    for _ in range(30):
+        middle = 0.5 * (low + high)
+        if float(ess_fraction((middle - beta) * log_ratio)) >= ess:
+            low = middle
+        else:
+            high = middle
+    return max(low, min(1.0, beta + 1e-6))
+
+
+def local_scale(grad: Tensor) -> Tensor:
+    r""":math:`(\mathbb E\,g_i^2)^{-1/2}`: a Gaussian's standard deviation, the width of modes.
+
+    Scores are clipped at their 95 % quantile, lest one particle on a cliff set the scale.
+    """
+    bound = grad.abs().float().quantile(0.95, dim=0).to(grad)
+    return grad.abs().clamp(max=bound).square().mean(0).rsqrt().clamp(1e-6, 1e6)

@@ -23,7 +23,7 @@ however bad the flow (Hoffman et al., 2019, https://arxiv.org/abs/1903.03704). N
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class State(NamedTuple):
     log_q: Tensor
 
 
-Density = Callable[[Tensor], State]
+Density = Callable[[Tensor], Any]  #: z → a state with at least z, log_pi and grad
 
 
 def optimal_step_size(dim: int) -> float:

@@ -166,7 +166,7 @@ def parallel_tempering(
     Raises:
         ValueError: ``betas`` do not fall from one to zero.
     """
-    base = base or bridge.overdispersed_base(target, 512, slack=10.0)
+    base = base or bridge.overdispersed_base(target, 512)
     cubes = torch.linspace(1, 0, num_replicas, dtype=torch.double) ** 3
     given = cubes.tolist() if betas is None else list(betas)
     if not (given[0] == 1 and given[-1] == 0 and all(a > b for a, b in zip(given, given[1:]))):

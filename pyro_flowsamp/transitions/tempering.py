@@ -12,16 +12,13 @@ https://doi.org/10.1111/j.1467-9868.2006.00553.x). The product of the mean weigh
 
 from __future__ import annotations
 
-from math import log
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..importance import ess_fraction
 from ..target import Target
-from . import bridge, langevin
-from .bridge import Base, overdispersed_base
+from . import bridge, langevin, transport
 
 __all__ = ["Particles", "tempered", "tempered_ensemble"]
 
@@ -38,48 +35,6 @@ class Particles(NamedTuple):
     x: Tensor
     log_z: Tensor
     betas: list[float]
-
-
-def _next_beta(log_ratio: Tensor, beta: float, ess: float) -> float:
-    """The largest next beta whose weights keep an ESS fraction of ``ess``, by bisection."""
-    low, high = beta, 1.0
-    if float(ess_fraction((1 - beta) * log_ratio)) >= ess:
-        return 1.0
-    for _ in range(30):
-        middle = 0.5 * (low + high)
-        if float(ess_fraction((middle - beta) * log_ratio)) >= ess:
-            low = middle
-        else:
-            high = middle
-    return max(low, min(1.0, beta + 1e-6))
-
-
-def _systematic(log_w: Tensor) -> Tensor:
-    """Indices of a systematic resampling, ``(N,)``."""
-    edges = log_w.softmax(0).cumsum(0)
-    grid = (torch.arange(len(log_w), device=log_w.device) + torch.rand((), device=log_w.device)) / (
-        len(log_w)
-    )
-    return torch.searchsorted(edges, grid.to(edges)).clamp(max=len(log_w) - 1)
-
-
-def _density(target: Target, base: Base, beta: float, scale: Tensor) -> langevin.Density:
-    r""":math:`\pi_\beta` in the coordinates z = x / scale."""
-
-    def density(z: Tensor) -> langevin.State:
-        betas = z.new_full(z.shape[:1], beta, dtype=torch.double)
-        return langevin.State(*bridge.density(target, base, betas, scale)(z)[:6])
-
-    return density
-
-
-def _local_scale(grad: Tensor) -> Tensor:
-    r""":math:`(\mathbb E\,g_i^2)^{-1/2}`: a Gaussian's standard deviation, the width of modes.
-
-    Scores are clipped at their 95 % quantile, lest one particle on a cliff set the scale.
-    """
-    bound = grad.abs().float().quantile(0.95, dim=0).to(grad)
-    return grad.abs().clamp(max=bound).square().mean(0).rsqrt().clamp(1e-6, 1e6)
 
 
 def tempered(
@@ -102,27 +57,24 @@ def tempered(
     Raises:
         ValueError: The target's density is not finite anywhere.
     """
-    base = overdispersed_base(target, 512)
+    base = bridge.overdispersed_base(target, 512)
     x = base.sample(num)
-    step = torch.full_like(x[0, 0], langevin.optimal_step_size(target.dim))
-    state = langevin.init(x, _density(target, base, 0.0, torch.ones_like(x[0])))
-    beta, betas, log_z = 0.0, [0.0], torch.zeros((), dtype=torch.double, device=x.device)
-    while beta < 1:
-        log_ratio = torch.nan_to_num(state.log_p - state.log_q, nan=-torch.inf)
-        previous, beta = beta, _next_beta(log_ratio, beta, ess)
-        log_w = (beta - previous) * log_ratio
-        log_z = log_z + log_w.logsumexp(0) - log(num)
-        x = state.x[_systematic(log_w)]
-        ones = torch.ones_like(x[0])
-        scale = _local_scale(langevin.init(x, _density(target, base, beta, ones)).grad)
-        density = _density(target, base, beta, scale)
-        state = langevin.init(x / scale, density)
-        for _ in range(moves if beta < 1 else 3 * moves):
-            noise, log_u = torch.randn_like(state.z), torch.rand_like(state.log_pi).log()
-            state, info = langevin.mala(state, density, step, noise, log_u)
-            step = step * (0.5 * (info.accept_prob.mean() - target_accept_prob)).exp().to(step)
+    ones, betas = torch.ones_like(x[0]), [0.0]
+    step_size = torch.full_like(x[0, 0], langevin.optimal_step_size(target.dim))
+    cloud = transport.init(x, bridge.density(target, base, ones[0] * 0, ones))
+    while betas[-1] < 1:
+        beta = bridge.next_beta(cloud.state.log_ratio, betas[-1], ess)
+        at = ones[0] * beta
+        cloud = transport.reweight(cloud, bridge.place(cloud.state, at, ones))
+        cloud = transport.resample(cloud, below=torch.inf)
+        scale = bridge.local_scale(cloud.state.grad)
+        cloud = cloud._replace(state=bridge.place(cloud.state, at, scale))
+        density = bridge.density(target, base, at, scale)
+        stage = transport.Stage(None, density, scale, step_size)
+        count = moves if beta < 1 else 3 * moves
+        cloud, step_size = transport.tune(cloud, stage, count, target_accept_prob)
         betas.append(beta)
-    return Particles(target.wrap(state.x), log_z, betas)
+    return Particles(target.wrap(cloud.x), cloud.log_z[0], betas)
 
 
 def tempered_ensemble(target: Target) -> Tensor:

@@ -39,6 +39,7 @@ __all__ = [
     "move",
     "push",
     "resample",
+    "reweight",
     "systematic",
     "tune",
 ]
@@ -135,15 +136,19 @@ def init(x: Tensor, density: langevin.Density, islands: int = 1) -> Cloud:
     return Cloud(state, log_w, torch.zeros_like(log_w[:, 0]))
 
 
+def reweight(cloud: Cloud, state: Any, ladj: Tensor | float = 0.0) -> Cloud:
+    """Gives every particle its state at the next density, and the weight of getting there."""
+    gain = (state.log_pi - cloud.state.log_pi + ladj).nan_to_num(nan=-torch.inf)
+    return cloud._replace(state=state, log_w=cloud.log_w + gain.view_as(cloud.log_w))
+
+
 @torch.no_grad()
 def push(cloud: Cloud, stage: Stage) -> Cloud:
     """Carries every particle by the stage's map, with its weight."""
     x, ladj = cloud.x, torch.zeros_like(cloud.state.log_pi)
     if stage.map is not None:
         x, ladj = stage.map.push(x)
-    state = langevin.init(x / stage.scale, stage.density)
-    gain = (state.log_pi - cloud.state.log_pi + ladj.double()).nan_to_num(nan=-torch.inf)
-    return cloud._replace(state=state, log_w=cloud.log_w + gain.view_as(cloud.log_w))
+    return reweight(cloud, langevin.init(x / stage.scale, stage.density), ladj.double())
 
 
 def systematic(log_w: Tensor, draws: int | None = None) -> Tensor:
