@@ -1,0 +1,242 @@
+r"""Paths of Boltzmann densities, and by how much a velocity field fails to follow one.
+
+A path of energies :math:`f_t`, from a base that can be sampled, :math:`f_0(u) = \sum_i |u_i|^p`, to
+the target, :math:`f_1 = -\log\tilde p`, is followed by a velocity :math:`V` exactly where the
+*deformation error*
+
+.. math:: E_t = \partial_t f_t + \nabla f_t \cdot V_t - \nabla\cdot V_t + C_t,
+          \qquad C_t = \partial_t \log Z_t,
+
+is zero (Máté & Fleuret, 2023, https://arxiv.org/abs/2301.07388). It is the continuity equation
+divided by the density, and may be demanded at any points, wherever they come from (LFIS: Tian et
+al., 2024, https://arxiv.org/abs/2409.13867; NETS: Albergo & Vanden-Eijnden, 2024,
+https://arxiv.org/abs/2410.02711). Along a trajectory of V
+
+.. math:: \log w = \int_0^1 (\nabla\cdot V - \nabla f_t \cdot V - \partial_t f_t)\,dt
+          = f_0(u_0) - f_1(u_1) + \int_0^1 \nabla\cdot V\,dt,
+
+the importance weight of the trajectory's end, up to :math:`Z_0`, whatever V is: :math:`\mathbb E[w]
+= Z_1 / Z_0`. All this happens in coordinates :math:`u = (x - \mu) / \sigma` in which the base is
+standard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import gamma, log
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+
+from ._zuko import zuko
+from .paths import Velocity
+from .target import Target
+from .velocity import TimeMLP
+
+__all__ = ["LOSSES", "BoltzmannPath", "EnergyMLP", "GeneralisedNormal", "Spot", "residual"]
+
+#: L(E); the paper tried all four, and preferred the first.
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mixed": lambda e: e.abs() + e.square(),
+    "absolute": lambda e: e.abs(),
+    "square": lambda e: e.square(),
+    "log": lambda e: e.abs().log1p(),
+}
+
+
+class GeneralisedNormal(dist.TorchDistribution):
+    r""":math:`p(u) \propto e^{-\sum_i |u_i|^p}`, with
+    :math:`Z = (2\,\Gamma(1 + 1/p))^d`; :math:`|u_i|^p \sim \mathrm{Gamma}(1/p)`.
+    """
+
+    arg_constraints: dict = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, like: Tensor, power: float, batch_shape: Size = Size()) -> None:
+        super().__init__(batch_shape, like.shape, validate_args=False)
+        self.like, self.power = like, power
+        self.log_z = len(like) * log(2 * gamma(1 + 1 / power))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> GeneralisedNormal:
+        return GeneralisedNormal(self.like, self.power, Size(batch_shape))
+
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        if self.power == 2:
+            return torch.randn(shape, dtype=self.like.dtype, device=self.like.device) * 0.5**0.5
+        size = torch._standard_gamma(self.like.new_full(shape, 1 / self.power))
+        return size.pow(1 / self.power) * torch.randn_like(size).sign()
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        return -u.abs().pow(self.power).sum(-1) - self.log_z
+
+
+class Base(zuko.lazy.LazyDistribution):
+    """The standard generalised normal as the base of a flow."""
+
+    like: Tensor
+
+    def __init__(self, features: int, power: float) -> None:
+        super().__init__()
+        self.power = power
+        self.register_buffer("like", torch.zeros(features), persistent=False)
+
+    def forward(self, c: Tensor | None = None) -> GeneralisedNormal:
+        return GeneralisedNormal(self.like, self.power)
+
+
+class EnergyMLP(TimeMLP):
+    """A scalar function of time and place, with its derivatives in closed form."""
+
+    def __init__(self, features: int, hidden_features: int = 64, kernels: int = 1) -> None:
+        super().__init__(features, 1, hidden_features, kernels)
+
+    def with_derivatives(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r""":math:`g`, :math:`\partial_t g` ``(N,)`` and :math:`\nabla g` ``(N, d)``; t ``(N,)``."""
+        second, first_slope, second_slope = self.layers(t, x)
+        value = self._value(x, second)[..., 0]  # (M, N)
+        back = (second_slope * self.out_weight) @ self.mid_weight * first_slope
+        rate, slope = (back * self.time_weight).sum(-1), back @ self.in_weight
+        if self.kernels == 1:
+            return value[0], rate[0], slope[0]
+        mix = self.mix(t)
+        assert isinstance(mix, Tensor)
+        pull = (self.centres - t) * (self.kernels - 1) ** 2
+        mix_rate = mix * (pull - (mix * pull).sum(0))
+        return (
+            (mix * value).sum(0),
+            (mix_rate * value + mix * rate).sum(0),
+            (mix[..., None] * slope).sum(0),
+        )
+
+
+class Spot(NamedTuple):
+    r"""N points of a path; a :class:`~pyro_flowsamp.transitions.langevin.State`, and more.
+
+    Attributes:
+        z, x: Positions u, ``(N, d)``.
+        log_pi: :math:`-f_t`, ``(N,)``, float64.
+        grad: :math:`-\\nabla f_t`, ``(N, d)``.
+        rate, slope: :math:`\\partial_t f_t` and :math:`\\nabla f_t` without what is learnt.
+    """
+
+    z: Tensor
+    log_pi: Tensor
+    grad: Tensor
+    x: Tensor
+    rate: Tensor
+    slope: Tensor
+
+
+Energy = Callable[[Tensor, Tensor], Tensor]
+
+
+class BoltzmannPath(nn.Module):
+    r"""Energies from base to target: linear, linear with a learnt detour, or given.
+
+    .. math:: f_t = (1-t) f_0 + t f_1 \;[\,+\; t(1-t) f^\theta_t\,]
+
+    Arguments:
+        features: The dimension.
+        power: :math:`p` of the base.
+        detour: :math:`f^\\theta`, or None.
+        given: :math:`f_t(x)` of times ``(N,)`` and places ``(N, d)``, instead; ``(N,)``.
+
+    Attributes:
+        loc, scale: :math:`\\mu` and :math:`\\sigma`, ``(d,)``.
+        constants: By how much given energies exceed those of base and target, ``(2,)``.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    constants: Tensor
+
+    def __init__(
+        self, features: int, power: float, detour: EnergyMLP | None, given: Energy | None
+    ) -> None:
+        super().__init__()
+        self.power, self.detour, self.given = power, detour, given
+        self.register_buffer("loc", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+        self.register_buffer("constants", torch.zeros(2))
+
+    def base(self, u: Tensor, width: float = 1.0) -> tuple[Tensor, Tensor]:
+        r""":math:`f_0(u/\text{width})` and its gradient."""
+        v = u / width
+        slope = v.abs().pow(self.power - 1) * v.sign() * (self.power / width)
+        return v.abs().pow(self.power).sum(-1), slope
+
+    def target_energy(self, target: Target, u: Tensor) -> Tensor:
+        """:math:`f_1(u)`, the change of volume included."""
+        return -target.log_prob(self.loc + self.scale * u) - self.scale.log().sum()
+
+    def fixed(
+        self, target: Target, t: Tensor, u: Tensor, width: float = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Energy and slope from a base of this width; rate and slope from one of unit width."""
+        if self.given is not None:
+            energy, rate, slope = self._given(t, u)
+            return energy, slope, rate, slope
+        (f_0, g_0), (f_1, g_1) = (
+            self.base(u),
+            _with_slope(lambda v: self.target_energy(target, v), u),
+        )
+        s = t[:, None]
+        energy, slope = f_0 + t * (f_1 - f_0), g_0 + s * (g_1 - g_0)
+        if width == 1:
+            return energy, slope, f_1 - f_0, slope
+        wide, g_wide = self.base(u, width)
+        return wide + t * (f_1 - wide), g_wide + s * (g_1 - g_wide), f_1 - f_0, slope
+
+    def _given(self, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.given is not None
+        keep = u.requires_grad
+        with torch.enable_grad():
+            t = t.detach().requires_grad_()
+            v = u if keep else u.detach().requires_grad_()
+            energy = self.given(t, self.loc + self.scale * v)
+            energy = energy - torch.lerp(*self.constants, t)
+            rate, slope = torch.autograd.grad(energy.sum(), (t, v), create_graph=keep)
+        return (energy if keep else energy.detach()), rate, slope
+
+    def learnt(self, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Energy, rate and slope of the detour."""
+        if self.detour is None:
+            zero = torch.zeros_like(t)
+            return zero, zero, torch.zeros_like(u)
+        value, rate, slope = self.detour.with_derivatives(t, u)
+        bump = t * (1 - t)
+        return bump * value, (1 - 2 * t) * value + bump * rate, bump[:, None] * slope
+
+    def spot(
+        self, target: Target, t: Tensor, u: Tensor, width: float = 1.0, detour: bool = True
+    ) -> Spot:
+        """Everything there is to know of points ``(N, d)`` at times ``(N,)``."""
+        energy, pull, rate, slope = self.fixed(target, t, u, width)
+        if detour and self.detour is not None:
+            more, _, steeper = self.learnt(t, u)
+            energy, pull = energy + more, pull + steeper
+        return Spot(u, -energy.double(), -pull, u, rate, slope)
+
+
+def _with_slope(energy: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tensor]:
+    """An energy and its gradient, differentiable where the points are."""
+    keep = u.requires_grad
+    with torch.enable_grad():
+        v = u if keep else u.detach().requires_grad_()
+        value = energy(v)
+        (slope,) = torch.autograd.grad(value.sum(), v, create_graph=keep)
+    return (value if keep else value.detach()), slope
+
+
+def residual(
+    path: BoltzmannPath, velocity: Velocity, t: Tensor, u: Tensor, rate: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor]:
+    r""":math:`E_t - C_t` ``(N,)``, and V; given what is fixed of rate and slope."""
+    v, divergence = velocity.with_divergence(t, u)
+    _, more, steeper = path.learnt(t, u)
+    return rate + more + ((slope + steeper) * v).sum(-1) - divergence, v

@@ -1,0 +1,189 @@
+r"""Where to ask for the deformation error: three crowds at fixed times of a path.
+
+- *Explorers*, once: sequential Monte Carlo along the path without detour, from a base as wide as
+  one likes. They know every mode that annealing finds, whatever the flow does, and their evidence
+  is one against which the flow's can be held.
+- *Followers*: at every refresh, those of time k move on by the velocity to time k + 1, where they
+  are weighted, resampled and moved by Langevin steps; fresh ones enter at time 0. All times go at
+  once, so that every slice is a small sequential Monte Carlo run of its own, of the path as it is
+  now. Without them mass may go missing between two crowds that never meet.
+- *Trajectories*: the same, but only carried. They are where the flow goes wrong.
+
+Nothing is asked of the target but at a refresh; the optimiser's steps between cost networks only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..deformation import BoltzmannPath, GeneralisedNormal, Spot
+from ..importance import Evidence
+from ..paths import Velocity
+from ..target import Target
+from ..transitions import langevin, transport
+
+__all__ = ["ACCEPT", "Sample", "Walkers", "explore"]
+
+ACCEPT = 0.574  #: acceptance that Langevin steps are tuned to
+RESAMPLE_BELOW = 0.5  #: effective sample size of a crowd, as a fraction
+FOLLOWERS = 16  #: of each kind, at each time
+
+
+class Sample(NamedTuple):
+    """Points ``(S, m, ...)`` at S times, with what is fixed of the path there."""
+
+    t: Tensor
+    u: Tensor
+    rate: Tensor
+    slope: Tensor
+
+
+class Explorers(NamedTuple):
+    """Spots ``(S, N, ...)`` at all times, their weights ``(S, N)`` and the path's evidence."""
+
+    spots: Spot
+    weights: Tensor
+    step_sizes: Tensor
+    evidence: Evidence
+
+
+def _stage(density: langevin.Density, like: Tensor, step_size: Tensor) -> transport.Stage:
+    return transport.Stage(None, density, torch.ones_like(like), step_size)
+
+
+@torch.no_grad()
+def explore(
+    path: BoltzmannPath,
+    target: Target,
+    base: GeneralisedNormal,
+    times: Tensor,
+    *,
+    width: float = 1.0,
+    num: int = 2048,
+    moves: int = 4,
+    islands: int = 8,
+) -> Explorers:
+    """Anneals ``num`` particles along a path without its detour, from a base ``width`` as wide."""
+
+    def stage(t: Tensor) -> transport.Stage:
+        def density(u: Tensor) -> Spot:
+            return path.spot(target, t.expand(len(u)), u, width, detour=False)
+
+        return _stage(density, path.loc, step_size)
+
+    step_size = torch.full_like(times[0], langevin.optimal_step_size(target.dim))
+    cloud = transport.init(width * base.sample((num,)), stage(times[0]).density, islands)
+    spots, weights, sizes = [cloud.state], [cloud.log_weights.softmax(0)], [step_size]
+    for t in times[1:]:
+        cloud = transport.resample(transport.push(cloud, stage(t)), RESAMPLE_BELOW)
+        cloud, step_size = transport.tune(cloud, stage(t), moves, ACCEPT)
+        spots.append(cloud.state)
+        weights.append(cloud.log_weights.softmax(0))
+        sizes.append(step_size)
+    log_z, error = cloud.evidence
+    log_z = log_z + base.log_z + target.dim * torch.log(torch.tensor(width))
+    stacked = Spot(*(torch.stack(values) for values in zip(*spots)))
+    return Explorers(
+        stacked, torch.stack(weights).to(path.loc), torch.stack(sizes), Evidence(log_z, error)
+    )
+
+
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """Rows ``(S, m, ...)`` of ``(S, N, ...)`` by indices ``(S, m)``."""
+    return values[torch.arange(len(index), device=index.device)[:, None], index]
+
+
+class Walkers:
+    """The three crowds.
+
+    Arguments:
+        path, velocity: What is being trained.
+        target: Where to.
+        base: Where from.
+        times: From 0 to 1, ``(S,)``.
+        width: Of the explorers' base, in units of the base.
+
+    Attributes:
+        explorers: See :class:`Explorers`.
+        step_sizes: Of the Langevin moves, at each time, ``(S, 1)``.
+    """
+
+    def __init__(
+        self,
+        path: BoltzmannPath,
+        velocity: Velocity,
+        target: Target,
+        base: GeneralisedNormal,
+        times: Tensor,
+        width: float,
+    ) -> None:
+        self.path, self.velocity, self.target, self.base = path, velocity, target, base
+        self.times = times
+        self.explorers = explore(path, target, base, times, width=width)
+        self.step_sizes = self.explorers.step_sizes[:, None]
+        self.t = times[:, None].expand(-1, FOLLOWERS).reshape(-1)
+        before = torch.cat([times[:1], times[:-1]])
+        self.before = before[:, None].expand(-1, FOLLOWERS).reshape(-1)
+        self.followers, self.trajectories = self._start(), self._start()
+
+    def _density(self, u: Tensor) -> Spot:
+        return self.path.spot(self.target, self.t, u)
+
+    @torch.no_grad()
+    def _start(self) -> transport.Cloud:
+        index = self.explorers.weights.multinomial(FOLLOWERS, replacement=True)
+        u = pick(self.explorers.spots.x, index).flatten(0, 1)
+        return transport.init(u, self._density, len(self.times))
+
+    def _on(self, values: Tensor, first: Tensor) -> Tensor:
+        """What was at each time is now at the next, ``(S, ...)``."""
+        return torch.cat([first[None], values[:-1]])
+
+    def _carry(self, cloud: transport.Cloud) -> transport.Cloud:
+        """One time further, by a midpoint step, with the weight of it."""
+        fresh = self.base.sample((FOLLOWERS,))
+        shape = (len(self.times), FOLLOWERS)
+        u = self._on(cloud.x.unflatten(0, shape), fresh).flatten(0, 1)
+        log_pi = self._on(
+            cloud.state.log_pi.unflatten(0, shape), -self.path.base(fresh)[0].double()
+        )
+        h = self.t - self.before
+        v, _ = self.velocity.with_divergence(self.before, u)
+        v, divergence = self.velocity.with_divergence(self.before + h / 2, u + h[:, None] / 2 * v)
+        cloud = transport.Cloud(
+            cloud.state._replace(log_pi=log_pi.flatten()),
+            self._on(cloud.log_w, torch.zeros_like(cloud.log_w[0])),
+            self._on(cloud.log_z, torch.zeros_like(cloud.log_z[0])),
+        )
+        state = self._density(u + h[:, None] * v)
+        return transport.reweight(cloud, state, (h * divergence).double())
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Everybody moves on."""
+        cloud = transport.resample(self._carry(self.followers), RESAMPLE_BELOW)
+        sizes = self.step_sizes.expand(-1, FOLLOWERS).reshape(-1, 1)
+        noise, log_u = torch.randn_like(cloud.x), torch.rand_like(cloud.state.log_pi).log()
+        state, info = langevin.mala(cloud.state, self._density, sizes, noise, log_u)
+        self.followers = cloud._replace(state=state)
+        self.trajectories = self._carry(self.trajectories)
+        rate = info.accept_prob.unflatten(0, cloud.log_w.shape).mean(-1, keepdim=True)
+        self.step_sizes = self.step_sizes * (0.3 * (rate - ACCEPT)).exp().to(self.step_sizes)
+
+    @torch.no_grad()
+    def sample(self, num: int) -> Sample:
+        """``num`` points of each crowd at each time, equally weighted."""
+        shape = (len(self.times), FOLLOWERS)
+        weights = torch.cat(
+            [self.followers.log_w.softmax(-1), torch.ones_like(self.followers.log_w)]
+        )
+        chosen = weights.multinomial(num, replacement=True).split(len(self.times))
+        explorer = self.explorers.weights.multinomial(num, replacement=True)
+        parts = [Spot(*(pick(v, explorer) for v in self.explorers.spots))]
+        for cloud, index in zip((self.followers, self.trajectories), chosen):
+            parts.append(Spot(*(pick(v.unflatten(0, shape), index) for v in cloud.state)))
+        spots = Spot(*(torch.cat(values, 1) for values in zip(*parts)))
+        return Sample(self.times[:, None].expand(-1, 3 * num), spots.x, spots.rate, spots.slope)
