@@ -1,7 +1,7 @@
 """Flow samplers for Pyro: trained proposals, exact draws."""
 
 from .export import to_arviz
-from .guides import AutoFlow, FlowGuide
+from .guides import AutoAnnealingFlow, AutoFlow, FlowGuide
 from .importance import ess_fraction, log_evidence, pareto_k
 from .kernels import IMH, FlowKernel, LatentMALA
 from .mcmc import VectorizedMCMC
@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IMH",
+    "AutoAnnealingFlow",
     "AutoFlow",
     "FitOptions",
     "FlowGuide",

@@ -99,7 +99,7 @@ class FlowGuide(AutoContinuous):
         target = self.bind(*args, **kwargs)
         already = target.evaluations
         history = self.train_flow(target, contexts)
-        self.trained = True
+        self.trained = history.stopped != "unfinished"
         row = None if contexts is None else contexts[0]
         self.history = self._judge(history, target, row).updated(
             seconds=time.perf_counter() - start, evaluations=target.evaluations - already

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import log, pi
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -98,7 +98,15 @@ def place(state: State, beta: Tensor, scale: Tensor) -> State:
     return state._replace(z=state.x / scale, log_pi=log_pi, grad=grad)
 
 
-def density(target: Target, base: Base, beta: Tensor, scale: Tensor) -> Callable[[Tensor], State]:
+class HasScore(Protocol):
+    """What a path needs of its start."""
+
+    def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def density(
+    target: Target, base: HasScore, beta: Tensor, scale: Tensor
+) -> Callable[[Tensor], State]:
     r""":math:`\pi_\beta`, with :math:`\beta` ``(N,)``, in the coordinates z = x / scale."""
 
     def density(z: Tensor) -> State:

@@ -1,0 +1,577 @@
+r"""AutoAnnealingFlow: a continuous flow built block by block along a tempered path, and corrected.
+
+Between a start :math:`b` that can be sampled and the target lie the densities
+
+.. math:: \log\tilde f_k = (1 - \beta_k) \log b + \beta_k \log\tilde p, \qquad
+          0 = \beta_0 < \dots < \beta_K = 1.
+
+Block k is a velocity field whose flow :math:`T_k` carries :math:`f_{k-1}` to :math:`f_k` (Annealing
+Flow: Wu & Xie, 2025, https://arxiv.org/abs/2409.20547). Three losses train it, on particles of
+:math:`f_{k-1}`, with :math:`E_k = -\log\tilde f_k`:
+
+- ``"kl"``, the paper's dynamic optimal transport (its Eq. 7, type I),
+  :math:`\mathbb E[E_k(T_k x) - \log|\det T_k'| + \gamma\,\|T_k x - x\|^2]`: the KL divergence of
+  the block's output from :math:`f_k`, and the Wasserstein term;
+- ``"linear"``, its type II, with :math:`E_k(T_k x)` replaced by its linearisation
+  :math:`E_k(x) + \nabla E_k(x)\cdot(T_k x - x)`, which asks no density of the target;
+- ``"variance"``, :math:`\mathbb E\,h(\Delta\log w - c) + \gamma\,\mathbb E\|T_k x - x\|^2` of the
+  block's log weights :math:`\Delta\log w = \log\tilde f_k(T_k x) - \log\tilde f_{k-1}(x) +
+  \log|\det T_k'|`, with :math:`h(r) = 2\sqrt{1 + r^2} - 2`, a square that grows linearly far out,
+  and :math:`c` the log of the mean weight (after the log-variance divergence: Nüsken & Richter,
+  2021, https://arxiv.org/abs/2005.05409). It is zero where the block is perfect, and so is the
+  noise of its gradient, while a KL divergence estimated on a finite crowd of particles can be
+  driven below its infimum. It is the default.
+
+A block trusts the one before it, but tempering moves mass between modes, which no transport can. So
+the particles are weighted, resampled and moved along the way, in training and, by
+:meth:`AutoAnnealingFlow.particles`, afresh with everything frozen, for an unbiased evidence and the
+right weight of every mode; see :mod:`pyro_flowsamp.transitions.transport`.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..flows import gaussian
+from ..importance import ess_fraction
+from ..paths import ContinuousTransform, TransportFlow, refine
+from ..target import Target
+from ..train import FitOptions, History, fit
+from ..transitions import bridge, langevin, transport
+from ..velocity import VelocityMLP
+from .base import FlowGuide
+
+__all__ = ["AnnealedFlow", "AutoAnnealingFlow", "BlockReport"]
+
+MAX_BLOCKS = 300  #: beyond which a path is said not to end
+RETRIES = 2  #: times that a block which does harm is trained again, each at a third of the rate
+SMALLEST_STAGE = 1e-5  #: in beta
+EVEN = 0.9  #: ESS fraction of weights that no block needs to mend
+FEWEST = 10  #: particles' worth of weight that must be left after a stage
+NUM_REFINE = 1024  #: particles on which the integrator is checked
+STEP_TOLERANCE = 1e-4  #: nats by which the integrator may be off in each block
+ACCEPT = 0.574  #: acceptance that local moves are tuned to
+
+
+class BlockReport(NamedTuple):
+    """How one block fared in training.
+
+    Attributes:
+        beta: Where it ends.
+        ess_before: ESS fraction of the particles weighted from the last density to this one.
+        ess: The same with the block in between.
+        rollbacks: How often it was undone because it did harm, or was not finite.
+        steps: Optimiser steps, of the last try.
+        integration_steps: Steps of the integrator that its log density needs.
+        gap: What is left of its error, in nats on 99.9 % of particles.
+        seconds: Wall-clock time.
+    """
+
+    beta: float
+    ess_before: float
+    ess: float
+    rollbacks: int
+    steps: int
+    integration_steps: int
+    gap: float
+    seconds: float
+
+
+class Standardized(VelocityMLP):
+    r"""A velocity :math:`s \cdot v((x - m) / s)`, whose divergence is that of :math:`v`."""
+
+    loc: Tensor
+    spread: Tensor
+
+    def __init__(self, features: int, hidden_features: int) -> None:
+        super().__init__(features, hidden_features)
+        self.register_buffer("loc", torch.zeros(features))
+        self.register_buffer("spread", torch.ones(features))
+
+    def standardize(self, loc: Tensor, spread: Tensor) -> None:
+        """Sets :math:`m` and :math:`s`."""
+        self.loc.copy_(loc)
+        self.spread.copy_(spread)
+
+    def with_divergence(self, t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor]:
+        velocity, divergence = super().with_divergence(t, (x - self.loc) / self.spread)
+        return velocity * self.spread, divergence
+
+
+class Block(ContinuousTransform):
+    """A continuous block that knows where on the path it ends, and how to move there.
+
+    It is trained by a single midpoint step, which is cheap, and then integrated to the end.
+    """
+
+    scale: Tensor
+    step_size: Tensor
+
+    def __init__(self, features: int, hidden_features: int) -> None:
+        super().__init__(Standardized(features, hidden_features), 1, "midpoint")
+        self.beta, self.refinement = 1.0, False
+        self.register_buffer("scale", torch.ones(features))
+        self.register_buffer("step_size", torch.tensor(langevin.optimal_step_size(features)))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        mine = {"beta": self.beta, "refinement": self.refinement, "method": self.method}
+        return {**super().get_extra_state(), **mine}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        self.beta, self.refinement, self.method = (
+            state["beta"],
+            state["refinement"],
+            state["method"],
+        )
+
+
+class AnnealedFlow(TransportFlow):
+    """The blocks found so far on top of a start; a state_dict brings its own number of blocks."""
+
+    def __init__(self, start: nn.Module, make_block: Callable[[], Block]) -> None:
+        super().__init__(start.requires_grad_(False))
+        self.make_block = make_block
+
+    def new_block(self) -> Block:
+        """A copy of the last block to go on from, or a fresh one."""
+        block = self.make_block().to(next(self.start.parameters()))
+        if self.blocks:
+            last = self.blocks[-1]
+            assert isinstance(last, Block)
+            block.velocity.load_state_dict(last.velocity.state_dict())
+        return block
+
+    def get_extra_state(self) -> int:
+        return len(self.blocks)
+
+    def set_extra_state(self, count: int) -> None:
+        del self.blocks[count:]
+        while len(self.blocks) < count:
+            self.blocks.append(self.new_block())
+
+
+class Start:
+    """The start's density, with its gradient, as paths take it."""
+
+    def __init__(self, flow: nn.Module) -> None:
+        self.distribution = flow(None)
+
+    @torch.no_grad()
+    def sample(self, num: int) -> Tensor:
+        return self.distribution.sample((num,))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.distribution.log_prob(x)
+
+    def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            log_b = self.log_prob(x)
+            (grad,) = torch.autograd.grad(log_b.sum(), x)
+        return log_b.detach(), grad
+
+
+class Move(NamedTuple):
+    """A minibatch carried by a block, differentiable.
+
+    Attributes:
+        before: The states it started from.
+        x: Where it ended, ``(N, d)``.
+        ladj: Log-dets, ``(N,)``.
+        log_f: :math:`\\log\\tilde f_k` there, ``(N,)``, float64; asked for only where it is needed.
+    """
+
+    before: Any
+    x: Tensor
+    ladj: Tensor
+    log_f: Callable[[], Tensor]
+
+    def log_weights(self) -> Tensor:
+        r""":math:`\Delta\log w`, ``(N,)``."""
+        return self.log_f() + self.ladj.double() - self.before.log_pi
+
+    def cost(self) -> Tensor:
+        r""":math:`\mathbb E\|T x - x\|^2`."""
+        return (self.x - self.before.x).square().sum(-1).mean()
+
+
+Loss = tuple[Tensor, Tensor | None]
+
+
+def _variance(move: Move) -> Loss:
+    log_w = move.log_weights()
+    finite = torch.isfinite(log_w)
+    known = torch.where(finite, log_w.detach(), -torch.inf)
+    centre = known.logsumexp(0) - finite.sum().log()
+    excess = torch.where(finite, log_w, centre) - centre
+    return (2 * (1 + excess.square()).sqrt() - 2).sum() / finite.sum(), log_w.detach()
+
+
+def _kl(move: Move) -> Loss:
+    log_w = move.log_weights()
+    finite = torch.isfinite(log_w)
+    return -torch.where(finite, log_w, 0.0).sum() / finite.sum(), log_w.detach()
+
+
+def _linear(move: Move) -> Loss:
+    gain = (move.before.grad * (move.x - move.before.x)).sum(-1)
+    return -(gain + move.ladj).mean(), None
+
+
+LOSSES = {"variance": (_variance, 0.0), "kl": (_kl, 0.5), "linear": (_linear, 0.5)}
+
+
+class AutoAnnealingFlow(FlowGuide):
+    r"""A guide for many and distant modes, of which nobody has samples.
+
+    Example::
+
+        guide = AutoAnnealingFlow(model)
+        guide.fit(data)
+        cloud = guide.particles(20_000, data)      # corrected: right weights of modes
+        log_z, error = cloud.evidence
+
+    Arguments:
+        model: A Pyro model, or a :class:`~pyro_flowsamp.Target`, on :math:`\mathbb R^d`.
+        start: A zuko-style flow that can be sampled; a number s for :math:`N(0, s^2 I)`; by default
+            a Gaussian twice as wide as many points that climbed to their modes from far out.
+        schedule: The :math:`\beta_k`, rising from 0 to 1; by default each next one is where the
+            particles' weights keep the ESS fraction ``ess``, and blocks are added until 1.
+        ess: See ``schedule``.
+        refinements: Further blocks, trained on the flow's own draws at :math:`\beta = 1`: they
+            improve the flow as a proposal; corrected particles have no need of them.
+        objective: "variance", "kl" or "linear"; see the module's docstring.
+        wasserstein: :math:`\gamma`; by default 0 for "variance", else ½ (a block of unit time).
+        num_particles: Crowd that the blocks are trained on.
+        moves: Langevin moves of every particle after each block.
+        hidden_features: Width of the velocity networks.
+        method: The integrator, see :data:`pyro_flowsamp.paths.METHODS`.
+        options: How to train each block.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        start: nn.Module | float | None = None,
+        schedule: Sequence[float] | None = None,
+        ess: float = 0.6,
+        refinements: int = 0,
+        objective: str = "variance",
+        wasserstein: float | None = None,
+        num_particles: int = 16384,
+        moves: int = 5,
+        hidden_features: int = 64,
+        method: str = "rk4",
+        options: FitOptions | None = None,
+    ) -> None:
+        default = FitOptions(
+            max_steps=100, batch_size=512, learning_rate=5e-3, anneal=True, enough=0.999
+        )
+        super().__init__(model, options=options or default)
+        if objective not in LOSSES:
+            raise ValueError(f"objective must be one of {sorted(LOSSES)}, got '{objective}'")
+        if schedule is not None:
+            _check_schedule(schedule)
+        if not 0 < ess < 1:
+            raise ValueError(f"ess must lie between 0 and 1, got {ess}")
+        if isinstance(start, int | float) and start <= 0:
+            raise ValueError(f"start must be a positive standard deviation, got {start}")
+        self._loss, gamma = LOSSES[objective]
+        self.wasserstein = gamma if wasserstein is None else wasserstein
+        if self.wasserstein < 0:
+            raise ValueError(f"wasserstein must not be negative, got {wasserstein}")
+        self._start = (start,)
+        self.schedule, self.ess, self.refinements = schedule, ess, refinements
+        self.num_particles, self.moves = num_particles, moves
+        self.hidden_features, self.method = hidden_features, method
+        self.reports: list[BlockReport] = []
+
+    # ---- building -----------------------------------------------------------------------------
+
+    def build_flow(self, target: Target, context_size: int) -> nn.Module:
+        if target.circular:
+            raise ValueError(
+                "AutoAnnealingFlow lives on R^d and the target has angles: use "
+                "AutoFlow(flow='circular', ensemble=tempered_ensemble)."
+            )
+
+        def make_block() -> Block:
+            return Block(target.dim, self.hidden_features)
+
+        (start,) = self._start
+        start = start if isinstance(start, nn.Module) else gaussian(target.dim)
+        return AnnealedFlow(start, make_block)
+
+    def _initialize_start(self, target: Target) -> None:
+        (start,) = self._start
+        if isinstance(start, nn.Module):
+            return
+        assert isinstance(self.flow, AnnealedFlow)
+        if start is None:
+            base = bridge.overdispersed_base(target, 512)
+            loc, scale = base.loc, base.scale
+        else:
+            scale = torch.full((target.dim,), float(start), dtype=target.dtype)
+            loc = torch.zeros_like(scale)
+        self.flow.start.affine.initialize(loc, scale)  # type: ignore[union-attr, operator]
+
+    # ---- training -----------------------------------------------------------------------------
+
+    def train_flow(self, target: Target, contexts: Tensor | None) -> History:
+        assert isinstance(self.flow, AnnealedFlow)
+        target.initial_points(1)  # raises where the density is not finite anywhere
+        if not self.flow.blocks:
+            self._initialize_start(target)
+        history, start = History(stopped="enough"), time.perf_counter()
+        cloud, beta = self._resume(target)
+        bar = tqdm(total=1.0, initial=beta, desc="Anneal", disable=not self.options.progress)
+        try:
+            while beta < 1:
+                beta, cloud = self._add_block(target, cloud, beta)
+                bar.update(beta - bar.n)
+                bar.set_postfix(blocks=len(self.flow.blocks), ess=f"{self.reports[-1].ess:.3f}")
+            self._warn_if_uncovered(target, cloud)
+            for _ in range(self.refinements - self._count_refinements()):
+                self._refine_once(target)
+        except KeyboardInterrupt:
+            warnings.warn(
+                f"interrupted at beta = {beta:.3f}: {len(self.flow.blocks)} finished blocks are "
+                f"kept, and the next fit goes on from there",
+                stacklevel=3,
+            )
+            history.stopped = "interrupted" if beta == 1 else "unfinished"
+        finally:
+            bar.close()
+        return history.updated(
+            ess=[report.ess for report in self.reports],
+            steps=sum(report.steps for report in self.reports),
+            skipped=sum(report.rollbacks for report in self.reports),
+            seconds=time.perf_counter() - start,
+        )
+
+    def _resume(self, target: Target) -> tuple[transport.Cloud, float]:
+        """Equally weighted particles where the finished blocks end, and where that is."""
+        cloud = self.particles(self.num_particles, islands=1, target=target)
+        blocks = self._annealing_blocks()
+        return transport.resample(cloud, torch.inf), blocks[-1].beta if blocks else 0.0
+
+    def _annealing_blocks(self) -> list[Block]:
+        assert isinstance(self.flow, AnnealedFlow)
+        return [block for block in self.flow.blocks if not block.refinement]  # type: ignore[misc]
+
+    def _count_refinements(self) -> int:
+        assert isinstance(self.flow, AnnealedFlow)
+        return len(self.flow.blocks) - len(self._annealing_blocks())
+
+    def _next_beta(self, cloud: transport.Cloud, beta: float) -> float:
+        if self.schedule is not None:
+            following = min(b for b in self.schedule if b > beta)
+        else:
+            following = bridge.next_beta(cloud.state.log_ratio, beta, self.ess)
+        if len(self._annealing_blocks()) >= MAX_BLOCKS or following - beta < SMALLEST_STAGE:
+            raise ValueError(
+                f"the path does not get beyond beta = {beta:.4g}: the next stage would be "
+                f"{following - beta:.1e} long. Either the target cannot be normalised (an improper "
+                f"posterior, an energy without lower bound), or the start is far too narrow or too "
+                f"wide for it: give start=..., a standard deviation that covers the target."
+            )
+        return following
+
+    def _add_block(
+        self, target: Target, cloud: transport.Cloud, beta: float
+    ) -> tuple[float, transport.Cloud]:
+        assert isinstance(self.flow, AnnealedFlow)
+        clock, following = time.perf_counter(), self._next_beta(cloud, beta)
+        stage = self._unmoved(target, cloud, following)
+        before = _ess(transport.push(cloud, stage))
+        block, history, rollbacks = self._trained(target, cloud, following, before, stage.scale)
+        density = _path_density(target, Start(self.flow.start), beta)
+        gap = refine(block, cloud.x[:NUM_REFINE], STEP_TOLERANCE, density)
+        stage = stage._replace(map=block(None))
+        pushed = transport.push(cloud, stage)
+        ess = _ess(pushed)
+        if not ess * self.num_particles >= FEWEST:
+            raise ValueError(
+                f"all but {max(1, round(ess * self.num_particles))} of {self.num_particles} "
+                f"particles lost their weight at beta = {following:.4g}: use more stages (a larger "
+                f"ess=, a finer schedule=), more particles, or a start that covers the target."
+            )
+        cloud = transport.resample(pushed, torch.inf)
+        cloud, step_size = transport.tune(cloud, stage, self.moves, ACCEPT)
+        block.beta = following
+        block.scale.copy_(stage.scale)
+        block.step_size.copy_(step_size)
+        self.flow.blocks.append(block)
+        seconds = time.perf_counter() - clock
+        self.reports.append(
+            BlockReport(following, before, ess, rollbacks, history.steps, block.steps, gap, seconds)
+        )
+        return following, cloud
+
+    def _unmoved(self, target: Target, cloud: transport.Cloud, beta: float) -> transport.Stage:
+        """The next stage without a map, its moves as wide as the density is there."""
+        assert isinstance(self.flow, AnnealedFlow)
+        start, ones = Start(self.flow.start), torch.ones_like(cloud.x[0])
+        at = ones.new_tensor(beta)
+        here = transport.reweight(cloud, bridge.place(cloud.state, at, ones))
+        scale = bridge.local_scale(transport.resample(here, torch.inf).state.grad)
+        blocks = self._annealing_blocks()
+        step_size = blocks[-1].step_size if blocks else self.flow.new_block().step_size
+        return transport.Stage(None, bridge.density(target, start, at, scale), scale, step_size)
+
+    def _trained(
+        self, target: Target, cloud: transport.Cloud, beta: float, before: float, scale: Tensor
+    ) -> tuple[Block, History, int]:
+        """A block that makes the weights more even; after too many tries, one that stays put."""
+        assert isinstance(self.flow, AnnealedFlow)
+        density = _path_density(target, Start(self.flow.start), beta)
+        options = replace(self.options, progress=False)
+        for rollbacks in range(RETRIES + 1):
+            block = self.flow.new_block()
+            assert isinstance(block.velocity, Standardized)
+            block.velocity.standardize(cloud.x.mean(0), scale)
+            history = fit(
+                block.parameters(), self._closure(block, cloud, density), ess_fraction, options
+            )
+            if history.stopped == "interrupted":
+                raise KeyboardInterrupt
+            block.method = self.method
+            x, ladj = _pushed(block, cloud.x)
+            log_w = density(x).double() + ladj.double() - cloud.state.log_pi
+            if float(ess_fraction(log_w.nan_to_num(nan=-torch.inf))) >= before:
+                return block, history, rollbacks
+            options = replace(options, learning_rate=options.learning_rate / 3)
+        block = self.flow.make_block().to(cloud.x)
+        block.method = self.method
+        if before < EVEN:
+            warnings.warn(
+                f"the block that ends at beta = {beta:.4g} did harm in {RETRIES + 1} trainings, "
+                f"down to a rate of {3 * options.learning_rate:.1e}: it leaves particles where "
+                f"they are. Try a lower options.learning_rate, or more options.max_steps.",
+                stacklevel=6,
+            )
+        return block, history, RETRIES + 1
+
+    def _closure(
+        self, block: Block, cloud: transport.Cloud, density: Callable[[Tensor], Tensor]
+    ) -> Callable[[], Loss]:
+        def closure() -> Loss:
+            index = torch.randint(len(cloud.x), (self.options.batch_size,), device=cloud.x.device)
+            before = type(cloud.state)(*(value[index] for value in cloud.state))
+            x, ladj = block(None).push(before.x)
+            move = Move(before, x, ladj, lambda: density(x).double())
+            loss, log_w = self._loss(move)
+            return loss + self.wasserstein * move.cost(), log_w
+
+        return closure
+
+    def _refine_once(self, target: Target) -> None:
+        """A block from the flow's own draws, whose density is known, to the target."""
+        assert isinstance(self.flow, AnnealedFlow)
+        clock = time.perf_counter()
+        with torch.no_grad():
+            x, log_q = self.flow(None).rsample_and_log_prob((self.num_particles,))
+        log_p, grad = target.log_prob_and_grad(x)
+        state = langevin.State(x, log_q.double(), grad, x, log_p.double(), log_q.double())
+        cloud = transport.Cloud(state, log_q.double()[None] * 0, log_q.double()[:1] * 0)
+        before = float(ess_fraction(state.log_p - state.log_q))
+        block, history, rollbacks = self._trained(
+            target, cloud, 1.0, before, bridge.local_scale(grad)
+        )
+        block.refinement = True
+        gap = refine(block, x[:NUM_REFINE], STEP_TOLERANCE, self.flow(None).log_prob)
+        log_w = target.log_prob(_pushed(block, x)[0]) + _pushed(block, x)[1] - log_q
+        self.flow.blocks.append(block)
+        seconds = time.perf_counter() - clock
+        ess = float(ess_fraction(log_w.detach()))
+        self.reports.append(
+            BlockReport(1.0, before, ess, rollbacks, history.steps, block.steps, gap, seconds)
+        )
+
+    def _warn_if_uncovered(self, target: Target, cloud: transport.Cloud) -> None:
+        assert isinstance(self.flow, AnnealedFlow)
+        start = Start(self.flow.start)
+        least = start.log_prob(start.sample(1000)).min()
+        outside = float((cloud.state.log_q < least.detach()).double().mean())
+        if outside > 0.01:
+            warnings.warn(
+                f"{outside:.0%} of the particles ended where the start has no draws: modes there "
+                f"were found along the path, not by the start, and others may have been missed. "
+                f"A wider start=... is safer, or compare two of them by their evidence.",
+                stacklevel=4,
+            )
+
+    # ---- corrected draws ----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def particles(
+        self,
+        num_particles: int,
+        *args: Any,
+        islands: int = 16,
+        target: Target | None = None,
+        **kwargs: Any,
+    ) -> transport.Cloud:
+        r"""Fresh particles of the posterior, carried by the frozen blocks and corrected on the way.
+
+        The evidence they estimate is unbiased; averages with their weights are consistent, whatever
+        the blocks are worth.
+
+        Arguments:
+            num_particles: How many, over all islands.
+            args, kwargs: The model's.
+            islands: Independent groups, whose spread gives standard errors.
+            target: In place of the model with its arguments.
+
+        Raises:
+            ValueError: ``num_particles`` is not a multiple of ``islands``.
+        """
+        if num_particles % islands:
+            raise ValueError(f"{num_particles} particles do not divide into {islands} islands")
+        target = self.bind(*args, **kwargs) if target is None else target
+        assert isinstance(self.flow, AnnealedFlow)
+        start = Start(self.flow.start)
+        x = start.sample(num_particles)
+        ones = torch.ones_like(x[0])
+        cloud = transport.init(x, bridge.density(target, start, 0 * ones[0], ones), islands)
+        for block in self._annealing_blocks():
+            at = ones.new_tensor(block.beta)
+            density = bridge.density(target, start, at, block.scale)
+            stage = transport.Stage(block(None), density, block.scale, block.step_size)
+            cloud = transport.advance(cloud, stage, self.moves)
+        return cloud
+
+
+def _check_schedule(schedule: Sequence[float]) -> None:
+    rising = all(a < b for a, b in pairwise(schedule))
+    if len(schedule) < 2 or schedule[0] != 0 or schedule[-1] != 1 or not rising:
+        raise ValueError(f"a schedule rises from 0 to 1, got {list(schedule)}")
+
+
+def _path_density(target: Target, start: Start, beta: float) -> Callable[[Tensor], Tensor]:
+    r""":math:`\log\tilde f`, differentiable; the ends ask only the density they need."""
+    if beta == 0:
+        return start.log_prob
+    if beta == 1:
+        return target.log_prob
+    return lambda x: (1 - beta) * start.log_prob(x) + beta * target.log_prob(x)
+
+
+@torch.no_grad()
+def _pushed(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
+    return block(None).push(x)
+
+
+def _ess(cloud: transport.Cloud) -> float:
+    return float(ess_fraction(cloud.log_w[0]))
