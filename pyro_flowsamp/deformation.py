@@ -32,9 +32,8 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from ._zuko import zuko
-from .paths import Velocity
 from .target import Target
-from .velocity import TimeMLP
+from .velocity import TimeMLP, VelocityMLP
 
 __all__ = ["LOSSES", "BoltzmannPath", "EnergyMLP", "GeneralisedNormal", "Spot", "residual"]
 
@@ -114,14 +113,30 @@ class EnergyMLP(TimeMLP):
         )
 
 
+class Fixed(NamedTuple):
+    r"""What of a path is not learnt, at N points.
+
+    Attributes:
+        energy: :math:`f_t`, ``(N,)``.
+        rate: :math:`\partial_t f_t`, ``(N,)``.
+        slope: :math:`\nabla f_t`, ``(N, d)``.
+        turn: :math:`\partial_t \nabla f_t` where it does not depend on time, else zero.
+    """
+
+    energy: Tensor
+    rate: Tensor
+    slope: Tensor
+    turn: Tensor
+
+
 class Spot(NamedTuple):
     r"""N points of a path; a :class:`~pyro_flowsamp.transitions.langevin.State`, and more.
 
     Attributes:
         z, x: Positions u, ``(N, d)``.
         log_pi: :math:`-f_t`, ``(N,)``, float64.
-        grad: :math:`-\\nabla f_t`, ``(N, d)``.
-        rate, slope: :math:`\\partial_t f_t` and :math:`\\nabla f_t` without what is learnt.
+        grad: :math:`-\nabla f_t`, ``(N, d)``.
+        rate, slope, turn: Of the path without its detour, see :class:`Fixed`.
     """
 
     z: Tensor
@@ -130,6 +145,7 @@ class Spot(NamedTuple):
     x: Tensor
     rate: Tensor
     slope: Tensor
+    turn: Tensor
 
 
 Energy = Callable[[Tensor, Tensor], Tensor]
@@ -143,11 +159,11 @@ class BoltzmannPath(nn.Module):
     Arguments:
         features: The dimension.
         power: :math:`p` of the base.
-        detour: :math:`f^\\theta`, or None.
+        detour: :math:`f^\theta`, or None.
         given: :math:`f_t(x)` of times ``(N,)`` and places ``(N, d)``, instead; ``(N,)``.
 
     Attributes:
-        loc, scale: :math:`\\mu` and :math:`\\sigma`, ``(d,)``.
+        loc, scale: :math:`\mu` and :math:`\sigma`, ``(d,)``.
         constants: By how much given energies exceed those of base and target, ``(2,)``.
     """
 
@@ -174,34 +190,32 @@ class BoltzmannPath(nn.Module):
         """:math:`f_1(u)`, the change of volume included."""
         return -target.log_prob(self.loc + self.scale * u) - self.scale.log().sum()
 
-    def fixed(
-        self, target: Target, t: Tensor, u: Tensor, width: float = 1.0
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Energy and slope from a base of this width; rate and slope from one of unit width."""
+    def fixed(self, target: Target, t: Tensor, u: Tensor) -> Fixed:
+        """What there is to the path but its detour, at points ``(N, d)`` and times ``(N,)``."""
         if self.given is not None:
-            energy, rate, slope = self._given(t, u)
-            return energy, slope, rate, slope
-        (f_0, g_0), (f_1, g_1) = (
-            self.base(u),
-            _with_slope(lambda v: self.target_energy(target, v), u),
-        )
-        s = t[:, None]
-        energy, slope = f_0 + t * (f_1 - f_0), g_0 + s * (g_1 - g_0)
-        if width == 1:
-            return energy, slope, f_1 - f_0, slope
-        wide, g_wide = self.base(u, width)
-        return wide + t * (f_1 - wide), g_wide + s * (g_1 - g_wide), f_1 - f_0, slope
+            return self._given(t, u)
+        f_0, g_0 = self.base(u)
+        f_1, g_1 = _with_slope(lambda v: self.target_energy(target, v), u)
+        rate, turn = f_1 - f_0, g_1 - g_0
+        return Fixed(f_0 + t * rate, rate, g_0 + t[:, None] * turn, turn)
 
-    def _given(self, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _given(self, t: Tensor, u: Tensor) -> Fixed:
         assert self.given is not None
         keep = u.requires_grad
         with torch.enable_grad():
             t = t.detach().requires_grad_()
             v = u if keep else u.detach().requires_grad_()
             energy = self.given(t, self.loc + self.scale * v)
-            energy = energy - torch.lerp(*self.constants, t)
+            energy = energy - self.constants[0].lerp(self.constants[1], t)
             rate, slope = torch.autograd.grad(energy.sum(), (t, v), create_graph=keep)
-        return (energy if keep else energy.detach()), rate, slope
+        return Fixed(energy if keep else energy.detach(), rate, slope, torch.zeros_like(u))
+
+    def at(self, t: Tensor, shift: Tensor, u: Tensor, fixed: Fixed | Spot) -> tuple[Tensor, Tensor]:
+        """Rate and slope a little later, ``t + shift``, without asking the target again."""
+        if self.given is not None:
+            _, rate, slope, _ = self._given(t + shift, u)
+            return rate, slope
+        return fixed.rate, fixed.slope + shift[:, None] * fixed.turn
 
     def learnt(self, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Energy, rate and slope of the detour."""
@@ -215,12 +229,20 @@ class BoltzmannPath(nn.Module):
     def spot(
         self, target: Target, t: Tensor, u: Tensor, width: float = 1.0, detour: bool = True
     ) -> Spot:
-        """Everything there is to know of points ``(N, d)`` at times ``(N,)``."""
-        energy, pull, rate, slope = self.fixed(target, t, u, width)
+        """Everything there is to know of points ``(N, d)`` at times ``(N,)``.
+
+        ``width`` is that of the base of another, straight path; rate and slope stay of this one.
+        """
+        fixed = self.fixed(target, t, u)
+        energy, slope = fixed.energy, fixed.slope
+        if width != 1:
+            (f_0, g_0), (wide, g_wide) = self.base(u), self.base(u, width)
+            energy = energy + (1 - t) * (wide - f_0)
+            slope = slope + (1 - t)[:, None] * (g_wide - g_0)
         if detour and self.detour is not None:
             more, _, steeper = self.learnt(t, u)
-            energy, pull = energy + more, pull + steeper
-        return Spot(u, -energy.double(), -pull, u, rate, slope)
+            energy, slope = energy + more, slope + steeper
+        return Spot(u, -energy.double(), -slope, u, *fixed[1:])
 
 
 def _with_slope(energy: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,7 +256,7 @@ def _with_slope(energy: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, 
 
 
 def residual(
-    path: BoltzmannPath, velocity: Velocity, t: Tensor, u: Tensor, rate: Tensor, slope: Tensor
+    path: BoltzmannPath, velocity: VelocityMLP, t: Tensor, u: Tensor, rate: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor]:
     r""":math:`E_t - C_t` ``(N,)``, and V; given what is fixed of rate and slope."""
     v, divergence = velocity.with_divergence(t, u)

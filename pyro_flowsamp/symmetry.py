@@ -1,14 +1,14 @@
 r"""Networks that know a symmetry of their target: signed permutations of its coordinates.
 
-An element g of a finite group acts by :math:`(R_g x)_i = s_i\, x_{\pi(i)}`. Give the hidden units of
+An element g of a group acts by :math:`(R_g x)_i = s_i\, x_{\pi(i)}`. Give the hidden units of
 a two-hidden-layer network names :math:`(c, a)`, a channel and an element of the group, and tie
 
 .. math:: (W_1)_{(c,a)} = w_c^\top R_a, \qquad (W_2)_{(c,a),(c',b)} = K_{cc'}(a b^{-1}), \qquad
           (W_3)_{(c,a)} = R_a^\top o_c .
 
-Then :math:`x \to R_g x` only renames the hidden units, :math:`(c, a) \to (c, ag)`, and a velocity is
-equivariant, :math:`v(R_g x) = R_g v(x)`; with :math:`W_3 = o_c` a scalar is invariant. (Cohen and
-Welling, 2016, https://arxiv.org/abs/1602.07576.) For the shifts of a circle these are circular
+Then :math:`x \to R_g x` only renames the hidden units, :math:`(c, a) \to (c, ag)`, and a velocity
+is equivariant, :math:`v(R_g x) = R_g v(x)`; with :math:`W_3 = o_c` a scalar is invariant. (Cohen
+and Welling, 2016, https://arxiv.org/abs/1602.07576.) For the shifts of a circle these are circular
 convolutions. The weights stay where they are: what is tied is where they start, and, by a hook,
 their gradient.
 """
@@ -35,12 +35,12 @@ class Group(NamedTuple):
     r"""All elements, the identity first.
 
     Attributes:
-        index: :math:`\pi`, ``(G, d)``.
+        order: :math:`\pi`, ``(G, d)``.
         sign: :math:`s`, ``(G, d)``.
         quotient: Number of the element :math:`a b^{-1}`, ``(G, G)``.
     """
 
-    index: Tensor
+    order: Tensor
     sign: Tensor
     quotient: Tensor
 
@@ -145,7 +145,7 @@ def tie(net: TimeMLP, elements: Group) -> None:
     Raises:
         ValueError: The hidden layers' width is no multiple of the group's order.
     """
-    order, hidden = len(elements.index), net.mid_weight.shape[-1]
+    order, hidden = len(elements.order), net.mid_weight.shape[-1]
     if hidden % order:
         raise ValueError(
             f"hidden_features must be a multiple of the symmetry's {order} elements, got {hidden}"

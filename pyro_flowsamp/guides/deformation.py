@@ -282,9 +282,9 @@ class AutoDeformationFlow(FlowGuide):
         def closure() -> Tensor:
             if next(calls) % EVERY == 0:
                 walkers.refresh()
-            t, u, rate, slope = (value.flatten(0, 1) for value in walkers.sample(num))
+            t, u, rate, slope = walkers.sample(num)
             errors, _ = residual(path, velocity, t, u, rate, slope)
-            return self._loss(self._deviations(errors.unflatten(0, (len(times), -1)))).mean()
+            return self._loss(self._deviations(errors.view(len(times), -1))).mean()
 
         self.walkers = walkers
         return closure
@@ -299,7 +299,7 @@ class AutoDeformationFlow(FlowGuide):
             loss = torch.zeros_like(log_w)
             for start, end in pairwise(times):
                 t, h = start.expand(len(u)), end - start
-                _, _, rate, slope = path.fixed(target, t, u)
+                _, rate, slope, _ = path.fixed(target, t, u)
                 errors, v = residual(path, velocity, t, u, rate, slope)
                 loss = loss + h * self._loss(self._deviations(errors[None])[0])
                 log_w = log_w - h * errors.detach()
@@ -394,7 +394,7 @@ class AutoDeformationFlow(FlowGuide):
 
         def field(t: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             times = state[1].new_full(state[1].shape, t)
-            _, _, rate, slope = flow.path.fixed(target, times, state[0])
+            _, rate, slope, _ = flow.path.fixed(target, times, state[0])
             errors, v = residual(flow.path, flow.velocity, times, state[0], rate, slope)
             return v, -errors
 
@@ -454,7 +454,7 @@ def _check_given(path: BoltzmannPath, target: Target, u: Tensor) -> None:
     """A given interpolation must be a function of times and places, and end where it should."""
     zeros, ones = torch.zeros_like(u[:, 0]), torch.ones_like(u[:, 0])
     try:
-        first, last = path.fixed(target, zeros, u)[0], path.fixed(target, ones, u)[0]
+        first, last = path.fixed(target, zeros, u).energy, path.fixed(target, ones, u).energy
     except (TypeError, RuntimeError) as error:
         raise ValueError(
             f"the interpolation must map times (N,) and places (N, d) to differentiable energies "

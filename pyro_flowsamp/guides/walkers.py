@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ..deformation import BoltzmannPath, GeneralisedNormal, Spot
 from ..importance import Evidence
-from ..paths import Velocity
 from ..target import Target
 from ..transitions import langevin, transport
+from ..velocity import VelocityMLP
 
 __all__ = ["ACCEPT", "Sample", "Walkers", "explore"]
 
@@ -33,7 +33,7 @@ FOLLOWERS = 16  #: of each kind, at each time
 
 
 class Sample(NamedTuple):
-    """Points ``(S, m, ...)`` at S times, with what is fixed of the path there."""
+    """Points ``(S·m, ...)``, sorted by time, with what is fixed of the path there."""
 
     t: Tensor
     u: Tensor
@@ -114,7 +114,7 @@ class Walkers:
     def __init__(
         self,
         path: BoltzmannPath,
-        velocity: Velocity,
+        velocity: VelocityMLP,
         target: Target,
         base: GeneralisedNormal,
         times: Tensor,
@@ -175,15 +175,25 @@ class Walkers:
 
     @torch.no_grad()
     def sample(self, num: int) -> Sample:
-        """``num`` points of each crowd at each time, equally weighted."""
+        """``num`` points of each crowd at each time, up to half a slice earlier or later."""
         shape = (len(self.times), FOLLOWERS)
+        weights = self.followers.log_w.softmax(-1)
         weights = torch.cat(
-            [self.followers.log_w.softmax(-1), torch.ones_like(self.followers.log_w)]
+            [weights, 0.1 + self.trajectories.log_w.nan_to_num(nan=0.0).abs().clamp(max=10.0)]
         )
         chosen = weights.multinomial(num, replacement=True).split(len(self.times))
         explorer = self.explorers.weights.multinomial(num, replacement=True)
         parts = [Spot(*(pick(v, explorer) for v in self.explorers.spots))]
         for cloud, index in zip((self.followers, self.trajectories), chosen):
             parts.append(Spot(*(pick(v.unflatten(0, shape), index) for v in cloud.state)))
-        spots = Spot(*(torch.cat(values, 1) for values in zip(*parts)))
-        return Sample(self.times[:, None].expand(-1, 3 * num), spots.x, spots.rate, spots.slope)
+        spots = Spot(*(torch.cat(values, 1).flatten(0, 1) for values in zip(*parts)))
+        t, shift = (v.repeat_interleave(3 * num) for v in (self.times, self._shift()))
+        rate, slope = self.path.at(t, shift, spots.x, spots)
+        return Sample(t + shift, spots.x, rate, slope)
+
+    def _shift(self) -> Tensor:
+        """Uniform over half of the slices on both sides, ``(S,)``: lest nobody looks between."""
+        half = torch.diff(self.times) / 2
+        none = half.new_zeros(1)
+        before, after = torch.cat([none, half]), torch.cat([half, none])
+        return torch.lerp(-before, after, torch.rand_like(before))
