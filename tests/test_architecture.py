@@ -21,11 +21,13 @@ MAY_IMPORT = {
     "proposal": "",
     "velocity": "",
     "paths": "_zuko maps",
+    "symmetry": "velocity",
+    "deformation": "_zuko target velocity",
     "maps": "_zuko",
     "flows": "_zuko maps mixture",
     "objectives": "target flows",
     "transitions": "transitions target gaussian importance",
-    "guides": "guides _model target flows paths velocity objectives train "
+    "guides": "guides _model target flows paths velocity symmetry deformation objectives train "
     "gaussian importance mixture proposal transitions",
     "kernels": "kernels target flows importance proposal transitions",
     "mcmc": "kernels target",
