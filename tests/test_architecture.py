@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "objectives": "target flows",
     "transitions": "transitions target gaussian importance",
     "guides": "guides _model target flows paths velocity symmetry deformation objectives train "
-    "gaussian importance mixture proposal transitions",
+    "gaussian importance mixture proposal transitions _zuko",
     "kernels": "kernels target flows importance proposal transitions",
     "mcmc": "kernels target",
     "export": "target",
