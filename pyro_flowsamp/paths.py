@@ -13,6 +13,7 @@ Metropolis ratio, so :func:`refine` takes as many steps as bring it below a thou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import NamedTuple, Protocol
 
 import torch
@@ -246,7 +247,8 @@ def refine(
 ) -> float:
     r"""Doubles a block's steps until its log q is right to ``tolerance`` on 99.9 % of points.
 
-    Right means: equal to the density of what the discrete map really samples, whether a draw is
+    The steps' error is meant, and measured in double precision: rounding is another matter. Right
+    means: equal to the density of what the discrete map really samples, whether a draw is
     scored by the pass that made it or by the pass back. Errors of blocks in a row add up.
 
     Arguments:
@@ -265,13 +267,15 @@ def refine(
     if log_prob is None:
         spread = Normal(z.mean(0), z.std(0).clamp(min=1e-6), validate_args=False)
         log_prob = Independent(spread, 1, validate_args=False).log_prob
-    first = block.steps
-    while block.steps <= max(first, MAX_STEPS):
-        gap = float(_errors(block, z, log_prob).double().quantile(0.999))
+    score, dtype = log_prob, z.dtype
+    twin = deepcopy(block).double()
+    while twin.steps <= max(block.steps, MAX_STEPS):
+        errors = _errors(twin, z.double(), lambda x: score(x.to(dtype)).double())
+        gap = float(errors.quantile(0.999))
         if gap <= tolerance:
+            block.steps = twin.steps
             return gap
-        block.steps *= 2
-    block.steps = first
+        twin.steps *= 2
     raise ValueError(
         f"a velocity field needs more than {MAX_STEPS} steps for a log density right to "
         f"{tolerance:.1g} nats ({gap:.2g} reached): smooth it by more Wasserstein "

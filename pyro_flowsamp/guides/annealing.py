@@ -58,7 +58,7 @@ SMALLEST_STAGE = 1e-5  #: in beta
 EVEN = 0.9  #: ESS fraction of weights that no block needs to mend
 FEWEST = 10  #: particles' worth of weight that must be left after a stage
 NUM_REFINE = 1024  #: particles on which the integrator is checked
-STEP_TOLERANCE = 1e-4  #: nats by which the integrator may be off in each block
+STEP_TOLERANCE = 2e-4  #: nats by which the integrator may be off in each block
 ACCEPT = 0.574  #: acceptance that local moves are tuned to
 
 
