@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -42,3 +44,16 @@ def test_benchmark_stores_and_continues(tmp_path):
     second = run("benchmarks/against_nuts.py", "--smoke", "--results", str(tmp_path))
     assert "s to 10 000\n" not in second  # nothing is measured twice
     assert second.count("| radon |") == 3
+
+
+@pytest.mark.parametrize("study", ["gmm", "unequal", "funnel", "expgauss", "schedule"])
+def test_annealing_flow(study, tmp_path):
+    command = ["papers/annealing_flow.py", study, "--smoke", "--results", str(tmp_path)]
+    assert "seed 0" in run(*command)
+    assert "seed 0" not in run(*command)  # nothing is run twice
+
+
+def test_annealing_picture(tmp_path):
+    image = tmp_path / "annealing.png"
+    run("papers/annealing_flow.py", "picture", "--smoke", "--image", str(image))
+    assert image.stat().st_size > 10_000

@@ -437,7 +437,7 @@ class AutoAnnealingFlow(FlowGuide):
         assert isinstance(self.flow, AnnealedFlow)
         density = _path_density(target, Start(self.flow.start), beta)
         options = replace(self.options, progress=False)
-        for rollbacks in range(RETRIES + 1):
+        for rollbacks in range(RETRIES + 1 if before < options.enough else 0):
             block = self.flow.new_block()
             assert isinstance(block.velocity, Standardized)
             block.velocity.standardize(cloud.x.mean(0), scale)
@@ -454,6 +454,8 @@ class AutoAnnealingFlow(FlowGuide):
             options = replace(options, learning_rate=options.learning_rate / 3)
         block = self.flow.make_block().to(cloud.x)
         block.method = self.method
+        if before >= options.enough:
+            return block, History(), 0
         if before < EVEN:
             warnings.warn(
                 f"the block that ends at beta = {beta:.4g} did harm in {RETRIES + 1} trainings, "
