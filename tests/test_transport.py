@@ -1,0 +1,104 @@
+"""Particles carried by maps: unbiased whatever the maps, and mistakes show."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pyro_flowsamp import Target
+from pyro_flowsamp.importance import log_evidence
+from pyro_flowsamp.maps import AffineMap
+from pyro_flowsamp.transitions import bridge, transport
+
+ISLANDS, NUM = 1000, 50
+LOC = torch.tensor([1.0, -0.5])
+
+
+def _energy(x):
+    """N(LOC, diag(½², 2²)) with Z = 7."""
+    scaled = (x - LOC) / torch.tensor([0.5, 2.0])
+    return 0.5 * scaled.square().sum(-1) + math.log(2 * math.pi) - math.log(7)
+
+
+def _run(moves=2, below=0.5):
+    """A bad map at each of three stages."""
+    target = Target.from_energy(_energy, 2)
+    start = bridge.Base(torch.zeros(2), 3 * torch.ones(2), torch.zeros(2, dtype=torch.bool))
+    ones = torch.ones(2)
+    cloud = transport.init(
+        start.sample(ISLANDS * NUM), bridge.density(target, start, 0 * ones[0], ones), ISLANDS
+    )
+    for beta, shift, factor in ((0.2, 0.3, 0.9), (0.6, 0.2, 1.1), (1.0, -0.2, 0.8)):
+        scale = torch.tensor([0.7, 1.3])
+        log_det = torch.tensor(2 * math.log(factor))
+        bad = AffineMap(shift * ones, factor * ones, log_det, None)
+        density = bridge.density(target, start, ones[0] * beta, scale)
+        stage = transport.Stage(bad, density, scale, torch.tensor(0.8))
+        cloud = transport.advance(cloud, stage, moves, below)
+    return cloud
+
+
+def _worst(cloud):
+    """z-scores of Z, means and squares, by the spread over islands."""
+    log_z, error = cloud.evidence
+    moments = torch.cat([cloud.x, (cloud.x - LOC).square()], -1)
+    truth = torch.tensor([1.0, -0.5, 0.25, 4.0], dtype=torch.double)
+    mean = cloud.mean(moments)
+    z = (mean.value - truth) / mean.standard_error
+    return max(abs(float((log_z - math.log(7 * 2 * 0.5)) / error)), float(z.abs().max()))
+
+
+@pytest.mark.parametrize("moves", [0, 2])
+@pytest.mark.parametrize("below", [0.0, 0.5, math.inf])
+def test_particles_are_properly_weighted(moves, below):
+    assert _worst(_run(moves, below)) < 4.5
+
+
+def _no_log_det(patch):
+    push = AffineMap.push
+    patch.setattr(AffineMap, "push", lambda self, z: (push(self, z)[0], torch.zeros(len(z))))
+
+
+def _stale_density(patch):
+    reweight = transport.reweight
+
+    def stale(cloud, state, ladj=0.0):
+        new = reweight(cloud, state, ladj)
+        return new._replace(state=state._replace(log_pi=cloud.state.log_pi))
+
+    patch.setattr(transport, "reweight", stale)
+
+
+def _weights_survive_resampling(patch):
+    resample = transport.resample
+
+    def keep(cloud, below):
+        return resample(cloud, below)._replace(log_w=cloud.log_w)
+
+    patch.setattr(transport, "resample", keep)
+
+
+@pytest.mark.parametrize("mistake", [_no_log_det, _stale_density, _weights_survive_resampling])
+def test_the_check_sees_mistakes(mistake, monkeypatch):
+    mistake(monkeypatch)
+    assert _worst(_run(below=math.inf)) > 9
+
+
+def test_the_evidence_not_its_log_is_unbiased():
+    cloud = _run()
+    assert_close(cloud.evidence, log_evidence(cloud.evidences))
+    single = cloud.evidences
+    assert single.mean() < cloud.evidence.log_z  # Jensen, seen
+
+
+def test_systematic_resampling_keeps_expected_counts():
+    log_w = torch.randn(3, 100).double()
+    counts = torch.stack([i.bincount(minlength=100) for i in transport.systematic(log_w, 1000)])
+    assert (counts - 1000 * log_w.softmax(-1)).abs().max() <= 1
+
+
+def test_draws_are_equally_weighted():
+    cloud = _run(moves=0, below=0.0)
+    mean = cloud.mean(cloud.x).value
+    assert_close(cloud.draw(20_000).mean(0).double(), mean, rtol=0, atol=0.05)
