@@ -117,3 +117,87 @@ def test_angles_are_refused():
 def test_particles_divide_into_islands(pair):
     with pytest.raises(ValueError, match="do not divide"):
         pair.particles(100, islands=16)
+
+
+# ---- a single block between Gaussians N(0, a I) → N(0, b I) --------------------------------------
+
+
+def _normal(variance):
+    return Target.from_energy(lambda x: 0.5 * x.square().sum(-1) / variance, 2)
+
+
+def _block(a, b, **options):
+    """Slope and residual of the trained displacement, against x."""
+    guide = AutoAnnealingFlow(
+        _normal(b),
+        start=a**0.5,
+        schedule=[0, 1],
+        num_particles=8192,
+        options=FitOptions(300, 1024, 2e-3, anneal=True, enough=1.0, progress=False),
+        **options,
+    )
+    guide.fit()
+    x = a**0.5 * torch.randn(4000, 2)
+    moved = (guide.flow.blocks[0](None).push(x)[0] - x).detach()
+    slope = float((x * moved).sum() / x.square().sum())
+    return slope, float((moved - slope * x).norm() / x.norm())
+
+
+def test_an_infinitesimal_block_is_the_difference_of_scores():
+    """Theorem 3.3: as h → 0, v = ∇log f_k − ∇log f_{k−1} = x (1/a − 1/b)."""
+    a, b, h = 2.0, 1.0, 0.02
+    slope, residual = _block(a, b, objective="linear", wasserstein=1 / (2 * h))
+    assert slope / h == pytest.approx(1 / a - 1 / b, rel=0.08)
+    assert residual < 0.1 * abs(slope)
+
+
+def test_a_block_of_finite_time_is_the_optimal_map():
+    """s a/b − 1/s + (s − 1) a/h = 0 for x → s x, with γ = 1/(2h)."""
+    slope, residual = _block(2.0, 1.0, objective="kl", wasserstein=0.5)
+    assert 1 + slope == pytest.approx((1 + 5**0.5) / 4, rel=0.02)
+    assert residual < 0.05
+
+
+def test_the_default_block_is_the_whole_map():
+    slope, _ = _block(2.0, 1.0)
+    assert 1 + slope == pytest.approx(0.5**0.5, rel=0.02)
+
+
+# ---- paths that lead nowhere ---------------------------------------------------------------------
+
+
+def test_a_target_that_cannot_be_normalised():
+    target = Target.from_energy(lambda x: -0.5 * x.square().sum(-1), 2)
+    with pytest.raises(ValueError, match="cannot be normalised"):
+        AutoAnnealingFlow(target, start=1.0, **SMALL).fit()
+
+
+def test_a_start_too_narrow_for_one_stage():
+    target = Target.from_energy(lambda x: 0.5 * (x - 30).square().sum(-1), 2)
+    with pytest.raises(ValueError, match="lost their weight at beta = 1.*more stages"):
+        AutoAnnealingFlow(target, start=0.1, schedule=[0, 1], **SMALL).fit()
+
+
+def test_a_velocity_that_is_not_finite_is_rolled_back(monkeypatch):
+    push = annealing.VelocityMLP.with_divergence
+    seen = []
+
+    def with_divergence(self, t, x):
+        velocity, divergence = push(self, t, x)
+        if self.training and len(seen) < 1:
+            return velocity * torch.nan, divergence
+        return velocity, divergence
+
+    fit = annealing.fit
+
+    def counted(*args):
+        history = fit(*args)
+        seen.append(history)
+        return history
+
+    monkeypatch.setattr(annealing.VelocityMLP, "with_divergence", with_divergence)
+    monkeypatch.setattr(annealing, "fit", counted)
+    guide = AutoAnnealingFlow(_normal(2.0), start=1.0, schedule=[0, 1], **SMALL)
+    guide.fit()
+    assert seen[0].skipped == QUICK.max_steps
+    assert guide.reports[0].ess >= guide.reports[0].ess_before

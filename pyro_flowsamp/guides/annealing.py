@@ -189,12 +189,14 @@ class Move(NamedTuple):
         x: Where it ended, ``(N, d)``.
         ladj: Log-dets, ``(N,)``.
         log_f: :math:`\\log\\tilde f_k` there, ``(N,)``, float64; asked for only where it is needed.
+        beta: :math:`\\beta_k`.
     """
 
     before: Any
     x: Tensor
     ladj: Tensor
     log_f: Callable[[], Tensor]
+    beta: float
 
     def log_weights(self) -> Tensor:
         r""":math:`\Delta\log w`, ``(N,)``."""
@@ -224,7 +226,8 @@ def _kl(move: Move) -> Loss:
 
 
 def _linear(move: Move) -> Loss:
-    gain = (move.before.grad * (move.x - move.before.x)).sum(-1)
+    score = (1 - move.beta) * move.before.grad_b + move.beta * move.before.grad_p
+    gain = (score * (move.x - move.before.x)).sum(-1)
     return -(gain + move.ladj).mean(), None
 
 
@@ -442,7 +445,10 @@ class AutoAnnealingFlow(FlowGuide):
             assert isinstance(block.velocity, Standardized)
             block.velocity.standardize(cloud.x.mean(0), scale)
             history = fit(
-                block.parameters(), self._closure(block, cloud, density), ess_fraction, options
+                block.parameters(),
+                self._closure(block, cloud, density, beta),
+                ess_fraction,
+                options,
             )
             if history.stopped == "interrupted":
                 raise KeyboardInterrupt
@@ -466,13 +472,17 @@ class AutoAnnealingFlow(FlowGuide):
         return block, history, RETRIES + 1
 
     def _closure(
-        self, block: Block, cloud: transport.Cloud, density: Callable[[Tensor], Tensor]
+        self,
+        block: Block,
+        cloud: transport.Cloud,
+        density: Callable[[Tensor], Tensor],
+        beta: float,
     ) -> Callable[[], Loss]:
         def closure() -> Loss:
             index = torch.randint(len(cloud.x), (self.options.batch_size,), device=cloud.x.device)
             before = type(cloud.state)(*(value[index] for value in cloud.state))
             x, ladj = block(None).push(before.x)
-            move = Move(before, x, ladj, lambda: density(x).double())
+            move = Move(before, x, ladj, lambda: density(x).double(), beta)
             loss, log_w = self._loss(move)
             return loss + self.wasserstein * move.cost(), log_w
 
@@ -485,8 +495,9 @@ class AutoAnnealingFlow(FlowGuide):
         with torch.no_grad():
             x, log_q = self.flow(None).rsample_and_log_prob((self.num_particles,))
         log_p, grad = target.log_prob_and_grad(x)
-        state = langevin.State(x, log_q.double(), grad, x, log_p.double(), log_q.double())
-        cloud = transport.Cloud(state, log_q.double()[None] * 0, log_q.double()[:1] * 0)
+        log_p, log_q = log_p.double(), log_q.double()
+        state = bridge.State(x, log_q, grad, x, log_p, log_q, grad, torch.zeros_like(grad))
+        cloud = transport.Cloud(state, torch.zeros_like(log_q)[None], torch.zeros_like(log_q[:1]))
         before = float(ess_fraction(state.log_p - state.log_q))
         block, history, rollbacks = self._trained(
             target, cloud, 1.0, before, bridge.local_scale(grad)
