@@ -107,15 +107,27 @@ def run_tempering(known: Known, budget: int, size: Size) -> Tensor:
 
 
 def run_reverse_kl(known: Known, budget: int, size: Size) -> Tensor:
-    """A spline flow by plain reverse KL, from N(0, I) on the scale of its affine layer."""
+    """A flow by plain reverse KL: splines in few dimensions, affine couplings in many."""
     steps = 10 if size.smoke else min(3000, budget // 256)
     options = FitOptions(max_steps=steps, learning_rate=1e-3, progress=False)
-    guide = AutoFlow(known.target, flow="spline", objective=ReverseKL(), options=options)
+    flow = "spline" if known.target.dim < 20 else "coupling"
+    guide = AutoFlow(known.target, flow=flow, objective=ReverseKL(), options=options)
     guide.fit()
     return guide.flow(None).sample((size.draws,))
 
 
 BASELINES = {"HMC": run_hmc, "tempering": run_tempering, "reverse KL": run_reverse_kl}
+
+
+def beside(
+    known: Known, budget: int, size: Size, measure: Callable[[Tensor], float]
+) -> dict[str, float]:
+    """One number of each baseline's draws."""
+    return {name: measure(run(known, budget, size)) for name, run in BASELINES.items()}
+
+
+def beside_cells(runs: list[Result], digits: int = 3) -> list[str]:
+    return [spread((run["beside"][name] for run in runs), digits) for name in BASELINES]
 
 
 # ---- Gaussian mixtures --------------------------------------------------------------------------
@@ -183,10 +195,12 @@ def gmm_table(store: Path) -> str:
 def expgauss_run(dim: int, size: Size) -> Result:
     known = exp_gauss(dim, *((2, 4.0) if size.smoke else ()))
     guide, cloud, result = anneal(known, size, start=1.0)
+    budget = known.target.evaluations
     draws = cloud.draw(size.draws)
     alone = guide.flow(None).sample((size.draws,))
     return {
         **result,
+        "beside": beside(known, budget, size, lambda x: len(known.assign(x).unique())),
         "log_z_true": known.log_z,
         "modes": len(known.assign(draws).unique()),
         "modes_alone": len(known.assign(alone).unique()),
@@ -215,12 +229,13 @@ def expgauss_table(store: Path) -> str:
                     spread(r["blocks"] for r in runs),
                     spread(r["evaluations"] / 1e6 for r in runs),
                     spread(r["fit_seconds"] for r in runs),
-                    spread(r["seconds"] for r in runs),
+                    *beside_cells(runs),
                 ]
             )
     header = ["d", "seeds", "modes", "flow alone", "exact draws", "worst log Z error"]
     header += ["its standard error", "flow's ESS", "blocks", "10⁶ evaluations"]
-    return markdown([*header, "s to fit", "s in all"], rows)
+    tail = ["s to fit", *(f"modes, {name}" for name in BASELINES)]
+    return markdown([*header, *tail], rows)
 
 
 # ---- unequal weights ----------------------------------------------------------------------------
@@ -236,13 +251,19 @@ def first_shares(known: Known, x: Tensor) -> Tensor:
 def unequal_run(make: Callable[[], Known], start: float | None, size: Size) -> Result:
     known = make()
     guide, cloud, result = anneal(known, size, start=start)
+    budget = known.target.evaluations
     exact = first_shares(known, known.sample(400_000)).mean(0)
     corrected = cloud.mean(first_shares(known, cloud.x))
     alone = first_shares(known, guide.flow(None).sample((size.draws,)))
     z = (corrected.value - exact) / corrected.standard_error.clamp(min=1e-9)
     z_alone = (alone.mean(0) - exact) / (exact * (1 - exact) / len(alone)).sqrt()
+
+    def error(x: Tensor) -> float:
+        return float((first_shares(known, x).mean(0) - exact).abs().max())
+
     return {
         **result,
+        "beside": beside(known, budget, size, error),
         "log_z_z": (result["log_z"] - known.log_z) / result["log_z_error"],
         "worst_z": float(z.abs().max()),
         "worst_z_alone": float(z_alone.abs().max()),
@@ -270,9 +291,10 @@ def unequal_table(store: Path) -> str:
         if runs:
             keys = ("error_alone", "worst_z_alone", "error", "worst_z", "log_z", "log_z_z")
             rows.append([title, len(runs), *(spread(r[key] for r in runs) for key in keys)])
+            rows[-1] += beside_cells(runs, 2)
     header = ["target", "seeds", "flow alone: weight error", "its worst \\|z\\|"]
     header += ["corrected: weight error", "its worst \\|z\\|", "log Z (true 0)", "its z"]
-    return markdown(header, rows)
+    return markdown([*header, *(f"weight error, {name}" for name in BASELINES)], rows)
 
 
 # ---- funnel -------------------------------------------------------------------------------------
@@ -281,10 +303,12 @@ def unequal_table(store: Path) -> str:
 def funnel_run(dim: int, size: Size) -> Result:
     known = funnel(dim)
     _, cloud, result = anneal(known, size)
+    budget = known.target.evaluations
     squares = cloud.mean(cloud.x.square())
     rest = cloud.mean(cloud.x[:, 1:].square().mean(-1))
     return {
         **result,
+        "beside": beside(known, budget, size, lambda x: float(x[:, 0].square().mean())),
         "var_x1": float(squares.value[0]),
         "z_x1": float((squares.value[0] - 0.81) / squares.standard_error[0]),
         "xi_squared": float(rest.value),
@@ -300,8 +324,9 @@ def funnel_table(store: Path) -> str:
         if runs:
             keys = ("var_x1", "z_x1", "xi_squared", "z_xi", "log_z", "flow_ess", "fit_seconds")
             rows.append([dim, len(runs), *(spread(r[key] for r in runs) for key in keys)])
+            rows[-1] += beside_cells(runs)
     header = ["d", "seeds", "Var x₁ (.81)", "z", "E xᵢ² (1.4993)", "z", "log Z (0)", "flow's ESS"]
-    return markdown([*header, "s to fit"], rows)
+    return markdown([*header, "s to fit", *(f"Var x₁, {name}" for name in BASELINES)], rows)
 
 
 # ---- logistic regression ------------------------------------------------------------------------
