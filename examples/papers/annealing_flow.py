@@ -3,9 +3,9 @@
     python examples/papers/annealing_flow.py gmm|expgauss|unequal|funnel|logistic|schedule
 
 runs what is not stored yet under ``examples/papers/results/annealing_flow`` and prints the table;
-``all`` prints every table and writes ``docs/annealing_flow.md``. Beside it stand batched HMC,
-parallel tempering and reverse KL, each on the number of target evaluations that the annealing flow
-has used, training and corrected draws together.
+``all`` prints every table and writes them to ``docs/annealing_flow.md``. Beside it stand batched
+HMC, parallel tempering and reverse KL, each on the number of target evaluations that the annealing
+flow has used, training and corrected draws together.
 
 Annealing Flow: Wu & Xie, 2025, https://arxiv.org/abs/2409.20547.
 """
@@ -443,6 +443,32 @@ def picture(path: Path, size: Size) -> None:
     figure.savefig(path, dpi=80)
 
 
+# ---- the page in docs -----------------------------------------------------------------------
+
+TITLES = {
+    "gmm": "Gaussian mixtures on a circle",
+    "unequal": "Unequal weights",
+    "funnel": "Funnels",
+    "expgauss": "1024 modes in 50, 100 and 200 dimensions",
+    "logistic": "Bayesian logistic regression",
+    "schedule": "Schedules, losses and integrators",
+}
+PREFACE = """# Annealing Flow, corrected
+
+Made by `python examples/papers/annealing_flow.py all --table` from the stored runs in
+`examples/papers/results/annealing_flow`; without `--table` it runs what is missing. Mean ± sd over
+seeds; 20 000 draws; float32 on one CPU core shared with other work, so seconds are upper bounds.
+HMC (1000 chains from N(0, I)), parallel tempering (100 ensembles of ten) and reverse KL each have
+the number of target evaluations that the annealing flow has used in all.
+
+"Annealing" are the corrected particles, "flow alone" the flow's own draws: no transport can move
+mass between modes that are already apart, so those have the weights that the modes had when they
+parted. W2 and MMD² are between 1000 draws and 1000 exact ones; the row "exact" is their noise.
+
+![Draws of the flow, block after block](images/annealing_flow.png)
+"""
+
+
 # ---- command line -------------------------------------------------------------------------------
 
 
@@ -491,7 +517,9 @@ def main() -> None:
         picture(args.image, size)
         print(f"wrote {args.image}")
         return
-    chosen = studies(size) if args.study == "all" else {args.study: studies(size)[args.study]}
+    every = args.study == "all"
+    chosen = studies(size) if every else {args.study: studies(size)[args.study]}
+    tables = []
     for name, (runs, seeds, table) in chosen.items():
         if args.dim is not None:
             runs = {k: v for k, v in runs.items() if k.endswith(f"-{args.dim}")}
@@ -499,7 +527,10 @@ def main() -> None:
             runs = dict(list(runs.items())[:1])
         if not args.table:
             collect(args.results, runs, range(1 if args.smoke else args.seeds or seeds))
-        print(f"\n## {name}\n\n{table(args.results)}", flush=True)
+        tables.append(f"## {TITLES[name]}\n\n{table(args.results)}\n")
+        print(f"\n{tables[-1]}", flush=True)
+    if every and not args.smoke:
+        (DOCS / "annealing_flow.md").write_text("\n".join([PREFACE, *tables]))
 
 
 if __name__ == "__main__":
