@@ -268,7 +268,7 @@ class AutoAnnealingFlow(FlowGuide):
         *,
         start: nn.Module | float | None = None,
         schedule: Sequence[float] | None = None,
-        ess: float = 0.6,
+        ess: float = 0.8,
         refinements: int = 0,
         objective: str = "variance",
         wasserstein: float | None = None,
