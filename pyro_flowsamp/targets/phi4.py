@@ -155,7 +155,7 @@ def _minima(mass: float, coupling: float, alpha: float) -> list[float]:
     v = np.polynomial.Polynomial([0.0, 1.0])  # u - alpha: a triple root is then exactly zero
     polynomial = coupling * v**4 - mass * (v + alpha) ** 2
     roots = polynomial.deriv().trim().roots()
-    real = np.sort(roots.real[abs(roots.imag) < 1e-9])
+    real = np.unique(roots.real[abs(roots.imag) < 1e-9])
     return [float(r) + alpha for r in real if polynomial.deriv(2)(r) >= 0]
 
 
