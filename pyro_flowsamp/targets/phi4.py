@@ -112,7 +112,7 @@ def phi4(
     Draws come from a chain on a grid, to each site of which a triangular variate is added: their
     density is the multilinear interpolant of :math:`e^{-S}`, which bounds it up to a constant,
     and rejection does the rest. They are independent, and exact but for :math:`|\varphi_i|` where
-    the density is :math:`e^{-45}`, and rounding; 10 000 take a second or two for 16 sites.
+    the density is :math:`e^{-45}`, and rounding; 10 000 take about a second for 16 sites.
 
     Arguments:
         shape: Sites along each axis; a number of sites is a circle.

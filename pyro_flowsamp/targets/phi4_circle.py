@@ -79,8 +79,8 @@ def _transfer(mass: float, coupling: float, alpha: float, half: float, spacing: 
     num = ceil(2 * half / spacing) + 1
     if num > MAX_GRID:
         raise ValueError(
-            f"the exact solution needs a grid of {num} points, more than {MAX_GRID}: the wells are "
-            f"too far apart (mass {mass}, coupling {coupling}, alpha {alpha})"
+            f"the exact solution needs a grid of {num} points, more than {MAX_GRID}: wells are too "
+            f"far apart, or the circle too long (mass {mass}, coupling {coupling}, alpha {alpha})"
         )
     u = torch.linspace(-half, half, num, **EXACT)
     h = float(u[1] - u[0])
@@ -243,10 +243,17 @@ def _proposals(grid: Transfer, sites: int, num: int) -> Tensor:
     for left in range(sites - 1, 0, -1):  # bonds from the next site around to the first
         closing = ((u * powers**left)[first] @ u.T).clamp(min=0)
         weights = grid.matrix[cells[-1]] * closing
-        cells.append(torch.multinomial(weights, 1, replacement=True).squeeze(-1))
+        cells.append(_categorical(weights))
     cell = torch.stack(cells, -1)
     hat = torch.rand(cell.shape, **EXACT) - torch.rand(cell.shape, **EXACT)
     return grid.u[cell] + grid.spacing * hat
+
+
+def _categorical(weights: Tensor) -> Tensor:
+    """A draw from each row, ``(N, G) → (N,)``; several times as fast as torch.multinomial."""
+    cdf = weights.cumsum(-1)
+    level = cdf[:, -1:] * torch.rand(len(cdf), 1, **EXACT)
+    return torch.searchsorted(cdf, level, right=True).squeeze(-1).clamp(max=cdf.shape[1] - 1)
 
 
 def _interpolant(grid: Transfer, x: Tensor) -> Tensor:
