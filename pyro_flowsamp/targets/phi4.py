@@ -121,7 +121,7 @@ def phi4(
 
     Raises:
         ValueError: An axis of fewer than two sites, a density that cannot be normalised, or wells
-            too far apart for the circle's exact solution.
+            too far apart, or a circle too long, for its exact solution.
     """
     sizes = lattice_shape(shape)
     check_normalisable(mass, coupling)
