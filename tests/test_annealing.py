@@ -1,10 +1,17 @@
 """AutoAnnealingFlow: right evidence and mode weights, blocks that help, and what it refuses."""
 
+import copy
+import math
+import pickle
+
+import models
+import pyro
 import pytest
 import torch
 from torch.testing import assert_close
 
 from pyro_flowsamp import IMH, AutoAnnealingFlow, FitOptions, Target, VectorizedMCMC
+from pyro_flowsamp.flows import gaussian
 from pyro_flowsamp.guides import annealing
 from pyro_flowsamp.targets import exp_gauss, gmm, unequal_pair
 
@@ -101,6 +108,15 @@ def test_an_interrupted_path_goes_on(monkeypatch):
         ({"start": -1.0}, "positive standard deviation"),
         ({"ess": 1.5}, "between 0 and 1"),
         ({"wasserstein": -1.0}, "must not be negative"),
+        ({"wasserstein": math.nan}, "must not be negative"),
+        ({"schedule": [0, math.nan, 1]}, "rises from 0 to 1"),
+        ({"schedule": [0.2, 1]}, "rises from 0 to 1"),
+        ({"schedule": []}, "rises from 0 to 1"),
+        ({"start": math.nan}, "positive standard deviation"),
+        ({"start": math.inf}, "positive standard deviation"),
+        ({"num_particles": 10}, "num_particles must be at least"),
+        ({"moves": -1}, "moves and refinements must not be negative"),
+        ({"refinements": -1}, "moves and refinements must not be negative"),
     ],
 )
 def test_bad_arguments(wrong, message):
@@ -168,7 +184,7 @@ def test_the_default_block_is_the_whole_map():
 
 def test_a_target_that_cannot_be_normalised():
     target = Target.from_energy(lambda x: -0.5 * x.square().sum(-1), 2)
-    with pytest.raises(ValueError, match="cannot be normalised"):
+    with pytest.raises(ValueError, match=r"beyond beta = 0\.[45].*cannot be normalised"):
         AutoAnnealingFlow(target, start=1.0, **SMALL).fit()
 
 
@@ -178,26 +194,191 @@ def test_a_start_too_narrow_for_one_stage():
         AutoAnnealingFlow(target, start=0.1, schedule=[0, 1], **SMALL).fit()
 
 
-def test_a_velocity_that_is_not_finite_is_rolled_back(monkeypatch):
-    push = annealing.VelocityMLP.with_divergence
-    seen = []
+class NotFinite:
+    """Spoils the velocity in the first few trainings, and keeps what each of them reported."""
 
-    def with_divergence(self, t, x):
-        velocity, divergence = push(self, t, x)
-        if self.training and len(seen) < 1:
+    def __init__(self, monkeypatch, times):
+        self.times, self.histories, self.rates = times, [], []
+        self.with_divergence = annealing.VelocityMLP.with_divergence
+        self.fit = annealing.fit
+        spoilt = lambda network, t, x: self.spoilt(network, t, x)  # noqa: E731
+        monkeypatch.setattr(annealing.VelocityMLP, "with_divergence", spoilt)
+        monkeypatch.setattr(annealing, "fit", self.counted)
+
+    def spoilt(self, network, t, x):
+        velocity, divergence = self.with_divergence(network, t, x)
+        if len(self.histories) < self.times and torch.is_grad_enabled():
             return velocity * torch.nan, divergence
         return velocity, divergence
 
-    fit = annealing.fit
-
-    def counted(*args):
-        history = fit(*args)
-        seen.append(history)
+    def counted(self, parameters, closure, ess, options):
+        history = self.fit(parameters, closure, ess, options)
+        self.histories.append(history)
+        self.rates.append(options.learning_rate)
         return history
 
-    monkeypatch.setattr(annealing.VelocityMLP, "with_divergence", with_divergence)
-    monkeypatch.setattr(annealing, "fit", counted)
+
+@pytest.mark.filterwarnings("ignore:.*where the start has no draws")
+def test_a_velocity_that_is_not_finite_is_rolled_back(monkeypatch):
+    spoilt = NotFinite(monkeypatch, 1)
     guide = AutoAnnealingFlow(_normal(2.0), start=1.0, schedule=[0, 1], **SMALL)
+    history = guide.fit()
+    assert spoilt.histories[0].skipped == QUICK.max_steps
+    assert spoilt.rates == pytest.approx([QUICK.learning_rate, QUICK.learning_rate / 3])
+    assert guide.reports[0].rollbacks == history.skipped == 1
+    assert guide.reports[0].ess > guide.reports[0].ess_before
+
+
+@pytest.mark.filterwarnings("ignore:.*where the start has no draws")
+def test_a_velocity_that_is_never_finite_is_given_up(monkeypatch):
+    NotFinite(monkeypatch, 100)
+    guide = AutoAnnealingFlow(_normal(2.0), start=1.0, schedule=[0, 1], **SMALL)
+    with pytest.warns(UserWarning, match="beta = 1 did harm, or was not finite, in 3 trainings"):
+        guide.fit()
+    assert guide.reports[0].rollbacks == 3
+    x = torch.randn(10, 2)
+    with torch.no_grad():
+        assert_close(guide.flow.blocks[0](None).push(x)[0], x)
+
+
+def test_a_density_that_is_nowhere_finite():
+    target = Target.from_energy(lambda x: x.sum(-1) * torch.nan, 2)
+    with pytest.raises(ValueError, match="NaN or -inf at every"):
+        AutoAnnealingFlow(target, start=1.0, **SMALL).fit()
+
+
+# ---- edges, dtypes, models -----------------------------------------------------------------------
+
+
+def _tail(x):
+    """N(0, I) beyond x_0 = 2, and nothing before."""
+    return torch.where(x[:, 0] > 2, 0.5 * x.square().sum(-1), torch.inf)
+
+
+def _flat(x):
+    return torch.where((x.abs() < 1).all(-1), 0 * x.sum(-1), torch.inf)
+
+
+@pytest.mark.parametrize(
+    "energy, log_z",
+    [
+        (_tail, math.log(2 * math.pi * 0.5 * math.erfc(2**0.5))),
+        (_flat, math.log(4)),
+    ],
+)
+def test_a_target_with_edges(energy, log_z):
+    """Blocks that draw away from an edge would cost a tenth of the mass, unseen."""
+    guide = AutoAnnealingFlow(Target.from_energy(energy, 2), start=2.0, **SMALL)
     guide.fit()
-    assert seen[0].skipped == QUICK.max_steps
-    assert guide.reports[0].ess >= guide.reports[0].ess_before
+    cloud = guide.particles(64000, islands=64)
+    estimate, error = cloud.evidence
+    assert error < 0.03 and abs(estimate - log_z) < 4.5 * error
+    if energy is _tail:
+        assert not all(report.covers for report in guide.reports)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_a_model_with_a_constrained_site(dtype):
+    torch.set_default_dtype(dtype)
+    guide = AutoAnnealingFlow(models.conjugate, **SMALL)
+    guide.fit(*models.conjugate_data())
+    cloud = guide.particles(16384, *models.conjugate_data(), islands=32)
+    assert cloud.x.dtype == dtype
+    log_z, error = cloud.evidence
+    assert error < 0.02 and abs(log_z - models.CONJUGATE_LOG_EVIDENCE) < 4.5 * error
+    sites = guide.bind(*models.conjugate_data()).unpack(cloud.x)
+    for name, (mean, _) in models.CONJUGATE_TRUTH.items():
+        found = cloud.mean(sites[name])
+        assert abs(found.value - mean) < 4.5 * found.standard_error, name
+
+
+def test_one_dimension():
+    target = Target.from_energy(lambda x: 2 * (x[:, 0] - 3).square(), 1)
+    guide = AutoAnnealingFlow(target, **SMALL)
+    assert guide.fit().final_ess > 0.8
+    log_z, error = guide.particles(16384, islands=32).evidence
+    assert error < 0.02 and abs(log_z - 0.5 * math.log(math.pi / 2)) < 4.5 * error
+
+
+def test_other_data_begin_another_path():
+    guide = AutoAnnealingFlow(models.location, **SMALL)
+    for y in (torch.tensor([8.0, -8.0]), torch.tensor([-6.0, 0.0])):
+        history = guide.fit(y)
+        assert history.final_ess > 0.8
+        with torch.no_grad():
+            assert_close(guide.flow().sample((4000,)).mean(0), y / 2, atol=0.2, rtol=0)
+    blocks = list(guide.flow.blocks)
+    guide.fit(y.clone())  # equal data: there is nothing left to do
+    assert list(guide.flow.blocks) == blocks
+
+
+def test_a_start_of_ones_own_is_left_alone():
+    start = gaussian(2)
+    guide = AutoAnnealingFlow(_normal(2.0), start=start, schedule=torch.tensor([0, 1.0]), **SMALL)
+    guide.fit()
+    assert all(parameter.requires_grad for parameter in start.parameters())
+    assert guide.reports[0].beta == 1.0
+
+
+# ---- copies and repetitions ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda g: pickle.loads(pickle.dumps(g))])
+def test_copies(pair, duplicate):
+    other = duplicate(pair)
+    other.attach(unequal_pair().target)
+    other.bind()
+    clouds = []
+    for guide in (pair, other):
+        torch.manual_seed(3)
+        clouds.append(guide.particles(512))
+    assert_close(clouds[0].x, clouds[1].x)
+    assert_close(clouds[0].evidences, clouds[1].evidences)
+
+
+def test_a_state_dict_before_the_first_use(pair):
+    other = AutoAnnealingFlow(unequal_pair().target, **SMALL)
+    other.load_state_dict(pair.state_dict())
+    other.bind()
+    torch.manual_seed(3)
+    expected = pair.particles(512)
+    torch.manual_seed(3)
+    assert_close(other.particles(512).evidences, expected.evidences)
+    assert other.trained
+    for mine, theirs in zip(other.flow.blocks, pair.flow.blocks, strict=True):
+        assert mine.get_extra_state() == theirs.get_extra_state()
+    other.fit()
+    assert len(other.flow.blocks) == len(pair.flow.blocks)
+
+
+def test_one_seed_one_flow():
+    def draws(seed):
+        pyro.set_rng_seed(seed)
+        guide = AutoAnnealingFlow(_normal(4.0), start=1.0, schedule=[0, 0.5, 1], **SMALL)
+        guide.fit()
+        return guide.particles(256).x
+
+    first, again, other = draws(1), draws(1), draws(2)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_an_interrupted_block_is_trained_again(monkeypatch):
+    """Ctrl-C amid the second block keeps the first."""
+    guide = AutoAnnealingFlow(_normal(4.0), start=1.0, schedule=[0, 0.5, 1], **SMALL)
+    loss, calls = guide._loss, []
+
+    def interrupt(move):
+        calls.append(move)
+        if len(calls) == QUICK.max_steps + 5:
+            raise KeyboardInterrupt
+        return loss(move)
+
+    guide.options = FitOptions(**{**vars(QUICK), "enough": 1.0})
+    monkeypatch.setattr(guide, "_loss", interrupt)
+    with pytest.warns(UserWarning, match="beta = 0.500: 1 finished blocks are kept"):
+        guide.fit()
+    assert not guide.trained and [block.beta for block in guide.flow.blocks] == [0.5]
+    first = guide.flow.blocks[0]
+    guide.fit()
+    assert guide.trained and guide.flow.blocks[0] is first
+    assert [report.beta for report in guide.reports] == [0.5, 1.0]

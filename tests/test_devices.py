@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_flowsamp import (
     IMH,
+    AutoAnnealingFlow,
     AutoFlow,
     ForwardKL,
     LatentMALA,
@@ -20,7 +21,10 @@ from pyro_flowsamp import (
     VectorizedMCMC,
     WeightedSum,
 )
+from pyro_flowsamp.guides import annealing
+from pyro_flowsamp.guides.annealing import LOSSES, Start
 from pyro_flowsamp.train import FitOptions, _Stepper
+from pyro_flowsamp.transitions import bridge, transport
 
 aten = torch.ops.aten
 WAITS = (aten._local_scalar_dense, aten.nonzero, aten.is_nonzero, aten.item, aten.equal)
@@ -60,7 +64,18 @@ CASES = [
     ("coupling", "model"),
     ("spline", "model"),
     ("circular", "turned model"),
+    ("annealing", "energy"),
+    ("annealing", "model"),
 ]
+
+
+def _annealed(target, **arguments):
+    options = FitOptions(max_steps=2, batch_size=8, enough=1.0, progress=False)
+    guide = AutoAnnealingFlow(
+        target, start=2.0, schedule=[0, 0.5, 1], num_particles=128, options=options, **arguments
+    )
+    guide.fit()
+    return guide
 
 
 @pytest.fixture(params=CASES, ids=" on ".join)
@@ -68,6 +83,8 @@ def guide(request):
     flow, name = request.param
     options = FitOptions(max_steps=2, batch_size=8, enough=1.0, progress=False)
     ensemble = None
+    if flow == "annealing":
+        return _annealed(TARGETS[name]())
     if flow == "mixture":  # couplings on a mixture
         flow, ensemble = "coupling", {"x": torch.randn(500, 2)}
     guide = AutoFlow(TARGETS[name](), flow=flow, ensemble=ensemble, options=options)
@@ -112,6 +129,37 @@ def test_training(objective, guide, context):
             stepper.step(OBJECTIVES[objective](guide.flow, target, 16, None).loss)
     assert any((a != b).any() for a, b in zip(before, guide.flow.parameters()))
     assert int(stepper.skipped) == 0
+
+
+@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
+@pytest.mark.parametrize("objective", LOSSES)
+@pytest.mark.parametrize("name", ["energy", "model"])
+def test_training_a_block(name, objective, context):
+    target = TARGETS[name]()
+    guide = _annealed(target, objective=objective)
+    start, block = Start(guide.flow.start), guide.flow.new_block()
+    one = torch.ones(target.dim)
+    cloud = transport.init(start.sample(128), bridge.density(target, start, 0 * one[0], one))
+    density = annealing._path_density(target, start, 0.5)
+    with context():
+        stepper = _Stepper(block.parameters(), guide.options)
+        closure = guide._closure(block, cloud, density, 0.5)
+        for _ in range(2):
+            stepper.step(closure()[0])
+    assert int(stepper.skipped) == 0
+
+
+@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
+@pytest.mark.parametrize("name", ["energy", "model"])
+def test_particles(name, context):
+    target = TARGETS[name]()
+    guide = _annealed(target)
+    with context():
+        cloud = guide.particles(128, islands=4)
+        stage = guide._stage(target, guide.flow.blocks[-1])
+        cloud, _ = transport.tune(cloud, stage, 2, 0.574)
+        assert cloud.evidence.log_z.shape == () and cloud.draw(10).shape == (10, target.dim)
+        assert cloud.mean(cloud.x).value.shape == (target.dim,)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,15 @@ from pyro.infer.mcmc.api import MCMC, StreamingMCMC
 from scipy.special import ive
 from torch.testing import assert_close
 
-from pyro_flowsamp import IMH, AutoFlow, FitOptions, LatentMALA, Target, VectorizedMCMC
+from pyro_flowsamp import (
+    IMH,
+    AutoAnnealingFlow,
+    AutoFlow,
+    FitOptions,
+    LatentMALA,
+    Target,
+    VectorizedMCMC,
+)
 from pyro_flowsamp.flows import RECIPES
 from pyro_flowsamp.transitions import imh, langevin
 
@@ -94,7 +102,11 @@ def trained(flow, dtype):
     """A guide and its data; trained once, since kernels take copies."""
     assert torch.get_default_dtype() == dtype
     model, args = (turned, (data(1.0)[0],)) if flow == "circular" else (conjugate, conjugate_data())
-    guide = AutoFlow(model, flow=flow, options=QUICK)
+    if flow == "annealing":
+        options = FitOptions(max_steps=20, progress=False)
+        guide = AutoAnnealingFlow(model, num_particles=1024, hidden_features=16, options=options)
+    else:
+        guide = AutoFlow(model, flow=flow, options=QUICK)
     guide.fit(*args)
     return guide, args
 
@@ -102,7 +114,7 @@ def trained(flow, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("runner", RUNNERS, ids=lambda runner: runner.__name__)
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("flow", RECIPES)
+@pytest.mark.parametrize("flow", [*RECIPES, "annealing"])
 def test_every_combination(flow, kernel, runner, dtype):
     torch.set_default_dtype(dtype)
     guide, args = trained(flow, dtype)
@@ -338,8 +350,9 @@ def test_statistics_belong_to_their_draws():
 
 @pytest.mark.parametrize("alone", [True, False], ids=["guide alone", "with model"])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_kernel_pickles(kernel, alone):
-    guide, args = trained("coupling", torch.float32)
+@pytest.mark.parametrize("flow", ["coupling", "annealing"])
+def test_kernel_pickles(flow, kernel, alone):
+    guide, args = trained(flow, torch.float32)
 
     def start(kernel):
         kernel.setup(0, *args)

@@ -102,3 +102,59 @@ def test_draws_are_equally_weighted():
     cloud = _run(moves=0, below=0.0)
     mean = cloud.mean(cloud.x).value
     assert_close(cloud.draw(20_000).mean(0).double(), mean, rtol=0, atol=0.05)
+
+
+# ---- edges --------------------------------------------------------------------------------------
+
+
+def _half_normal(x):
+    """N(0, 1) where it is positive, and nothing elsewhere: Z = ½."""
+    log_p = -0.5 * x[:, 0].square() - 0.5 * math.log(2 * math.pi)
+    return -torch.where(x[:, 0] > 0, log_p, -torch.inf)
+
+
+@pytest.mark.parametrize("moves", [0, 2])
+def test_a_particle_that_left_the_support_stays_dead(moves):
+    """One mirror throws all but a few over the edge, the next brings back all but those."""
+    target = Target.from_energy(_half_normal, 1)
+    start = bridge.Base(torch.ones(1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
+    one = torch.ones(1)
+    cloud = transport.init(
+        start.sample(ISLANDS * NUM), bridge.density(target, start, 0 * one[0], one), ISLANDS
+    )
+    for beta, factor in ((0.5, -0.5), (1.0, -1.0)):
+        log_det = torch.tensor(math.log(abs(factor)))
+        mirror = AffineMap(0 * one, factor * one, log_det, None)
+        density = bridge.density(target, start, beta * one[0], one)
+        stage = transport.Stage(mirror, density, one, torch.tensor(0.5))
+        cloud = transport.advance(cloud, stage, moves, below=0.0)
+    if not moves:
+        assert (cloud.evidences == -torch.inf).all()
+    assert (cloud.log_w == -torch.inf).double().mean() > 0.8
+
+
+def test_the_dead_count_for_nothing_wherever_they_are():
+    log_w = torch.tensor([[0.0, -torch.inf], [0.0, 0.0]]).double()
+    values = torch.tensor([1.0, torch.nan, 2.0, 3.0])
+    cloud = transport.Cloud(None, log_w, torch.zeros(2).double())
+    assert_close(float(cloud.mean(values).value), (0.5 * 1.0 + 1.0 * 2.5) / 1.5)
+
+
+def test_a_stage_is_as_long_as_particles_on_the_support_allow():
+    ratio = torch.randn(4000).double() * 3
+    half = torch.cat([ratio, torch.full_like(ratio, -torch.inf)])
+    assert bridge.next_beta(half, 0.0, 0.8) == pytest.approx(bridge.next_beta(ratio, 0.0, 0.8))
+
+
+def test_a_flat_density_does_not_widen_moves_without_bound():
+    x = 3 * torch.randn(4000, 1)
+    assert_close(bridge.local_scale(torch.zeros_like(x), x), x.std(0))
+    assert_close(bridge.local_scale(-x / 9, x), torch.full((1,), 3.0), rtol=0.1, atol=0)
+
+
+def test_the_start_does_not_matter_at_the_end_of_the_path():
+    nothing = torch.full((2,), -torch.inf).double()
+    at, zero = torch.tensor([[0.3], [0.4]]), torch.zeros(2, 1)
+    log_p = torch.tensor([1.0, 2.0]).double()
+    state = bridge.State(at, nothing, zero, at, log_p, nothing, zero, zero)
+    assert_close(bridge.place(state, torch.tensor(1.0), torch.ones(1)).log_pi, log_p)

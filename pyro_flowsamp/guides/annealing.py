@@ -25,7 +25,9 @@ Flow: Wu & Xie, 2025, https://arxiv.org/abs/2409.20547). Three losses train it, 
 A block trusts the one before it, but tempering moves mass between modes, which no transport can. So
 the particles are weighted, resampled and moved along the way, in training and, by
 :meth:`AutoAnnealingFlow.particles`, afresh with everything frozen, for an unbiased evidence and the
-right weight of every mode; see :mod:`pyro_flowsamp.transitions.transport`.
+right weight of every mode; see :mod:`pyro_flowsamp.transitions.transport`. Where the target has
+edges, a block that draws away from one carries the flow but no particles, which would miss what is
+left behind.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -57,6 +60,7 @@ RETRIES = 2  #: times that a block which does harm is trained again, each at a t
 SMALLEST_STAGE = 1e-5  #: in beta
 EVEN = 0.9  #: ESS fraction of weights that no block needs to mend
 FEWEST = 10  #: particles' worth of weight that must be left after a stage
+FEWEST_PARTICLES = 10 * FEWEST  #: that blocks can be trained on
 NUM_REFINE = 1024  #: particles on which the integrator is checked
 STEP_TOLERANCE = 2e-4  #: nats by which the integrator may be off in each block
 ACCEPT = 0.574  #: acceptance that local moves are tuned to
@@ -73,6 +77,7 @@ class BlockReport(NamedTuple):
         steps: Optimiser steps, of the last try.
         integration_steps: Steps of the integrator that its log density needs.
         gap: What is left of its error, in nats on 99.9 % of particles.
+        covers: Whether it reaches all of the target's support from the support.
         seconds: Wall-clock time.
     """
 
@@ -83,6 +88,7 @@ class BlockReport(NamedTuple):
     steps: int
     integration_steps: int
     gap: float
+    covers: bool
     seconds: float
 
 
@@ -102,6 +108,9 @@ class Standardized(VelocityMLP):
         self.loc.copy_(loc)
         self.spread.copy_(spread)
 
+    def forward(self, t: Tensor | float, x: Tensor) -> Tensor:
+        return super().forward(t, (x - self.loc) / self.spread) * self.spread
+
     def with_divergence(self, t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor]:
         velocity, divergence = super().with_divergence(t, (x - self.loc) / self.spread)
         return velocity * self.spread, divergence
@@ -113,38 +122,47 @@ class Block(ContinuousTransform):
     It is trained by a single midpoint step, which is cheap, and then integrated to the end.
     """
 
+    SAVED = ("beta", "refinement", "covers", "method")
     scale: Tensor
     step_size: Tensor
 
     def __init__(self, features: int, hidden_features: int) -> None:
         super().__init__(Standardized(features, hidden_features), 1, "midpoint")
-        self.beta, self.refinement = 1.0, False
+        self.beta, self.refinement, self.covers = 1.0, False, True
         self.register_buffer("scale", torch.ones(features))
         self.register_buffer("step_size", torch.tensor(langevin.optimal_step_size(features)))
 
+    @property
+    def map(self) -> transport.Pushes | None:
+        """How it carries particles; None where it must not, as some would be lost to it."""
+        return self(None) if self.covers else None
+
     def get_extra_state(self) -> dict[str, Any]:
-        mine = {"beta": self.beta, "refinement": self.refinement, "method": self.method}
-        return {**super().get_extra_state(), **mine}
+        return {**super().get_extra_state(), **{name: getattr(self, name) for name in self.SAVED}}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
-        self.beta, self.refinement, self.method = (
-            state["beta"],
-            state["refinement"],
-            state["method"],
-        )
+        for name in self.SAVED:
+            setattr(self, name, state[name])
 
 
 class AnnealedFlow(TransportFlow):
     """The blocks found so far on top of a start; a state_dict brings its own number of blocks."""
 
-    def __init__(self, start: nn.Module, make_block: Callable[[], Block]) -> None:
+    like: Tensor
+
+    def __init__(self, start: nn.Module, features: int, hidden_features: int) -> None:
         super().__init__(start.requires_grad_(False))
-        self.make_block = make_block
+        self.sizes = features, hidden_features
+        self.register_buffer("like", torch.empty(0), persistent=False)
+
+    def fresh_block(self) -> Block:
+        """One that leaves every point where it is."""
+        return Block(*self.sizes).to(self.like)
 
     def new_block(self) -> Block:
         """A copy of the last block to go on from, or a fresh one."""
-        block = self.make_block().to(next(self.start.parameters()))
+        block = self.fresh_block()
         if self.blocks:
             last = self.blocks[-1]
             assert isinstance(last, Block)
@@ -285,20 +303,30 @@ class AutoAnnealingFlow(FlowGuide):
         if objective not in LOSSES:
             raise ValueError(f"objective must be one of {sorted(LOSSES)}, got '{objective}'")
         if schedule is not None:
+            schedule = [float(beta) for beta in schedule]
             _check_schedule(schedule)
         if not 0 < ess < 1:
             raise ValueError(f"ess must lie between 0 and 1, got {ess}")
-        if isinstance(start, int | float) and start <= 0:
+        if isinstance(start, int | float) and not 0 < start < torch.inf:
             raise ValueError(f"start must be a positive standard deviation, got {start}")
         self._loss, gamma = LOSSES[objective]
         self.wasserstein = gamma if wasserstein is None else wasserstein
-        if self.wasserstein < 0:
+        if not self.wasserstein >= 0:
             raise ValueError(f"wasserstein must not be negative, got {wasserstein}")
+        if num_particles < FEWEST_PARTICLES:
+            raise ValueError(
+                f"num_particles must be at least {FEWEST_PARTICLES}, got {num_particles}"
+            )
+        if moves < 0 or refinements < 0:
+            raise ValueError(
+                f"moves and refinements must not be negative, got {moves} and {refinements}"
+            )
         self._start = (start,)
         self.schedule, self.ess, self.refinements = schedule, ess, refinements
         self.num_particles, self.moves = num_particles, moves
         self.hidden_features, self.method = hidden_features, method
         self.reports: list[BlockReport] = []
+        self._led_to: Target | None = None
 
     # ---- building -----------------------------------------------------------------------------
 
@@ -308,13 +336,9 @@ class AutoAnnealingFlow(FlowGuide):
                 "AutoAnnealingFlow lives on R^d and the target has angles: use "
                 "AutoFlow(flow='circular', ensemble=tempered_ensemble)."
             )
-
-        def make_block() -> Block:
-            return Block(target.dim, self.hidden_features)
-
         (start,) = self._start
-        start = start if isinstance(start, nn.Module) else gaussian(target.dim)
-        return AnnealedFlow(start, make_block)
+        start = deepcopy(start) if isinstance(start, nn.Module) else gaussian(target.dim)
+        return AnnealedFlow(start, target.dim, self.hidden_features)
 
     def _initialize_start(self, target: Target) -> None:
         (start,) = self._start
@@ -334,6 +358,7 @@ class AutoAnnealingFlow(FlowGuide):
     def train_flow(self, target: Target, contexts: Tensor | None) -> History:
         assert isinstance(self.flow, AnnealedFlow)
         target.initial_points(1)  # raises where the density is not finite anywhere
+        self._forget_other(target)
         if not self.flow.blocks:
             self._initialize_start(target)
         history, start = History(stopped="enough"), time.perf_counter()
@@ -362,6 +387,18 @@ class AutoAnnealingFlow(FlowGuide):
             skipped=sum(report.rollbacks for report in self.reports),
             seconds=time.perf_counter() - start,
         )
+
+    def _forget_other(self, target: Target) -> None:
+        """Drops the blocks, where they lead to another density than this: other data."""
+        assert isinstance(self.flow, AnnealedFlow)
+        last, self._led_to = self._led_to or target, target
+        if last is target:
+            return
+        x = Start(self.flow.start).sample(64)
+        with torch.no_grad():
+            if not torch.equal(last.log_prob(x), target.log_prob(x)):
+                del self.flow.blocks[:]
+                self.reports.clear()
 
     def _resume(self, target: Target) -> tuple[transport.Cloud, float]:
         """Equally weighted particles where the finished blocks end, and where that is."""
@@ -400,8 +437,9 @@ class AutoAnnealingFlow(FlowGuide):
         before = _ess(transport.push(cloud, stage))
         block, history, rollbacks = self._trained(target, cloud, following, before, stage.scale)
         density = _path_density(target, Start(self.flow.start), beta)
-        gap = refine(block, cloud.x[:NUM_REFINE], STEP_TOLERANCE, density)
-        stage = stage._replace(map=block(None))
+        gap = refine(block, _spread_out(cloud.x), STEP_TOLERANCE, density)
+        block.covers = beta == 0 or _covers(block, cloud.x, target)
+        stage = stage._replace(map=block.map)
         pushed = transport.push(cloud, stage)
         ess = _ess(pushed)
         if not ess * self.num_particles >= FEWEST:
@@ -418,7 +456,17 @@ class AutoAnnealingFlow(FlowGuide):
         self.flow.blocks.append(block)
         seconds = time.perf_counter() - clock
         self.reports.append(
-            BlockReport(following, before, ess, rollbacks, history.steps, block.steps, gap, seconds)
+            BlockReport(
+                following,
+                before,
+                ess,
+                rollbacks,
+                history.steps,
+                block.steps,
+                gap,
+                block.covers,
+                seconds,
+            )
         )
         return following, cloud
 
@@ -428,7 +476,8 @@ class AutoAnnealingFlow(FlowGuide):
         start, ones = Start(self.flow.start), torch.ones_like(cloud.x[0])
         at = ones.new_tensor(beta)
         here = transport.reweight(cloud, bridge.place(cloud.state, at, ones))
-        scale = bridge.local_scale(transport.resample(here, torch.inf).state.grad)
+        here = transport.resample(here, torch.inf)
+        scale = bridge.local_scale(here.state.grad, here.x)
         blocks = self._annealing_blocks()
         step_size = blocks[-1].step_size if blocks else self.flow.new_block().step_size
         return transport.Stage(None, bridge.density(target, start, at, scale), scale, step_size)
@@ -455,18 +504,21 @@ class AutoAnnealingFlow(FlowGuide):
             block.method = self.method
             x, ladj = _pushed(block, cloud.x)
             log_w = density(x).double() + ladj.double() - cloud.state.log_pi
-            if float(ess_fraction(log_w.nan_to_num(nan=-torch.inf))) >= before:
+            log_w = torch.where(log_w.isfinite(), log_w, -torch.inf)
+            learnt = history.skipped < history.steps
+            if learnt and float(ess_fraction(log_w)) >= before:
                 return block, history, rollbacks
             options = replace(options, learning_rate=options.learning_rate / 3)
-        block = self.flow.make_block().to(cloud.x)
+        block = self.flow.fresh_block()
         block.method = self.method
         if before >= options.enough:
             return block, History(), 0
         if before < EVEN:
             warnings.warn(
-                f"the block that ends at beta = {beta:.4g} did harm in {RETRIES + 1} trainings, "
-                f"down to a rate of {3 * options.learning_rate:.1e}: it leaves particles where "
-                f"they are. Try a lower options.learning_rate, or more options.max_steps.",
+                f"the block that ends at beta = {beta:.4g} did harm, or was not finite, in "
+                f"{RETRIES + 1} trainings, down to a rate of {3 * options.learning_rate:.1e}: it "
+                f"leaves particles where they are. Try a lower options.learning_rate, or more "
+                f"options.max_steps.",
                 stacklevel=6,
             )
         return block, history, RETRIES + 1
@@ -500,16 +552,19 @@ class AutoAnnealingFlow(FlowGuide):
         cloud = transport.Cloud(state, torch.zeros_like(log_q)[None], torch.zeros_like(log_q[:1]))
         before = float(ess_fraction(state.log_p - state.log_q))
         block, history, rollbacks = self._trained(
-            target, cloud, 1.0, before, bridge.local_scale(grad)
+            target, cloud, 1.0, before, bridge.local_scale(grad, x)
         )
         block.refinement = True
         gap = refine(block, x[:NUM_REFINE], STEP_TOLERANCE, self.flow(None).log_prob)
-        log_w = target.log_prob(_pushed(block, x)[0]) + _pushed(block, x)[1] - log_q
+        moved, ladj = _pushed(block, x)
+        log_w = target.log_prob(moved).detach() + ladj - log_q
         self.flow.blocks.append(block)
         seconds = time.perf_counter() - clock
-        ess = float(ess_fraction(log_w.detach()))
+        ess = float(ess_fraction(log_w))
         self.reports.append(
-            BlockReport(1.0, before, ess, rollbacks, history.steps, block.steps, gap, seconds)
+            BlockReport(
+                1.0, before, ess, rollbacks, history.steps, block.steps, gap, block.covers, seconds
+            )
         )
 
     def _warn_if_uncovered(self, target: Target, cloud: transport.Cloud) -> None:
@@ -524,6 +579,9 @@ class AutoAnnealingFlow(FlowGuide):
                 f"A wider start=... is safer, or compare two of them by their evidence.",
                 stacklevel=4,
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_led_to": None}
 
     # ---- corrected draws ----------------------------------------------------------------------
 
@@ -559,11 +617,15 @@ class AutoAnnealingFlow(FlowGuide):
         ones = torch.ones_like(x[0])
         cloud = transport.init(x, bridge.density(target, start, 0 * ones[0], ones), islands)
         for block in self._annealing_blocks():
-            at = ones.new_tensor(block.beta)
-            density = bridge.density(target, start, at, block.scale)
-            stage = transport.Stage(block(None), density, block.scale, block.step_size)
-            cloud = transport.advance(cloud, stage, self.moves)
+            cloud = transport.advance(cloud, self._stage(target, block), self.moves)
         return cloud
+
+    def _stage(self, target: Target, block: Block) -> transport.Stage:
+        """What a finished block does to particles."""
+        assert isinstance(self.flow, AnnealedFlow)
+        at = block.scale.new_tensor(block.beta)
+        density = bridge.density(target, Start(self.flow.start), at, block.scale)
+        return transport.Stage(block.map, density, block.scale, block.step_size)
 
 
 def _check_schedule(schedule: Sequence[float]) -> None:
@@ -584,6 +646,22 @@ def _path_density(target: Target, start: Start, beta: float) -> Callable[[Tensor
 @torch.no_grad()
 def _pushed(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
     return block(None).push(x)
+
+
+@torch.no_grad()
+def _covers(block: Block, x: Tensor, target: Target) -> bool:
+    """Whether each particle, on the support, could have come from a point on the support.
+
+    Else there is mass that the block leads nobody to, and no weight would make up for.
+    """
+    if not target.nonfinite:
+        return True
+    return bool(target.log_prob(block(None).pull(x)[0]).isfinite().all())
+
+
+def _spread_out(x: Tensor) -> Tensor:
+    """Some of the particles: neighbours come of one ancestor, and may share a mode."""
+    return x[:: max(1, len(x) // NUM_REFINE)][:NUM_REFINE]
 
 
 def _ess(cloud: transport.Cloud) -> float:

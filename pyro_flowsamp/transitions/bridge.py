@@ -92,7 +92,8 @@ class State(NamedTuple):
 def place(state: State, beta: Tensor, scale: Tensor) -> State:
     r"""The same points at other :math:`\beta` ``(N,)`` in units of ``scale``; no evaluation."""
     mixed = (1 - beta) * state.log_q + beta * state.log_p
-    log_pi = torch.where(beta > 0, mixed, state.log_q)  # 0 times infinity
+    mixed = torch.where(beta < 1, mixed, state.log_p)  # 0 times infinity
+    log_pi = torch.where(beta > 0, mixed, state.log_q)
     slope = beta.to(scale).unsqueeze(-1)
     grad = torch.nan_to_num((1 - slope) * state.grad_b + slope * state.grad_p) * scale
     return state._replace(z=state.x / scale, log_pi=log_pi, grad=grad)
@@ -121,8 +122,13 @@ def density(
 
 
 def next_beta(log_ratio: Tensor, beta: float, ess: float) -> float:
-    """The largest next beta whose weights keep an ESS fraction of ``ess``, by bisection."""
+    """The largest next beta whose weights keep an ESS fraction of ``ess``, by bisection.
+
+    That is a fraction of the particles on the target's support: the others are lost however short
+    the stage.
+    """
     low, high = beta, 1.0
+    ess = ess * float(torch.isfinite(log_ratio).double().mean())
     if float(ess_fraction((1 - beta) * log_ratio)) >= ess:
         return 1.0
     for _ in range(30):
@@ -134,10 +140,13 @@ def next_beta(log_ratio: Tensor, beta: float, ess: float) -> float:
     return max(low, min(1.0, beta + 1e-6))
 
 
-def local_scale(grad: Tensor) -> Tensor:
+def local_scale(grad: Tensor, x: Tensor) -> Tensor:
     r""":math:`(\mathbb E\,g_i^2)^{-1/2}`: a Gaussian's standard deviation, the width of modes.
 
-    Scores are clipped at their 95 % quantile, lest one particle on a cliff set the scale.
+    Scores ``(N, d)`` are clipped at their 95 % quantile, lest one particle on a cliff set the
+    scale. No smooth density has a standard deviation below it (Cramér and Rao), but one with edges
+    may be flat between them: the points' own spread is its bound.
     """
     bound = grad.abs().float().quantile(0.95, dim=0).to(grad)
-    return grad.abs().clamp(max=bound).square().mean(0).rsqrt().clamp(1e-6, 1e6)
+    scale = grad.abs().clamp(max=bound).square().mean(0).rsqrt()
+    return torch.minimum(scale, x.std(0)).clamp(1e-6, 1e6)

@@ -67,7 +67,7 @@ def tempered(
         at = ones[0] * beta
         cloud = transport.reweight(cloud, bridge.place(cloud.state, at, ones))
         cloud = transport.resample(cloud, below=torch.inf)
-        scale = bridge.local_scale(cloud.state.grad)
+        scale = bridge.local_scale(cloud.state.grad, cloud.x)
         cloud = cloud._replace(state=bridge.place(cloud.state, at, scale))
         density = bridge.density(target, base, at, scale)
         stage = transport.Stage(None, density, scale, step_size)

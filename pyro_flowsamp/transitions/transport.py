@@ -15,6 +15,9 @@ https://arxiv.org/abs/2102.07501). The product of the mean weights is an unbiase
 :math:`Z_K / Z_0` where the maps, the densities and the step sizes were fixed beforehand, whether or
 not the particles decide when to resample.
 
+One condition: :math:`\tilde f_{k-1}` is positive wherever :math:`\tilde f_k \circ T_k` is. A map
+that draws away from the edge of a support leaves mass behind that no weight makes up for.
+
 Particles live on *islands* that never exchange any: each island's estimate is independent of the
 others', and their spread is an honest standard error.
 """
@@ -95,7 +98,8 @@ class Cloud(NamedTuple):
         islands, num = self.log_w.shape
         values = values.double().unflatten(0, (islands, num))
         shape = (islands, num) + (1,) * (values.dim() - 2)
-        means = (self.log_w.softmax(-1).reshape(shape) * values).sum(1)
+        weights = self.log_w.softmax(-1).reshape(shape)
+        means = torch.where(weights > 0, weights * values, 0.0).sum(1)  # the dead may be anywhere
         share = self.evidences.softmax(0).reshape((islands,) + (1,) * (values.dim() - 2))
         mean = (share * means).sum(0)
         variance = (share * (means - mean)).square().sum(0)
@@ -137,8 +141,13 @@ def init(x: Tensor, density: langevin.Density, islands: int = 1) -> Cloud:
 
 
 def reweight(cloud: Cloud, state: Any, ladj: Tensor | float = 0.0) -> Cloud:
-    """Gives every particle its state at the next density, and the weight of getting there."""
-    gain = (state.log_pi - cloud.state.log_pi + ladj).nan_to_num(nan=-torch.inf)
+    """Gives every particle its state at the next density, and the weight of getting there.
+
+    A particle that has left the support has lost its weight for good: where it comes from a density
+    of zero, or its gain is not a number, it goes to zero.
+    """
+    gain = state.log_pi - cloud.state.log_pi + ladj
+    gain = torch.where(gain.isfinite(), gain, -torch.inf)
     return cloud._replace(state=state, log_w=cloud.log_w + gain.view_as(cloud.log_w))
 
 
