@@ -23,7 +23,7 @@ standard.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import gamma, log
+from math import gamma, log, pi
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -32,10 +32,22 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from ._zuko import zuko
+from .flows import Affine
+from .paths import ContinuousTransform
+from .paths import _Inverse as Inverse
 from .target import Target
 from .velocity import TimeMLP, VelocityMLP
 
-__all__ = ["LOSSES", "BoltzmannPath", "EnergyMLP", "GeneralisedNormal", "Spot", "residual"]
+__all__ = [
+    "LOSSES",
+    "BoltzmannPath",
+    "DeformationFlow",
+    "EnergyMLP",
+    "GeneralisedNormal",
+    "Spot",
+    "diffusion",
+    "residual",
+]
 
 #: L(E); the paper tried all four, and preferred the first.
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -243,6 +255,97 @@ class BoltzmannPath(nn.Module):
             more, _, steeper = self.learnt(t, u)
             energy, slope = energy + more, slope + steeper
         return Spot(u, -energy.double(), -slope, u, *fixed[1:])
+
+    @torch.no_grad()
+    def check(self, target: Target, u: Tensor) -> None:
+        """Sets :attr:`constants`, where energies are given.
+
+        Raises:
+            ValueError: They are no function of times and places, or do not end where they should.
+        """
+        if self.given is None:
+            return
+        zeros, ones = torch.zeros_like(u[:, 0]), torch.ones_like(u[:, 0])
+        try:
+            first, last = self.fixed(target, zeros, u).energy, self.fixed(target, ones, u).energy
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"the interpolation must map times (N,) and places (N, d) to differentiable "
+                f"energies (N,): {error}"
+            ) from error
+        if first.shape != zeros.shape:
+            raise ValueError(f"the interpolation must return energies (N,), got {first.shape}")
+        truths = self.base(u)[0], self.target_energy(target, u)
+        ends = "the base's at time 0", "the target's at time 1"
+        for i, (energy, truth, end) in enumerate(zip((first, last), truths, ends)):
+            gap = energy - truth
+            if not (gap - gap.mean()).abs().max() <= 1e-3 * (1 + truth.abs().max()):
+                raise ValueError(f"the interpolation's energies are not {end}, up to a constant")
+            self.constants[i] += gap.mean()
+
+
+def diffusion(weights: Tensor, means: Tensor, variances: Tensor, scale: float) -> Energy:
+    r"""The energies of a Gaussian mixture that diffuses into the base; with power 2.
+
+    At diffusion time :math:`s = t^2` the component :math:`N(\mu, \Sigma)` has become
+
+    .. math:: N\bigl(t \mu,\; t^2 \Sigma + (1 - t^2)\, \sigma^2 / 2\bigr),
+
+    (Máté & Fleuret, 2023, Sec. 3.3; :math:`\sigma^2 / 2` is the variance of
+    :math:`e^{-|x/\sigma|^2}`). In t itself, with :math:`\sqrt t \mu`, the velocity would be
+    infinite at the start.
+
+    Arguments:
+        weights: Of the components, ``(K,)``.
+        means: ``(K, d)``.
+        variances: The diagonals of the covariances, ``(K, d)``, or ``(K, 1)`` where all are equal.
+        scale: :math:`\sigma` of the base, as given to the guide.
+    """
+
+    def energy(t: Tensor, x: Tensor) -> Tensor:
+        clock = t[:, None, None]
+        variance = clock.square() * variances + (1 - clock.square()) * scale**2 / 2
+        variance = variance.expand(len(x), *means.shape)
+        square = (x[:, None] - clock * means).square() / variance
+        log_normal = -0.5 * (square + variance.log() + log(2 * pi)).sum(-1)
+        return -(log_normal + weights.log()).logsumexp(-1)
+
+    return energy
+
+
+class DeformationFlow(zuko.lazy.Flow):
+    """Base → velocity → place and scale → data, with the path that the velocity follows.
+
+    Arguments:
+        path: The path.
+        velocity: Along it.
+        slices: Of time, each with a step size for Langevin moves.
+        steps: Of the integrator.
+    """
+
+    step_sizes: Tensor
+
+    def __init__(self, path: BoltzmannPath, velocity: VelocityMLP, slices: int, steps: int) -> None:
+        affine = Affine(len(path.loc)).requires_grad_(False)
+        block = ContinuousTransform(velocity, steps)
+        base = Base(len(path.loc), path.power)
+        super().__init__([Inverse(affine), Inverse(block)], base)
+        self.path = path
+        self.register_buffer("step_sizes", torch.ones(slices))
+
+    @property
+    def block(self) -> ContinuousTransform:
+        return self.transform.transforms[1].block
+
+    @property
+    def velocity(self) -> VelocityMLP:
+        return self.block.velocity  # type: ignore[return-value]
+
+    def place(self, loc: Tensor, scale: Tensor) -> None:
+        r"""Sets :math:`\mu` and :math:`\sigma`."""
+        self.path.loc.copy_(loc)
+        self.path.scale.copy_(scale)
+        self.transform.transforms[0].block.initialize(loc, scale)
 
 
 def _with_slope(energy: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "velocity": "",
     "paths": "_zuko maps",
     "symmetry": "velocity",
-    "deformation": "_zuko target velocity",
+    "deformation": "_zuko flows paths target velocity",
     "maps": "_zuko",
     "flows": "_zuko maps mixture",
     "objectives": "target flows",

@@ -2,6 +2,7 @@
 
 from .annealing import AutoAnnealingFlow
 from .base import FlowGuide
+from .deformation import AutoDeformationFlow
 from .flow import AutoFlow
 
-__all__ = ["AutoAnnealingFlow", "AutoFlow", "FlowGuide"]
+__all__ = ["AutoAnnealingFlow", "AutoDeformationFlow", "AutoFlow", "FlowGuide"]

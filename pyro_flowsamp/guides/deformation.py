@@ -20,38 +20,38 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._zuko import zuko
 from ..deformation import (
     LOSSES,
-    Base,
     BoltzmannPath,
+    DeformationFlow,
     Energy,
     EnergyMLP,
     GeneralisedNormal,
     Spot,
     residual,
 )
-from ..flows import Affine
 from ..importance import Evidence, ess_fraction, log_evidence
 from ..objectives import Objective, PathGradient
-from ..paths import ContinuousTransform, Velocity, integrate, refine
-from ..paths import _Inverse as Inverse
+from ..paths import Velocity, integrate, refine
 from ..symmetry import SignedPermutation, group, tie
 from ..target import Target
 from ..train import FitOptions, History, fit
 from ..transitions import bridge, transport
 from ..velocity import VelocityMLP
 from .base import FlowGuide
+from .flow import AutoFlow
 from .walkers import Walkers, explore
 
-__all__ = ["AutoDeformationFlow", "DeformationFlow", "Progress"]
+__all__ = ["AutoDeformationFlow", "Progress"]
 
 STEPS = 16  #: of the integrator while training
 EVERY = 8  #: optimiser steps between two refreshes of the walkers
 NUM_WATCH = 1024  #: draws with which training is watched
-NUM_REFINE = 1024  #: draws on which the integrator is checked
+NUM_REFINE = 256  #: draws on which the integrator is checked
 NUM_COMPARE = 4096  #: draws for the flow's own evidence
-POLISH_RATE = 1e-3  #: learning rate of polishing
+POLISH_RATE = 1e-4  #: learning rate of polishing
+NUM_EXPLORE = 1024  #: particles annealed from other bases
+SIGMAS, NATS = 4.0, 0.1  #: by how much evidences may differ
 MOST_DROPPED = 0.01  #: share of trajectories that may become NaN
 
 
@@ -62,34 +62,6 @@ class Progress(NamedTuple):
     evaluations: int
     seconds: float
     ess: float
-
-
-class DeformationFlow(zuko.lazy.Flow):
-    """Base → velocity → place and scale → data, with the path that the velocity follows."""
-
-    step_sizes: Tensor
-
-    def __init__(self, path: BoltzmannPath, velocity: VelocityMLP, slices: int) -> None:
-        affine = Affine(len(path.loc)).requires_grad_(False)
-        block = ContinuousTransform(velocity, STEPS)
-        base = Base(len(path.loc), path.power)
-        super().__init__([Inverse(affine), Inverse(block)], base)
-        self.path = path
-        self.register_buffer("step_sizes", torch.ones(slices))
-
-    @property
-    def block(self) -> ContinuousTransform:
-        return self.transform.transforms[1].block
-
-    @property
-    def velocity(self) -> VelocityMLP:
-        return self.block.velocity  # type: ignore[return-value]
-
-    def place(self, loc: Tensor, scale: Tensor) -> None:
-        r"""Sets :math:`\mu` and :math:`\sigma`."""
-        self.path.loc.copy_(loc)
-        self.path.scale.copy_(scale)
-        self.transform.transforms[0].block.initialize(loc, scale)
 
 
 class _Segment:
@@ -114,8 +86,9 @@ class AutoDeformationFlow(FlowGuide):
 
         guide = AutoDeformationFlow(model)
         guide.fit(data)
-        log_z, error = guide.evidence(10_000, data)
-        cloud = guide.particles(10_000, data)      # corrected on the way
+        x, log_w = guide.path_weights(10_000, data)
+        log_z, error = log_evidence(log_w)
+        cloud = guide.particles(16_000, data)      # corrected on the way
 
     References:
         Máté & Fleuret: Learning Interpolations between Boltzmann Densities, 2023,
@@ -216,7 +189,10 @@ class AutoDeformationFlow(FlowGuide):
                     tie(net, elements)
         given = None if isinstance(interpolation, str) else interpolation
         path = BoltzmannPath(dim, self.power, detour, given)
-        return DeformationFlow(path, velocity, len(self.times))
+        flow = DeformationFlow(path, velocity, len(self.times), STEPS)
+        if self.scale is not None:
+            flow.place(torch.zeros(dim), torch.full((dim,), float(self.scale)))
+        return flow
 
     @property
     def _flow(self) -> DeformationFlow:
@@ -232,10 +208,6 @@ class AutoDeformationFlow(FlowGuide):
 
     @torch.no_grad()
     def _place_base(self, target: Target) -> None:
-        like = self._flow.path.loc
-        if self.scale is not None:
-            self._flow.place(torch.zeros_like(like), torch.full_like(like, self.scale))
-            return
         wide = bridge.overdispersed_base(target, 512)
         deviation = (gamma(3 / self.power) / gamma(1 / self.power)) ** 0.5
         self._flow.place(wide.loc, wide.scale / deviation)
@@ -245,12 +217,11 @@ class AutoDeformationFlow(FlowGuide):
     def train_flow(self, target: Target, contexts: Tensor | None) -> History:
         _check_gradient(target)
         flow = self._flow
-        if not self.trained:
+        if self.scale is None and not self.trained:
             self._place_base(target)
         self.progress, self._bad, self._seen = [], torch.zeros_like(flow.path.loc[0]), 0
         times = torch.tensor(self.times).to(flow.path.loc)
-        if flow.path.given is not None:
-            _check_given(flow.path, target, self._base().sample((16,)))
+        flow.path.check(target, self._base().sample((16,)))
         flow.block.steps = STEPS
         make = self._walking if self.trainer == "walkers" else self._carrying
         closure = self._watched(make(target, times), target)
@@ -356,8 +327,22 @@ class AutoDeformationFlow(FlowGuide):
         The mean weight is unbiased, but of the modes that are visited; so is that of annealed
         particles. The greatest estimate has seen the most.
         """
+        self.evidences = self._estimates(target, times)
+        own, error = self.evidences["flow"]
+        for name, (log_z, other) in self.evidences.items():
+            if log_z - own > SIGMAS * (error**2 + other**2) ** 0.5 + NATS:
+                warnings.warn(
+                    f"log Z is {own:.2f} ± {error:.2f} by the flow, but {log_z:.2f} ± {other:.2f} "
+                    f"by annealed particles ({name}): the flow has missed modes, which its "
+                    f"weights cannot show. Give a larger scale, or train_scale.",
+                    stacklevel=4,
+                )
+                return
+
+    @torch.no_grad()
+    def _estimates(self, target: Target, times: Tensor) -> dict[str, Evidence]:
         path, base = self._flow.path, self._base()
-        explored = partial(explore, target=target, times=times, moves=2, num=1024)
+        explored = partial(explore, target=target, times=times, moves=2, num=NUM_EXPLORE)
         wide = BoltzmannPath(target.dim, self.power, None, None).to(path.loc)
         wide.loc.copy_(path.loc)
         wide.scale.copy_(path.scale)
@@ -367,21 +352,12 @@ class AutoDeformationFlow(FlowGuide):
         far.scale.copy_(start.scale * 2**0.5)
         annealed = explored(path, base=base)
         self._flow.step_sizes.copy_(annealed.step_sizes)
-        self.evidences = {
+        return {
             "flow": log_evidence(self._log_weights(target, NUM_COMPARE)[1]),
-            "base": annealed.evidence,
-            "twice as wide": explored(wide, base=base, width=2.0).evidence,
             "over-dispersed": explored(far, base=GeneralisedNormal(path.loc, 2.0)).evidence,
+            "twice as wide": explored(wide, base=base, width=2.0).evidence,
+            "base": annealed.evidence,
         }
-        own, error = self.evidences["flow"]
-        for name, (log_z, other) in self.evidences.items():
-            if log_z - own > 4 * (error**2 + other**2) ** 0.5 + 0.1:
-                warnings.warn(
-                    f"log Z is {own:.2f} ± {error:.2f} by the flow, but {log_z:.2f} ± {other:.2f} "
-                    f"by annealed particles ({name}): the flow has missed modes, which its "
-                    f"weights cannot show. Give a larger scale, or train_scale.",
-                    stacklevel=5,
-                )
 
     def path_weights(self, num: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         r"""Draws ``(num, d)`` with :math:`\log(w Z_0)`, integrated along their trajectories.
@@ -429,9 +405,34 @@ class AutoDeformationFlow(FlowGuide):
         state = cloud.state._replace(x=path.loc + path.scale * cloud.x)
         return cloud._replace(state=state, log_z=cloud.log_z + self._base().log_z)
 
+    def distill(
+        self,
+        *args: Any,
+        flow: str = "spline",
+        num: int = 8192,
+        options: FitOptions | None = None,
+        **kwargs: Any,
+    ) -> AutoFlow:
+        """A coupling flow fitted to corrected draws: one pass a draw, not an integration.
+
+        Arguments:
+            args, kwargs: The model's.
+            flow: A recipe's name, see :class:`~pyro_flowsamp.AutoFlow`.
+            num: Corrected draws to learn from, by forward KL beside the path gradient.
+            options: How to train it.
+        """
+        target = self.bind(*args, **kwargs)
+        draws = self.particles(num, *args, **kwargs).draw(num)
+        (source,) = self._source
+        student = AutoFlow(source, flow=flow, ensemble=target.unpack(draws), options=options)
+        student.fit(*args, **kwargs)
+        return student
+
 
 def _grid(times: int | Sequence[float]) -> list[float]:
     if isinstance(times, int):
+        if times < 1:
+            raise ValueError(f"times must be at least 1, got {times}")
         return torch.linspace(0, 1, times + 1, dtype=torch.double).tolist()
     grid = [float(t) for t in times]
     if len(grid) < 2 or grid[0] != 0 or grid[-1] != 1 or any(b <= a for a, b in pairwise(grid)):
@@ -447,25 +448,3 @@ def _check_gradient(target: Target) -> None:
         raise ValueError(f"the energy has no gradient ({error}); the flow follows it.") from error
     if not grad.abs().sum() > 0:
         raise ValueError("the energy's gradient is zero everywhere; the flow follows it.")
-
-
-@torch.no_grad()
-def _check_given(path: BoltzmannPath, target: Target, u: Tensor) -> None:
-    """A given interpolation must be a function of times and places, and end where it should."""
-    zeros, ones = torch.zeros_like(u[:, 0]), torch.ones_like(u[:, 0])
-    try:
-        first, last = path.fixed(target, zeros, u).energy, path.fixed(target, ones, u).energy
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"the interpolation must map times (N,) and places (N, d) to differentiable energies "
-            f"(N,): {error}"
-        ) from error
-    if first.shape != zeros.shape:
-        raise ValueError(f"the interpolation must return energies (N,), got {tuple(first.shape)}")
-    truths = path.base(u)[0], path.target_energy(target, u)
-    ends = "the base's at time 0", "the target's at time 1"
-    for i, (energy, truth, end) in enumerate(zip((first, last), truths, ends)):
-        gap = energy - truth
-        if (gap - gap.mean()).abs().max() > 1e-3 * (1 + truth.abs().max()):
-            raise ValueError(f"the interpolation's energies are not {end}, up to a constant")
-        path.constants[i] = path.constants[i] + gap.mean()
