@@ -95,6 +95,8 @@ def test_an_interrupted_path_goes_on(monkeypatch):
     with pytest.warns(UserWarning, match="2 finished blocks are kept"):
         guide.fit()
     assert not guide.trained and len(guide.flow.blocks) == 2
+    with pytest.raises(ValueError, match="short of the target: call fit"):
+        guide.particles(64)
     guide.fit()
     assert guide.trained and guide._annealing_blocks()[-1].beta == 1
 
@@ -130,9 +132,16 @@ def test_angles_are_refused():
         AutoAnnealingFlow(target).fit()
 
 
-def test_particles_divide_into_islands(pair):
+@pytest.mark.parametrize("num, islands", [(100, 16), (0, 1), (16, 0), (-16, 16)])
+def test_particles_divide_into_islands(pair, num, islands):
     with pytest.raises(ValueError, match="do not divide"):
-        pair.particles(100, islands=16)
+        pair.particles(num, islands=islands)
+
+
+def test_particles_need_a_path_that_ends():
+    guide = AutoAnnealingFlow(unequal_pair().target, **SMALL)
+    with pytest.raises(ValueError, match="ends at beta = 0, short of the target"):
+        guide.particles(64)
 
 
 # ---- a single block between Gaussians N(0, a I) → N(0, b I) --------------------------------------
@@ -290,6 +299,14 @@ def test_a_model_with_a_constrained_site(dtype):
     for name, (mean, _) in models.CONJUGATE_TRUTH.items():
         found = cloud.mean(sites[name])
         assert abs(found.value - mean) < 4.5 * found.standard_error, name
+
+
+def test_a_funnel_that_needs_stages_of_all_lengths():
+    """Centred eight schools: densities spread over many powers of ten under a wide start."""
+    y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]) / 10
+    guide = AutoAnnealingFlow(models.schools, **SMALL)
+    guide.fit(y)
+    assert guide.reports[0].beta < 1e-5 and guide.reports[-1].beta == 1
 
 
 def test_one_dimension():

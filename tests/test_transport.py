@@ -98,6 +98,26 @@ def test_systematic_resampling_keeps_expected_counts():
     assert (counts - 1000 * log_w.softmax(-1)).abs().max() <= 1
 
 
+def test_systematic_resampling_is_unbiased():
+    log_w = torch.tensor([0.5, 0.3, 0.2]).double().log().expand(20_000, 3)
+    counts = torch.stack([(transport.systematic(log_w) == i).sum(1) for i in range(3)], 1).double()
+    error = counts.std(0) / len(counts) ** 0.5
+    assert (counts.mean(0) - 3 * log_w[0].exp()).abs().le(4.5 * error).all()
+
+
+def test_the_path_has_its_own_gradient():
+    target = Target.from_energy(_energy, 2)
+    start = bridge.Base(torch.ones(2), 3 * torch.ones(2), torch.zeros(2, dtype=torch.bool))
+    scale, beta = torch.tensor([0.7, 1.3]), torch.tensor(0.3)
+    z = torch.randn(20, 2).requires_grad_()
+    log_b = torch.distributions.Normal(1.0, 3.0).log_prob(z * scale).sum(-1)
+    log_pi = (1 - beta) * log_b + beta * target.log_prob(z * scale)
+    (grad,) = torch.autograd.grad(log_pi.sum(), z)
+    state = bridge.density(target, start, beta, scale)(z.detach())
+    assert_close(state.log_pi.float(), log_pi.detach())
+    assert_close(state.grad, grad)
+
+
 def test_draws_are_equally_weighted():
     cloud = _run(moves=0, below=0.0)
     mean = cloud.mean(cloud.x).value

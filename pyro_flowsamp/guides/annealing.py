@@ -34,7 +34,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
@@ -57,7 +58,7 @@ __all__ = ["AnnealedFlow", "AutoAnnealingFlow", "BlockReport"]
 
 MAX_BLOCKS = 300  #: beyond which a path is said not to end
 RETRIES = 2  #: times that a block which does harm is trained again, each at a third of the rate
-SMALLEST_STAGE = 1e-5  #: in beta
+SHORTEST_STAGE = 1e-5  #: relative to the beta that it starts from, or to 1e-6 where that is more
 EVEN = 0.9  #: ESS fraction of weights that no block needs to mend
 FEWEST = 10  #: particles' worth of weight that must be left after a stage
 FEWEST_PARTICLES = 10 * FEWEST  #: that blocks can be trained on
@@ -402,9 +403,13 @@ class AutoAnnealingFlow(FlowGuide):
 
     def _resume(self, target: Target) -> tuple[transport.Cloud, float]:
         """Equally weighted particles where the finished blocks end, and where that is."""
-        cloud = self.particles(self.num_particles, islands=1, target=target)
+        with torch.no_grad():
+            cloud = self._carried(target, self.num_particles, 1)
+        return transport.resample(cloud, torch.inf), self._reached()
+
+    def _reached(self) -> float:
         blocks = self._annealing_blocks()
-        return transport.resample(cloud, torch.inf), blocks[-1].beta if blocks else 0.0
+        return blocks[-1].beta if blocks else 0.0
 
     def _annealing_blocks(self) -> list[Block]:
         assert isinstance(self.flow, AnnealedFlow)
@@ -418,8 +423,9 @@ class AutoAnnealingFlow(FlowGuide):
         if self.schedule is not None:
             following = min(b for b in self.schedule if b > beta)
         else:
-            following = bridge.next_beta(cloud.state.log_ratio, beta, self.ess)
-        if len(self._annealing_blocks()) >= MAX_BLOCKS or following - beta < SMALLEST_STAGE:
+            following = bridge.next_beta(cloud.state.log_ratio, beta, self.ess, shortest=0.0)
+        stalled = following - beta < SHORTEST_STAGE * max(beta, 1e-6)
+        if len(self._annealing_blocks()) >= MAX_BLOCKS or stalled:
             raise ValueError(
                 f"the path does not get beyond beta = {beta:.4g}: the next stage would be "
                 f"{following - beta:.1e} long. Either the target cannot be normalised (an improper "
@@ -606,19 +612,35 @@ class AutoAnnealingFlow(FlowGuide):
             target: In place of the model with its arguments.
 
         Raises:
-            ValueError: ``num_particles`` is not a multiple of ``islands``.
+            ValueError: ``num_particles`` is not a positive multiple of ``islands``, or the path has
+                not been trained to its end.
         """
-        if num_particles % islands:
+        if islands < 1 or num_particles < 1 or num_particles % islands:
             raise ValueError(f"{num_particles} particles do not divide into {islands} islands")
         target = self.bind(*args, **kwargs) if target is None else target
+        if (beta := self._reached()) < 1:
+            raise ValueError(
+                f"the path ends at beta = {beta:.4g}, short of the target: call fit, which goes on "
+                f"from there."
+            )
+        return self._carried(target, num_particles, islands)
+
+    def _carried(self, target: Target, num_particles: int, islands: int) -> transport.Cloud:
+        """Fresh particles where the finished blocks end."""
+        return deque(self.trail(target, num_particles, islands), maxlen=1).pop()
+
+    @torch.no_grad()
+    def trail(self, target: Target, num_particles: int, islands: int) -> Iterator[transport.Cloud]:
+        """The clouds on the way of :meth:`particles`: of the start, then after every block."""
         assert isinstance(self.flow, AnnealedFlow)
         start = Start(self.flow.start)
         x = start.sample(num_particles)
         ones = torch.ones_like(x[0])
         cloud = transport.init(x, bridge.density(target, start, 0 * ones[0], ones), islands)
+        yield cloud
         for block in self._annealing_blocks():
             cloud = transport.advance(cloud, self._stage(target, block), self.moves)
-        return cloud
+            yield cloud
 
     def _stage(self, target: Target, block: Block) -> transport.Stage:
         """What a finished block does to particles."""

@@ -121,23 +121,23 @@ def density(
     return density
 
 
-def next_beta(log_ratio: Tensor, beta: float, ess: float) -> float:
+def next_beta(log_ratio: Tensor, beta: float, ess: float, shortest: float = 1e-6) -> float:
     """The largest next beta whose weights keep an ESS fraction of ``ess``, by bisection.
 
     That is a fraction of the particles on the target's support: the others are lost however short
-    the stage.
+    the stage. No stage but the last is less than ``shortest`` long.
     """
     low, high = beta, 1.0
     ess = ess * float(torch.isfinite(log_ratio).double().mean())
     if float(ess_fraction((1 - beta) * log_ratio)) >= ess:
         return 1.0
-    for _ in range(30):
+    for _ in range(60):  # a start may be so much wider than the target that 1e-8 is a stage
         middle = 0.5 * (low + high)
         if float(ess_fraction((middle - beta) * log_ratio)) >= ess:
             low = middle
         else:
             high = middle
-    return max(low, min(1.0, beta + 1e-6))
+    return max(low, min(1.0, beta + shortest))
 
 
 def local_scale(grad: Tensor, x: Tensor) -> Tensor:
