@@ -23,6 +23,7 @@ standard.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import gamma, log, pi
 from typing import Any, NamedTuple
 
@@ -209,7 +210,8 @@ class BoltzmannPath(nn.Module):
         f_0, g_0 = self.base(u)
         f_1, g_1 = _with_slope(lambda v: self.target_energy(target, v), u)
         rate, turn = f_1 - f_0, g_1 - g_0
-        return Fixed(f_0 + t * rate, rate, g_0 + t[:, None] * turn, turn)
+        energy = torch.where(t > 0, f_0 + t * rate, f_0)  # also off the support: 0 times infinity
+        return Fixed(energy, rate, g_0 + t[:, None] * turn, turn)
 
     def _given(self, t: Tensor, u: Tensor) -> Fixed:
         assert self.given is not None
@@ -218,6 +220,10 @@ class BoltzmannPath(nn.Module):
             t = t.detach().requires_grad_()
             v = u if keep else u.detach().requires_grad_()
             energy = self.given(t, self.loc + self.scale * v)
+            if energy.shape != t.shape:
+                raise ValueError(
+                    f"the interpolation must return energies ({len(t)},), got {tuple(energy.shape)}"
+                )
             energy = energy - self.constants[0].lerp(self.constants[1], t)
             rate, slope = torch.autograd.grad(energy.sum(), (t, v), create_graph=keep)
         return Fixed(energy if keep else energy.detach(), rate, slope, torch.zeros_like(u))
@@ -268,13 +274,11 @@ class BoltzmannPath(nn.Module):
         zeros, ones = torch.zeros_like(u[:, 0]), torch.ones_like(u[:, 0])
         try:
             first, last = self.fixed(target, zeros, u).energy, self.fixed(target, ones, u).energy
-        except (TypeError, RuntimeError) as error:
+        except (AttributeError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"the interpolation must map times (N,) and places (N, d) to differentiable "
                 f"energies (N,): {error}"
             ) from error
-        if first.shape != zeros.shape:
-            raise ValueError(f"the interpolation must return energies (N,), got {first.shape}")
         truths = self.base(u)[0], self.target_energy(target, u)
         ends = "the base's at time 0", "the target's at time 1"
         for i, (energy, truth, end) in enumerate(zip((first, last), truths, ends)):
@@ -301,16 +305,18 @@ def diffusion(weights: Tensor, means: Tensor, variances: Tensor, scale: float) -
         variances: The diagonals of the covariances, ``(K, d)``, or ``(K, 1)`` where all are equal.
         scale: :math:`\sigma` of the base, as given to the guide.
     """
+    return partial(_diffused, weights=weights, means=means, variances=variances, scale=scale)
 
-    def energy(t: Tensor, x: Tensor) -> Tensor:
-        clock = t[:, None, None]
-        variance = clock.square() * variances + (1 - clock.square()) * scale**2 / 2
-        variance = variance.expand(len(x), *means.shape)
-        square = (x[:, None] - clock * means).square() / variance
-        log_normal = -0.5 * (square + variance.log() + log(2 * pi)).sum(-1)
-        return -(log_normal + weights.log()).logsumexp(-1)
 
-    return energy
+def _diffused(
+    t: Tensor, x: Tensor, weights: Tensor, means: Tensor, variances: Tensor, scale: float
+) -> Tensor:
+    clock = t[:, None, None]
+    variance = clock.square() * variances + (1 - clock.square()) * scale**2 / 2
+    variance = variance.expand(len(x), *means.shape)
+    square = (x[:, None] - clock * means).square() / variance
+    log_normal = -0.5 * (square + variance.log() + log(2 * pi)).sum(-1)
+    return -(log_normal + weights.log()).logsumexp(-1)
 
 
 class DeformationFlow(zuko.lazy.Flow):

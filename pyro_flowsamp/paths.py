@@ -127,12 +127,20 @@ def integrate(
 
 
 class ContinuousMap(Map):
-    """The flow of a velocity field from time 0 to 1, as a bijection."""
+    """The flow of a velocity field from one time to another, as a bijection."""
 
-    def __init__(self, velocity: Velocity, steps: int, method: str, recompute: bool) -> None:
+    def __init__(
+        self,
+        velocity: Velocity,
+        steps: int,
+        method: str,
+        recompute: bool,
+        start: float = 0.0,
+        end: float = 1.0,
+    ) -> None:
         super().__init__()
         self.velocity, self.steps, self.method = velocity, steps, method
-        self.recompute = recompute
+        self.recompute, self.start, self.end = recompute, start, end
 
     def _run(self, x: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
         def field(t: float, state: State) -> State:
@@ -144,10 +152,10 @@ class ContinuousMap(Map):
         return y.reshape(x.shape), log_det.reshape(x.shape[:-1])
 
     def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self._run(z, 0.0, 1.0)
+        return self._run(z, self.start, self.end)
 
     def pull(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._run(x, 1.0, 0.0)
+        return self._run(x, self.end, self.start)
 
 
 class ContinuousTransform(zuko.lazy.LazyTransform):

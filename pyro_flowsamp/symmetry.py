@@ -9,13 +9,14 @@ a two-hidden-layer network names :math:`(c, a)`, a channel and an element of the
 Then :math:`x \to R_g x` only renames the hidden units, :math:`(c, a) \to (c, ag)`, and a velocity
 is equivariant, :math:`v(R_g x) = R_g v(x)`; with :math:`W_3 = o_c` a scalar is invariant. (Cohen
 and Welling, 2016, https://arxiv.org/abs/1602.07576.) For the shifts of a circle these are circular
-convolutions. The weights stay where they are: what is tied is where they start, and, by a hook,
-their gradient.
+convolutions. The weights stay where they are: what is tied is where they start, and, by hooks while
+they are trained, their gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -23,8 +24,9 @@ from torch import Tensor
 
 from .velocity import TimeMLP, VelocityMLP
 
-__all__ = ["Group", "SignedPermutation", "group", "tie"]
+__all__ = ["Group", "SignedPermutation", "group", "tie", "tied"]
 
+HIDDEN = ("time_weight", "in_bias", "mid_bias")  #: parameters of the hidden units
 MAX_ELEMENTS = 4096  #: beyond which a group is said to be too large for a hidden layer
 
 #: (π, s) of one element, both of length d.
@@ -44,6 +46,11 @@ class Group(NamedTuple):
     sign: Tensor
     quotient: Tensor
 
+    def act(self, x: Tensor) -> Tensor:
+        r"""The orbit :math:`R_g x` of points ``(..., d)``, ``(G, ..., d)``."""
+        order, sign = self.order.to(x.device), self.sign.to(x)
+        return (x[..., order] * sign).movedim(-2, 0)
+
 
 def _times(g: tuple, h: tuple) -> tuple:
     """The element of :math:`R_g R_h`."""
@@ -51,13 +58,21 @@ def _times(g: tuple, h: tuple) -> tuple:
     return tuple(q[i] for i in p), tuple(e * r[i] for i, e in zip(p, s))
 
 
+def _inverse(g: tuple) -> tuple:
+    (p, s), dim = g, len(g[0])
+    back = sorted(range(dim), key=p.__getitem__)
+    return tuple(back), tuple(s[i] for i in back)
+
+
 def group(generators: Sequence[SignedPermutation]) -> Group:
     """The group that some elements generate.
 
     Raises:
-        ValueError: No permutation with signs, or too many elements.
+        ValueError: No generator, no permutation with signs, or too many elements.
     """
     steps = [(tuple(map(int, p)), tuple(map(int, s))) for p, s in generators]
+    if not steps:
+        raise ValueError("a symmetry has at least one generator")
     dim = len(steps[0][0])
     for p, s in steps:
         if sorted(p) != list(range(dim)) or len(s) != dim or {*s} - {1, -1}:
@@ -72,7 +87,7 @@ def group(generators: Sequence[SignedPermutation]) -> Group:
                 elements.append(product)
         if len(elements) > MAX_ELEMENTS:
             raise ValueError(f"the symmetry has more than {MAX_ELEMENTS} elements")
-    inverses = [next(b for b in elements if number[_times(a, b)] == 0) for a in elements]
+    inverses = [_inverse(a) for a in elements]
     quotient = [[number[_times(a, b)] for b in inverses] for a in elements]
     index, sign = zip(*elements)
     return Group(torch.tensor(index), torch.tensor(sign), torch.tensor(quotient))
@@ -88,6 +103,11 @@ class _Orbits:
         self.first = torch.full_like(self.size, len(self.orbit)).scatter_reduce(
             0, self.orbit, torch.arange(len(self.orbit)), "amin"
         )
+
+    def to(self, device: torch.device) -> _Orbits:
+        for name in ("orbit", "sign", "size", "first"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
 
     def _spread(self, values: Tensor, like: Tensor) -> Tensor:
         return (values[..., self.orbit] * self.sign.to(like)).reshape(like.shape)
@@ -132,27 +152,49 @@ def _orbits(net: TimeMLP, elements: Group) -> dict[str, _Orbits]:
     }
 
 
-HIDDEN = ("time_weight", "in_bias", "mid_bias")
-
-
 @torch.no_grad()
-def tie(net: TimeMLP, elements: Group) -> None:
-    """Makes a fresh network equivariant (a velocity) or invariant (one output).
+def tie(net: TimeMLP, elements: Group) -> dict[str, _Orbits]:
+    """Makes a network equivariant (a velocity) or invariant (one output).
 
-    A velocity must have no separate units; its constant part must be zero where a coordinate may
-    change its sign, and is left out altogether.
+    Every weight is copied from the first of its orbit, so that one that is tied already stays as it
+    is. A velocity's constant part must be zero where a coordinate may change its sign, and is left
+    out altogether.
+
+    Returns:
+        The orbits of each weight, which project a gradient.
 
     Raises:
-        ValueError: The hidden layers' width is no multiple of the group's order.
+        ValueError: The group acts on another dimension, the hidden layers' width is no multiple of
+            its order, or a velocity has units that bend single coordinates.
     """
-    order, hidden = len(elements.order), net.mid_weight.shape[-1]
+    (order, dim), (hidden, features) = elements.order.shape, net.in_weight.shape[-2:]
+    if dim != features:
+        raise ValueError(f"the symmetry permutes {dim} coordinates, the target has {features}")
     if hidden % order:
         raise ValueError(
             f"hidden_features must be a multiple of the symmetry's {order} elements, got {hidden}"
         )
     if isinstance(net, VelocityMLP):
-        net.out_bias.requires_grad_(False)
-    for name, orbits in _orbits(net, elements).items():
+        if net.unit_scale.numel():
+            raise ValueError("separate units know no symmetry: make the velocity with units=0")
+        net.out_bias.requires_grad_(False).zero_()
+    orbits = {name: o.to(net.mid_weight.device) for name, o in _orbits(net, elements).items()}
+    for name, orbit in orbits.items():
         weight = getattr(net, name)
-        weight.copy_(orbits.copied(weight))
-        weight.register_hook(orbits)
+        weight.copy_(orbit.copied(weight))
+    return orbits
+
+
+@contextmanager
+def tied(nets: Iterable[TimeMLP], elements: Group) -> Iterator[None]:
+    """Networks that stay tied while they are trained: copies of a network lose its hooks."""
+    hooks = [
+        getattr(net, name).register_hook(orbit)
+        for net in nets
+        for name, orbit in tie(net, elements).items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -14,6 +14,7 @@ Nothing is asked of the target but at a refresh; the optimiser's steps between c
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,14 +23,15 @@ from torch import Tensor
 from ..deformation import BoltzmannPath, GeneralisedNormal, Spot
 from ..importance import Evidence
 from ..target import Target
-from ..transitions import langevin, transport
+from ..transitions import bridge, langevin, transport
 from ..velocity import VelocityMLP
 
-__all__ = ["ACCEPT", "Sample", "Walkers", "explore"]
+__all__ = ["ACCEPT", "Sample", "Walkers", "evidences", "explore"]
 
 ACCEPT = 0.574  #: acceptance that Langevin steps are tuned to
 RESAMPLE_BELOW = 0.5  #: effective sample size of a crowd, as a fraction
 FOLLOWERS = 16  #: of each kind, at each time
+NUM_COMPARE = 1024  #: particles for each evidence
 
 
 class Sample(NamedTuple):
@@ -91,6 +93,32 @@ def explore(
     )
 
 
+@torch.no_grad()
+def evidences(
+    path: BoltzmannPath, target: Target, base: GeneralisedNormal, times: Tensor
+) -> tuple[dict[str, Evidence], Tensor]:
+    """Evidences by annealing from several bases, and step sizes ``(S,)`` along the path.
+
+    The bases are an over-dispersed one, one twice as wide as the path's, and the path's own, here
+    without its detour. (Step sizes are tuned on the way: no estimate is strictly unbiased.)
+    """
+    wide = BoltzmannPath(target.dim, path.power, None, None).to(path.loc)
+    wide.loc.copy_(path.loc)
+    wide.scale.copy_(path.scale)
+    far = BoltzmannPath(target.dim, 2.0, None, None).to(path.loc)
+    start = bridge.overdispersed_base(target, 512)
+    far.loc.copy_(start.loc)
+    far.scale.copy_(start.scale * 2**0.5)
+    explored = partial(explore, target=target, times=times, moves=2, num=NUM_COMPARE)
+    annealed = explored(path, base=base)
+    found = {
+        "over-dispersed": explored(far, base=GeneralisedNormal(path.loc, 2.0)).evidence,
+        "twice as wide": explored(wide, base=base, width=2.0).evidence,
+        "base": annealed.evidence,
+    }
+    return found, annealed.step_sizes
+
+
 def pick(values: Tensor, index: Tensor) -> Tensor:
     """Rows ``(S, m, ...)`` of ``(S, N, ...)`` by indices ``(S, m)``."""
     return values[torch.arange(len(index), device=index.device)[:, None], index]
@@ -105,6 +133,9 @@ class Walkers:
         base: Where from.
         times: From 0 to 1, ``(S,)``.
         width: Of the explorers' base, in units of the base.
+
+    Raises:
+        ValueError: No explorer arrives where the target has any density.
 
     Attributes:
         explorers: See :class:`Explorers`.
@@ -123,6 +154,12 @@ class Walkers:
         self.path, self.velocity, self.target, self.base = path, velocity, target, base
         self.times = times
         self.explorers = explore(path, target, base, times, width=width)
+        if not torch.isfinite(self.explorers.evidence.log_z):
+            raise ValueError(
+                "no particle that was annealed from the base to the target has kept any weight: "
+                "the base must cover the target's support (give another scale), or the times lie "
+                "too far apart."
+            )
         self.step_sizes = self.explorers.step_sizes[:, None]
         self.t = times[:, None].expand(-1, FOLLOWERS).reshape(-1)
         before = torch.cat([times[:1], times[:-1]])
@@ -179,7 +216,7 @@ class Walkers:
         shape = (len(self.times), FOLLOWERS)
         weights = self.followers.log_w.softmax(-1)
         weights = torch.cat(
-            [weights, 0.1 + self.trajectories.log_w.nan_to_num(nan=0.0).abs().clamp(max=10.0)]
+            [weights, 0.1 + self.trajectories.log_w.nan_to_num(neginf=0.0).abs().clamp(max=10.0)]
         )
         chosen = weights.multinomial(num, replacement=True).split(len(self.times))
         explorer = self.explorers.weights.multinomial(num, replacement=True)
