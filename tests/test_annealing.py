@@ -8,6 +8,7 @@ import models
 import pyro
 import pytest
 import torch
+from pyro.infer import Importance, Predictive, Trace_ELBO
 from torch.testing import assert_close
 
 from pyro_flowsamp import IMH, AutoAnnealingFlow, FitOptions, Target, VectorizedMCMC
@@ -304,7 +305,8 @@ def test_a_model_with_a_constrained_site(dtype):
 def test_a_funnel_that_needs_stages_of_all_lengths():
     """Centred eight schools: densities spread over many powers of ten under a wide start."""
     y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]) / 10
-    guide = AutoAnnealingFlow(models.schools, **SMALL)
+    options = FitOptions(max_steps=5, progress=False)
+    guide = AutoAnnealingFlow(models.schools, **{**SMALL, "num_particles": 512, "options": options})
     guide.fit(y)
     assert guide.reports[0].beta < 1e-5 and guide.reports[-1].beta == 1
 
@@ -335,6 +337,49 @@ def test_a_start_of_ones_own_is_left_alone():
     guide.fit()
     assert all(parameter.requires_grad for parameter in start.parameters())
     assert guide.reports[0].beta == 1.0
+
+
+def test_a_refinement_is_for_the_flow_alone():
+    guide = AutoAnnealingFlow(models.conjugate, **SMALL)
+    data = models.conjugate_data()
+    guide.fit(*data)
+    torch.manual_seed(3)
+    expected = guide.particles(512, *data)
+    guide.refinements = 1
+    history = guide.fit(*data)
+    assert [block.refinement for block in guide.flow.blocks][-2:] == [False, True]
+    report = guide.reports[-1]
+    assert report.ess > report.ess_before and report.ess == pytest.approx(
+        history.final_ess, abs=0.1
+    )
+    torch.manual_seed(3)
+    assert_close(guide.particles(512, *data).evidences, expected.evidences)
+
+
+def test_pyro_takes_it_as_a_guide():
+    guide, data = AutoAnnealingFlow(models.conjugate, **SMALL), models.conjugate_data()
+    guide.fit(*data)
+    elbo = Trace_ELBO(num_particles=256, vectorize_particles=True, max_plate_nesting=1)
+    loss = elbo.loss(models.conjugate, guide, *data)
+    assert loss == pytest.approx(-models.CONJUGATE_LOG_EVIDENCE, abs=0.2)
+    draws = Predictive(models.conjugate, guide=guide, num_samples=500)(*data)
+    for name, (mean, sd) in models.CONJUGATE_TRUTH.items():
+        assert abs(float(draws[name].mean()) - mean) < 0.3 * sd
+    posterior = Importance(models.conjugate, guide, num_samples=200).run(*data)
+    assert posterior.get_ESS() > 100
+
+
+def test_particles_move_by_frozen_steps(pair, monkeypatch):
+    mala, used = annealing.langevin.mala, []
+
+    def seen(state, density, step_size, *variates):
+        used.append(float(step_size))
+        return mala(state, density, step_size, *variates)
+
+    monkeypatch.setattr(annealing.langevin, "mala", seen)
+    pair.particles(512)
+    frozen = [float(block.step_size) for block in pair.flow.blocks for _ in range(pair.moves)]
+    assert used == frozen and len(set(frozen)) > 1
 
 
 # ---- copies and repetitions ----------------------------------------------------------------------

@@ -133,6 +133,20 @@ def test_push_and_pull(name, double):
     assert ladj.abs().max() > 0.1
 
 
+def test_the_error_of_a_log_density_is_measured(double):
+    """In one dimension, where one probe is the whole trace, and against the map's own log-det."""
+    coarse, z = block(1, size=1.5, steps=6), torch.randn(200, 1)
+    log_prob = torch.distributions.Normal(0.0, 1.0).log_prob
+    x, claimed = coarse(None).push(z)
+    back, claimed_back = coarse(None).pull(x)
+    sampled = claimed - log_det(lambda z: coarse(None).push(z)[0], z)
+    scored = claimed + claimed_back + (log_prob(back) - log_prob(z)).sum(-1)
+    truth = (sampled.abs() + scored.abs()).detach()
+    measured = paths._errors(coarse, z, lambda z: log_prob(z).sum(-1))
+    assert sampled.abs().max() > 1e-5
+    assert_close(measured, truth, rtol=0.1, atol=float(truth.max()) / 20)
+
+
 def test_a_linear_field_is_a_matrix_exponential(double):
     matrix = torch.randn(3, 3)
     transform = ContinuousTransform(Linear(matrix), 32, "dopri5")()
