@@ -1,7 +1,9 @@
 """Flow samplers for Pyro: trained proposals, exact draws."""
 
+from .deformation import diffusion
+from .expectation import ImportanceEstimate, importance_flow
 from .export import to_arviz
-from .guides import AutoAnnealingFlow, AutoFlow, FlowGuide
+from .guides import AutoAnnealingFlow, AutoDeformationFlow, AutoFlow, FlowGuide
 from .importance import ess_fraction, log_evidence, pareto_k
 from .kernels import IMH, FlowKernel, LatentMALA
 from .mcmc import VectorizedMCMC
@@ -15,19 +17,23 @@ __version__ = "0.1.0"
 __all__ = [
     "IMH",
     "AutoAnnealingFlow",
+    "AutoDeformationFlow",
     "AutoFlow",
     "FitOptions",
     "FlowGuide",
     "FlowKernel",
     "ForwardKL",
     "History",
+    "ImportanceEstimate",
     "LatentMALA",
     "PathGradient",
     "ReverseKL",
     "Target",
     "VectorizedMCMC",
     "WeightedSum",
+    "diffusion",
     "ess_fraction",
+    "importance_flow",
     "log_evidence",
     "pareto_k",
     "tempered",

@@ -57,3 +57,10 @@ def test_annealing_picture(tmp_path):
     image = tmp_path / "annealing.png"
     run("papers/annealing_flow.py", "picture", "--smoke", "--image", str(image))
     assert image.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("study", ["truncated", "posterior", "data"])
+def test_importance_flow(study, tmp_path):
+    command = ["papers/importance_flow.py", study, "--smoke", "--results", str(tmp_path)]
+    assert "seed 0" in run(*command)
+    assert "seed 0" not in run(*command)  # nothing is run twice

@@ -1,0 +1,200 @@
+"""importance_flow: exact truths by every estimator, posteriors, signs, bad flows and bad input."""
+
+from math import exp
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_flowsamp import AutoFlow, FitOptions, Target, expectation, importance_flow
+from pyro_flowsamp.flows import gaussian
+from pyro_flowsamp.targets import truncated_normal
+
+QUICK = FitOptions(60, 256, 5e-3, anneal=True, enough=0.99, progress=False)
+SMALL = {
+    "num_particles": 2048,
+    "hidden_features": 32,
+    "ess": 0.5,
+    "num_samples": 8192,
+    "islands": 16,
+    "options": QUICK,
+}
+ALL = ("particles", "density", "ratio")
+
+
+def normal(dim=2):
+    return dist.Normal(torch.zeros(dim), 1.0).to_event(1)
+
+
+def beyond(radius):
+    return lambda x: x.norm(dim=-1) - radius
+
+
+def z_score(estimate, truth):
+    return (estimate.value - truth) / estimate.standard_error
+
+
+def check(found, truth):
+    """All are right within their errors, where Pareto k lets them be believed; one always."""
+    for name, estimate in found.estimates.items():
+        assert estimate.pareto_k > 0.7 or abs(z_score(estimate, truth)) < 4.5, name
+    assert found.pareto_k < 0.7
+
+
+# ---- truths -------------------------------------------------------------------------------------
+
+
+def test_a_rare_event_by_every_estimator():
+    truth = exp(truncated_normal(2, 6).log_z)  # 1.5e-8
+    more = {**SMALL, "num_samples": 16384, "islands": 32}
+    found = importance_flow(normal(), event=beyond(6.0), estimators=ALL, **more)
+    check(found, truth)
+    assert abs(found.value / truth - 1) < 0.05 and found.relative_error < 0.02
+    for estimate in found.estimates.values():
+        assert abs(estimate.value / truth - 1) < 0.15
+    assert "Pareto k" in repr(found) and "density" in repr(found)
+    (cloud,) = found.clouds
+    assert bool((cloud.draw(200).norm(dim=-1) > 6).all())
+
+
+def test_a_smooth_function_of_a_flow():
+    """E exp(2 x₁) = e² under a standard normal, here a flow."""
+    found = importance_flow(gaussian(2), lambda x: (2 * x[:, 0]).exp(), estimators=ALL, **SMALL)
+    check(found, exp(2.0))
+    assert all(abs(e.value / exp(2.0) - 1) < 0.05 for e in found.estimates.values())
+
+
+def test_a_signed_function():
+    """E[x² − 2x − 1/2] = 1/2."""
+    found = importance_flow(
+        normal(1), lambda x: (x * x - 2 * x).sum(-1) - 0.5, signed=True, **SMALL
+    )
+    assert len(found.clouds) == 2
+    for estimate in found.estimates.values():
+        assert estimate.standard_error < 0.05 and abs(z_score(estimate, 0.5)) < 4.5
+
+
+def gauss_model(y):
+    """x | y ~ N(y/2, 1/2) for each of two coordinates; s has no data."""
+    with pyro.plate("two", 2):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+    pyro.sample("s", dist.LogNormal(0.0, 1.0))
+
+
+def test_a_posterior_is_a_ratio_of_evidences():
+    """P(x₁ + x₂ + log s > 8 | y), of constrained sites by their names."""
+    y = torch.tensor([1.0, -0.5])
+    truth = float(torch.special.ndtr(torch.tensor((0.25 - 8) / 2**0.5, dtype=torch.float64)))
+    found = importance_flow(
+        gauss_model,
+        None,
+        y,
+        event=lambda sites: sites["x"].sum(-1) + sites["s"].log() - 8,
+        estimators=ALL,
+        **SMALL,
+    )
+    check(found, truth)
+    assert found.relative_error < 0.05
+
+
+def test_data_alone():
+    """A normal known by 4000 draws, none of which need be where the question is."""
+    truth = exp(truncated_normal(2, 4).log_z)
+    data = torch.randn(4000, 2)
+    found = importance_flow(data=data, event=beyond(4.0), **SMALL)
+    assert 0.6 < found.value / truth < 1.6
+
+
+def test_bad_flows_stay_unbiased(monkeypatch):
+    """Blocks that were never trained, but stirred: right on average, with errors that say so."""
+
+    def stir(block):
+        torch.nn.init.normal_(block.velocity.out_weight, std=0.1)
+        return block
+
+    make = expectation._AnnealingFlow._trained
+
+    def untrained(self, target, cloud, beta, before, scale):
+        block, history, rollbacks = make(self, target, cloud, beta, before, scale)
+        return stir(block), history, rollbacks
+
+    monkeypatch.setattr(expectation._AnnealingFlow, "_trained", untrained)
+    truth = exp(truncated_normal(2, 3).log_z)
+    options = FitOptions(1, 64, 1e-6, progress=False)
+    scores = []
+    for _ in range(3):
+        found = importance_flow(normal(), event=beyond(3.0), **{**SMALL, "options": options})
+        scores += [z_score(estimate, truth) for estimate in found.estimates.values()]
+        assert found.relative_error < 0.2
+    assert max(abs(score) for score in scores) < 4.5
+
+
+# ---- what it refuses ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "h, options, message",
+    [
+        (None, {}, "either h, or event="),
+        (lambda x: x[:, 0], {"event": beyond(1.0)}, "either h, or event="),
+        (lambda x: x[:, 0], {}, "h is negative.*signed=True"),
+        (lambda x: x[:, 0].sqrt(), {}, "h is NaN or infinite"),
+        (lambda x: x, {}, r"must be of shape \(4096,\), got \(4096, 2\)"),
+        (lambda x: 1.0, {}, "got float"),
+        (lambda x: (x[:, 0] > 9).float(), {}, "no value at any .*give event="),
+        (lambda x: x[:, 0].square(), {"signed": True}, "no negative value"),
+        (None, {"event": lambda x: x[:, 0] > 4}, "true and false"),
+        (None, {"event": lambda x: 0 * x[:, 0]}, "the same at all draws"),
+        (None, {"event": lambda x: x[:, 0].log()}, "event= is NaN or infinite"),
+        (None, {"event": beyond(1.0), "signed": True}, "an event has no sign"),
+        (None, {"event": beyond(1.0), "estimators": ("exact",)}, "estimators must be some of"),
+        (None, {"event": beyond(1.0), "num_samples": 1000, "islands": 16}, "multiple of"),
+        (None, {"event": beyond(1.0), "data": torch.randn(200, 2)}, "not both"),
+    ],
+)
+def test_contradictions(h, options, message):
+    with pytest.raises(ValueError, match=message):
+        importance_flow(normal(), h, **options)
+
+
+def test_an_event_that_is_impossible():
+    with pytest.raises(ValueError, match="h is zero at all particles"):
+        importance_flow(normal(), event=lambda x: -1 - x[:, 0].square(), **SMALL)
+
+
+@pytest.mark.parametrize(
+    "p, message",
+    [
+        (dist.Normal(0.0, 1.0), r"event shape \(d,\)"),
+        (dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), r"event shape \(d,\)"),
+        (dist.Exponential(torch.ones(2)).to_event(1), "all of R"),
+    ],
+)
+def test_distributions_that_no_path_starts_from(p, message):
+    with pytest.raises(ValueError, match=message):
+        importance_flow(p, event=beyond(1.0))
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (torch.randn(500), r"draws \(N, d\)"),
+        (torch.randn(50, 2), "at least 100"),
+        (torch.ones(500, 2, dtype=torch.long), "floating type"),
+        (torch.full((500, 2), torch.nan), "500 of 500 rows of data"),
+    ],
+)
+def test_data_that_are_no_draws(data, message):
+    with pytest.raises(ValueError, match=message):
+        importance_flow(data=data, event=beyond(1.0))
+
+
+def test_a_given_guide_is_left_as_it_was():
+    target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+    guide = AutoFlow(target, options=FitOptions(progress=False))
+    guide.fit()
+    found = importance_flow(target, None, event=lambda x: x[:, 0] - 3, guide=guide, **SMALL)
+    assert abs(z_score(found, 1.349898e-3)) < 4.5
+    assert all(parameter.requires_grad for parameter in guide.flow.parameters())
