@@ -46,7 +46,7 @@ def test_benchmark_stores_and_continues(tmp_path):
     assert second.count("| radon |") == 3
 
 
-@pytest.mark.parametrize("study", ["gmm", "unequal", "funnel", "expgauss", "schedule"])
+@pytest.mark.parametrize("study", ["gmm", "unequal", "funnel", "expgauss", "logistic", "schedule"])
 def test_annealing_flow(study, tmp_path):
     command = ["papers/annealing_flow.py", study, "--smoke", "--results", str(tmp_path)]
     assert "seed 0" in run(*command)
@@ -64,3 +64,15 @@ def test_importance_flow(study, tmp_path):
     command = ["papers/importance_flow.py", study, "--smoke", "--results", str(tmp_path)]
     assert "seed 0" in run(*command)
     assert "seed 0" not in run(*command)  # nothing is run twice
+
+
+def test_deformation_gmm(tmp_path):
+    command = ["papers/deformation_gmm.py", "--smoke", "--results", str(tmp_path)]
+    assert "pair-trainable seed 0" in run(*command)
+    assert "seed 0" not in run(*command)
+
+
+def test_deformation_picture(tmp_path):
+    image = tmp_path / "deformation.png"
+    run("papers/deformation_gmm.py", "--smoke", "--image", str(image))
+    assert image.stat().st_size > 10_000

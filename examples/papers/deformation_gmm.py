@@ -74,6 +74,7 @@ class Size:
         self.steps = 20 if smoke else 10_000
         self.fewer = 20 if smoke else 4000
         self.reverse = 5 if smoke else 500
+        self.most = 10 if smoke else 10_000
         self.polish = 5 if smoke else 500
         self.chains, self.samples = (20, 20) if smoke else (1000, 100)
 
@@ -196,7 +197,7 @@ def by_trajectories(name: str, size: Size, store: Path, seed: int) -> Result:
     budget = walkers[seed]["fit_seconds"] if seed < len(walkers) else 1.0
     options: dict[str, Any] = {"trainer": "trajectories", "train_scale": wider}
     trial = trained(known, scale, size, options=size.options(10, 3e-3, 256), **options)
-    steps = max(10, int(budget / trial.progress[-1].seconds * 10))
+    steps = min(size.most, max(10, int(budget / trial.progress[-1].seconds * 10)))
     guide = trained(known, scale, size, options=size.options(steps, 3e-3, 256), **options)
     return {**summary(guide, known, size), "steps": steps}
 
@@ -239,12 +240,11 @@ def key(name: str, method: str) -> str:
 
 
 def collect_all(store: Path, size: Size, seeds: int) -> None:
+    names = ["pair"] if size.smoke else list(TARGETS)
     for seed in range(seeds):
-        runs = {key(n, m): partial(run, n, size) for n in TARGETS for m, run in METHODS.items()}
+        runs = {key(n, m): partial(run, n, size) for n in names for m, run in METHODS.items()}
         collect(store, runs, [seed])
-        late = {
-            key(n, TRAJECTORIES): partial(by_trajectories, n, size, store, seed) for n in TARGETS
-        }
+        late = {key(n, TRAJECTORIES): partial(by_trajectories, n, size, store, seed) for n in names}
         collect(store, late, [seed])
 
 
