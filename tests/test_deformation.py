@@ -21,6 +21,7 @@ from pyro_flowsamp import (
     VectorizedMCMC,
     diffusion,
     log_evidence,
+    paths,
 )
 from pyro_flowsamp.deformation import (
     LOSSES,
@@ -43,10 +44,14 @@ SMALL = {"times": 4, "hidden_features": 16, "options": QUICK}
 WIDE = 2 * 2**0.5  #: sigma of N(0, sd 2)
 
 
+def sixteen_steps(block, *args, **options):
+    block.steps = 16
+
+
 @pytest.fixture(autouse=True)
 def unrefined(monkeypatch):
-    """The integrator's check has tests of its own, and takes seconds; sixteen steps do here."""
-    monkeypatch.setattr(guides, "refine", lambda *args, **options: 0.0)
+    """The integrator's check has tests of its own, and takes seconds."""
+    monkeypatch.setattr(guides, "refine", sixteen_steps)
 
 
 @pytest.fixture
@@ -564,7 +569,7 @@ def trained_pair(interpolation, steps, **options):
 @pytest.fixture(scope="module", params=[("trainable", 600), ("diffusion", 300)], ids=lambda p: p[0])
 def pair(request):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guides, "refine", lambda *args, **options: 0.0)
+        patch.setattr(guides, "refine", sixteen_steps)
         return trained_pair(*request.param)
 
 
@@ -638,6 +643,15 @@ def test_the_weight_of_a_wider_start(monkeypatch):
 
     trainer.base = Base()
     assert float(trainer.carrying()()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_as_few_steps_as_will_do(monkeypatch):
+    monkeypatch.setattr(guides, "refine", paths.refine)
+    guide = AutoDeformationFlow(Target.from_energy(_narrow, 2), **SMALL)
+    history = guide.fit()
+    assert guide.flow.block.steps <= 8 and history.log_q_gap < 1e-3
+    log_z, error = log_evidence(guide.path_weights(10_000)[1])
+    assert abs(log_z - LOG_Z) < 4.5 * error < 0.1
 
 
 def test_polish_does_no_harm():

@@ -43,7 +43,8 @@ from .walkers import evidences
 
 __all__ = ["AutoDeformationFlow", "Progress"]
 
-STEPS = 16  #: of the integrator while training
+STEPS = 16  #: of the integrator while training, and at least for weights along the path
+FEWEST = 2  #: steps with which a trained flow makes do, where they are enough
 NUM_WATCH = 1024  #: draws with which training is watched
 NUM_REFINE = 256  #: draws on which the integrator is checked
 NUM_COMPARE = 4096  #: draws for the flow's own evidence
@@ -220,6 +221,7 @@ class AutoDeformationFlow(FlowGuide):
             if self.polish:
                 self._polish(target)
         base = self.get_base_dist()
+        flow.block.steps = FEWEST
         refine(flow.block, base.sample((NUM_REFINE,)), log_prob=base.log_prob)
         self._compare(target, times)
         return history
@@ -306,7 +308,8 @@ class AutoDeformationFlow(FlowGuide):
 
         with torch.no_grad():
             u = self.get_base_dist().sample((num,))
-            u, log_w = integrate(field, (u, torch.zeros_like(u[:, 0])), 0.0, 1.0, flow.block.steps)
+            state, steps = (u, torch.zeros_like(u[:, 0])), max(STEPS, flow.block.steps)
+            u, log_w = integrate(field, state, 0.0, 1.0, steps)
             return flow.path.loc + flow.path.scale * u, log_w.double() + self.get_base_dist().log_z
 
     @torch.no_grad()
