@@ -497,22 +497,27 @@ def test_explorers_know_the_evidence(width):
     assert_close(spot.log_pi, crowd.explorers.spots.log_pi[4])
 
 
-@pytest.mark.parametrize("mistake", [None, flipped_divergence, stale_log_pi, weights_kept])
-def test_followers_are_small_runs_of_particles(mistake, monkeypatch):
-    """One crowd takes S refreshes from base to target; its evidence is unbiased."""
+@pytest.mark.parametrize(
+    "mistake, below",
+    [(None, 0), (None, 1.1), (flipped_divergence, 0), (stale_log_pi, 1.1), (weights_kept, 1.1)],
+)
+def test_crowds_are_small_runs_of_particles(mistake, below, monkeypatch):
+    """From base to target they take a refresh for each time; their evidence is unbiased."""
     monkeypatch.setattr(walkers, "FOLLOWERS", 1024)
-    monkeypatch.setattr(walkers, "RESAMPLE_BELOW", 1.1)  # always
-    guide, crowd = crowds()
+    monkeypatch.setattr(walkers, "RESAMPLE_BELOW", below)
+    _, crowd = crowds()
     crowd.step_sizes = torch.full_like(crowd.step_sizes, 0.5)
     if mistake:
         mistake(monkeypatch.setattr)
     found = []
     for _ in range(24):
         crowd.refresh()
-        found.append(crowd.followers.evidences[-1] + guide.get_base_dist().log_z)
-    found = torch.stack(found[len(crowd.times) :])
-    gap = abs(float(found.exp().mean()) / math.exp(LOG_Z) - 1)
-    assert (gap > 0.15) if mistake else (gap < 0.05)
+        found.append([c.evidences[-1] for c in (crowd.followers, crowd.trajectories)])
+    log_z = torch.tensor(found[len(crowd.times) :]) + crowd.base.log_z
+    gaps = ((log_z - LOG_Z).exp().mean(0) - 1).abs()
+    if mistake in (None, weights_kept):
+        assert gaps[1] < 0.05
+    assert gaps[0] < 0.05 if mistake is None else gaps.max() > 0.15
 
 
 def test_what_is_sampled_is_the_path(double):
@@ -587,6 +592,7 @@ def test_both_modes(pair):
     share = cloud.mean((unequal_pair().assign(cloud.x) == 0).double())
     assert abs(share.value - 1 / 3) < 4.5 * share.standard_error < 0.3
     assert pair.progress[-1].ess > 0.15 and pair.history.final_ess > 0.15
+    assert (pair.flow.step_sizes != 1).all()
     assert pair.evidences.keys() == {"flow", "base", "twice as wide", "over-dispersed"}
 
 
@@ -972,7 +978,7 @@ def test_a_base_too_narrow():
 
 def test_no_weight_at_all_is_a_warning():
     guide = bad_guide("linear")
-    guide._log_weights = lambda target, num: (None, torch.full((num,), -torch.inf))
+    guide._log_weights = lambda target, num: torch.full((num,), -torch.inf)
     with pytest.warns(UserWarning, match="log Z is -inf ± nan by the flow, but"):
         guide._compare(guide.bind(), torch.tensor(guide.times))
 

@@ -98,7 +98,13 @@ class AutoDeformationFlow(FlowGuide):
     Attributes:
         progress: How the flow fared in training, :class:`Progress` after :class:`Progress`.
         evidences: Estimates of log Z with standard errors: of the "flow", and by annealing from
-            the base ("explorers"), a base "twice as wide", and "over-dispersed" starts.
+            the path's "base", one "twice as wide", and "over-dispersed" starts.
+
+    Raises:
+        ValueError: An argument is out of its range. :meth:`fit` raises it where a given
+            interpolation does not lead from base to target, the energy has no gradient, or more
+            than 1 % of the points on the way have no finite energy, and warns where annealing finds
+            more evidence than the flow.
     """
 
     def __init__(
@@ -240,7 +246,7 @@ class AutoDeformationFlow(FlowGuide):
             if steps % self.options.window:
                 return loss, None
             trainer.check_dropped()
-            log_w = self._log_weights(target, NUM_WATCH)[1]
+            log_w = self._log_weights(target, NUM_WATCH)
             clock, asked = time.perf_counter() - start, target.evaluations - already
             self.progress.append(Progress(steps, asked, clock, float(ess_fraction(log_w))))
             return loss, log_w
@@ -259,9 +265,9 @@ class AutoDeformationFlow(FlowGuide):
     # ---- what the weights tell ------------------------------------------------------------------
 
     @torch.no_grad()
-    def _log_weights(self, target: Target, num: int) -> tuple[Tensor, Tensor]:
+    def _log_weights(self, target: Target, num: int) -> Tensor:
         x, log_q = self._flow(None).rsample_and_log_prob((num,))
-        return x, target.log_prob(x).double() - log_q.double()
+        return target.log_prob(x).double() - log_q.double()
 
     def _compare(self, target: Target, times: Tensor) -> None:
         """Holds the flow's evidence against those of annealing from elsewhere.
@@ -270,7 +276,7 @@ class AutoDeformationFlow(FlowGuide):
         """
         found, step_sizes = evidences(self._flow.path, target, self.get_base_dist(), times)
         self._flow.step_sizes.copy_(step_sizes)
-        own, error = log_evidence(self._log_weights(target, NUM_COMPARE)[1])
+        own, error = log_evidence(self._log_weights(target, NUM_COMPARE))
         self.evidences = {"flow": Evidence(own, error), **found}
         for name, (log_z, other) in self.evidences.items():
             spread = (error**2 + other**2).nan_to_num().sqrt()  # NaN where no weight is left

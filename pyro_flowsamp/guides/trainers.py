@@ -61,11 +61,12 @@ class Trainer:
         return torch.where(finite, errors - mean, 0.0)
 
     def check_dropped(self) -> None:
-        """
+        """To be called now and then.
+
         Raises:
-            ValueError: More points were dropped than :data:`MOST_DROPPED`.
+            ValueError: A larger share of points was dropped than :data:`MOST_DROPPED`.
         """
-        share = float(self.dropped) / self.seen
+        share = float(self.dropped) / max(1, self.seen)
         if share > MOST_DROPPED:
             raise ValueError(
                 f"the energy is NaN or infinite at {share:.1%} of the points on the way: the base "
