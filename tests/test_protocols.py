@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from pyro_flowsamp import (
     IMH,
     AutoAnnealingFlow,
+    AutoDeformationFlow,
     AutoFlow,
     FitOptions,
     LatentMALA,
@@ -105,6 +106,9 @@ def trained(flow, dtype):
     if flow == "annealing":
         options = FitOptions(max_steps=20, progress=False)
         guide = AutoAnnealingFlow(model, num_particles=1024, hidden_features=16, options=options)
+    elif flow == "deformation":
+        options = FitOptions(40, 96, 1e-2, window=20, anneal=True, progress=False)
+        guide = AutoDeformationFlow(model, times=4, hidden_features=16, options=options)
     else:
         guide = AutoFlow(model, flow=flow, options=QUICK)
     guide.fit(*args)
@@ -114,7 +118,7 @@ def trained(flow, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("runner", RUNNERS, ids=lambda runner: runner.__name__)
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("flow", [*RECIPES, "annealing"])
+@pytest.mark.parametrize("flow", [*RECIPES, "annealing", "deformation"])
 def test_every_combination(flow, kernel, runner, dtype):
     torch.set_default_dtype(dtype)
     guide, args = trained(flow, dtype)
@@ -350,7 +354,7 @@ def test_statistics_belong_to_their_draws():
 
 @pytest.mark.parametrize("alone", [True, False], ids=["guide alone", "with model"])
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("flow", ["coupling", "annealing"])
+@pytest.mark.parametrize("flow", ["coupling", "annealing", "deformation"])
 def test_kernel_pickles(flow, kernel, alone):
     guide, args = trained(flow, torch.float32)
 
