@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyro_flowsamp import (
     IMH,
     AutoAnnealingFlow,
+    AutoDeformationFlow,
     AutoFlow,
     ForwardKL,
     LatentMALA,
@@ -23,6 +24,8 @@ from pyro_flowsamp import (
 )
 from pyro_flowsamp.guides import annealing
 from pyro_flowsamp.guides.annealing import LOSSES, Start
+from pyro_flowsamp.guides.trainers import TRAINERS, Trainer
+from pyro_flowsamp.symmetry import group, tied
 from pyro_flowsamp.train import FitOptions, _Stepper
 from pyro_flowsamp.transitions import bridge, transport
 
@@ -160,6 +163,41 @@ def test_particles(name, context):
         cloud, _ = transport.tune(cloud, stage, 2, 0.574)
         assert cloud.evidence.log_z.shape == () and cloud.draw(10).shape == (10, target.dim)
         assert cloud.mean(cloud.x).value.shape == (target.dim,)
+
+
+def _deforming():
+    """Trainable, symmetric: what has the most parts."""
+    guide = AutoDeformationFlow(
+        TARGETS["energy"](),
+        scale=1.5,
+        times=4,
+        hidden_features=8,
+        kernels=2,
+        symmetry=[([1, 0], [1, 1]), ([0, 1], [-1, -1])],
+    )
+    return guide, guide.bind()
+
+
+@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_training_a_deformation(trainer, context):
+    guide, target = _deforming()
+    flow, times = guide.flow, torch.tensor(guide.times)
+    training = Trainer(flow, target, times, "mixed", 24, 1.5)
+    closure = TRAINERS[trainer](training)
+    with tied([flow.velocity, flow.path.detour], group(guide.symmetry)), context():
+        stepper = _Stepper([*flow.velocity.parameters(), *flow.path.parameters()], guide.options)
+        for _ in range(2):
+            stepper.step(closure())
+    assert int(stepper.skipped) == 0 and int(training.dropped) == 0
+
+
+@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
+def test_deformed_particles(context):
+    guide, target = _deforming()
+    with context():
+        assert guide.particles(128, islands=4).evidence.log_z.shape == ()
+        assert guide.path_weights(8)[0].shape == (8, 2)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ Nothing is asked of the target but at a refresh; the optimiser's steps between c
 from __future__ import annotations
 
 from functools import partial
+from math import log
 from typing import NamedTuple
 
 import torch
@@ -86,7 +87,7 @@ def explore(
         weights.append(cloud.log_weights.softmax(0))
         sizes.append(step_size)
     log_z, error = cloud.evidence
-    log_z = log_z + base.log_z + target.dim * torch.log(torch.tensor(width))
+    log_z = log_z + base.log_z + target.dim * log(width)
     stacked = Spot(*(torch.stack(values) for values in zip(*spots)))
     return Explorers(
         stacked, torch.stack(weights).to(path.loc), torch.stack(sizes), Evidence(log_z, error)
