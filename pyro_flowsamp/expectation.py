@@ -31,7 +31,8 @@ variance, and no bias. Three estimators:
   their own, shows a part.
 
 Where p can be sampled, the path starts at p and its evidence is the answer. A posterior :math:`p =
-\tilde p / Z_p` cannot; there both paths start at a flow :math:`q_0` fitted to it, and
+\tilde p / Z_p` cannot; there both paths start at a Gaussian :math:`q_0`, twice as wide as a flow
+fitted to p (from a start with thinner tails than the event, weights have no variance), and
 
 .. math:: \mathbb E_p[h] = \frac{\int h\,\tilde p}{\int \tilde p}
           = \frac{Z(q_0 \to h\,\tilde p)}{Z(q_0 \to \tilde p)}
@@ -61,7 +62,6 @@ from .transitions.transport import Cloud, resample
 
 __all__ = ["Estimate", "ImportanceEstimate", "importance_flow"]
 
-NUM_PILOT = 4096  #: draws of the start, by which h is checked and relaxed
 GROUPS = 8  #: of draws, each with classifiers of its own
 CLASSIFIERS = FitOptions(200, 128, 1e-3, anneal=True, progress=False)
 
@@ -268,8 +268,8 @@ def importance_flow(
         data: In place of a model: draws ``(N, d)`` of p, to which a flow is fitted. The answer is
             the flow's, and the standard error knows nothing of the fit.
         signed: Whether h is split, :math:`h = h^+ - h^-`, into two paths.
-        guide: Whose flow the paths start from, for a model; fitted if it is not yet. By default
-            :class:`~pyro_flowsamp.AutoFlow`.
+        guide: Of a model, fitted if it is not yet: says where the paths start, and how wide. By
+            default :class:`~pyro_flowsamp.AutoFlow`.
         estimators: Which of "particles", "density" and "ratio"; the first gives the answer.
         num_samples: Fresh draws for each, of each path.
         islands: Independent groups of particles.
@@ -290,8 +290,7 @@ def importance_flow(
         )
     source = source_of(model, args, data, guide)
     with torch.no_grad():
-        pilot = source.start(None).sample((NUM_PILOT,))
-        parts = integrands(source, pilot, h, event, signed)
+        parts = integrands(source, h, event, signed)
     paths = [_anneal(source, part, annealing) for part in parts]
     below = None if source.normalised else _anneal(source, ONE, annealing)
     estimates: dict[str, Estimate] = {}

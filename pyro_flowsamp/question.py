@@ -24,6 +24,8 @@ from .train import FitOptions, fit
 
 __all__ = ["ONE", "Integrand", "Source", "integrands", "source_of"]
 
+NUM_DRAWS = 4096  #: of p, by which h is checked and relaxed
+WIDER = 2.0  #: standard deviations of a posterior's start, in units of its own
 FLOOR = 0.1  #: epsilon, in units of the mean of h over draws of the start
 SHARPNESS = 20.0  #: kappa, in units of the standard deviation of g over them
 MAX_COMPONENTS = 16  #: of the mixture under a flow fitted to data
@@ -39,6 +41,7 @@ class Source(NamedTuple):
     Attributes:
         target: :math:`\log\tilde p` on :math:`\mathbb R^d`.
         start: A flow that can be sampled.
+        draws: Of p, as well as is known beforehand, ``(N, d)``.
         values: Makes of points ``(N, d)`` what h takes.
         normalised: Whether the start is p itself.
         already: Densities asked of the target before.
@@ -46,6 +49,7 @@ class Source(NamedTuple):
 
     target: Target
     start: nn.Module
+    draws: Tensor
     values: Callable[[Tensor], Any]
     normalised: bool
     already: int = 0
@@ -60,7 +64,7 @@ def source_of(model: Any, args: tuple, data: Tensor | None, guide: FlowGuide | N
         model = _as_flow(model)
     if isinstance(model, zuko.lazy.LazyDistribution):
         start = deepcopy(model).requires_grad_(False)
-        return Source(_energy_of(start), start, lambda x: x, True)
+        return Source(_energy_of(start), start, _draws(start), lambda x: x, True)
     guide = AutoFlow(model) if guide is None else guide
     target = guide.bind(*args)
     already = target.evaluations
@@ -68,7 +72,21 @@ def source_of(model: Any, args: tuple, data: Tensor | None, guide: FlowGuide | N
         guide.fit(*args)
     assert guide.flow is not None
     values = (lambda x: x) if isinstance(model, Target) else target.unpack
-    return Source(target, deepcopy(guide.flow), values, False, already)
+    draws = _draws(guide.flow)
+    return Source(target, _widened(draws), draws, values, False, already)
+
+
+@torch.no_grad()
+def _draws(flow: nn.Module) -> Tensor:
+    return flow(None).sample((NUM_DRAWS,))
+
+
+def _widened(draws: Tensor) -> nn.Module:
+    """A Gaussian wide enough to have tails where a posterior's, or an event, may be."""
+    flow = gaussian(draws.shape[-1]).to(draws)
+    root = torch.linalg.cholesky(torch.cov(draws.double().mT))
+    flow.affine.initialize(draws.mean(0), WIDER * root.to(draws))
+    return flow
 
 
 def _as_flow(p: Distribution) -> nn.Module:
@@ -160,15 +178,15 @@ def _checked(values: Any, num: int, name: str) -> Tensor:
     return values.double()
 
 
-def integrands(source: Source, pilot: Tensor, h: Any, event: Any, signed: bool) -> list[Integrand]:
+def integrands(source: Source, h: Any, event: Any, signed: bool) -> list[Integrand]:
     if (h is None) == (event is None):
         raise ValueError("give either h, or event= (a function that is positive where it happens)")
     if event is not None:
         if signed:
             raise ValueError("signed=True is for h; an event has no sign")
-        return [_event(lambda x: event(source.values(x)), pilot)]
+        return [_event(lambda x: event(source.values(x)), source.draws)]
     parts = [1.0, -1.0] if signed else [1.0]
-    return [_function(lambda x: h(source.values(x)), pilot, sign, signed) for sign in parts]
+    return [_function(lambda x: h(source.values(x)), source.draws, sign, signed) for sign in parts]
 
 
 def _event(g: Callable[[Tensor], Tensor], pilot: Tensor) -> Integrand:
