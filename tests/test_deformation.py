@@ -660,12 +660,17 @@ def test_as_few_steps_as_will_do(monkeypatch):
     assert abs(log_z - LOG_Z) < 4.5 * error < 0.1
 
 
-def test_polish_does_no_harm():
-    plain = trained_pair("diffusion", 100, hidden_features=16)
-    polished = trained_pair("diffusion", 100, hidden_features=16, polish=12)
-    assert polished.history.final_ess > 0.95 * plain.history.final_ess
+def test_polish_does_no_harm(pair):
+    """A second fit goes on from the first: here, but for the polish, it does next to nothing."""
+    guide = copy.deepcopy(pair)
+    guide.attach(unequal_pair().target)
+    guide.polish, guide.options = 12, FitOptions(1, 192, 1e-9, progress=False)
     x = torch.randn(100, 2)
-    assert not torch.equal(polished.flow().log_prob(x), plain.flow().log_prob(x))
+    before = guide.flow(None).log_prob(x).detach()
+    history = guide.fit()
+    change = (guide.flow(None).log_prob(x) - before).abs().max()
+    assert 1e-4 < change < 1
+    assert history.final_ess > 0.8 * pair.history.final_ess
 
 
 def test_distillation(pair):
@@ -679,15 +684,15 @@ def test_distillation(pair):
 def test_a_bad_guide_leaves_the_target_as_it_is():
     """Chains that start from exact draws stay there, though most of their proposals are bad."""
     known = unequal_pair()
-    guide = trained_pair("trainable", 20)
+    guide = trained_pair("trainable", 100)
     start = {"x": known.sample(4000)}
     mcmc = VectorizedMCMC(
-        IMH(guide=guide), 5, 0, num_chains=4000, initial_params=start, disable_progbar=True
+        IMH(guide=guide), 20, 0, num_chains=4000, initial_params=start, disable_progbar=True
     )
     mcmc.run()
     x = mcmc.get_samples(group_by_chain=True)["x"][:, -1]
     moved = mcmc.statistics["accepted"].double().mean()
-    assert 0.02 < moved < 0.9
+    assert 0.01 < moved < 0.5
     share, error = shares(x), (2 / 9 / 4000) ** 0.5
     assert abs(share - 1 / 3) < 4.5 * error
     log_p = known.target.log_prob(x)
