@@ -133,7 +133,7 @@ class Fixed(NamedTuple):
         energy: :math:`f_t`, ``(N,)``.
         rate: :math:`\partial_t f_t`, ``(N,)``.
         slope: :math:`\nabla f_t`, ``(N, d)``.
-        turn: :math:`\partial_t \nabla f_t` where it does not depend on time, else zero.
+        turn: :math:`\partial_t \nabla f_t`; zero where energies are given.
     """
 
     energy: Tensor
@@ -167,7 +167,12 @@ Energy = Callable[[Tensor, Tensor], Tensor]
 class BoltzmannPath(nn.Module):
     r"""Energies from base to target: linear, linear with a learnt detour, or given.
 
-    .. math:: f_t = (1-t) f_0 + t f_1 \;[\,+\; t(1-t) f^\theta_t\,]
+    .. math:: f_t = (1-\beta_t) f_0 + \beta_t f_1 \;[\,+\; t(1-t) f^\theta_t\,],
+              \qquad \beta_t = \frac{\kappa^t - 1}{\kappa - 1},
+
+    where :math:`\kappa = 1`, so that :math:`\beta_t = t`, unless the base is so wide that most
+    happens near its end: from a variance s² to 1 the logarithm of the precision then grows steadily
+    with :math:`\kappa = s^2`.
 
     Arguments:
         features: The dimension.
@@ -177,11 +182,13 @@ class BoltzmannPath(nn.Module):
 
     Attributes:
         loc, scale: :math:`\mu` and :math:`\sigma`, ``(d,)``.
+        pace: :math:`\log\kappa`, 0-d.
         constants: By how much given energies exceed those of base and target, ``(2,)``.
     """
 
     loc: Tensor
     scale: Tensor
+    pace: Tensor
     constants: Tensor
 
     def __init__(
@@ -191,6 +198,7 @@ class BoltzmannPath(nn.Module):
         self.power, self.detour, self.given = power, detour, given
         self.register_buffer("loc", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
+        self.register_buffer("pace", torch.zeros(()))
         self.register_buffer("constants", torch.zeros(2))
 
     def base(self, u: Tensor, width: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -198,6 +206,14 @@ class BoltzmannPath(nn.Module):
         v = u / width
         slope = v.abs().pow(self.power - 1) * v.sign() * (self.power / width)
         return v.abs().pow(self.power).sum(-1), slope
+
+    def clock(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        r""":math:`\beta_t` and its rate."""
+        steady = self.pace.abs() < 1e-3
+        pace = torch.where(steady, 1.0, self.pace)
+        end = torch.expm1(pace)
+        beta = torch.where(steady, t, torch.expm1(pace * t) / end)
+        return beta, torch.where(steady, torch.ones_like(t), pace * torch.exp(pace * t) / end)
 
     def target_energy(self, target: Target, u: Tensor) -> Tensor:
         """:math:`f_1(u)`, the change of volume included."""
@@ -209,9 +225,10 @@ class BoltzmannPath(nn.Module):
             return self._given(t, u)
         f_0, g_0 = self.base(u)
         f_1, g_1 = _with_slope(lambda v: self.target_energy(target, v), u)
-        rate, turn = f_1 - f_0, g_1 - g_0
-        energy = torch.where(t > 0, f_0 + t * rate, f_0)  # also off the support: 0 times infinity
-        return Fixed(energy, rate, g_0 + t[:, None] * turn, turn)
+        beta, pace = self.clock(t)
+        gap, turn = f_1 - f_0, g_1 - g_0
+        energy = torch.where(t > 0, f_0 + beta * gap, f_0)  # also off the support: 0 times infinity
+        return Fixed(energy, pace * gap, g_0 + beta[:, None] * turn, pace[:, None] * turn)
 
     def _given(self, t: Tensor, u: Tensor) -> Fixed:
         assert self.given is not None
@@ -233,7 +250,9 @@ class BoltzmannPath(nn.Module):
         if self.given is not None:
             _, rate, slope, _ = self._given(t + shift, u)
             return rate, slope
-        return fixed.rate, fixed.slope + shift[:, None] * fixed.turn
+        (beta, pace), (later, faster) = self.clock(t), self.clock(t + shift)
+        passed = (later - beta) / pace
+        return fixed.rate * faster / pace, fixed.slope + passed[:, None] * fixed.turn
 
     def learnt(self, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Energy, rate and slope of the detour."""
@@ -254,9 +273,9 @@ class BoltzmannPath(nn.Module):
         fixed = self.fixed(target, t, u)
         energy, slope = fixed.energy, fixed.slope
         if width != 1:
-            (f_0, g_0), (wide, g_wide) = self.base(u), self.base(u, width)
-            energy = energy + (1 - t) * (wide - f_0)
-            slope = slope + (1 - t)[:, None] * (g_wide - g_0)
+            (f_0, g_0), (wide, g_wide), (beta, _) = self.base(u), self.base(u, width), self.clock(t)
+            energy = energy + (1 - beta) * (wide - f_0)
+            slope = slope + (1 - beta)[:, None] * (g_wide - g_0)
         if detour and self.detour is not None:
             more, _, steeper = self.learnt(t, u)
             energy, slope = energy + more, slope + steeper

@@ -127,13 +127,16 @@ def make_path(kind):
     else:
         path.loc.copy_(torch.tensor([0.5, -1.0]))
         path.scale.copy_(torch.tensor([2.0, 0.7]))
+    if kind == "trainable":
+        path.pace.fill_(math.log(5.0))
     path.check(target, torch.randn(16, 2))
 
     def energy(t, u, width=1.0):
         x, volume = path.loc + path.scale * u, path.scale.log().sum()
         if kind == "given":
             return _bent(t, x) - t * (5 * math.sin(1) + volume)
-        value = (1 - t) * (u / width).abs().pow(3).sum(-1) + t * (_energy(x) - volume)
+        beta = t if detour is None else (5**t - 1) / 4
+        value = (1 - beta) * (u / width).abs().pow(3).sum(-1) + beta * (_energy(x) - volume)
         return value if detour is None else value + t * (1 - t) * detour(t, u)[:, 0]
 
     return path, target, energy
@@ -176,6 +179,15 @@ def test_a_path_from_a_wider_base(kind, double):
     assert_close((-spot.log_pi, -spot.grad), (value - more[0], slope - more[2]))
     own = path.spot(target, t, u)
     assert_close((spot.rate, spot.slope), (own.rate, own.slope))
+
+
+def test_a_steady_pace():
+    """From a variance of 100 to 1, the precision's logarithm grows by equal steps."""
+    path = BoltzmannPath(1, 2.0, None, None)
+    path.pace.fill_(math.log(100.0))
+    beta, _ = path.clock(torch.linspace(0, 1, 11))
+    precision = (1 - beta) / 100 + beta
+    assert_close(precision.log().diff(), torch.full((10,), math.log(100.0) / 10), rtol=1e-3, atol=1e-3)
 
 
 def test_off_the_support_the_path_begins_at_the_base():

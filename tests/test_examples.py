@@ -76,3 +76,9 @@ def test_deformation_picture(tmp_path):
     image = tmp_path / "deformation.png"
     run("papers/deformation_gmm.py", "--smoke", "--image", str(image))
     assert image.stat().st_size > 10_000
+
+
+def test_deformation_phi4(tmp_path):
+    command = ["papers/deformation_phi4.py", "--smoke", "--results", str(tmp_path)]
+    assert "m0.5-deformation seed 0" in run(*command)
+    assert "seed 0" not in run(*command)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import count, pairwise
-from math import ceil, gamma, inf
+from math import ceil, gamma, inf, log
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +35,7 @@ from ..symmetry import SignedPermutation, group, tie, tied
 from ..target import Target
 from ..train import FitOptions, History, fit
 from ..transitions import bridge, transport
+from ..transitions.tempering import tempered
 from ..velocity import TimeMLP, VelocityMLP
 from .base import FlowGuide
 from .flow import AutoFlow
@@ -45,6 +46,7 @@ __all__ = ["AutoDeformationFlow", "Progress"]
 
 STEPS = 16  #: of the integrator while training, and at least for weights along the path
 FEWEST = 2  #: steps with which a trained flow makes do, where they are enough
+NUM_PACE = 512  #: particles annealed to find the pace of the path
 NUM_WATCH = 1024  #: draws with which training is watched
 NUM_REFINE = 256  #: draws on which the integrator is checked
 NUM_COMPARE = 4096  #: draws for the flow's own evidence
@@ -85,7 +87,7 @@ class AutoDeformationFlow(FlowGuide):
         loss: L(E): "mixed", :math:`|E| + E^2`, "absolute", "square", or "log".
         power: :math:`p` of the base :math:`e^{-\sum_i |(x_i - \mu_i) / \sigma|^p}`.
         scale: :math:`\sigma`, with :math:`\mu = 0`; by default both cover many points that climbed
-            to their modes from far out.
+            to their modes from far out, and the path's pace is that of an annealing from there.
         train_scale: How much wider the base is from which training explores.
         times: How many slices of time, or the slices' ends, from 0 to 1.
         hidden_features, kernels: Of both networks, see :class:`~pyro_flowsamp.velocity.TimeMLP`.
@@ -205,6 +207,9 @@ class AutoDeformationFlow(FlowGuide):
             scale = elements.act(scale).square().mean(0).sqrt()
         deviation = (gamma(3 / self.power) / gamma(1 / self.power)) ** 0.5
         self._flow.place(loc, scale / deviation)
+        betas = tempered(target, NUM_PACE).betas
+        halfway = min(0.5, betas[len(betas) // 2])
+        self._flow.path.pace.fill_(2 * log(1 / halfway - 1))
 
     # ---- training -----------------------------------------------------------------------------
 
