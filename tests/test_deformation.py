@@ -187,7 +187,8 @@ def test_a_steady_pace():
     path.pace.fill_(math.log(100.0))
     beta, _ = path.clock(torch.linspace(0, 1, 11))
     precision = (1 - beta) / 100 + beta
-    assert_close(precision.log().diff(), torch.full((10,), math.log(100.0) / 10), rtol=1e-3, atol=1e-3)
+    step = torch.tensor(math.log(100.0) / 10)
+    assert_close(precision.log().diff(), step.expand(10), rtol=1e-3, atol=1e-3)
 
 
 def test_off_the_support_the_path_begins_at_the_base():
