@@ -137,8 +137,8 @@ class Path(NamedTuple):
     guide: AutoAnnealingFlow
 
     @torch.no_grad()
-    def correction(self, x: Tensor) -> Tensor:
-        r""":math:`\log (h / h_\epsilon)` of the path's last particles, ``(N,)``, float64."""
+    def log_h(self, x: Tensor) -> Tensor:
+        r""":math:`\log h` where the path ends, ``(N,)``, float64."""
         log_h = self.part.exact(x).double()
         if not bool(torch.isfinite(log_h).any()):
             raise ValueError(
@@ -146,7 +146,11 @@ class Path(NamedTuple):
                 "the event possible, and does event= grow towards it from everywhere? More "
                 "num_particles=, moves=, or an ess= closer to 1 make a more careful path."
             )
-        return log_h - self.part.relaxed(x).double()
+        return log_h
+
+    def correction(self, x: Tensor) -> Tensor:
+        r""":math:`\log (h / h_\epsilon)` of the path's last particles, ``(N,)``, float64."""
+        return self.log_h(x) - self.part.relaxed(x).detach().double()
 
 
 class Weights(NamedTuple):
@@ -168,7 +172,7 @@ def _by_particles(path: Path, num: int, islands: int) -> Weights:
 def _by_density(path: Path, num: int, islands: int) -> Weights:
     assert path.guide.flow is not None
     x, log_q = path.guide.flow(None).rsample_and_log_prob((num,))
-    log_w = path.target.log_prob(x).double() + path.part.exact(x).double() - log_q.double()
+    log_w = path.target.log_prob(x).double() + path.log_h(x) - log_q.double()
     return Weights(log_w.unflatten(0, (islands, -1)), pareto_k(log_w))
 
 
