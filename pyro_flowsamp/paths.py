@@ -285,7 +285,7 @@ def refine(
             return gap
         twin.steps *= 2
     raise ValueError(
-        f"a velocity field needs more than {MAX_STEPS} steps for a log density right to "
-        f"{tolerance:.1g} nats ({gap:.2g} reached): smooth it by more Wasserstein "
-        f"regularisation, smaller stages, or train in torch.float64."
+        f"a velocity field needs more than {MAX_STEPS} {block.method} steps for a log density "
+        f"right to {tolerance:.1g} nats ({gap:.2g} reached): take a method of higher order, more "
+        f"Wasserstein regularisation, smaller stages, or train in torch.float64."
     )
