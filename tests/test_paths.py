@@ -167,7 +167,7 @@ def test_steps_that_suffice_are_kept(double):
 def test_a_field_too_rough_keeps_its_steps(double, monkeypatch):
     monkeypatch.setattr(paths, "MAX_STEPS", 4)
     transform = block(size=5.0, steps=2)
-    with pytest.raises(ValueError, match="more than 4 steps.*Wasserstein.*float64"):
+    with pytest.raises(ValueError, match="more than 4 rk4 steps.*Wasserstein.*float64"):
         refine(transform, torch.randn(50, 2))
     assert transform.steps == 2
 
