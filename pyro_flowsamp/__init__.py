@@ -5,7 +5,7 @@ from .expectation import ImportanceEstimate, importance_flow
 from .export import to_arviz
 from .guides import AutoAnnealingFlow, AutoDeformationFlow, AutoFlow, FlowGuide
 from .importance import ess_fraction, log_evidence, pareto_k
-from .kernels import IMH, FlowKernel, LatentMALA
+from .kernels import IMH, FlowKernel, JumpHMC, LatentHMC, LatentMALA
 from .mcmc import VectorizedMCMC
 from .objectives import ForwardKL, PathGradient, ReverseKL, WeightedSum
 from .target import Target
@@ -25,6 +25,8 @@ __all__ = [
     "ForwardKL",
     "History",
     "ImportanceEstimate",
+    "JumpHMC",
+    "LatentHMC",
     "LatentMALA",
     "PathGradient",
     "ReverseKL",

@@ -96,7 +96,7 @@ class VectorizedMCMC:
         guide = self.kernel.guide
         assert guide is not None
         options = guide.options
-        if self.disable_progbar:
+        if self.disable_progbar and not guide.trained:
             guide.options = replace(options, progress=False)
         try:
             self.kernel.prepare(self.warmup_steps)

@@ -45,6 +45,14 @@ class Proposal:
         r""":math:`z = f^{-1}(x)`."""
         return self.distribution.transform(x)
 
+    def push_vector(self, z: Tensor, v: Tensor) -> Tensor:
+        r""":math:`J(z)\, v`, ``(N, d)``, in one forward-mode pass; J is that of f."""
+        return torch.func.jvp(lambda at: self.push(at)[0], (z,), (v,))[1]
+
+    def pull_vector(self, x: Tensor, u: Tensor) -> Tensor:
+        r""":math:`J(z)^{-1} u` at :math:`x = f(z)`, ``(N, d)``, in one forward-mode pass."""
+        return torch.func.jvp(self.pull, (x,), (u,))[1]
+
     def base_log_prob(self, z: Tensor) -> Tensor:
         r""":math:`\log q_Z(z)`, so that :math:`\log q(f(z)) = \log q_Z(z) - \log|\det f'|`."""
         return self.distribution.base.log_prob(z)

@@ -2,6 +2,7 @@
 
 from .base import FlowKernel
 from .imh import IMH
-from .latent_mala import LatentMALA
+from .jump import JumpHMC
+from .latent import LatentHMC, LatentMALA
 
-__all__ = ["IMH", "FlowKernel", "LatentMALA"]
+__all__ = ["IMH", "FlowKernel", "JumpHMC", "LatentHMC", "LatentMALA"]
