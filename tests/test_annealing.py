@@ -61,6 +61,18 @@ def test_blocks_make_weights_even():
     assert history.final_ess > 0.7 and history.log_q_gap < 1e-3
 
 
+def test_the_flow_s_own_draws_are_scored_right(monkeypatch):
+    """Steps that would do for the particles, here any, are not the last word."""
+    monkeypatch.setattr(annealing, "STEP_TOLERANCE", 10.0)
+    gaps = []
+    for doublings in (0, 5):
+        torch.manual_seed(0)
+        monkeypatch.setattr(annealing, "DOUBLINGS", doublings)
+        guide = AutoAnnealingFlow(unequal_pair().target, method="euler", **SMALL)
+        gaps.append(guide.fit().log_q_gap)
+    assert gaps[1] < gaps[0] / 5
+
+
 def test_a_given_schedule_and_the_kernels():
     known = gmm(6)
     schedule = [0, 0.2, 0.4, 0.6, 0.8, 1]

@@ -48,6 +48,7 @@ from tqdm.auto import tqdm
 from ..flows import gaussian
 from ..importance import ess_fraction
 from ..paths import ContinuousTransform, TransportFlow, refine
+from ..proposal import Proposal
 from ..target import Target
 from ..train import FitOptions, History, fit
 from ..transitions import bridge, langevin, transport
@@ -64,6 +65,8 @@ FEWEST = 10  #: particles' worth of weight that must be left after a stage
 FEWEST_PARTICLES = 10 * FEWEST  #: that blocks can be trained on
 NUM_REFINE = 1024  #: particles on which the integrator is checked
 STEP_TOLERANCE = 2e-4  #: nats by which the integrator may be off in each block
+FLOW_TOLERANCE = 5e-4  #: nats by which the flow's sampling and scoring may differ
+DOUBLINGS = 3  #: of all steps, until they do not
 ACCEPT = 0.574  #: acceptance that local moves are tuned to
 
 
@@ -373,6 +376,7 @@ class AutoAnnealingFlow(FlowGuide):
             self._warn_if_uncovered(target, cloud)
             for _ in range(self.refinements - self._count_refinements()):
                 self._refine_once(target)
+            self._settle()
         except KeyboardInterrupt:
             warnings.warn(
                 f"interrupted at beta = {beta:.3f}: {len(self.flow.blocks)} finished blocks are "
@@ -572,6 +576,16 @@ class AutoAnnealingFlow(FlowGuide):
                 1.0, before, ess, rollbacks, history.steps, block.steps, gap, block.covers, seconds
             )
         )
+
+    def _settle(self) -> None:
+        """More steps where the flow's own draws need them: blocks were refined on particles."""
+        assert isinstance(self.flow, AnnealedFlow)
+        for _ in range(DOUBLINGS):
+            if Proposal(self.flow).gap() <= FLOW_TOLERANCE:
+                return
+            for block in self.flow.blocks:
+                assert isinstance(block, Block)
+                block.steps *= 2
 
     def _warn_if_uncovered(self, target: Target, cloud: transport.Cloud) -> None:
         assert isinstance(self.flow, AnnealedFlow)
