@@ -4,6 +4,8 @@ Inside kernels' steps and training steps nothing waits for the device, and every
 the device of the flow: with "meta" as the default device, one made elsewhere would break the step.
 """
 
+from functools import partial
+
 import models
 import pytest
 import torch
@@ -15,6 +17,8 @@ from pyro_flowsamp import (
     AutoDeformationFlow,
     AutoFlow,
     ForwardKL,
+    JumpHMC,
+    LatentHMC,
     LatentMALA,
     PathGradient,
     ReverseKL,
@@ -95,11 +99,19 @@ def guide(request):
     return guide
 
 
+SAMPLERS = {
+    "IMH": partial(IMH, lookahead=24),  # three steps, then again
+    "LatentMALA": LatentMALA,
+    "LatentHMC": partial(LatentHMC, global_prob=0.5),
+    "LatentMALA, Jacobian metric": partial(LatentMALA, metric="jacobian"),
+    "JumpHMC": partial(JumpHMC, num_steps=1),
+}
+
+
 @pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
-@pytest.mark.parametrize("kernel", [IMH, LatentMALA])
+@pytest.mark.parametrize("kernel", SAMPLERS)
 def test_sampling(kernel, guide, context):
-    options = {"lookahead": 24} if kernel is IMH else {}  # three steps, then again
-    kernel = kernel(guide=guide, **options)
+    kernel = SAMPLERS[kernel](guide=guide)
     mcmc = VectorizedMCMC(kernel, 5, 1, num_chains=8, disable_progbar=True)
     kernel.setup(1)
     mcmc._columns = mcmc._kept_columns()
@@ -108,7 +120,8 @@ def test_sampling(kernel, guide, context):
     with context():
         state, info = kernel.step(state)
         kernel.adapt(info)
-        kernel.freeze()
+    kernel.freeze()  # may wait, once: for a step size gone to zero, for how many steps in turn
+    with context():
         mcmc._draw(state)
     assert mcmc.get_samples(group_by_chain=True).popitem()[1].shape[:2] == (8, 5)
 

@@ -18,7 +18,7 @@ from pyro_flowsamp._model import Site
 from pyro_flowsamp._zuko import zuko
 from pyro_flowsamp.flows import LatentDistribution, circular, coupling
 from pyro_flowsamp.proposal import Proposal
-from pyro_flowsamp.transitions import imh, langevin
+from pyro_flowsamp.transitions import imh, latent
 
 # chains, warm-up steps, draws
 BUDGET = {IMH: (2000, 800, 20), LatentMALA: (1000, 300, 20)}
@@ -133,7 +133,7 @@ def _keep(*fields):
     """Forgets to refresh some fields of the state when a proposal is accepted."""
 
     def mistake(patch):
-        for module, name in ((imh, "step"), (langevin, "mala")):
+        for module, name in ((imh, "step"), (latent, "step")):
             patch.setattr(module, name, _stale(getattr(module, name), fields))
 
     return mistake
@@ -148,16 +148,13 @@ def _stale(step, fields):
 
 
 def _drop_backward(patch):
-    def langevin_without(state, density, step_size, noise, log_u):
-        drift = 0.5 * step_size.square()
-        proposal = density(state.z + drift * state.grad + step_size * noise)
-        log_alpha = proposal.log_pi - state.log_pi
-        info = langevin.Info(
-            log_u < log_alpha, log_alpha.clamp(max=0).exp(), torch.zeros_like(log_u).bool()
-        )
-        return langevin.select(info.accepted, proposal, state), info
+    trajectory = latent.trajectory
 
-    patch.setattr(langevin, "mala", langevin_without)
+    def without(*args):
+        end, _, finite = trajectory(*args)
+        return end, args[-1], finite
+
+    patch.setattr(latent, "trajectory", without)
 
 
 def _flip_support(patch):

@@ -20,6 +20,8 @@ from pyro_flowsamp import (
     AutoDeformationFlow,
     AutoFlow,
     FitOptions,
+    JumpHMC,
+    LatentHMC,
     LatentMALA,
     Target,
     VectorizedMCMC,
@@ -27,7 +29,16 @@ from pyro_flowsamp import (
 from pyro_flowsamp.flows import RECIPES
 from pyro_flowsamp.transitions import imh, langevin
 
-KERNELS = [IMH, LatentMALA]
+
+def latent_hmc(*args, **options):
+    return LatentHMC(*args, num_steps=2, **options)
+
+
+def jump_hmc(*args, **options):
+    return JumpHMC(*args, num_steps=1, local_steps=1, num_proposals=4, **options)
+
+
+KERNELS = [IMH, LatentMALA, latent_hmc, jump_hmc]
 WARMUP, DRAWS = 30, 120
 
 
