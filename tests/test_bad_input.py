@@ -11,10 +11,21 @@ import zuko
 from models import QUICK
 from pyro.infer import MCMC
 
-from pyro_flowsamp import IMH, AutoFlow, FitOptions, LatentMALA, Target, VectorizedMCMC
+from pyro_flowsamp import (
+    IMH,
+    AutoFlow,
+    FitOptions,
+    JumpHMC,
+    LatentHMC,
+    LatentMALA,
+    Target,
+    VectorizedMCMC,
+)
+from pyro_flowsamp.flows import coupling
+from pyro_flowsamp.maps import AffineMap
 from pyro_flowsamp.target import ModelStructureError
 
-KERNELS = [IMH, LatentMALA]
+KERNELS = [IMH, LatentMALA, LatentHMC, JumpHMC]
 
 
 def normal():
@@ -271,6 +282,136 @@ def test_guide_of_another_model(kernel):
     guide.fit(torch.zeros(2))
     with pytest.raises(ValueError, match="built for the sites .* make a new guide"):
         guide.fit(torch.zeros(3))
+
+
+# ---- flows trained elsewhere --------------------------------------------------------------------
+
+
+def tempered(flow, kernel=LatentMALA, **options):
+    return kernel(flow=flow, target="tempered", **options)
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"target": "tempered"}, r"needs flow=\.\.\., a trained flow"),
+        ({"target": "tempered", "model": normal}, "never ask the model.*leave target='pullback'"),
+        ({"target": "tempered", "guide": AutoFlow(normal)}, "never ask .* guide.*flow=guide.flow"),
+        ({"flow": coupling(2)}, r"no posterior.*'tempered'.*guide=AutoFlow\(model, flow=flow\)"),
+        ({"model": normal, "target": "p"}, "target must be 'pullback' or 'tempered', got 'p'"),
+        ({"model": normal, "metric": "J"}, "metric must be 'identity' or 'jacobian', got 'J'"),
+        ({"model": normal, "global_prob": 1.0}, r"global_prob must lie in \[0, 1\), got 1.0"),
+    ],
+)
+@pytest.mark.parametrize("kernel", [LatentMALA, LatentHMC, JumpHMC])
+def test_targets_and_metrics(kernel, options, text):
+    with pytest.raises(ValueError, match=text):
+        kernel(**options)
+
+
+def test_counts_of_steps_and_proposals():
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        LatentHMC(normal, num_steps=0)
+    with pytest.raises(ValueError, match="local_steps must be at least 1, got 0"):
+        JumpHMC(normal, local_steps=0)
+    with pytest.raises(ValueError, match="num_proposals must be at least 1, got -1"):
+        JumpHMC(normal, num_proposals=-1)
+
+
+def test_flow_without_a_latent_map():
+    with pytest.raises(ValueError, match="GMM is not invertible: it maps no latent z to x"):
+        tempered(zuko.mixtures.GMM(2))
+    with pytest.raises(ValueError, match=r"a density of vectors \(d,\), .* \(3, 2\)"):
+        tempered(lambda context: Matrices())
+
+
+class Matrices:
+    """A distribution of events of the wrong shape."""
+
+    event_shape, batch_shape, transform = (3, 2), (), AffineMap(None, None, None, None)
+
+
+class Broken(AffineMap):
+    """x = z with what a foreign flow may have wrong."""
+
+    def __init__(self, wrong):
+        super().__init__(torch.zeros(2), torch.ones(2), torch.zeros(()), None)
+        self.wrong = wrong
+
+    def push(self, z):
+        x, ladj = super().push(z)
+        if self.wrong == "folded":
+            return x.abs(), ladj
+        if self.wrong == "flat":
+            return x * torch.tensor([1.0, 0.0]), ladj - torch.inf
+        return x, ladj + (0.5 if self.wrong in ("sampling", "both ways") else 0.0)
+
+    def pull(self, x):
+        z, ladj = super().pull(x)
+        return z, ladj - (0.5 if self.wrong == "both ways" else 0.0)
+
+
+class Foreign(torch.nn.Module):
+    def __init__(self, wrong):
+        super().__init__()
+        self.wrong = wrong
+
+    def forward(self, c=None):
+        base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1)
+        return zuko.distributions.NormalizingFlow(Broken(self.wrong).inv, base)
+
+
+@pytest.mark.parametrize(
+    "wrong, text",
+    [
+        ("folded", r"not invertible: f⁻¹\(f\(z\)\) lies [2-9].* from z"),
+        ("flat", "is not invertible|Jacobian is singular"),
+        ("sampling", "disagree: sampling and scoring by 0.5 nats"),
+        ("both ways", "disagree: its log-determinant and its Jacobian by 0.5 nats"),
+    ],
+)
+@pytest.mark.parametrize("make", [vectorized, sequential])
+def test_flow_that_is_not_what_it_says(make, wrong, text):
+    with pytest.raises(ValueError, match=text):
+        make(tempered(Foreign(wrong))).run()
+    make(tempered(Foreign(None))).run()
+
+
+@pytest.mark.parametrize("make", [vectorized, sequential])
+def test_a_flow_takes_no_data(make):
+    with pytest.raises(ValueError, match="a flow alone takes no model arguments"):
+        make(tempered(coupling(2))).run(torch.zeros(2))
+
+
+def test_singular_jacobian():
+    guide = AutoFlow(models.location, flow="gaussian")
+    guide.bind(torch.zeros(2))
+    guide.flow.affine.initialize(torch.zeros(2), torch.tensor([[1.0, 0.0], [1e9, 1e-9]]))
+    guide.trained = True
+    kernel = LatentHMC(guide=guide, metric="jacobian")
+    with pytest.raises(ValueError, match="J is singular to working precision.*metric='identity'"):
+        vectorized(kernel).run(torch.zeros(2))
+
+
+def test_flow_without_forward_mode():
+    flow = zuko.flows.CNF(2, hidden_features=(4,))
+    with pytest.raises(ValueError, match="metric='jacobian' needs forward-mode derivatives"):
+        vectorized(tempered(flow, metric="jacobian")).run()
+
+
+def noisy(x):
+    """A density that is another one at each call."""
+    return 0.5 * x.square().sum(-1) + 1e6 * torch.rand(len(x))
+
+
+@pytest.mark.parametrize("make", [vectorized, sequential])
+@pytest.mark.parametrize("kernel", [LatentMALA, LatentHMC, JumpHMC])
+def test_step_size_driven_to_zero(kernel, make):
+    guide = AutoFlow(Target.from_energy(noisy, 2), flow="gaussian")
+    guide.bind()
+    guide.trained = True
+    with pytest.raises(RuntimeError, match=r"drove the step size to .*% of its moves were accep"):
+        make(kernel(guide=guide), warmup_steps=100).run()
 
 
 def test_ensemble_and_context():
