@@ -35,7 +35,7 @@ KERNELS = {
         10,
     ),
 }
-CASES = ["gaussian", "funnel", "modes", "half space", "conjugate", "cylinder"]
+CASES = ["funnel", "modes", "half space", "conjugate", "cylinder"]
 
 
 def _guide(name, size=0.1):
