@@ -31,7 +31,7 @@ from pyro_flowsamp.transitions import imh, langevin
 
 
 def latent_hmc(*args, **options):
-    return LatentHMC(*args, num_steps=2, **options)
+    return LatentHMC(*args, num_steps=3, target_accept_prob=0.6, **options)
 
 
 def jump_hmc(*args, **options):
