@@ -486,7 +486,8 @@ the number of target evaluations that the annealing flow has used in all.
 "Annealing" are the corrected particles, "flow alone" the flow's own draws: no transport can move
 mass between modes that are already apart, so those have the weights that the modes had when they
 parted. In the last table Euler's method is missing: it does not get a block's log density right to
-2e-4 nats in 256 steps, and `fit` says so. W2 and MMD² are between 1000 draws and 1000 exact ones; the row "exact" is their noise.
+2e-4 nats in 256 steps, and `fit` says so. W2 and MMD² are between 1000 draws and 1000 exact ones;
+the row "exact" is their noise.
 
 ![Draws of the flow, block after block](images/annealing_flow.png)
 """
