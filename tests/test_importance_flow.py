@@ -108,7 +108,7 @@ def test_data_alone():
 
 
 def test_bad_flows_stay_unbiased(monkeypatch):
-    """Blocks that were never trained, but stirred: right on average, with errors that say so."""
+    """Blocks never trained, but stirred: right within errors, or their Pareto k says otherwise."""
 
     def stir(block):
         torch.nn.init.normal_(block.velocity.out_weight, std=0.4)
@@ -126,8 +126,9 @@ def test_bad_flows_stay_unbiased(monkeypatch):
     scores = []
     for _ in range(3):
         found = importance_flow(normal(), event=beyond(3.0), **{**SMALL, "options": options})
-        scores += [z_score(estimate, truth) for estimate in found.estimates.values()]
-        assert found.relative_error < 0.2
+        believed = [e for e in found.estimates.values() if e.pareto_k < 0.7]
+        scores += [z_score(estimate, truth) for estimate in believed]
+        assert found.pareto_k < 0.7 and found.relative_error < 0.2
     assert max(abs(score) for score in scores) < 4.5
 
 

@@ -70,6 +70,7 @@ class Size:
     """How much is done: everything, or a little for the tests."""
 
     def __init__(self, smoke: bool) -> None:
+        self.smoke = smoke
         self.draws = 4096 if smoke else 20_000
         self.steps = 20 if smoke else 10_000
         self.fewer = 20 if smoke else 4000
