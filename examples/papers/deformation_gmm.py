@@ -75,6 +75,7 @@ class Size:
         self.steps = 20 if smoke else 10_000
         self.fewer = 20 if smoke else 4000
         self.reverse = 5 if smoke else 500
+        self.learnt_from = 1024 if smoke else 8192
         self.most = 10 if smoke else 10_000
         self.polish = 5 if smoke else 500
         self.chains, self.samples = (20, 20) if smoke else (1000, 100)
@@ -179,7 +180,7 @@ def distilled(name: str, size: Size) -> Result:
     path = exact_diffusion(known, scale)
     guide = trained(known, scale, size, interpolation=path, options=size.options(size.fewer))
     options = FitOptions(max_steps=size.reverse, progress=False)
-    student = guide.distill(num=size.draws // 4, options=options)
+    student = guide.distill(num=size.learnt_from, options=options)
     assert student.history is not None
     return {
         **measure(student, known, size),
