@@ -11,7 +11,6 @@ https://arxiv.org/abs/2301.07388.
 
 import argparse
 import sys
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,21 +21,17 @@ import matplotlib
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from deformation_runs import options, through_imh, train, train_by_reverse_kl
 from stored import RESULTS, collect, load, markdown, spread
 
 from pyro_flowsamp import (
-    IMH,
     AutoDeformationFlow,
     FitOptions,
-    ReverseKL,
-    VectorizedMCMC,
     diffusion,
-    ess_fraction,
     log_evidence,
 )
 from pyro_flowsamp.metrics import ess_forward, ess_reverse, forward_kl, hausdorff, reverse_kl
 from pyro_flowsamp.targets import Known, mog4, unequal_pair
-from pyro_flowsamp.train import fit
 
 matplotlib.use("Agg")
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -62,8 +57,9 @@ PAPER = {
     ("pair", "trainable"): (0.045, 0.001, 0.000, 1.000),
     ("pair", "linear"): (2.329, None, None, 0.336),
 }
-#: the 99 % quantile of the Hausdorff distance of 4096 exact draws
-EXACT_HAUSDORFF = {"four": 0.109, "pair": 0.083}
+
+
+WALKERS = 2e-2, 600  #: learning rate and points a step
 
 
 class Size:
@@ -79,12 +75,6 @@ class Size:
         self.most = 10 if smoke else 10_000
         self.polish = 5 if smoke else 500
         self.chains, self.samples = (20, 20) if smoke else (1000, 100)
-
-    def options(self, steps: int, rate: float = 2e-2, batch: int = 600) -> FitOptions:
-        window = min(200, steps)
-        return FitOptions(
-            steps, batch, rate, window=window, anneal=True, enough=1.0, progress=False
-        )
 
 
 # ---- one run ------------------------------------------------------------------------------------
@@ -111,29 +101,13 @@ def measure(guide: Any, known: Known, size: Size) -> Result:
     }
 
 
-def chains(guide: Any, known: Known, size: Size) -> Result:
-    """Independent Metropolis–Hastings with the flow as its proposal."""
-    kernel = IMH(known.target, guide=guide)
-    mcmc = VectorizedMCMC(
-        kernel, num_samples=size.samples, num_chains=size.chains, warmup_steps=20,
-        disable_progbar=True,
-    )  # fmt: skip
-    mcmc.run()
-    x = known.target.pack(mcmc.get_samples())
-    sites = [d for d in mcmc.diagnostics().values() if isinstance(d, dict) and "n_eff" in d]
-    sizes = [float(d["n_eff"].min()) for d in sites]
-    return {
-        "acceptance": float(mcmc.statistics["accepted"].double().mean()),
-        "imh_ess": min(sizes) / len(x),
-        "imh_share": float(known.mode_fractions(x)[0]),
-    }
+def chains(guide: Any, known: Known, size: Size) -> dict[str, float]:
+    return through_imh(guide, known, size.chains, size.samples)
 
 
-def trained(known: Known, scale: float, size: Size, **options: Any) -> AutoDeformationFlow:
-    guide = AutoDeformationFlow(known.target, scale=scale * 2**0.5, **options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is missed stands in the table
-        guide.fit()
+def trained(known: Known, scale: float, **how: Any) -> AutoDeformationFlow:
+    guide = AutoDeformationFlow(known.target, scale=scale * 2**0.5, **how)
+    train(guide)
     return guide
 
 
@@ -155,11 +129,11 @@ def exact_diffusion(known: Known, scale: float) -> Any:
     return diffusion(weights, means, torch.ones_like(means), scale * 2**0.5)
 
 
-def by_walkers(name: str, size: Size, steps: int, **options: Any) -> Result:
+def by_walkers(name: str, size: Size, steps: int, **how: Any) -> Result:
     make, scale, wider = TARGETS[name]
     known = make()
-    options = {"train_scale": wider, "options": size.options(steps), **options}
-    guide = trained(known, scale, size, **options)
+    how = {"train_scale": wider, "options": options(steps, *WALKERS), **how}
+    guide = trained(known, scale, **how)
     return {**summary(guide, known, size), "steps": steps}
 
 
@@ -178,9 +152,9 @@ def distilled(name: str, size: Size) -> Result:
     make, scale, _ = TARGETS[name]
     known = make()
     path = exact_diffusion(known, scale)
-    guide = trained(known, scale, size, interpolation=path, options=size.options(size.fewer))
-    options = FitOptions(max_steps=size.reverse, progress=False)
-    student = guide.distill(num=size.learnt_from, options=options)
+    guide = trained(known, scale, interpolation=path, options=options(size.fewer, *WALKERS))
+    briefly = FitOptions(max_steps=size.reverse, progress=False)
+    student = guide.distill(num=size.learnt_from, options=briefly)
     assert student.history is not None
     return {
         **measure(student, known, size),
@@ -197,10 +171,10 @@ def by_trajectories(name: str, size: Size, store: Path, seed: int) -> Result:
     known = make()
     walkers = load(store, f"{name}-trainable")
     budget = walkers[seed]["fit_seconds"] if seed < len(walkers) else 1.0
-    options: dict[str, Any] = {"trainer": "trajectories", "train_scale": wider}
-    trial = trained(known, scale, size, options=size.options(10, 3e-3, 256), **options)
+    how: dict[str, Any] = {"trainer": "trajectories", "train_scale": wider}
+    trial = trained(known, scale, options=options(10, 3e-3, 256), **how)
     steps = min(size.most, max(10, int(budget / trial.progress[-1].seconds * 10)))
-    guide = trained(known, scale, size, options=size.options(steps, 3e-3, 256), **options)
+    guide = trained(known, scale, options=options(steps, 3e-3, 256), **how)
     return {**summary(guide, known, size), "steps": steps}
 
 
@@ -210,18 +184,13 @@ def by_reverse_kl(name: str, size: Size) -> Result:
     known = make()
     guide = AutoDeformationFlow(known.target, scale=scale * 2**0.5)
     guide.bind()
-    history = fit(
-        guide.flow.velocity.parameters(),
-        lambda: ReverseKL()(guide.flow, known.target, 256),
-        ess_fraction,
-        size.options(size.reverse, 3e-3, 256),
-    )
-    guide.trained = True
+    history = train_by_reverse_kl(guide, known, size.reverse)
+    evaluations = known.target.evaluations  # before the result is measured
     return {
         **measure(guide, known, size),
         **chains(guide, known, size),
         "fit_seconds": history.seconds,
-        "evaluations": known.target.evaluations,
+        "evaluations": evaluations,
         "steps": history.steps,
     }
 
@@ -257,23 +226,16 @@ def cost_run(name: str, size: Size) -> Result:
     """Seconds of one step of 256 points, 32 Euler steps where trajectories are followed."""
     make, scale, wider = TARGETS[name]
     known, steps = make(), size.reverse // 5 or 1
-    wide: dict[str, Any] = {"train_scale": wider, "options": size.options(steps, batch=256)}
+    wide: dict[str, Any] = {"train_scale": wider, "options": options(steps, WALKERS[0], 256)}
     result = {}
     for trainer in ("walkers", "trajectories"):
         for interpolation in ("linear", "trainable"):
-            guide = trained(
-                known, scale, size, trainer=trainer, interpolation=interpolation, **wide
-            )
+            guide = trained(known, scale, trainer=trainer, interpolation=interpolation, **wide)
             result[f"{interpolation}, {trainer}"] = guide.progress[-1].seconds / steps
     guide = AutoDeformationFlow(known.target, scale=scale * 2**0.5)
     guide.bind()
     guide.flow.block.method, guide.flow.block.steps = "euler", 32
-    history = fit(
-        guide.flow.velocity.parameters(),
-        lambda: ReverseKL()(guide.flow, known.target, 256),
-        ess_fraction,
-        size.options(steps, 3e-3, 256),
-    )
+    history = train_by_reverse_kl(guide, known, steps)
     return {**result, "reverse KL": history.seconds / steps}
 
 
@@ -335,8 +297,8 @@ def draw(path: Path, size: Size) -> None:
         "diffusion": {"interpolation": exact_diffusion(known, scale)},
     }
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.8), sharex=True, sharey=True)
-    for axis, (title, options) in zip(axes, choices.items()):
-        guide = trained(known, scale, size, options=size.options(size.fewer), **options)
+    for axis, (title, how) in zip(axes, choices.items()):
+        guide = trained(known, scale, options=options(size.fewer, *WALKERS), **how)
         with torch.no_grad():
             u = [guide.get_base_dist().sample((2000,))]
             for k in range(20):

@@ -11,7 +11,6 @@ https://arxiv.org/abs/2301.07388.
 
 import argparse
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -22,20 +21,15 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from deformation_runs import options, through_imh, train, train_by_reverse_kl
 from stored import RESULTS, collect, load, markdown, spread
 
 from pyro_flowsamp import (
-    IMH,
     AutoDeformationFlow,
-    FitOptions,
-    ReverseKL,
-    VectorizedMCMC,
-    ess_fraction,
     log_evidence,
 )
 from pyro_flowsamp.metrics import ess_forward, ess_reverse, hausdorff, reverse_kl
 from pyro_flowsamp.targets import Known, lattice_symmetries, phi4, phi4_truth
-from pyro_flowsamp.train import fit
 
 matplotlib.use("Agg")
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -64,11 +58,6 @@ class Size:
         self.reverse = 5 if smoke else 1000
         self.chains, self.samples = (20, 20) if smoke else (500, 100)
         self.sites = 4 if smoke else 16
-
-
-def options(steps: int, rate: float, batch: int) -> FitOptions:
-    window = min(200, steps)
-    return FitOptions(steps, batch, rate, window=window, anneal=True, enough=1.0, progress=False)
 
 
 # ---- one run ------------------------------------------------------------------------------------
@@ -120,21 +109,9 @@ def histogram(field: Tensor, weights: Tensor) -> list[float]:
     return [round(m, 6) for m in mass.tolist()]
 
 
-def chains(guide: Any, known: Known, size: Size) -> Result:
-    """Independent Metropolis–Hastings with the flow as its proposal."""
-    kernel = IMH(known.target, guide=guide)
-    mcmc = VectorizedMCMC(
-        kernel, num_samples=size.samples, num_chains=size.chains, warmup_steps=20,
-        disable_progbar=True,
-    )  # fmt: skip
-    mcmc.run()
-    x = known.target.pack(mcmc.get_samples())
-    sites = [d for d in mcmc.diagnostics().values() if isinstance(d, dict) and "n_eff" in d]
-    return {
-        "acceptance": float(mcmc.statistics["accepted"].double().mean()),
-        "imh_ess": min(float(d["n_eff"].min()) for d in sites) / len(x),
-        "imh_positive": float((x.mean(-1) > 0).double().mean()),
-    }
+def chains(guide: Any, known: Known, size: Size) -> dict[str, float]:
+    found = through_imh(guide, known, size.chains, size.samples)
+    return {**found, "imh_positive": 1 - found["imh_share"]}
 
 
 def make(known: Known, **more: Any) -> AutoDeformationFlow:
@@ -148,9 +125,7 @@ def make(known: Known, **more: Any) -> AutoDeformationFlow:
 def by_deformation(mass: float, sites: int, size: Size) -> Result:
     known = phi4(sites, mass)
     guide = make(known, options=options(size.steps, 1e-2, 600))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is missed stands in the table
-        history = guide.fit()
+    history = train(guide)
     reached = next((p for p in guide.progress if p.ess >= 0.99), None)
     return {
         **measure(guide, known, mass, size),
@@ -168,18 +143,13 @@ def by_reverse_kl(mass: float, sites: int, size: Size) -> Result:
     known = phi4(sites, mass)
     guide = make(known)
     guide.bind()
-    history = fit(
-        guide.flow.velocity.parameters(),
-        lambda: ReverseKL()(guide.flow, known.target, 256),
-        ess_fraction,
-        options(size.reverse, 3e-3, 256),
-    )
-    guide.trained = True
+    history = train_by_reverse_kl(guide, known, size.reverse)
+    evaluations = known.target.evaluations  # before the result is measured
     return {
         **measure(guide, known, mass, size),
         **chains(guide, known, size),
         "fit_seconds": history.seconds,
-        "evaluations": known.target.evaluations,
+        "evaluations": evaluations,
         "steps": history.steps,
     }
 
