@@ -6,6 +6,7 @@ from .export import to_arviz
 from .guides import AutoAnnealingFlow, AutoDeformationFlow, AutoFlow, FlowGuide
 from .importance import ess_fraction, log_evidence, pareto_k
 from .kernels import IMH, FlowKernel, JumpHMC, LatentHMC, LatentMALA
+from .ladder import sample
 from .mcmc import VectorizedMCMC
 from .objectives import ForwardKL, PathGradient, ReverseKL, WeightedSum
 from .target import Target
@@ -38,6 +39,7 @@ __all__ = [
     "importance_flow",
     "log_evidence",
     "pareto_k",
+    "sample",
     "tempered",
     "tempered_ensemble",
     "to_arviz",

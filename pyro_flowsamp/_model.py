@@ -81,6 +81,7 @@ class Prototype(NamedTuple):
     values: Values
     max_plate_nesting: int
     enumerated: bool
+    conditioned: bool
 
 
 def is_discrete(fn: Any) -> bool:
@@ -212,6 +213,7 @@ def inspect_model(model: Callable, args: tuple, kwargs: dict) -> Prototype:
         values={n["name"]: n["value"] for n in continuous},
         max_plate_nesting=-min(dims, default=0),
         enumerated=len(continuous) < len(nodes),
+        conditioned=any(n["is_observed"] for n in trace.nodes.values() if _is_random(n)),
     )
 
 
@@ -247,7 +249,7 @@ class ModelDensity:
         self.model, self.args, self.kwargs = model, args, kwargs
         self.sites, self.context = prototype.sites, tuple(context)
         self.max_plate_nesting = prototype.max_plate_nesting
-        self.enumerated = prototype.enumerated
+        self.enumerated, self.conditioned = prototype.enumerated, prototype.conditioned
         if context:
             bound = inspect.signature(model).bind(*args, **kwargs)
             self.args, self.kwargs = (), dict(bound.arguments)

@@ -228,7 +228,7 @@ class LatentBase(zuko.lazy.LazyDistribution):
 
     def __init__(self, features: int, angles: Tensor | None = None, components: int = 1) -> None:
         super().__init__()
-        self.components = components
+        self.components = self.used = components
         self.register_buffer("like", torch.zeros(features), persistent=False)
         self.register_buffer("angles", angles, persistent=False)
         if components > 1:
@@ -239,16 +239,22 @@ class LatentBase(zuko.lazy.LazyDistribution):
 
     @torch.no_grad()
     def initialize(self, mixture: Mixture) -> None:
-        """Takes a mixture of at most ``components`` parts; the rest get no weight."""
-        used = len(mixture.log_weights)
-        self.log_weights.fill_(-torch.inf)
+        """Takes a mixture of at most ``components`` parts; the rest are not used."""
+        self.used = len(mixture.log_weights)
         for buffer, value in zip((self.log_weights, self.locs, self.scale_trils), mixture):
-            buffer[:used].copy_(value)
+            buffer[: self.used].copy_(value)
 
     def forward(self, c: Tensor | None = None) -> Distribution:
         if self.components == 1:
             return LatentDistribution(self.like, self.angles)
-        return MixtureDistribution(Mixture(self.log_weights, self.locs, self.scale_trils))
+        parts = self.log_weights, self.locs, self.scale_trils
+        return MixtureDistribution(Mixture(*(part[: self.used] for part in parts)))
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"used": self.used}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.used = state["used"]
 
 
 class LayeredFlow(zuko.lazy.Flow):

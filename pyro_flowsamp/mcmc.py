@@ -71,6 +71,7 @@ class VectorizedMCMC:
         self.statistics: dict[str, Tensor] = {}
         self.seconds: dict[str, float] = {}
         self._samples: Values | None = None
+        self._state: Any = None
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Trains the guide if need be, warms up, and draws. Ctrl-C keeps what was drawn."""
@@ -86,11 +87,32 @@ class VectorizedMCMC:
             clock.append(perf_counter())
             state = self._warm_up(kernel.start(self.num_chains, starts))
             clock.append(perf_counter())
-            self._draw(state)
+            self._state = self._draw(state)
             clock.append(perf_counter())
         kernel.cleanup()
         spans = (b - a for a, b in pairwise(clock))
         self.seconds = dict(zip(("training", "warmup", "sampling"), spans))
+
+    def resume(self, num_samples: int, thin: int = 1) -> None:
+        """Goes on from the chains' last states, everything frozen: new draws in place of the old.
+
+        Arguments:
+            num_samples: Draws kept per chain.
+            thin: Keep every ``thin``-th draw.
+
+        Raises:
+            RuntimeError: There has been no run to go on from.
+            ValueError: A count is out of range.
+        """
+        if self._state is None:
+            raise RuntimeError("there is no run to go on from: call run(...) first")
+        if num_samples < 1 or thin < 1:
+            raise ValueError(f"counts must be at least 1, got {num_samples} and {thin}")
+        self.num_samples, self.thin = num_samples, thin
+        clock = perf_counter()
+        with pyro.validation_enabled(False):
+            self._state = self._draw(self._state)
+        self.seconds["sampling"] = perf_counter() - clock
 
     def _train(self) -> None:
         guide = self.kernel.guide
@@ -134,7 +156,7 @@ class VectorizedMCMC:
     def _bar(self, steps: int, name: str) -> Any:
         return trange(steps, desc=name, disable=self.disable_progbar or steps == 0)
 
-    def _draw(self, state: Any) -> None:
+    def _draw(self, state: Any) -> Any:
         shape, columns = (self.num_samples, self.num_chains), self._columns
         draws = state.x.new_empty((*shape, len(columns)))
         kinds = {"accepted": torch.bool, "diverging": torch.bool}
@@ -156,6 +178,7 @@ class VectorizedMCMC:
             self.num_samples = done
         self.statistics = {name: value[:done].mT for name, value in stats.items()}
         self._samples = self._unpack(draws[:done].transpose(0, 1))
+        return state
 
     def _unpack(self, draws: Tensor) -> Values:
         samples = {}

@@ -200,6 +200,11 @@ class Target:
         """Whether discrete sites of the model are summed out."""
         return self._model_density is not None and self._model_density.enumerated
 
+    @property
+    def conditioned(self) -> bool:
+        """Whether there is anything but a model's prior: data, a factor, or no model at all."""
+        return self._model_density is None or self._model_density.conditioned
+
     # ---- evaluation ---------------------------------------------------------------------------
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "kernels": "kernels target flows importance proposal transitions",
     "mcmc": "kernels target",
     "export": "target",
+    "ladder": "target flows train guides kernels mcmc transitions export",
     "report": "",
     "targets": "targets target",
 }
