@@ -14,6 +14,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -54,15 +55,21 @@ ISLANDS = 16
 Result = dict[str, Any]
 
 
+@dataclass(frozen=True)
 class Size:
     """How much is done: everything, or a little for the tests."""
 
-    def __init__(self, smoke: bool) -> None:
-        self.smoke = smoke
-        self.draws = 320 if smoke else 20_000
-        self.points = 100 if smoke else 1000
-        self.options: dict[str, Any] = {"options": FitOptions(10, 64, 5e-3, anneal=True)}
-        self.options = {**self.options, "num_particles": 256} if smoke else {}
+    smoke: bool
+    draws: int
+    points: int
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, smoke: bool) -> "Size":
+        if not smoke:
+            return cls(False, 20_000, 1000, {})
+        brief = FitOptions(10, 64, 5e-3, anneal=True)
+        return cls(True, 320, 100, {"options": brief, "num_particles": 256})
 
 
 # ---- samplers: what each reports of itself, and its draws ---------------------------------------
@@ -336,8 +343,14 @@ def funnel_table(store: Path) -> str:
 
 # ---- logistic regression ------------------------------------------------------------------------
 
-#: data sets, with the Langevin moves a block that their posteriors need: wine's is separable
-CLASSES = {"iris": 10, "wine": 50, "breast_cancer": 10, "german_credit": 5, "digits": 5}
+#: data sets; Langevin moves a block, which wine's separable classes need most; particles, drawn too
+CLASSES = {
+    "iris": (10, 16_000),
+    "wine": (50, 16_000),
+    "breast_cancer": (10, 8000),
+    "german_credit": (5, 4000),
+    "digits": (5, 4000),
+}
 
 
 def nuts_run(name: str, size: Size) -> Result:
@@ -366,14 +379,15 @@ def logistic_run(name: str, store: Path, size: Size) -> Result:
     model = poutine.reparam(logistic_regression, {"beta": LocScaleReparam(0.0)})
     target = Target.from_model(model, X, y)
     known = Known(target, None, None, None, None, None)
-    moves = 1 if size.smoke else CLASSES[name]
-    _, cloud, result = anneal(known, size, start=3.0, moves=moves)
+    moves, particles = (1, 320) if size.smoke else CLASSES[name]
+    size = replace(size, draws=particles)
+    _, cloud, result = anneal(known, size, start=3.0, moves=moves, num_particles=particles)
 
     def original(x: Tensor) -> Tensor:
         log_alpha, beta = x[:, :1], x[:, 1:]
         return torch.cat([log_alpha, beta * (-0.5 * log_alpha).exp()], -1)
 
-    beta = original(cloud.draw(size.draws // 4))[:, 1:]
+    beta = original(cloud.draw(min(5000, particles)))[:, 1:]
     nuts = load(store, f"nuts-{name}")[0]
     mine, error = cloud.mean(original(cloud.x)), torch.tensor(nuts["error"])
     gap = mine.value - torch.tensor(nuts["mean"])
@@ -548,7 +562,7 @@ def studies(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", choices=[*studies(Size(True), STORE), "picture", "all"])
+    parser.add_argument("study", choices=[*studies(Size.of(True), STORE), "picture", "all"])
     parser.add_argument("--dim", type=int, help="of ExpGauss only")
     parser.add_argument("--seeds", type=int, help="fewer or more than the study's own")
     parser.add_argument("--results", type=Path, default=STORE)
@@ -556,7 +570,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print what is stored")
     parser.add_argument("--smoke", action="store_true", help="seconds, for the tests")
     args = parser.parse_args()
-    size = Size(args.smoke)
+    size = Size.of(args.smoke)
     if args.study == "picture":
         torch.manual_seed(0)
         picture(args.image, size)
