@@ -93,12 +93,14 @@ class VectorizedMCMC:
         spans = (b - a for a, b in pairwise(clock))
         self.seconds = dict(zip(("training", "warmup", "sampling"), spans))
 
-    def resume(self, num_samples: int, thin: int = 1) -> None:
-        """Goes on from the chains' last states, everything frozen: new draws in place of the old.
+    def resume(self, num_samples: int, thin: int = 1, initial_params: Values | None = None) -> None:
+        """Goes on after :meth:`run`, everything frozen: new draws in place of the old.
 
         Arguments:
             num_samples: Draws kept per chain.
             thin: Keep every ``thin``-th draw.
+            initial_params: Where as many chains as these go on from, unconstrained; by default the
+                old ones from where they are.
 
         Raises:
             RuntimeError: There has been no run to go on from.
@@ -111,6 +113,11 @@ class VectorizedMCMC:
         self.num_samples, self.thin = num_samples, thin
         clock = perf_counter()
         with pyro.validation_enabled(False):
+            if initial_params is not None:
+                self._state = self.kernel.init(
+                    self.kernel.target.pack_unconstrained(initial_params)
+                )
+                self.num_chains = len(self._state.x)
             self._state = self._draw(self._state)
         self.seconds["sampling"] = perf_counter() - clock
 

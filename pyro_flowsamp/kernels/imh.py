@@ -58,6 +58,7 @@ class IMH(FlowKernel):
         In floating point f(f⁻¹(x)) is a neighbour of x whose log q is known by the pass that
         sampling uses, so that all densities in a ratio come from one formula.
         """
+        self._ahead = []  # there may be more chains now
         z = self.proposal.pull(x)
         with torch.no_grad():
             x, ladj = self.proposal.push(z)
