@@ -45,6 +45,15 @@ def eight_schools(y: Tensor, sigma: Tensor) -> None:
         pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
+def centred_eight_schools(y: Tensor, sigma: Tensor) -> None:
+    r"""The same posterior, a funnel: :math:`\theta_j \sim N(\mu, \tau)` are sampled themselves."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", y.shape[-1]):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
 def load_eight_schools() -> tuple[Tensor, Tensor]:
     """Returns ``(y, sigma)``."""
     y = [28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]
@@ -142,6 +151,7 @@ def load_galaxies() -> tuple[Tensor]:
 
 _LOADERS: dict[Callable[..., None], Callable[[], tuple[Tensor, ...]]] = {
     eight_schools: load_eight_schools,
+    centred_eight_schools: load_eight_schools,
     german_credit: load_german_credit,
     radon: load_radon,
     galaxies: load_galaxies,

@@ -165,12 +165,16 @@ class Ladder:
         made = {"method": best.name, "rungs": ", ".join(promised), "thin": best.thin}
         return {**made, "evaluations": self.target.evaluations, **spent}
 
-    def climb(self) -> Rung:
-        """The best kernel, once no other would pay."""
+    def anneal(self) -> None:
+        """Particles of every mode, and about what an evaluation takes."""
         with self.timed("start"):
             self.particles = tempered(self.target, NUM_PARTICLES, moves=MOVES).x
         self.price = self.seconds["start"] / self.target.evaluations
-        mixture, gaussian = self._placed(MAX_COMPONENTS), self._placed(1)
+
+    def climb(self) -> Rung:
+        """The best kernel, once no other would pay."""
+        self.anneal()
+        mixture, gaussian = self.placed(MAX_COMPONENTS), self.placed(1)
         self.modes = int(mixture.flow.base.used)  # type: ignore
         best = self._try("IMH (mixture)", IMH(guide=mixture), inf)
         best = self._better(best, "HMC", LatentHMC(guide=gaussian, num_steps=LEAPS), LEAPS)
@@ -271,7 +275,7 @@ class Ladder:
 
     # ---- flows ----------------------------------------------------------------------------------
 
-    def _placed(self, components: int) -> AutoFlow:
+    def placed(self, components: int) -> AutoFlow:
         """A Gaussian, or a mixture of them, fitted to the particles."""
         guide = AutoFlow(self.target, flow=partial(_gaussian, most=components))
         guide.bind()

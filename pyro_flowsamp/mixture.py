@@ -80,8 +80,8 @@ def _expectation_maximisation(x: Tensor, components: int, steps: int) -> Mixture
 def fit_mixture(x: Tensor, max_components: int, steps: int = 50) -> Mixture:
     """Fits a mixture to draws ``(N, d)``.
 
-    One component, two, four, … are tried, until twice as many have predicted the held-out fifth of
-    the draws no better twice in a row.
+    One component, two, four, … are tried. More are taken where they predict the held-out fifth of
+    the draws better by two standard errors; where that fails twice in a row the search ends.
 
     Arguments:
         x: The draws.
@@ -90,12 +90,11 @@ def fit_mixture(x: Tensor, max_components: int, steps: int = 50) -> Mixture:
     """
     x = x[torch.randperm(len(x), device=x.device)].double()
     held_out, seen = x[: len(x) // 5], x[len(x) // 5 :]
-    best, score, count, worse = None, -torch.inf, 1, 0
-    while best is None or (count <= max_components and worse < 2):
+    best, count, failed = _expectation_maximisation(seen, 1, steps), 2, 0
+    while count <= max_components and failed < 2:
         mixture = _expectation_maximisation(seen, count, steps)
-        predicted = float(mixture.log_prob(held_out).mean())
-        worse = 0 if predicted > score else worse + 1
-        if best is None or predicted > score:
-            best, score = mixture, predicted
+        gain = mixture.log_prob(held_out) - best.log_prob(held_out)
+        better = bool(gain.mean() > 2 * gain.std() / len(gain) ** 0.5)
+        best, failed = (mixture, 0) if better else (best, failed + 1)
         count *= 2
     return best

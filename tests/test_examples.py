@@ -38,6 +38,14 @@ def test_german_credit():
     assert "largest difference of means" in run("german_credit.py", "--smoke")
 
 
+def test_sample_suite(tmp_path):
+    """It stores what it has measured, and makes its table of that."""
+    command = ["benchmarks/sample_suite.py", "--smoke", "--results", str(tmp_path)]
+    table = run(*command)
+    assert "two_modes_2 | sample" in table and "two_modes_2 | mala" in table
+    assert run(*command).splitlines()[-3:] == table.splitlines()[-3:]
+
+
 def test_benchmark_stores_and_continues(tmp_path):
     first = run("benchmarks/against_nuts.py", "--smoke", "--results", str(tmp_path))
     assert first.count("s to 10 000\n") == 3

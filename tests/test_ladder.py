@@ -48,7 +48,7 @@ def banana(dim):
 @pytest.fixture
 def bad_flows(monkeypatch):
     """Every Gaussian mixture is displaced by three of its own standard deviations."""
-    placed = ladder.Ladder._placed
+    placed = ladder.Ladder.placed
 
     def displaced(self, components):
         guide = placed(self, components)
@@ -57,7 +57,7 @@ def bad_flows(monkeypatch):
             guide.flow.affine.loc += 3 * guide.flow.affine.scale.diagonal()
         return guide
 
-    monkeypatch.setattr(ladder.Ladder, "_placed", displaced)
+    monkeypatch.setattr(ladder.Ladder, "placed", displaced)
 
 
 @pytest.fixture

@@ -76,3 +76,34 @@ def test_resampling_and_grouping(guide):
 
 def test_seconds_of_each_phase(guide):
     assert set(run(guide, num_samples=3).seconds) == {"training", "warmup", "sampling"}
+
+
+@pytest.mark.parametrize("kernel", [IMH, LatentMALA])
+def test_resume_goes_on_as_one_longer_run(guide, kernel):
+    """The same draws as if there had been no pause: nothing is adapted or started anew."""
+    runs = []
+    for pieces in ((40,), (15, 25)):
+        pyro.set_rng_seed(0)
+        mcmc = VectorizedMCMC(
+            kernel(guide=guide), pieces[0], warmup_steps=5, num_chains=8, disable_progbar=True
+        )
+        mcmc.run(*conjugate_data())
+        draws = [mcmc.get_samples(group_by_chain=True)["mean"]]
+        for more in pieces[1:]:
+            mcmc.resume(more)
+            draws.append(mcmc.get_samples(group_by_chain=True)["mean"])
+        runs.append(torch.cat(draws, 1))
+    assert torch.equal(*runs)
+
+
+def test_resume_with_other_chains(guide):
+    mcmc = VectorizedMCMC(IMH(guide=guide), 5, warmup_steps=5, num_chains=8, disable_progbar=True)
+    with pytest.raises(RuntimeError, match="no run to go on from"):
+        mcmc.resume(5)
+    mcmc.run(*conjugate_data())
+    starts = {"mean": torch.linspace(0, 1, 30), "rate": torch.zeros(30)}
+    mcmc.resume(7, thin=2, initial_params=starts)
+    assert mcmc.get_samples(group_by_chain=True)["mean"].shape == (30, 7)
+    assert mcmc.statistics["lp"].shape == (30, 7)
+    with pytest.raises(ValueError, match="at least 1"):
+        mcmc.resume(0)

@@ -68,14 +68,14 @@ class Size:
 
     def __init__(self, smoke: bool) -> None:
         self.smoke = smoke
-        self.draws = 4096 if smoke else 20_000
+        self.draws = 4096 if smoke else 10_000
         self.steps = 20 if smoke else 5000
         self.fewer = 20 if smoke else 2500
         self.reverse = 5 if smoke else 500
         self.learnt_from = 1024 if smoke else 8192
         self.most = 10 if smoke else 10_000
         self.polish = 5 if smoke else 500
-        self.chains, self.samples = (20, 20) if smoke else (1000, 100)
+        self.chains, self.samples = (20, 20) if smoke else (200, 50)
 
 
 # ---- one run ------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ PREFACE = """# Deformation flows on Gaussian mixtures
 
 Made by `python examples/papers/deformation_gmm.py --write` from the stored runs in
 `examples/papers/results/deformation_gmm`; without options it runs what is missing. Mean ± sd over
-seeds, float32, one CPU core shared with other work, so seconds are upper bounds. 20 000 draws for
+seeds, float32, one CPU core shared with other work, so seconds are upper bounds. 10 000 draws for
 each figure, 4096 for the Hausdorff distance, whose 99 % quantile over exact draws is .109 for
 Eq. (2) and .083 for Eq. (11).
 
