@@ -3,19 +3,16 @@ r"""sample(): the posterior of a model in one call.
 A ladder is climbed only while it pays. Its rungs are HMC in a whitened space, a Gaussian mixture,
 an affine coupling flow and a spline flow, each of the last three with two kernels: jumps alone
 (:class:`~pyro_flowsamp.IMH`), and local moves between jumps (:class:`~pyro_flowsamp.JumpHMC`).
-Particles annealed from an over-dispersed Gaussian
-(:func:`~pyro_flowsamp.tempered`) find the modes, whiten the space, start all chains, and are what
-the flows learn from where a mixture has more than one part: by forward KL on them and on draws of
-the best chains so far, beside the path gradient of the reverse KL. Where it has one, and for a
-posterior that is merely bent, the latter is all it takes.
+Particles annealed from an over-dispersed Gaussian (:func:`~pyro_flowsamp.tempered`) find the modes,
+whiten the space, start all chains, and are what the flows learn from where a mixture has more than
+one part: by forward KL on them and on draws of the best chains so far, beside the path gradient of
+the reverse KL. Where it has one, and for a posterior that is merely bent, the latter is all it
+takes.
 
-After a short warm-up a kernel is tried for :data:`TRIAL` steps, or longer where chains have made
-fewer than :data:`FEWEST` effective draws by then. Let s be its seconds a step, and e the effective
-draws that a draw is worth. Draws are worth having at :math:`e \ge` :data:`WORTH`, so that each
-chain must make :math:`t = \mathrm{WORTH} / e` steps for one to keep, and :math:`T = s\,t \cdot`
-``num_samples`` is what is left to do. No other kernel can save more than T: it is tried, and its
-flow trained, only if T exceeds what that takes, and the kernel with the least T does the rest.
-Where no flow earns its keep that is HMC.
+Every kernel is tried for a moment (:mod:`pyro_flowsamp.trial`), which tells the seconds T that the
+draws would take by it. No other kernel can save more than T: it is tried, and its flow trained,
+only if T exceeds what that takes, and the kernel with the least T does the rest. Where no flow
+earns its keep that is HMC.
 
 Every kernel leaves the posterior invariant, whatever its flow, and is frozen before the draws that
 are returned.
@@ -28,13 +25,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from math import ceil, inf
+from math import ceil, inf, log
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
-from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from .export import to_arviz
@@ -42,45 +38,19 @@ from .flows import LayeredFlow, gaussian
 from .guides import AutoFlow
 from .guides.flow import MAX_COMPONENTS
 from .kernels import IMH, FlowKernel, JumpHMC, LatentHMC
-from .mcmc import VectorizedMCMC
-from .target import Target
+from .target import Target, Values
 from .train import FitOptions
 from .transitions.tempering import tempered
+from .trial import TRIED, Rung, iqr, r_hat, steps, trial
 
 __all__ = ["sample"]
 
 NUM_PARTICLES, MOVES = 1024, 5  #: of the annealing, and Langevin moves at each of its stages
-TRIED = 256  #: chains that try a kernel
-WARMUP, TRIAL = 50, 32  #: steps of every rung
 LEAPS = 8  #: leapfrog steps of the whitened HMC
-WORTH = 0.5  #: effective draws that a draw should be worth
-LONGEST_TRIAL = 128
-FEWEST = 5  #: effective draws of a chain by which a trial can be relied on
-LEAST_ALONE = 0.2  #: effective draws that a draw must be worth where there are jumps alone
 CYCLE = 25  #: evaluations of a JumpHMC step in warm-up
-MOST_THINNED = 20  #: draws for one that is kept
-TASTE, STEPS = 10, 300  #: of training: by which a flow's cost is foretold, and the least it needs
-AXES = 8  #: directions in which chains must mix, beside the coordinates
+TASTE, LEAST_STEPS = 10, 300  #: of training: by which its cost is foretold, and what it needs
 R_HAT = 1.05  #: beyond which chains disagree
-RUNAWAY = 30.0  #: times the particles' spread that no posterior has
-
-
-class Rung(NamedTuple):
-    """A run that is ready to go on, and what that would cost.
-
-    Attributes:
-        name: Of the method.
-        run: Chains that have been warmed up and tried.
-        worth: Effective draws that a draw is worth.
-        thin: Steps for each draw to keep.
-        seconds: What is left to do.
-    """
-
-    name: str
-    run: VectorizedMCMC
-    worth: float
-    thin: int
-    seconds: float
+RUNAWAY = 30.0  #: times as wide as the particles: a posterior without end
 
 
 def sample(
@@ -100,11 +70,16 @@ def sample(
         data = pyro_flowsamp.sample(model, y, seed=0)
         az.summary(data)
 
-    Draws are exact up to the chains' warm-up; where they are worth less than half an independent
-    one they are thinned, 20-fold at most. Attributes of the result tell how they were made:
-    ``method``, ``rungs`` tried with the seconds each promised, ``thin``, ``evaluations`` of the
-    target, and ``seconds_start``, ``seconds_training`` (flows), ``seconds_trials`` (warm-up and
-    trial of every rung) and ``seconds_sampling``.
+    Draws are those of an exact kernel, frozen after warm-up; where they are worth less than half
+    an independent one they are thinned, 20-fold at most. The result's attributes tell how they were
+    made: ``method``, ``rungs`` (what was tried, with the seconds that each promised), ``reliable``
+    (whether the chains have been seen to mix), ``thin``, ``evaluations`` of the target, and
+    ``seconds_start``, ``seconds_training`` (flows), ``seconds_trials`` (warm-up and trial of every
+    rung) and ``seconds_sampling``. What pays depends on the machine: a seed gives the same draws
+    again where the same kernel is chosen, after as much training.
+
+    Ctrl-C ends the climb, and the best kernel so far makes the draws; a second one ends those, and
+    what there is is returned.
 
     Arguments:
         model: A Pyro model, or a :class:`~pyro_flowsamp.Target`.
@@ -120,26 +95,35 @@ def sample(
 
     Raises:
         ValueError: The model has no continuous site, or no point of finite density; a count is out
-            of range.
+            of range; a target is given arguments.
+        RuntimeError: No kernel runs on the posterior; the cause is the last one's error.
 
-    Warns where chains disagree, where they run away, as with an improper posterior, and where
-    the model has no data. What pays depends on the machine: a seed gives the same draws again where
-    the same kernel is chosen, after as much training.
+    Warns where no kernel has been seen to mix, where chains disagree or run away, as with an
+    improper posterior, where a kernel has failed, and where the model has no data.
     """
     if num_samples < 1 or num_chains < 2:
         raise ValueError(f"need a sample and two chains at least, got {num_samples}, {num_chains}")
     if seed is not None:
         pyro.set_rng_seed(seed)
-    target = model if isinstance(model, Target) else Target.from_model(model, *args, **kwargs)
+    target = _target(model, args, kwargs)
     if not target.conditioned:
         warnings.warn("nothing is observed: these are draws of the model's prior", stacklevel=2)
     ladder = Ladder(target, num_samples, num_chains, progress)
     best = ladder.climb()
+    disagreement = r_hat(best.run.unconstrained)
     ladder.finish(best)
-    _judge(best, ladder.draws(best.run))
+    _judge(best, max(disagreement, r_hat(best.run.unconstrained) if num_samples > 3 else 0))
     data = to_arviz(best.run, log_likelihood=log_likelihood)
     data.attrs.update(ladder.attributes(best))
     return data
+
+
+def _target(model: Callable, args: tuple, kwargs: dict) -> Target:
+    if not isinstance(model, Target):
+        return Target.from_model(model, *args, **kwargs)
+    if args or kwargs:
+        raise ValueError("a Target knows its data: it takes no model arguments")
+    return model
 
 
 class Ladder:
@@ -149,129 +133,136 @@ class Ladder:
         self.target, self.progress = target, progress
         self.num_samples, self.num_chains = num_samples, num_chains
         self.seconds = dict.fromkeys(("start", "training", "trials", "sampling"), 0.0)
+        self.already = target.evaluations
         self.tried: list[Rung] = []
-        self.runaway = False
+        self.stopped = False  # the climb, by the user or since there is nothing to find
+        self.failure: Exception | None = None
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
         clock = perf_counter()
-        yield
-        self.seconds[what] += perf_counter() - clock
+        try:
+            yield
+        finally:
+            self.seconds[what] += perf_counter() - clock
+
+    @property
+    def evaluations(self) -> int:
+        return self.target.evaluations - self.already
 
     def attributes(self, best: Rung) -> dict[str, Any]:
         """What is worth knowing of how the draws were made, as ArviZ can store it."""
-        promised = [f"{rung.name}: {rung.seconds:.3g} s" for rung in self.tried]
+        promised = [f"{rung.name}: {self._left(rung):.3g} s" for rung in self.tried]
         spent = {f"seconds_{name}": value for name, value in self.seconds.items()}
-        made = {"method": best.name, "rungs": ", ".join(promised), "thin": best.thin}
-        return {**made, "evaluations": self.target.evaluations, **spent}
+        made = {"method": best.name, "reliable": int(best.reliable), "thin": best.thin}
+        told = {"rungs": ", ".join(promised), "evaluations": self.evaluations}
+        return {**made, **told, **spent}
+
+    # ---- the climb ------------------------------------------------------------------------------
 
     def anneal(self) -> None:
         """Particles of every mode, and about what an evaluation takes."""
         with self.timed("start"):
-            self.particles = tempered(self.target, NUM_PARTICLES, moves=MOVES).x
-        self.price = self.seconds["start"] / self.target.evaluations
+            x = tempered(self.target, NUM_PARTICLES, moves=MOVES).x
+        self.particles = x[torch.randperm(len(x), device=x.device)]  # neighbours are siblings
+        self.price = self.seconds["start"] / self.evaluations
 
     def climb(self) -> Rung:
-        """The best kernel, once no other would pay."""
+        """The best kernel, once no other would pay.
+
+        Raises:
+            RuntimeError: None has run.
+        """
         self.anneal()
         mixture, gaussian = self.placed(MAX_COMPONENTS), self.placed(1)
         self.modes = int(mixture.flow.base.used)  # type: ignore
-        best = self._try("IMH (mixture)", IMH(guide=mixture), inf)
+        name = "mixture" if self.modes > 1 else "Gaussian"
+        best = self._better(None, f"IMH ({name})", IMH(guide=mixture), 1)
         best = self._better(best, "HMC", LatentHMC(guide=gaussian, num_steps=LEAPS), LEAPS)
-        best = self._better(best, "JumpHMC (mixture)", JumpHMC(guide=mixture), CYCLE)
+        best = self._better(best, f"JumpHMC ({name})", JumpHMC(guide=mixture), CYCLE)
         for flow, draws in self._lessons():
             if (guide := self._taught(flow, draws, best)) is None:
                 break
             name = f"{flow}, from draws" if draws else flow
             best = self._better(best, f"IMH ({name})", IMH(guide=guide), 1)
             best = self._better(best, f"JumpHMC ({name})", JumpHMC(guide=guide), CYCLE)
+        if best is None:
+            raise RuntimeError("no kernel runs on this posterior") from self.failure
         return best
 
     def _lessons(self) -> Iterator[tuple[str, bool]]:
         """Flows, and whether they learn from draws too: a mixture has modes, or is merely bent."""
+        if self.target.dim == 1:
+            return  # nothing to couple
         for flow in ("circular",) if self.target.circular else ("coupling", "spline"):
             if self.modes > 1:
                 yield flow, True
             yield flow, False
 
-    def finish(self, best: Rung) -> None:
-        """The draws that were asked for, by chains that go on from those of the trial."""
-        x = self.draws(best.run).flatten(0, 1)
-        x = x[torch.randperm(len(x), device=x.device)]
-        x = x[torch.arange(self.num_chains, device=x.device) % len(x)]
-        best.run.disable_progbar = not self.progress
-        with self.timed("sampling"):
-            best.run.resume(self.num_samples, best.thin, self.target.unpack_unconstrained(x))
+    def _left(self, best: Rung | None) -> float:
+        return inf if best is None else best.left(self.num_samples)
 
-    # ---- trials ---------------------------------------------------------------------------------
-
-    def _better(self, best: Rung, name: str, kernel: FlowKernel, evaluations: int) -> Rung:
+    def _better(
+        self, best: Rung | None, name: str, kernel: FlowKernel, evaluations: int
+    ) -> Rung | None:
         """The better of the best so far and this kernel, if trying it costs less than it may save.
 
         ``evaluations`` is what a step of it asks of the target for each chain.
         """
-        price = self.price * self._tried_chains * (WARMUP + TRIAL) * evaluations
-        if best.seconds < price or self.runaway:
+        if self.stopped or self._left(best) < self.price * TRIED * steps() * evaluations:
             return best
-        return min(best, self._try(name, kernel, best.seconds), key=lambda rung: rung.seconds)
-
-    @property
-    def _tried_chains(self) -> int:
-        return min(self.num_chains, TRIED)
+        try:
+            with self.timed("trials"):
+                rung = self._try(name, kernel, self._left(best))
+        except KeyboardInterrupt:
+            self._stop(best)
+            return best
+        except (RuntimeError, ValueError) as error:
+            self.failure = error
+            warnings.warn(f"{name} is left out: {error}", stacklevel=4)
+            return best
+        self.tried.append(rung)
+        return rung if best is None else min(best, rung, key=lambda rung: rung.order)
 
     def _try(self, name: str, kernel: FlowKernel, least: float) -> Rung:
-        """Tries a kernel until it is known well enough, or known to need more than ``least``."""
-        starts = self.target.unpack_unconstrained(self.particles[: self._tried_chains])
-        run = VectorizedMCMC(
-            kernel,
-            TRIAL,
-            WARMUP,
-            self._tried_chains,
-            initial_params=starts,
-            disable_progbar=True,
-        )
-        with self.timed("trials"):
-            run.run()
-            self._watch(name, self.draws(run))
-            while self._unsure(rung := self._rung(name, run), least):
-                run.resume(2 * run.num_samples)
-        self.tried.append(rung if self._reliable(rung) else rung._replace(seconds=inf))
-        return self.tried[-1]
-
-    def _watch(self, name: str, x: Tensor) -> None:
-        """Warns where chains have run away from the particles that they started at."""
-        growth = float((x.std((0, 1)) / self.particles.std(0)).nan_to_num(nan=inf).max())
-        if growth > RUNAWAY and not self.runaway:
-            self.runaway = True
+        starts = self.particles[:TRIED]
+        rung = trial(name, kernel, self.target, starts, self.num_chains, self.num_samples, least)
+        growth = float((iqr(rung.run.unconstrained[:, -1]) / iqr(self.particles)).max())
+        if growth > RUNAWAY:
+            self.stopped = True
             warnings.warn(
                 f"chains of {name} run away: they spread {growth:.2g} times as wide as the "
                 f"annealed particles that they started at. The posterior may be improper: give "
                 f"every site a proper prior.",
-                stacklevel=6,
+                stacklevel=5,
             )
+        return rung
 
-    def _reliable(self, rung: Rung) -> bool:
-        """Few effective draws tell only that there are few.
+    def _stop(self, best: Rung | None) -> None:
+        """Ends the climb, where there is anything to go on with.
 
-        And jumps alone never show what their flow does not reach: it must be a good one.
+        Raises:
+            KeyboardInterrupt: There is not.
         """
-        many = rung.worth * rung.run.num_samples >= FEWEST
-        return many and (rung.worth >= LEAST_ALONE or not isinstance(rung.run.kernel, IMH))
+        if best is None:
+            raise KeyboardInterrupt
+        self.stopped = True
+        warnings.warn(f"interrupted: {best.name} makes the draws", stacklevel=5)
 
-    def _unsure(self, rung: Rung, least: float) -> bool:
-        few = rung.worth * rung.run.num_samples < FEWEST
-        return few and rung.seconds < least and rung.run.num_samples < LONGEST_TRIAL
-
-    def _rung(self, name: str, run: VectorizedMCMC) -> Rung:
-        """What a trial tells."""
-        worth, pace = _worth(self.draws(run)), run.seconds["sampling"] / run.num_samples
-        growth = self.num_chains / self._tried_chains  # of a step's cost: at most in proportion
-        seconds = pace * growth * max(1, WORTH / worth) * self.num_samples
-        return Rung(name, run, worth, min(MOST_THINNED, ceil(WORTH / worth)), seconds)
-
-    def draws(self, run: VectorizedMCMC) -> Tensor:
-        """Unconstrained, ``(chains, draws, d)``."""
-        return self.target.pack(run.get_samples(group_by_chain=True))
+    def finish(self, best: Rung) -> None:
+        """The draws that were asked for, by chains that go on from those of the trial."""
+        run = best.run
+        x = run.unconstrained.flatten(0, 1)
+        effective = max(1.0, best.worth * len(x))
+        x = x[torch.randperm(len(x), device=x.device)]
+        x = x[torch.arange(self.num_chains, device=x.device) % len(x)]
+        starts: Values | None = self.target.unpack_unconstrained(x)
+        run.disable_progbar = not self.progress
+        with self.timed("sampling"):
+            if self.num_chains > effective:  # some start at the same place: let them part
+                run.resume(1, best.thin * ceil(1 + log(self.num_chains / effective)), starts)
+                starts = None
+            run.resume(self.num_samples, best.thin, starts)
 
     # ---- flows ----------------------------------------------------------------------------------
 
@@ -285,30 +276,34 @@ class Ladder:
         guide.trained = True
         return guide
 
-    def _taught(self, flow: str, draws: bool, best: Rung) -> AutoFlow | None:
+    def _taught(self, flow: str, draws: bool, best: Rung | None) -> AutoFlow | None:
         """A flow trained for no longer than it could save; None where that is too short."""
-        options = FitOptions(max_steps=TASTE, progress=False)
-        if best.seconds < self.price * options.batch_size * STEPS or self.runaway:
+        options = FitOptions(max_steps=1, progress=False)
+        if self.stopped or self._left(best) < self.price * options.batch_size * LEAST_STEPS:
             return None
-        ensemble = self.target.unpack(self._replayed(best)) if draws else None
-        first = replace(options, max_steps=1)
-        guide = AutoFlow(self.target, flow=flow, ensemble=ensemble, options=first)
+        replayed = self._replayed(best)
+        ensemble = (lambda target: replayed) if draws else None
+        guide = AutoFlow(self.target, flow=flow, ensemble=ensemble, options=options)
         with self.timed("training"):
             guide.fit()  # its first step, and the mixture that it starts from
-            guide.options = options
-            step = guide.fit().seconds / TASTE
-            if best.seconds < step * STEPS:
+            guide.options = replace(options, max_steps=TASTE)
+            step = guide.train_flow(self.target, None).seconds / TASTE
+            if self._left(best) < step * LEAST_STEPS:
                 return None
-            steps = int(min(FitOptions.max_steps, best.seconds / step))
-            guide.options = FitOptions(max_steps=steps, progress=self.progress)
-            guide.fit()
+            most = min(FitOptions.max_steps, self._left(best) / step)
+            guide.options = FitOptions(max_steps=int(most), progress=self.progress)
+            if guide.fit().stopped == "interrupted":
+                self._stop(best)
+                return None
         return guide
 
-    def _replayed(self, best: Rung) -> Tensor:
+    def _replayed(self, best: Rung | None) -> Tensor:
         """As many draws of the chains as there are particles, beside those."""
-        chains, particles = self.draws(best.run).flatten(0, 1), self.particles
-        index = torch.randperm(len(chains), device=chains.device)[: len(particles)]
-        return torch.cat([particles, chains[index]])
+        if best is None:
+            return self.particles
+        chains = best.run.unconstrained.flatten(0, 1)
+        index = torch.randperm(len(chains), device=chains.device)[: len(self.particles)]
+        return torch.cat([self.particles, chains[index]])
 
 
 def _gaussian(
@@ -317,39 +312,15 @@ def _gaussian(
     return gaussian(features, context, angles, components=most if angles is None else 1)
 
 
-def _worth(x: Tensor) -> float:
-    """Effective draws for a draw, the least of several functions of them ``(chains, draws, d)``.
-
-    That are coordinates and their distances from the median, by rank (Vehtari et al., 2021,
-    https://arxiv.org/abs/1903.08008), and the :data:`AXES` directions of most spread among the
-    standardised ones, along which modes part that hardly do in any one coordinate.
-    """
-    flat = x.double().flatten(0, 1)
-    u = (flat - flat.mean(0)) / flat.std(0).clamp(min=1e-30)
-    _, axes = torch.linalg.eigh(u.mT @ u)
-    folded = (u - u.median(0).values).abs()
-    z = _normalised_ranks(torch.cat([u, folded, u @ axes[:, -AXES:]], -1)).unflatten(0, x.shape[:2])
-    effective = effective_sample_size(z, chain_dim=0, sample_dim=1).nan_to_num(nan=1.0)
-    return float(effective.min().clamp(min=1)) / len(flat)
-
-
-def _normalised_ranks(x: Tensor) -> Tensor:
-    """Normal quantiles of the ranks in each column."""
-    ranks = x.argsort(0).argsort(0)
-    return torch.special.ndtri((ranks + 0.625) / (len(x) + 0.25))
-
-
-def _judge(best: Rung, x: Tensor) -> None:
-    """Warns of what the draws ``(chains, draws, d)`` show to be wrong."""
-    if best.worth < WORTH / MOST_THINNED:
+def _judge(best: Rung, disagreement: float) -> None:
+    """Warns of what the trial and the draws show to be wrong."""
+    if not best.reliable:
         warnings.warn(
-            f"the draws are correlated: by {best.name} a step is worth {best.worth:.2g} effective "
-            f"draws. Read the effective sample sizes, or ask for more samples.",
+            f"no kernel has been seen to mix: by {best.name} a step is worth {best.worth:.2g} "
+            f"effective draws, if chains have seen everything. Read effective sample sizes and "
+            f"R-hat, ask for more samples, or write the model in other coordinates; an improper "
+            f"posterior looks like this too.",
             stacklevel=3,
         )
-    if x.shape[1] < 4:
-        return
-    x = x.double()
-    r_hat = float(split_gelman_rubin(x, chain_dim=0, sample_dim=1).nan_to_num(nan=1.0).max())
-    if r_hat > max(R_HAT, (1 + 8 / x.shape[1]) ** 0.5):  # what a short chain of half draws has
-        warnings.warn(f"the chains disagree: R-hat is {r_hat:.2f}", stacklevel=3)
+    if disagreement > R_HAT:
+        warnings.warn(f"the chains disagree: R-hat is {disagreement:.2f}", stacklevel=3)

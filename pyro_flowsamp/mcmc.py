@@ -38,6 +38,8 @@ class VectorizedMCMC:
 
     Attributes:
         statistics: Per-draw statistics ``{name: (num_chains, num_samples)}``.
+        unconstrained: The draws of the kept sites in R^d, ``(num_chains, num_samples, d)``.
+        interrupted: Whether Ctrl-C has cut them short.
         seconds: Wall-clock time of the run's "training", "warmup" and "sampling".
 
     Raises:
@@ -70,6 +72,7 @@ class VectorizedMCMC:
         self.save_params, self.disable_progbar = save_params, disable_progbar
         self.statistics: dict[str, Tensor] = {}
         self.seconds: dict[str, float] = {}
+        self.unconstrained, self.interrupted = torch.empty(0), False
         self._samples: Values | None = None
         self._state: Any = None
 
@@ -87,7 +90,7 @@ class VectorizedMCMC:
             clock.append(perf_counter())
             state = self._warm_up(kernel.start(self.num_chains, starts))
             clock.append(perf_counter())
-            self._state = self._draw(state)
+            self._state = self._draw(state, self.num_samples, self.thin)
             clock.append(perf_counter())
         kernel.cleanup()
         spans = (b - a for a, b in pairwise(clock))
@@ -95,6 +98,8 @@ class VectorizedMCMC:
 
     def resume(self, num_samples: int, thin: int = 1, initial_params: Values | None = None) -> None:
         """Goes on after :meth:`run`, everything frozen: new draws in place of the old.
+
+        Ctrl-C before the first of them leaves the old ones.
 
         Arguments:
             num_samples: Draws kept per chain.
@@ -110,15 +115,12 @@ class VectorizedMCMC:
             raise RuntimeError("there is no run to go on from: call run(...) first")
         if num_samples < 1 or thin < 1:
             raise ValueError(f"counts must be at least 1, got {num_samples} and {thin}")
-        self.num_samples, self.thin = num_samples, thin
         clock = perf_counter()
         with pyro.validation_enabled(False):
+            state = self._state
             if initial_params is not None:
-                self._state = self.kernel.init(
-                    self.kernel.target.pack_unconstrained(initial_params)
-                )
-                self.num_chains = len(self._state.x)
-            self._state = self._draw(self._state)
+                state = self.kernel.init(self.kernel.target.pack_unconstrained(initial_params))
+            self._state = self._draw(state, num_samples, thin)
         self.seconds["sampling"] = perf_counter() - clock
 
     def _train(self) -> None:
@@ -163,28 +165,31 @@ class VectorizedMCMC:
     def _bar(self, steps: int, name: str) -> Any:
         return trange(steps, desc=name, disable=self.disable_progbar or steps == 0)
 
-    def _draw(self, state: Any) -> Any:
-        shape, columns = (self.num_samples, self.num_chains), self._columns
+    def _draw(self, state: Any, num_samples: int, thin: int) -> Any:
+        shape, columns = (num_samples, len(state.x)), self._columns
         draws = state.x.new_empty((*shape, len(columns)))
         kinds = {"accepted": torch.bool, "diverging": torch.bool}
         stats = {
             name: torch.empty(shape, dtype=kinds.get(name, torch.double), device=draws.device)
             for name in STATISTICS
         }
-        done = 0
+        done, self.interrupted = 0, False
         try:
-            for _ in self._bar(self.num_samples, "Sample"):
-                for _ in range(self.thin):
+            for _ in self._bar(num_samples, "Sample"):
+                for _ in range(thin):
                     state, info = self.kernel.step(state)
                 draws[done] = state.x.index_select(-1, columns)
                 for name, value in statistics(state, info).items():
                     stats[name][done] = value
                 done += 1
         except KeyboardInterrupt:
-            warnings.warn(f"interrupted: {done} of {self.num_samples} draws kept", stacklevel=3)
-            self.num_samples = done
-        self.statistics = {name: value[:done].mT for name, value in stats.items()}
-        self._samples = self._unpack(draws[:done].transpose(0, 1))
+            self.interrupted = True
+            warnings.warn(f"interrupted: {done} of {num_samples} draws kept", stacklevel=3)
+        if done or self._samples is None:
+            self.num_samples, self.num_chains, self.thin = done, shape[1], thin
+            self.statistics = {name: value[:done].mT for name, value in stats.items()}
+            self.unconstrained = draws[:done].transpose(0, 1)
+            self._samples = self._unpack(self.unconstrained)
         return state
 
     def _unpack(self, draws: Tensor) -> Values:

@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "kernels": "kernels target flows importance proposal transitions",
     "mcmc": "kernels target",
     "export": "target",
-    "ladder": "target flows train guides kernels mcmc transitions export",
+    "trial": "kernels mcmc target",
+    "ladder": "trial target flows train guides kernels transitions export",
     "report": "",
     "targets": "targets target",
 }

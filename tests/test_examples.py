@@ -54,10 +54,17 @@ def test_benchmark_stores_and_continues(tmp_path):
     assert second.count("| radon |") == 3
 
 
-@pytest.mark.parametrize("study", ["gmm", "unequal", "funnel", "expgauss", "logistic", "schedule"])
-def test_annealing_flow(study, tmp_path):
-    command = ["papers/annealing_flow.py", study, "--smoke", "--results", str(tmp_path)]
-    assert "seed 0" in run(*command)
+@pytest.mark.parametrize(
+    "script, studies",
+    [
+        ("annealing_flow.py", ["gmm", "unequal", "funnel", "expgauss", "logistic", "schedule"]),
+        ("importance_flow.py", ["truncated", "posterior", "data"]),
+    ],
+)
+def test_every_study(script, studies, tmp_path):
+    command = [f"papers/{script}", "all", "--smoke", "--results", str(tmp_path)]
+    first = run(*command)
+    assert all(f"{study}-" in first for study in studies)
     assert "seed 0" not in run(*command)  # nothing is run twice
 
 
@@ -65,13 +72,6 @@ def test_annealing_picture(tmp_path):
     image = tmp_path / "annealing.png"
     run("papers/annealing_flow.py", "picture", "--smoke", "--image", str(image))
     assert image.stat().st_size > 10_000
-
-
-@pytest.mark.parametrize("study", ["truncated", "posterior", "data"])
-def test_importance_flow(study, tmp_path):
-    command = ["papers/importance_flow.py", study, "--smoke", "--results", str(tmp_path)]
-    assert "seed 0" in run(*command)
-    assert "seed 0" not in run(*command)  # nothing is run twice
 
 
 def test_deformation_gmm(tmp_path):
@@ -90,3 +90,16 @@ def test_deformation_phi4(tmp_path):
     command = ["papers/deformation_phi4.py", "--smoke", "--results", str(tmp_path)]
     assert "m0.5-deformation seed 0" in run(*command)
     assert "seed 0" not in run(*command)
+
+
+@pytest.mark.parametrize("study", ["moons", "corners", "digits"])
+def test_latent_langevin(study, tmp_path):
+    command = ["papers/latent_langevin.py", study, "--smoke", "--results", str(tmp_path)]
+    assert "seed 0" in run(*command)
+    assert "seed 0" not in run(*command)  # nothing is run twice
+
+
+def test_latent_picture(tmp_path):
+    image = tmp_path / "latent.png"
+    run("papers/latent_langevin.py", "picture", "--smoke", "--image", str(image))
+    assert image.stat().st_size > 10_000

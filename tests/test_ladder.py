@@ -1,6 +1,7 @@
 """sample(): right whatever kernel it chooses, and it chooses what pays."""
 
 import warnings
+from time import perf_counter
 
 import models
 import pyro
@@ -10,7 +11,7 @@ import torch
 from models import CONJUGATE_TRUTH, conjugate, conjugate_data
 
 import pyro_flowsamp as pf
-from pyro_flowsamp import Target, ladder
+from pyro_flowsamp import Target, ladder, trial
 from pyro_flowsamp.flows import LayeredFlow
 
 QUIET = {"progress": False, "seed": 0}
@@ -68,6 +69,7 @@ def no_training(monkeypatch):
 def test_conjugate_model():
     data = pf.sample(conjugate, *conjugate_data(), num_samples=50, num_chains=400, **QUIET)
     assert dict(data["posterior"].sizes)["chain"] == 400
+    assert data.attrs["reliable"] == 1
     for name, (mean, deviation) in CONJUGATE_TRUTH.items():
         x = values(data, name)
         assert abs(z_score(x, mean)) < 4
@@ -99,7 +101,11 @@ def test_a_flow_is_trained_where_nothing_else_mixes(bad_flows):
 def test_bad_flows_do_no_harm(bad_flows, no_training):
     target = Target.from_energy(lambda x: 0.5 * (x - 1).square().sum(-1), 3)
     data = pf.sample(target, num_samples=50, num_chains=400, **QUIET)
-    assert data.attrs["method"] in ("HMC", "JumpHMC (mixture)")  # exact by their local moves
+    assert data.attrs["method"] in (
+        "HMC",
+        "JumpHMC (mixture)",
+        "JumpHMC (Gaussian)",
+    )  # exact by their local moves
     x = values(data, "x")
     assert abs(z_score(x[..., 0], 1.0)) < 4
     assert abs(z_score((x[..., 0] - 1).square(), 1.0)) < 4
@@ -144,7 +150,7 @@ def test_an_improper_posterior():
 
 
 def test_chains_that_disagree(bad_flows, no_training, monkeypatch):
-    monkeypatch.setattr(ladder, "LONGEST_TRIAL", 0)
+    monkeypatch.setattr(trial, "LONGEST_TRIAL", 0)
     with pytest.warns(UserWarning, match="the chains disagree"):
         pf.sample(mixture(2), num_samples=20, num_chains=200, **QUIET)
 
@@ -155,20 +161,157 @@ def test_counts(counts):
         pf.sample(mixture(2), **counts)
 
 
+def test_a_target_takes_no_arguments():
+    with pytest.raises(ValueError, match="takes no model arguments"):
+        pf.sample(mixture(2), torch.zeros(3))
+
+
+def test_every_evaluation_counts_once():
+    count = 0
+
+    def energy(x):
+        nonlocal count
+        count += len(x)
+        return 0.5 * x.square().sum(-1)
+
+    target = Target.from_energy(energy, 2)
+    for _ in range(2):  # of the same target, too
+        count = 0
+        data = pf.sample(target, num_samples=5, num_chains=50, **QUIET)
+        assert data.attrs["evaluations"] == count
+
+
+def test_seconds_are_those_of_the_call():
+    start = perf_counter()
+    data = pf.sample(mixture(2), num_samples=20, **QUIET)
+    spent = sum(v for k, v in data.attrs.items() if k.startswith("seconds_"))
+    assert 0.5 * (perf_counter() - start) < spent < perf_counter() - start
+
+
+def test_attributes_can_be_saved(tmp_path):
+    pf.sample(mixture(2), num_samples=5, **QUIET).to_netcdf(tmp_path / "draws.nc")
+
+
+# ---- where nothing works -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hopeless(monkeypatch, no_training):
+    """No kernel is ever seen to mix."""
+    monkeypatch.setattr(trial, "worth", lambda x: 0.01)
+
+
+def test_the_user_is_told_where_no_kernel_mixes(hopeless):
+    with pytest.warns(UserWarning, match="no kernel has been seen to mix"):
+        data = pf.sample(mixture(2), num_samples=3, **QUIET)
+    assert data.attrs["reliable"] == 0 and data.attrs["rungs"].count("inf s") == 3
+    assert not data.attrs["method"].startswith("IMH")  # jumps alone hide what they miss
+    assert data.attrs["thin"] == trial.MOST_THINNED
+
+
+def test_a_kernel_that_fails_is_left_out(monkeypatch, bad_flows, no_training):
+    def refuse(self):
+        raise RuntimeError("warm-up drove the step size to nothing")
+
+    monkeypatch.setattr(pf.JumpHMC, "freeze", refuse)
+    with pytest.warns(UserWarning, match=r"JumpHMC \(mixture\) is left out"):
+        pf.sample(mixture(2), num_samples=3, **QUIET)
+    monkeypatch.setattr(pf.FlowKernel, "start", lambda *args: refuse(None))
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="no kernel runs"):
+        pf.sample(mixture(2), num_samples=3, **QUIET)
+
+
+# ---- where chains start --------------------------------------------------------------------------
+
+
+def test_particles_that_start_chains_are_no_siblings():
+    steps = ladder.Ladder(mixture(10), 5, 100, progress=False)
+    steps.anneal()
+    upper = (steps.particles.mean(-1) > 0).double()
+    u = upper - upper.mean()
+    assert abs(float((u[1:] * u[:-1]).mean() / u.square().mean())) < 0.15
+
+
+def test_chains_go_on_from_where_they_were():
+    """Not by way of constrained values, which a simplex rounds to its faces."""
+
+    def sparse(counts):
+        p = pyro.sample("p", dist.Dirichlet(0.1 * torch.ones(5)))
+        pyro.sample("y", dist.Multinomial(total_count=21, probs=p), obs=counts)
+
+    target = Target.from_model(sparse, torch.tensor([20.0, 1.0, 0.0, 0.0, 0.0]))
+    steps = ladder.Ladder(target, 1, 500, progress=False)
+    pyro.set_rng_seed(0)
+    steps.anneal()
+    rung = steps._better(None, "HMC", pf.LatentHMC(guide=steps.placed(1)), 4)
+    before = rung.run.unconstrained.flatten(0, 1)
+    starts = []
+    rung.run.kernel.init = lambda x: (
+        starts.append(x) or type(rung.run.kernel).init(rung.run.kernel, x)
+    )
+    steps.finish(rung)
+    distance = torch.cdist(starts[0].double(), before.double()).min(-1).values
+    assert float(distance.max()) < 1e-4
+
+
+def test_more_chains_than_draws_part():
+    data = pf.sample(mixture(2), num_samples=1, num_chains=20_000, **QUIET)
+    x = values(data, "x").flatten(0, 1)
+    assert len(x.unique(dim=0)) > 0.97 * len(x)
+
+
+# ---- Ctrl-C --------------------------------------------------------------------------------------
+
+
+def interrupt_at(monkeypatch, kernel, call):
+    """Ctrl-C in a kernel's step."""
+    step, calls = kernel.step, iter(range(10**9))
+
+    def interrupted(self, state):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return step(self, state)
+
+    monkeypatch.setattr(kernel, "step", interrupted)
+
+
+@pytest.mark.parametrize("call", [10, 60], ids=["warm-up", "trial"])
+def test_interrupting_a_later_trial_ends_the_climb(monkeypatch, bad_flows, call):
+    interrupt_at(monkeypatch, pf.LatentHMC, call)
+    with pytest.warns(UserWarning, match=r"IMH \(mixture\) makes the draws"):
+        data = pf.sample(mixture(2), num_samples=3, **QUIET)
+    assert data.attrs["method"] == "IMH (mixture)"
+
+
+@pytest.mark.parametrize("call", [10, 60], ids=["warm-up", "trial"])
+def test_interrupting_the_first_trial_ends_all(monkeypatch, call):
+    interrupt_at(monkeypatch, pf.IMH, call)
+    with pytest.raises(KeyboardInterrupt):
+        pf.sample(mixture(2), num_samples=3, **QUIET)
+
+
+@pytest.mark.parametrize("later, kept", [(0, trial.TRIAL), (4, 4)])
+def test_interrupting_the_draws_keeps_what_there_is(monkeypatch, later, kept):
+    interrupt_at(monkeypatch, pf.IMH, trial.steps() + later)
+    with pytest.warns(UserWarning, match="interrupted"):
+        data = pf.sample(mixture(2), num_samples=50, num_chains=300, **QUIET)
+    assert dict(data["posterior"].sizes)["draw"] == kept
+
+
 # ---- worth ---------------------------------------------------------------------------------------
 
 
 def test_independent_draws_are_worth_one_each():
-    assert ladder._worth(torch.randn(200, 50, 3)) == pytest.approx(1, abs=0.1)
+    assert trial.worth(torch.randn(200, 50, 3)) == pytest.approx(1, abs=0.1)
 
 
 def test_chains_that_never_move_are_worth_one_draw_each():
     x = torch.randn(200, 1, 3).expand(-1, 40, -1) + 1e-6 * torch.randn(200, 40, 3)
-    assert ladder._worth(x) < 2 / 40
+    assert trial.worth(x) < 2 / 40
 
 
 def test_modes_that_part_along_the_diagonal_only():
     """0.3 standard deviations off in each coordinate, 2.1 along the diagonal: nobody crosses."""
     sign = torch.randint(2, (200, 1, 1)).double() * 2 - 1
     x = torch.randn(200, 40, 50) + 0.3 * sign
-    assert ladder._worth(x) < 2 / 40 < ladder._worth(x[..., :1]) / 2
+    assert trial.worth(x) < 2 / 40 < trial.worth(x[..., :1]) / 2
