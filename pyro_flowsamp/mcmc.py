@@ -78,7 +78,7 @@ class VectorizedMCMC:
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Trains the guide if need be, warms up, and draws. Ctrl-C keeps what was drawn."""
-        self._args, self._kwargs = args, kwargs
+        self._args, self._kwargs, self._samples = args, kwargs, None
         kernel, starts = self.kernel, self._starts()
         if starts is not None:
             kernel.initial_params = {k: v[0] for k, v in starts.items()}

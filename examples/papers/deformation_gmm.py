@@ -60,7 +60,6 @@ PAPER = {
 
 
 WALKERS = 4e-2, 600  #: learning rate and points a step
-KERNELS = 4  #: in time, of the networks; a given path has enough with one
 
 
 class Size:
@@ -68,7 +67,8 @@ class Size:
 
     def __init__(self, smoke: bool) -> None:
         self.smoke = smoke
-        self.draws = 4096 if smoke else 10_000
+        self.draws = 512 if smoke else 10_000
+        self.kernels = 1 if smoke else 4  # in time, of the networks; a given path needs but one
         self.steps = 20 if smoke else 5000
         self.fewer = 20 if smoke else 2500
         self.reverse = 5 if smoke else 500
@@ -133,7 +133,7 @@ def exact_diffusion(known: Known, scale: float) -> Any:
 def by_walkers(name: str, size: Size, steps: int, **how: Any) -> Result:
     make, scale, wider = TARGETS[name]
     known = make()
-    how = {"train_scale": wider, "kernels": KERNELS, **how}
+    how = {"train_scale": wider, "kernels": size.kernels, **how}
     how = {"options": options(steps, *WALKERS), **how}
     guide = trained(known, scale, **how)
     return {**summary(guide, known, size), "steps": steps}
@@ -173,7 +173,7 @@ def by_trajectories(name: str, size: Size, store: Path, seed: int) -> Result:
     known = make()
     walkers = load(store, f"{name}-trainable")
     budget = walkers[seed]["fit_seconds"] if seed < len(walkers) else 1.0
-    how: dict[str, Any] = {"trainer": "trajectories", "train_scale": wider, "kernels": KERNELS}
+    how: dict[str, Any] = {"trainer": "trajectories", "train_scale": wider, "kernels": size.kernels}
     trial = trained(known, scale, options=options(10, 3e-3, 256), **how)
     steps = min(size.most, max(10, int(budget / trial.progress[-1].seconds * 10)))
     guide = trained(known, scale, options=options(steps, 3e-3, 256), **how)
@@ -297,8 +297,8 @@ def draw(path: Path, size: Size) -> None:
     make, scale, wider = TARGETS["pair"]
     known = make()
     choices: dict[str, Any] = {
-        "linear": {"interpolation": "linear", "train_scale": wider, "kernels": KERNELS},
-        "trainable": {"train_scale": wider, "kernels": KERNELS},
+        "linear": {"interpolation": "linear", "train_scale": wider, "kernels": size.kernels},
+        "trainable": {"train_scale": wider, "kernels": size.kernels},
         "diffusion": {"interpolation": exact_diffusion(known, scale)},
     }
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.8), sharex=True, sharey=True)
