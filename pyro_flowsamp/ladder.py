@@ -112,7 +112,9 @@ def sample(
     best = ladder.climb()
     disagreement = r_hat(best.run.unconstrained)
     ladder.finish(best)
-    _judge(best, max(disagreement, r_hat(best.run.unconstrained) if num_samples > 3 else 0))
+    if best.run.num_samples > 3:  # after Ctrl-C there may be fewer than were asked for
+        disagreement = max(disagreement, r_hat(best.run.unconstrained))
+    _judge(best, disagreement)
     data = to_arviz(best.run, log_likelihood=log_likelihood)
     data.attrs.update(ladder.attributes(best))
     return data

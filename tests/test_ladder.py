@@ -298,7 +298,7 @@ def test_interrupting_the_first_trial_ends_all(monkeypatch, call):
         pf.sample(mixture(2), num_samples=3, **QUIET)
 
 
-@pytest.mark.parametrize("later, kept", [(0, trial.TRIAL), (4, 4)])
+@pytest.mark.parametrize("later, kept", [(0, trial.TRIAL), (2, 2), (4, 4)])
 def test_interrupting_the_draws_keeps_what_there_is(monkeypatch, later, kept):
     interrupt_at(monkeypatch, pf.IMH, trial.steps() + later)
     with pytest.warns(UserWarning, match="interrupted"):
