@@ -41,7 +41,7 @@ from .kernels import IMH, FlowKernel, JumpHMC, LatentHMC
 from .target import Target, Values
 from .train import FitOptions
 from .transitions.tempering import tempered
-from .trial import TRIED, Rung, iqr, r_hat, steps, trial
+from .trial import SHORTEST, TRIED, Rung, iqr, r_hat, trial
 
 __all__ = ["sample"]
 
@@ -105,7 +105,9 @@ def sample(
         raise ValueError(f"need a sample and two chains at least, got {num_samples}, {num_chains}")
     if seed is not None:
         pyro.set_rng_seed(seed)
-    target = _target(model, args, kwargs)
+    if isinstance(model, Target) and (args or kwargs):
+        raise ValueError("a Target knows its data: it takes no model arguments")
+    target = Target.of(model, *args, **kwargs)
     if not target.conditioned:
         warnings.warn("nothing is observed: these are draws of the model's prior", stacklevel=2)
     ladder = Ladder(target, num_samples, num_chains, progress)
@@ -120,14 +122,6 @@ def sample(
     return data
 
 
-def _target(model: Callable, args: tuple, kwargs: dict) -> Target:
-    if not isinstance(model, Target):
-        return Target.from_model(model, *args, **kwargs)
-    if args or kwargs:
-        raise ValueError("a Target knows its data: it takes no model arguments")
-    return model
-
-
 class Ladder:
     """The rungs of one target, and what has been spent on them."""
 
@@ -136,7 +130,7 @@ class Ladder:
         self.num_samples, self.num_chains = num_samples, num_chains
         self.seconds = dict.fromkeys(("start", "training", "trials", "sampling"), 0.0)
         self.already = target.evaluations
-        self.tried: list[Rung] = []
+        self.promised: list[str] = []
         self.stopped = False  # the climb, by the user or since there is nothing to find
         self.failure: Exception | None = None
 
@@ -154,10 +148,9 @@ class Ladder:
 
     def attributes(self, best: Rung) -> dict[str, Any]:
         """What is worth knowing of how the draws were made, as ArviZ can store it."""
-        promised = [f"{rung.name}: {self._left(rung):.3g} s" for rung in self.tried]
         spent = {f"seconds_{name}": value for name, value in self.seconds.items()}
         made = {"method": best.name, "reliable": int(best.reliable), "thin": best.thin}
-        told = {"rungs": ", ".join(promised), "evaluations": self.evaluations}
+        told = {"rungs": ", ".join(self.promised), "evaluations": self.evaluations}
         return {**made, **told, **spent}
 
     # ---- the climb ------------------------------------------------------------------------------
@@ -211,7 +204,7 @@ class Ladder:
 
         ``evaluations`` is what a step of it asks of the target for each chain.
         """
-        if self.stopped or self._left(best) < self.price * TRIED * steps() * evaluations:
+        if self.stopped or self._left(best) < self.price * TRIED * SHORTEST * evaluations:
             return best
         try:
             with self.timed("trials"):
@@ -223,7 +216,7 @@ class Ladder:
             self.failure = error
             warnings.warn(f"{name} is left out: {error}", stacklevel=4)
             return best
-        self.tried.append(rung)
+        self.promised.append(f"{name}: {self._left(rung):.3g} s")
         return rung if best is None else min(best, rung, key=lambda rung: rung.order)
 
     def _try(self, name: str, kernel: FlowKernel, least: float) -> Rung:
@@ -283,8 +276,8 @@ class Ladder:
         options = FitOptions(max_steps=1, progress=False)
         if self.stopped or self._left(best) < self.price * options.batch_size * LEAST_STEPS:
             return None
-        replayed = self._replayed(best)
-        ensemble = (lambda target: replayed) if draws else None
+        replayed = self._replayed(best) if draws else None
+        ensemble = None if replayed is None else lambda target: replayed
         guide = AutoFlow(self.target, flow=flow, ensemble=ensemble, options=options)
         with self.timed("training"):
             guide.fit()  # its first step, and the mixture that it starts from

@@ -72,7 +72,7 @@ def _expectation_maximisation(x: Tensor, components: int, steps: int) -> Mixture
     nearest = torch.cdist(x, _spread_out(x, components)).argmin(-1)
     resp = torch.nn.functional.one_hot(nearest, components).to(x)
     mixture = _maximize(x, resp, ridge)
-    for _ in range(steps if components > 1 else 0):
+    for _ in range(steps):
         mixture = _maximize(x, mixture.joint_log_prob(x).softmax(-1), ridge)
     return mixture
 
@@ -90,7 +90,7 @@ def fit_mixture(x: Tensor, max_components: int, steps: int = 50) -> Mixture:
     """
     x = x[torch.randperm(len(x), device=x.device)].double()
     held_out, seen = x[: len(x) // 5], x[len(x) // 5 :]
-    best, count, failed = _expectation_maximisation(seen, 1, steps), 2, 0
+    best, count, failed = _expectation_maximisation(seen, 1, 0), 2, 0
     while count <= max_components and failed < 2:
         mixture = _expectation_maximisation(seen, count, steps)
         gain = mixture.log_prob(held_out) - best.log_prob(held_out)

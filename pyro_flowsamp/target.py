@@ -84,6 +84,11 @@ class Target:
         """
         return cls._from_model(model, args, kwargs, ())
 
+    @classmethod
+    def of(cls, source: Callable, *args: Any, **kwargs: Any) -> Target:
+        """A target as it is, whatever the arguments; else :meth:`from_model`."""
+        return source if isinstance(source, Target) else cls.from_model(source, *args, **kwargs)
+
     def amortize(self, *names: str) -> Target:
         """The same model as a conditional target: the named arguments become the context.
 

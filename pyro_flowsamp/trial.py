@@ -19,10 +19,11 @@ from .kernels import IMH, FlowKernel
 from .mcmc import VectorizedMCMC
 from .target import Target
 
-__all__ = ["TRIED", "Rung", "iqr", "r_hat", "steps", "trial", "worth"]
+__all__ = ["SHORTEST", "TRIED", "Rung", "iqr", "r_hat", "trial", "worth"]
 
 TRIED = 256  #: chains
 WARMUP, TRIAL, LONGEST_TRIAL = 50, 32, 128  #: steps
+SHORTEST = WARMUP + TRIAL  #: steps that a kernel takes in any case
 FEWEST = 5  #: effective draws of a chain by which a trial can be relied on
 LEAST_ALONE = 0.2  #: effective draws that a draw must be worth where there are jumps alone
 WORTH = 0.5  #: effective draws that a draw should be worth
@@ -80,11 +81,6 @@ class Rung(NamedTuple):
     def order(self) -> tuple[bool, bool, float]:
         """The best has the least; of those that are not reliable, one with local moves."""
         return not self.reliable, not self.reliable and self.alone, self.at_least(1)
-
-
-def steps() -> int:
-    """That the shortest trial takes, warm-up included."""
-    return WARMUP + TRIAL
 
 
 def trial(
@@ -160,7 +156,7 @@ def r_hat(x: Tensor) -> float:
     """The largest split R-hat of the coordinates of ``(chains, draws, d)``, over what is expected.
 
     Of n draws, each worth half an independent one, it is about :math:`\\sqrt{1 + 2/n}` when all is
-    well; what exceeds twice that excess counts.
+    well; what exceeds four times that excess counts.
     """
     found = split_gelman_rubin(x.double(), chain_dim=0, sample_dim=1).nan_to_num(nan=1.0).max()
     return float(found) / (1 + 8 / x.shape[1]) ** 0.5

@@ -300,7 +300,7 @@ def test_interrupting_the_first_trial_ends_all(monkeypatch, call):
 
 @pytest.mark.parametrize("later, kept", [(0, trial.TRIAL), (2, 2), (4, 4)])
 def test_interrupting_the_draws_keeps_what_there_is(monkeypatch, later, kept):
-    interrupt_at(monkeypatch, pf.IMH, trial.steps() + later)
+    interrupt_at(monkeypatch, pf.IMH, trial.SHORTEST + later)
     with pytest.warns(UserWarning, match="interrupted"):
         data = pf.sample(mixture(2), num_samples=50, num_chains=300, **QUIET)
     assert dict(data["posterior"].sizes)["draw"] == kept

@@ -16,14 +16,15 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+from processes import collect, measured  # noqa: E402
 
 MODELS = ("eight_schools", "german_credit", "radon")
 OURS = ("imh", "latent-mala", "gaussian-imh")
@@ -64,34 +65,15 @@ def measure(model_name: str, sampler: str, seed: int, smoke: bool) -> dict[str, 
     }
 
 
-def run(model: str, sampler: str, seed: int, smoke: bool) -> dict[str, Any]:
+def run(model: str, sampler: str, smoke: bool, seed: int) -> dict[str, Any]:
     """One measurement in a new process."""
     if sampler in OURS:
-        command = [str(HERE / "against_nuts.py"), "--one", model, sampler, "--seed", str(seed)]
-        command += ["--smoke"] if smoke else []
+        script, arguments = "against_nuts.py", ["--one", model, sampler]
+        brief = ["--smoke"]
     else:
-        command = [str(HERE / "nuts_baselines.py"), "--model", model, "--sampler", sampler]
-        command += ["--seed", str(seed)]
-        command += ["--num-samples", "20", "--warmup", "20"] if smoke else []
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{model} {sampler} {seed} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def collect(models: list[str], samplers: list[str], seeds: int, results: Path, smoke: bool) -> None:
-    """Runs what is not stored yet, seed by seed, so that all samplers advance together."""
-    results.mkdir(parents=True, exist_ok=True)
-    for seed in range(seeds):
-        for model in models:
-            for sampler in samplers:
-                path = results / f"{model}-{sampler}-{seed}.json"
-                if path.exists():
-                    continue
-                result = run(model, sampler, seed, smoke)
-                path.write_text(json.dumps(result))
-                print(f"{model:15s}{sampler:14s}seed {seed}", end="  ", flush=True)
-                print(f"{result['seconds_to_10000']:8.2f} s to 10 000", flush=True)
+        script, arguments = "nuts_baselines.py", ["--model", model, "--sampler", sampler]
+        brief = ["--num-samples", "20", "--warmup", "20"]
+    return measured(HERE / script, [*arguments, "--seed", str(seed), *(brief if smoke else [])])
 
 
 def table(results: Path) -> str:
@@ -139,7 +121,12 @@ def main() -> None:
     if args.smoke:
         args.models, args.samplers, args.seeds = ["radon"], list(OURS), 1
     if not args.table:
-        collect(args.models, args.samplers, args.seeds, args.results, args.smoke)
+        runs = {
+            f"{model}-{sampler}": partial(run, model, sampler, args.smoke)
+            for model in args.models
+            for sampler in args.samplers
+        }
+        collect(args.results, runs, args.seeds, "{seconds_to_10000:8.2f} s to 10 000")
     print(table(args.results))
 
 

@@ -17,9 +17,9 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from time import perf_counter
@@ -30,6 +30,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "papers")]
+from processes import collect, measured  # noqa: E402
 from stored import load, markdown, spread  # noqa: E402
 from suite_problems import PROBLEMS, Draws, Problem  # noqa: E402
 
@@ -58,19 +59,19 @@ def by_mala(problem: Problem, seed: int, smoke: bool) -> Measured:
     import pyro
     import torch
 
-    from pyro_flowsamp import LatentMALA, VectorizedMCMC
+    from pyro_flowsamp import LatentMALA, Target, VectorizedMCMC
     from pyro_flowsamp.ladder import Ladder
 
     pyro.set_rng_seed(seed)
     model, data = problem.make()
-    chains, steps = (100, 50) if smoke else (1000, 1000)
-    ladder = Ladder(target_of(model, data), steps, chains, progress=False)
+    chains, kept = (100, 5) if smoke else (1000, 100)
+    ladder = Ladder(Target.of(model, *data), kept, chains, progress=False)
     ladder.anneal()
     starts = ladder.particles[torch.arange(chains) % len(ladder.particles)]
     run = VectorizedMCMC(
         LatentMALA(guide=ladder.placed(1)),
-        num_samples=max(1, steps // 10),
-        warmup_steps=max(1, steps // 10),
+        num_samples=kept,
+        warmup_steps=kept,
         num_chains=chains,
         thin=10,
         initial_params=ladder.target.unpack_unconstrained(starts),
@@ -79,12 +80,6 @@ def by_mala(problem: Problem, seed: int, smoke: bool) -> Measured:
     run.run()
     draws = {name: x.numpy() for name, x in run.get_samples(group_by_chain=True).items()}
     return draws, ladder.target.evaluations, {}
-
-
-def target_of(model: Callable, data: tuple) -> Any:
-    from pyro_flowsamp import Target
-
-    return model if isinstance(model, Target) else Target.from_model(model, *data)
 
 
 def by_pyro(problem: Problem, seed: int, smoke: bool) -> Measured:
@@ -207,14 +202,10 @@ def z_score(draws: np.ndarray, truth: float, error: float) -> float:
     return float((draws.mean() - truth) / max((own**2 + error**2) ** 0.5, 1e-12))
 
 
-def run(name: str, sampler: str, seed: int, smoke: bool) -> dict[str, Any]:
+def run(name: str, sampler: str, smoke: bool, seed: int) -> dict[str, Any]:
     """One measurement in a new process."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--one", name, sampler]
-    command += ["--seed", str(seed), *(["--smoke"] if smoke else [])]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{name} {sampler} {seed} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    arguments = ["--one", name, sampler, "--seed", str(seed)]
+    return measured(Path(__file__).resolve(), [*arguments, *(["--smoke"] if smoke else [])])
 
 
 def possible(name: str, sampler: str) -> bool:
@@ -224,20 +215,6 @@ def possible(name: str, sampler: str) -> bool:
     return sampler in (*OURS, "pyro") or (
         sampler == "numpyro" and name in ("eight_schools", "german_credit", "radon")
     )
-
-
-def collect(names: list[str], samplers: list[str], seeds: int, results: Path, smoke: bool) -> None:
-    """Runs what is not stored yet, seed by seed, so that all samplers advance together."""
-    results.mkdir(parents=True, exist_ok=True)
-    for seed in range(seeds):
-        for name in names:
-            for sampler in samplers:
-                path = results / f"{name}-{sampler}-{seed}.json"
-                if path.exists() or not possible(name, sampler):
-                    continue
-                result = run(name, sampler, seed, smoke)
-                path.write_text(json.dumps(result, indent=1) + "\n")
-                print(f"{name:24s}{sampler:10s}seed {seed} {result['seconds']:8.1f} s", flush=True)
 
 
 # ---- the table -----------------------------------------------------------------------------------
@@ -278,7 +255,8 @@ ESS of the worst scalar statistic, the worst |z| that of the worst of all seeds 
 where it is large the ESS means nothing. MALA: 1000 chains in the space that the same annealed
 particles whiten. NUTS: Pyro's, one chain of 300 + 1000 steps; NumPyro's, four of 500 + 2500,
 vectorised. flowMC: its bundle of splines and MALA, 20 chains, 20 + 20 loops of 100 local and 10
-global steps.
+global steps. Evaluations: NumPyro's count warm-up as a fifth of sampling, since its steps are not
+kept; flowMC's are those steps.
 
 """
 
@@ -301,7 +279,13 @@ def main() -> None:
     if args.smoke:
         args.problems, args.samplers, args.seeds = ["two_modes_2"], list(OURS), 1
     if not (args.table or args.write):
-        collect(args.problems, args.samplers, args.seeds, args.results, args.smoke)
+        runs = {
+            f"{name}-{sampler}": partial(run, name, sampler, args.smoke)
+            for name in args.problems
+            for sampler in args.samplers
+            if possible(name, sampler)
+        }
+        collect(args.results, runs, args.seeds, "{seconds:8.1f} s")
     text = table(args.results)
     print(text)
     if args.write:

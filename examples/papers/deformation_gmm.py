@@ -202,9 +202,8 @@ METHODS = {
     "linear": lambda name, size: by_walkers(name, size, size.fewer, interpolation="linear"),
     "trainable": lambda name, size: by_walkers(name, size, size.steps),
     "diffusion": by_diffusion,
-    "trainable, polished": polished,
-    "diffusion, distilled": distilled,
 }
+AFTERWARDS = {"trainable, polished": polished, "diffusion, distilled": distilled}
 TRAJECTORIES = "trainable, trajectories"
 
 
@@ -215,9 +214,9 @@ def key(name: str, method: str) -> str:
 def collect_all(store: Path, size: Size, seeds: int) -> None:
     """The table's main rows first, then the rest."""
     names = ["pair"] if size.smoke else list(TARGETS)
-    for methods in (list(METHODS)[:4], list(METHODS)[4:]):
+    for methods in (METHODS, AFTERWARDS):
         for seed in range(seeds):
-            runs = {key(n, m): partial(METHODS[m], n, size) for n in names for m in methods}
+            runs = {key(n, m): partial(run, n, size) for n in names for m, run in methods.items()}
             collect(store, runs, [seed])
     for seed in range(seeds):
         late = {key(n, TRAJECTORIES): partial(by_trajectories, n, size, store, seed) for n in names}
@@ -260,7 +259,7 @@ def cost_table(store: Path) -> str:
 
 def table(store: Path, name: str) -> str:
     rows = []
-    for method in (*METHODS, TRAJECTORIES):
+    for method in (*METHODS, *AFTERWARDS, TRAJECTORIES):
         runs = load(store, key(name, method))
         if not runs:
             continue

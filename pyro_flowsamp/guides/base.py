@@ -144,9 +144,7 @@ class FlowGuide(AutoContinuous):
         key = (source, torch.get_default_dtype(), *args, *names, *(kwargs[k] for k in names))
         if self._last is not None and same_objects(key, self._last[0]):
             return self._last[1]
-        target = (
-            source if isinstance(source, Target) else Target.from_model(source, *args, **kwargs)
-        )
+        target = Target.of(source, *args, **kwargs)
         if self.context_names:
             target = target.amortize(*self.context_names)
         self._last = key, target

@@ -195,7 +195,7 @@ class FlowKernel(MCMCKernel):
         """A guide of another model would be told by its sites; say so by name."""
         if source is None or self._owns_guide or source == self.guide._source[0]:  # type: ignore
             return
-        made = source if isinstance(source, Target) else Target.from_model(source, *args, **kwargs)
+        made = Target.of(source, *args, **kwargs)
         mine = {s.name: tuple(s.shape) for s in made.sites}
         assert self.guide is not None
         theirs = {s.name: tuple(s.shape) for s in self.guide.bind(*args, **kwargs).sites}

@@ -49,16 +49,13 @@ class IMH(FlowKernel):
         self.lookahead = lookahead
         super().__init__(model, potential_fn, guide)
 
-    def reset(self) -> None:
-        self._ahead: list[tuple[imh.State, Tensor]] = []
-
     def init(self, x: Tensor) -> imh.State:
         """The state at the flow's own rendition of ``x``.
 
         In floating point f(f⁻¹(x)) is a neighbour of x whose log q is known by the pass that
         sampling uses, so that all densities in a ratio come from one formula.
         """
-        self._ahead = []  # there may be more chains now
+        self._ahead: list[tuple[imh.State, Tensor]] = []  # there may be other chains than before
         z = self.proposal.pull(x)
         with torch.no_grad():
             x, ladj = self.proposal.push(z)
