@@ -56,6 +56,10 @@ def to_arviz(
     - ``log_likelihood``: of each observation, ``(C, D, *batch_shape)``;
     - ``observed_data``.
 
+    Of a run at K contexts, C/K chains of each, every variable has their dimension after chain and
+    draw, ``(C/K, D, K, ...)``: named after the context's argument with its values as coordinates,
+    or "context" and numbered where it is more than one number. The other groups are left out.
+
     The last two need a Pyro model with observations. The log-likelihood also needs draws of every
     latent site, and memory for C · D numbers per observation: where a site was not saved or is
     summed out, or these are more than 5e8 numbers, the group is left out with a warning.
@@ -73,13 +77,15 @@ def to_arviz(
         log_likelihood: Whether to make that group.
         dims: Names of the dimensions beyond chain and draw, by site.
         coords: Labels along named dimensions.
-        num_samples: Draws of a guide, in one chain; not used for a run.
+        num_samples: Draws of a guide, in one chain (at each context); not used for a run.
 
     Raises:
         ValueError: The source is none of these, has no draws yet or is untrained, or a run is
             given model arguments.
     """
     samples, statistics, target = _draws(source, args, kwargs, num_samples)
+    if target is not None and target.contexts is not None:
+        return _by_context(samples, statistics, target, dims or {}, coords or {})
     groups = {"posterior": samples, "sample_stats": statistics}
     if target is not None and (observed := target.observed_data()):
         groups["observed_data"] = observed
@@ -111,8 +117,10 @@ def _guide_draws(guide: Any, args: tuple, kwargs: dict, num: int) -> Draws:
     if num < 1:
         raise ValueError(f"num_samples must be at least 1, got {num}")
     target = guide.bind(*args, **kwargs)
-    x, log_q = (t[None] for t in guide.proposal(*args, **kwargs).sample_and_log_prob(num))
-    lp, log_q = target.log_prob(x[0])[None].double(), log_q.double()
+    contexts = 1 if target.contexts is None else len(target.contexts)
+    x, log_q = guide.proposal(*args, **kwargs).sample_and_log_prob(num * contexts)
+    scored = (x, target.log_prob(x).double(), log_q.double())
+    x, lp, log_q = (value.unflatten(0, (num, contexts)).transpose(0, 1) for value in scored)
     statistics = {"lp": lp, "log_q": log_q, "log_weight": lp - log_q}
     return Draws(target.unpack(x), statistics, target)
 
@@ -129,6 +137,8 @@ def _run_draws(run: Any) -> Draws:
 
 def _target(run: Any) -> Target | None:
     kernel = run.kernel
+    if getattr(kernel, "_target", None) is not None and kernel.target.contexts is not None:
+        return kernel.target
     if kernel.model is not None:
         return Target.from_model(kernel.model, *run._args, **run._kwargs)
     try:
@@ -181,6 +191,26 @@ def _log_likelihood(target: Target, samples: Values) -> Values:
         return _left_out(f"it would hold {numbers:.1e} numbers; draw or keep fewer (thin=...)")
     values = target.pointwise_log_likelihood(flat)
     return {name: v.unflatten(0, shape) for name, v in values.items()}
+
+
+def _by_context(
+    samples: Values, statistics: Values, target: Target, dims: Mapping, coords: Mapping
+) -> Any:
+    """Draws of which chain i is at the context of i mod K, with a dimension for these."""
+    contexts = target.contexts
+    assert contexts is not None
+    num, single = len(contexts), contexts.shape[1] == 1
+    name = target.context_names[0] if single else "context"
+    values = contexts[:, 0].tolist() if single else list(range(num))
+
+    def split(group: Values) -> Values:
+        shaped = {key: torch.as_tensor(v).unflatten(0, (-1, num)) for key, v in group.items()}
+        return {key: v.transpose(1, 2) for key, v in shaped.items()}
+
+    groups = {"posterior": split(samples), "sample_stats": split(statistics)}
+    dims = {key: [name, *dims.get(key, ())] for group in groups.values() for key in group}
+    arrays = {key: _arrays(group) for key, group in groups.items()}
+    return _convert(arrays, dims, {**coords, name: values})
 
 
 def _left_out(reason: str) -> Values:

@@ -11,8 +11,9 @@ takes.
 
 Every kernel is tried for a moment (:mod:`pyro_flowsamp.trial`), which tells the seconds T that the
 draws would take by it. No other kernel can save more than T: it is tried, and its flow trained,
-only if T exceeds what that takes, and the kernel with the least T does the rest. Where no flow
-earns its keep that is HMC.
+only if T exceeds what that takes, and the search is given up after 2 T. The kernel with the least T
+does the rest; where no flow earns its keep that is HMC. Its chains go on until all have moved, and
+as long again, so that nothing is left of the particles that they began at.
 
 Every kernel leaves the posterior invariant, whatever its flow, and is frozen before the draws that
 are returned.
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from math import ceil, inf, log
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -45,11 +46,13 @@ from .trial import SHORTEST, TRIED, Rung, iqr, r_hat, trial
 
 __all__ = ["sample"]
 
-NUM_PARTICLES, MOVES = 1024, 5  #: of the annealing, and Langevin moves at each of its stages
+FEW, MANY = (1024, 5), (4096, 10)  #: particles of the annealing, and moves at each of its stages
+FORGETTING = 10  #: times as many steps as between kept draws, by which starts must be forgotten
 LEAPS = 8  #: leapfrog steps of the whitened HMC
 CYCLE = 25  #: evaluations of a JumpHMC step in warm-up
 TASTE, LEAST_STEPS = 10, 300  #: of training: by which its cost is foretold, and what it needs
 R_HAT = 1.05  #: beyond which chains disagree
+PATIENCE = 2.0  #: times as long as the draws would take may be spent on the search for better
 RUNAWAY = 30.0  #: times as wide as the particles: a posterior without end
 
 
@@ -133,6 +136,7 @@ class Ladder:
         self.promised: list[str] = []
         self.stopped = False  # the climb, by the user or since there is nothing to find
         self.failure: Exception | None = None
+        self.searched = 0.0  # seconds, since a kernel has been seen to mix
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -141,6 +145,7 @@ class Ladder:
             yield
         finally:
             self.seconds[what] += perf_counter() - clock
+            self.searched += perf_counter() - clock
 
     @property
     def evaluations(self) -> int:
@@ -155,10 +160,10 @@ class Ladder:
 
     # ---- the climb ------------------------------------------------------------------------------
 
-    def anneal(self) -> None:
+    def anneal(self, num: int = FEW[0], moves: int = FEW[1]) -> None:
         """Particles of every mode, and about what an evaluation takes."""
         with self.timed("start"):
-            x = tempered(self.target, NUM_PARTICLES, moves=MOVES).x
+            x = tempered(self.target, num, moves=moves).x
         self.particles = x[torch.randperm(len(x), device=x.device)]  # neighbours are siblings
         self.price = self.seconds["start"] / self.evaluations
 
@@ -169,7 +174,11 @@ class Ladder:
             RuntimeError: None has run.
         """
         self.anneal()
-        mixture, gaussian = self.placed(MAX_COMPONENTS), self.placed(1)
+        mixture = self.placed(MAX_COMPONENTS)
+        if mixture.flow.base.used > 1:  # type: ignore  # a few particles hardly weigh modes
+            self.anneal(*MANY)
+            mixture = self.placed(MAX_COMPONENTS)
+        gaussian = self.placed(1)
         self.modes = int(mixture.flow.base.used)  # type: ignore
         name = "mixture" if self.modes > 1 else "Gaussian"
         best = self._better(None, f"IMH ({name})", IMH(guide=mixture), 1)
@@ -197,6 +206,11 @@ class Ladder:
     def _left(self, best: Rung | None) -> float:
         return inf if best is None else best.left(self.num_samples)
 
+    def _pays(self, best: Rung | None, seconds: float) -> bool:
+        """Whether what takes so long may save as much, and the search has not been too long."""
+        left = self._left(best)
+        return not self.stopped and seconds <= left and self.searched + seconds <= PATIENCE * left
+
     def _better(
         self, best: Rung | None, name: str, kernel: FlowKernel, evaluations: int
     ) -> Rung | None:
@@ -204,7 +218,7 @@ class Ladder:
 
         ``evaluations`` is what a step of it asks of the target for each chain.
         """
-        if self.stopped or self._left(best) < self.price * TRIED * SHORTEST * evaluations:
+        if not self._pays(best, self.price * TRIED * SHORTEST * evaluations):
             return best
         try:
             with self.timed("trials"):
@@ -217,6 +231,8 @@ class Ladder:
             warnings.warn(f"{name} is left out: {error}", stacklevel=4)
             return best
         self.promised.append(f"{name}: {self._left(rung):.3g} s")
+        if self._left(best) == inf:
+            self.searched = 0.0
         return rung if best is None else min(best, rung, key=lambda rung: rung.order)
 
     def _try(self, name: str, kernel: FlowKernel, least: float) -> Rung:
@@ -248,16 +264,31 @@ class Ladder:
         """The draws that were asked for, by chains that go on from those of the trial."""
         run = best.run
         x = run.unconstrained.flatten(0, 1)
-        effective = max(1.0, best.worth * len(x))
         x = x[torch.randperm(len(x), device=x.device)]
-        x = x[torch.arange(self.num_chains, device=x.device) % len(x)]
-        starts: Values | None = self.target.unpack_unconstrained(x)
-        run.disable_progbar = not self.progress
+        x = x[torch.arange(self.num_chains, device=x.device) % len(x)]  # some at the same place
         with self.timed("sampling"):
-            if self.num_chains > effective:  # some start at the same place: let them part
-                run.resume(1, best.thin * ceil(1 + log(self.num_chains / effective)), starts)
-                starts = None
-            run.resume(self.num_samples, best.thin, starts)
+            self._forget(best, self.target.unpack_unconstrained(x))
+            if not run.interrupted:
+                run.disable_progbar = not self.progress
+                run.resume(self.num_samples, best.thin)
+
+    def _forget(self, best: Rung, starts: Values | None) -> None:
+        """Goes on until every chain has moved, and as long again: particles weigh modes and tails
+        with an error that all chains have in common, which their spread does not show.
+        """
+        run, moved = best.run, torch.zeros((), dtype=torch.bool, device=self.target.device)
+        for _ in range(max(2, self.num_samples // FORGETTING)):
+            run.resume(FORGETTING * best.thin, 1, starts)
+            starts, done = None, bool(moved.all())
+            moved = moved | run.statistics["accepted"].any(1)
+            if done or run.interrupted:
+                return
+        if not bool(moved.all()):
+            warnings.warn(
+                f"{int((~moved).sum())} of {self.num_chains} chains have never moved: {best.name} "
+                f"hardly reaches where they started, and the mass there is not known well",
+                stacklevel=4,
+            )
 
     # ---- flows ----------------------------------------------------------------------------------
 
@@ -274,7 +305,7 @@ class Ladder:
     def _taught(self, flow: str, draws: bool, best: Rung | None) -> AutoFlow | None:
         """A flow trained for no longer than it could save; None where that is too short."""
         options = FitOptions(max_steps=1, progress=False)
-        if self.stopped or self._left(best) < self.price * options.batch_size * LEAST_STEPS:
+        if not self._pays(best, self.price * options.batch_size * LEAST_STEPS):
             return None
         replayed = self._replayed(best) if draws else None
         ensemble = None if replayed is None else lambda target: replayed
@@ -283,7 +314,7 @@ class Ladder:
             guide.fit()  # its first step, and the mixture that it starts from
             guide.options = replace(options, max_steps=TASTE)
             step = guide.train_flow(self.target, None).seconds / TASTE
-            if self._left(best) < step * LEAST_STEPS:
+            if not self._pays(best, step * LEAST_STEPS):
                 return None
             most = min(FitOptions.max_steps, self._left(best) / step)
             guide.options = FitOptions(max_steps=int(most), progress=self.progress)

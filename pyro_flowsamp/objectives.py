@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from .target import Target
 
-__all__ = ["ForwardKL", "Loss", "Objective", "PathGradient", "ReverseKL", "WeightedSum"]
+__all__ = ["ForwardKL", "Loss", "Objective", "PathGradient", "ReverseKL", "WeightedSum", "draw"]
 
 
 class Loss(NamedTuple):
@@ -31,7 +31,7 @@ class Loss(NamedTuple):
 Objective = Callable[[nn.Module, Target, int, Tensor | None], Loss]
 
 
-def _draw(flow: nn.Module, num: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
+def draw(flow: nn.Module, num: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """``num`` draws and their log densities by one pass, differentiable."""
     if context is None:
         return flow(None).rsample_and_log_prob((num,))
@@ -57,7 +57,7 @@ class ReverseKL:
     def __call__(
         self, flow: nn.Module, target: Target, num: int, context: Tensor | None = None
     ) -> Loss:
-        x, log_q = _draw(flow, num, context)
+        x, log_q = draw(flow, num, context)
         log_p = target.log_prob(x, context)
         return Loss(_mean_where_finite(log_q - log_p, log_p), (log_p - log_q).detach())
 
@@ -81,12 +81,18 @@ class PathGradient:
     def __call__(
         self, flow: nn.Module, target: Target, num: int, context: Tensor | None = None
     ) -> Loss:
-        x, log_q_own = _draw(flow, num, context)
+        x, log_q = draw(flow, num, context)
+        return self.of_draws(flow, target, x, log_q, context)
+
+    def of_draws(
+        self, flow: nn.Module, target: Target, x: Tensor, log_q: Tensor, context: Tensor | None
+    ) -> Loss:
+        """The same, of draws and their log densities by the pass that made them."""
         scorer = _Scorer(flow)
         fixed = {name: value.detach() for name, value in scorer.named_parameters()}
-        log_q = functional_call(scorer, fixed, (x, context))
+        scored = functional_call(scorer, fixed, (x, context))
         log_p = target.log_prob(x, context)
-        return Loss(_mean_where_finite(log_q - log_p, log_p), (log_p - log_q_own).detach())
+        return Loss(_mean_where_finite(scored - log_p, log_p), (log_p - log_q).detach())
 
 
 class _Scorer(nn.Module):

@@ -3,47 +3,56 @@ r"""A frozen flow, as kernels use it: draws with densities, and the latent map b
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Proposal"]
+__all__ = ["Proposal", "every"]
 
 
 class Proposal:
-    r"""A snapshot of a flow :math:`q` at one context.
+    r"""A snapshot of a flow :math:`q`, at one context or at several in turn.
 
-    The parameters are copied, so that training the guide further cannot change a running chain.
+    The parameters are copied, so that training the guide further cannot change a running chain. At
+    K contexts row i of any batch has the context i mod K: chains keep theirs, whatever is drawn.
 
     Arguments:
         flow: A zuko-style flow.
-        context: One context row ``(c,)``, or None.
+        context: One context row ``(c,)``, K of them ``(K, c)``, or None.
     """
 
     def __init__(self, flow: nn.Module, context: Tensor | None = None) -> None:
-        frozen = copy.deepcopy(flow).requires_grad_(False).eval()
-        self.distribution = frozen(context)
-        self.dim = self.distribution.event_shape[-1]
-        self._map = self.distribution.transform.inv
+        self._frozen = copy.deepcopy(flow).requires_grad_(False).eval()
+        several = context is not None and context.dim() > 1
+        self._rows = context if several else None
+        self._one = None if several else self._frozen(context)
+        self.dim = self.at(1).event_shape[-1]
+
+    def at(self, num: int) -> Any:
+        """The distribution of a batch of ``num`` points: of one for all, or of each its own."""
+        if self._rows is None:
+            return self._one
+        return self._frozen(every(self._rows, num))
 
     @torch.no_grad()
     def sample_and_log_prob(self, num: int) -> tuple[Tensor, Tensor]:
         r"""``num`` draws ``(num, d)`` and :math:`\log q` by the pass that made them."""
-        return self.distribution.rsample_and_log_prob((num,))
+        return self.at(num).rsample_and_log_prob((num,) if self._rows is None else ())
 
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Tensor:
         r""":math:`\log q(x)` by the inverse pass, ``(N, d) → (N,)``."""
-        return self.distribution.log_prob(x)
+        return self.at(len(x)).log_prob(x)
 
     def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`x = f(z)` and :math:`\log|\det \partial f/\partial z|`; differentiable."""
-        return self._map.call_and_ladj(z)
+        return self.at(len(z)).transform.inv.call_and_ladj(z)
 
     @torch.no_grad()
     def pull(self, x: Tensor) -> Tensor:
         r""":math:`z = f^{-1}(x)`."""
-        return self.distribution.transform(x)
+        return self.at(len(x)).transform(x)
 
     def push_vector(self, z: Tensor, v: Tensor) -> Tensor:
         r""":math:`J(z)\, v`, ``(N, d)``, in one forward-mode pass; J is that of f."""
@@ -55,14 +64,19 @@ class Proposal:
 
     def base_log_prob(self, z: Tensor) -> Tensor:
         r""":math:`\log q_Z(z)`, so that :math:`\log q(f(z)) = \log q_Z(z) - \log|\det f'|`."""
-        return self.distribution.base.log_prob(z)
+        return self.at(len(z)).base.log_prob(z)
 
     @torch.no_grad()
     def sample_latent(self, num: int) -> Tensor:
         """Draws of the base distribution, ``(num, d)``."""
-        return self.distribution.base.sample((num,))
+        return self.at(num).base.sample((num,) if self._rows is None else ())
 
     def gap(self, num: int = 2048) -> float:
         """How far sampling's and scoring's log q differ on 99.9 % of draws, in nats."""
         x, log_q = self.sample_and_log_prob(num)
         return float((log_q - self.log_prob(x)).abs().double().quantile(0.999))
+
+
+def every(rows: Tensor, num: int) -> Tensor:
+    """K rows over and over, ``(num, c)``: row i is the one of i mod K."""
+    return rows[torch.arange(num, device=rows.device) % len(rows)]

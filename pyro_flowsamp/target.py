@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from math import pi, prod
 from typing import Any
 
@@ -40,6 +41,7 @@ class Target:
         dim: The dimension :math:`d`.
         evaluations: How many densities have been asked for so far.
         nonfinite: How many of them were NaN or infinite, as a 0-d tensor on ``device``.
+        contexts: Of :meth:`at`, ``(K, c)``; else None.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Target:
         self.evaluations = 0
         self.nonfinite = torch.zeros((), dtype=torch.long, device=device)
         self.context_names: tuple[str, ...] = ()
+        self.contexts: Tensor | None = None
         self._model_density: ModelDensity | None = None
 
     # ---- construction -------------------------------------------------------------------------
@@ -99,6 +102,18 @@ class Target:
             raise ValueError("only a target made from a Pyro model has named arguments")
         program = self._model_density
         return self._from_model(program.model, program.args, program.kwargs, names)
+
+    def at(self, contexts: Tensor) -> Target:
+        """The same conditional target, at K contexts in turn: row i of a batch at i mod K.
+
+        So thousands of chains at all contexts are one batch, in any kernel.
+
+        Arguments:
+            contexts: Rows as :meth:`log_prob` takes them, ``(K, c)``.
+        """
+        target = copy(self)
+        target.contexts = contexts.to(self.device, self.dtype)
+        return target
 
     @classmethod
     def _from_model(
@@ -358,7 +373,9 @@ class Target:
         )
 
     def _own_context(self, num: int) -> Tensor | None:
-        """The context of the arguments this target was made with, ``(num, c)``, or None."""
+        """Those of :meth:`at`, or of the arguments this target was made with; or None."""
+        if self.contexts is not None:
+            return self.contexts[torch.arange(num, device=self.device) % len(self.contexts)]
         if not self.context_names or self._model_density is None:
             return None
         kwargs = self._model_density.kwargs

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 from tqdm.auto import tqdm
 
-__all__ = ["FitOptions", "History", "fit"]
+__all__ = ["FitOptions", "History", "Stepper", "fit"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class History:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-class _Stepper:
+class Stepper:
     """Adam steps that skip themselves, on the device, where anything is not finite.
 
     torch's functional Adam takes the gradient's scale and the flag to skip as tensors, as under
@@ -212,7 +212,7 @@ def fit(
     """
     options = options or FitOptions()
     start, history = time.perf_counter(), History()
-    stepper, plateau = _Stepper(parameters, options), _Plateau(options)
+    stepper, plateau = Stepper(parameters, options), _Plateau(options)
     losses, weights = [], []
     with tqdm(total=options.max_steps, desc="Train", disable=not options.progress) as bar:
         try:

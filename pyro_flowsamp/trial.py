@@ -19,13 +19,14 @@ from .kernels import IMH, FlowKernel
 from .mcmc import VectorizedMCMC
 from .target import Target
 
-__all__ = ["SHORTEST", "TRIED", "Rung", "iqr", "r_hat", "trial", "worth"]
+__all__ = ["SHORTEST", "TRIED", "Rung", "iqr", "r_hat", "stuck", "trial", "worth"]
 
 TRIED = 256  #: chains
 WARMUP, TRIAL, LONGEST_TRIAL = 50, 32, 128  #: steps
 SHORTEST = WARMUP + TRIAL  #: steps that a kernel takes in any case
 FEWEST = 5  #: effective draws of a chain by which a trial can be relied on
 LEAST_ALONE = 0.2  #: effective draws that a draw must be worth where there are jumps alone
+STUCK = 0.01  #: of the chains with local moves that may never have jumped
 WORTH = 0.5  #: effective draws that a draw should be worth
 MOST_THINNED = 20  #: draws for one that is kept
 MOST_NUMBERS = 10_000_000  #: that are looked at
@@ -41,6 +42,7 @@ class Rung(NamedTuple):
         length: Steps of the trial.
         worth: Effective draws that a draw is worth.
         seconds: A step takes.
+        stuck: The share of its chains that never moved, see :func:`stuck`.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Rung(NamedTuple):
     length: int
     worth: float
     seconds: float
+    stuck: float
 
     @property
     def thin(self) -> int:
@@ -66,8 +69,14 @@ class Rung(NamedTuple):
 
     @property
     def reliable(self) -> bool:
-        """Jumps alone never show what their flow does not reach: it must be a good one."""
-        return self.many and (self.worth >= LEAST_ALONE or not self.alone)
+        """Jumps alone never show what their flow does not reach: it must be a good one.
+
+        Chains that never jump are where it hardly draws: in a tail, which local moves would leave
+        for it, or in a mode that its draws have hardly any of.
+        """
+        if self.alone and (self.worth < LEAST_ALONE or self.stuck):
+            return False
+        return self.many and self.stuck <= STUCK
 
     def left(self, num_samples: int) -> float:
         """Seconds that so many draws a chain take, if they are known."""
@@ -113,7 +122,8 @@ def trial(
     growth = max(1.0, num_chains / len(starts))  # of a step's cost: at most in proportion
     while not run.interrupted:
         pace = run.seconds["sampling"] / run.num_samples * growth
-        rung = Rung(name, run, run.num_samples, worth(run.unconstrained), pace)
+        left = stuck(run.statistics["accepted"])
+        rung = Rung(name, run, run.num_samples, worth(run.unconstrained), pace, left)
         slow = rung.at_least(num_samples) >= least
         if rung.many or slow or run.num_samples >= LONGEST_TRIAL:
             return rung
@@ -160,6 +170,18 @@ def r_hat(x: Tensor) -> float:
     """
     found = split_gelman_rubin(x.double(), chain_dim=0, sample_dim=1).nan_to_num(nan=1.0).max()
     return float(found) / (1 + 8 / x.shape[1]) ** 0.5
+
+
+def stuck(accepted: Tensor) -> float:
+    """The share of chains that never moved, if more than by chance, of ``(chains, draws)``.
+
+    Were all as likely to move, at the mean rate r, a share :math:`(1 - r)^n` of them would not in n
+    draws, up to three standard deviations.
+    """
+    chains, draws = accepted.shape
+    never = float((~accepted).all(1).double().mean())
+    chance = (1 - float(accepted.double().mean())) ** draws
+    return never if never > chance + 3 * (chance / chains) ** 0.5 else 0.0
 
 
 def iqr(x: Tensor) -> Tensor:

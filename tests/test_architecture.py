@@ -29,8 +29,11 @@ MAY_IMPORT = {
     "maps": "_zuko",
     "flows": "_zuko maps mixture",
     "objectives": "target flows",
+    "lattice_flow": "_zuko flows maps",
+    "discriminators": "_zuko",
+    "adversary": "maps objectives target train",
     "transitions": "transitions target gaussian importance",
-    "guides": "guides _model target flows paths velocity symmetry deformation objectives train "
+    "guides": "guides adversary discriminators _model target flows paths velocity symmetry deformation objectives train "
     "gaussian importance mixture proposal transitions _zuko",
     "kernels": "kernels target flows importance proposal transitions",
     "mcmc": "kernels target",

@@ -30,7 +30,7 @@ from pyro_flowsamp.guides import annealing
 from pyro_flowsamp.guides.annealing import LOSSES, Start
 from pyro_flowsamp.guides.trainers import TRAINERS, Trainer
 from pyro_flowsamp.symmetry import group, tied
-from pyro_flowsamp.train import FitOptions, _Stepper
+from pyro_flowsamp.train import FitOptions, Stepper
 from pyro_flowsamp.transitions import bridge, transport
 
 aten = torch.ops.aten
@@ -140,7 +140,7 @@ def test_training(objective, guide, context):
     target = guide.bind()
     before = [p.clone() for p in guide.flow.parameters()]
     with context():
-        stepper = _Stepper(guide.flow.parameters(), guide.options)
+        stepper = Stepper(guide.flow.parameters(), guide.options)
         for _ in range(2):
             stepper.step(OBJECTIVES[objective](guide.flow, target, 16, None).loss)
     assert any((a != b).any() for a, b in zip(before, guide.flow.parameters()))
@@ -158,7 +158,7 @@ def test_training_a_block(name, objective, context):
     cloud = transport.init(start.sample(128), bridge.density(target, start, 0 * one[0], one))
     density = annealing._path_density(target, start, 0.5)
     with context():
-        stepper = _Stepper(block.parameters(), guide.options)
+        stepper = Stepper(block.parameters(), guide.options)
         closure = guide._closure(block, cloud, density, 0.5)
         for _ in range(2):
             stepper.step(closure()[0])
@@ -199,7 +199,7 @@ def test_training_a_deformation(trainer, context):
     training = Trainer(flow, target, times, "mixed", 24, 1.5)
     closure = TRAINERS[trainer](training)
     with tied([flow.velocity, flow.path.detour], group(guide.symmetry)), context():
-        stepper = _Stepper([*flow.velocity.parameters(), *flow.path.parameters()], guide.options)
+        stepper = Stepper([*flow.velocity.parameters(), *flow.path.parameters()], guide.options)
         for _ in range(2):
             stepper.step(closure())
     assert int(stepper.skipped) == 0 and int(training.dropped) == 0

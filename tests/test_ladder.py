@@ -263,7 +263,7 @@ def test_more_chains_than_draws_part(monkeypatch):
     )
     data = pf.sample(mixture(2), num_samples=1, num_chains=20_000, **QUIET)
     (unseen, *_), (kept, *_) = asked[-2:]
-    assert unseen == kept == 1 and asked[-1][2] is None
+    assert unseen >= 10 and kept == 1 and asked[-2][2] is None
     x = values(data, "x").flatten(0, 1)
     assert len(x.unique(dim=0)) > 0.97 * len(x)
 

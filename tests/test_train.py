@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pyro_flowsamp.importance import ess_fraction
-from pyro_flowsamp.train import FitOptions, _Stepper, fit
+from pyro_flowsamp.train import FitOptions, Stepper, fit
 
 OPTIONS = FitOptions(max_steps=200, learning_rate=0.05, window=20, progress=False)
 
@@ -46,7 +46,7 @@ def test_skips_and_counts_what_is_not_finite(value):
 
 def test_a_skipped_step_changes_nothing():
     valley = Valley()
-    stepper = _Stepper(valley.parameters, OPTIONS)
+    stepper = Stepper(valley.parameters, OPTIONS)
     stepper.step(valley()[0])
 
     def state():

@@ -12,14 +12,19 @@ __all__ = ["collect", "measured"]
 Result = dict[str, Any]
 
 
-def measured(script: Path, arguments: Sequence[str]) -> Result:
+def measured(script: Path, arguments: Sequence[str], limit: float | None = None) -> Result:
     """What a script prints, as JSON, in the last line of its output.
+
+    After ``limit`` seconds it is stopped: ``{"stopped": True, "seconds": limit}``.
 
     Raises:
         RuntimeError: It failed; with the end of what it said.
     """
     command = [sys.executable, str(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {"stopped": True, "seconds": limit}
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])

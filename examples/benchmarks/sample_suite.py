@@ -37,6 +37,7 @@ from suite_problems import PROBLEMS, Draws, Problem  # noqa: E402
 DOCS = HERE.parents[1] / "docs"
 OURS = ("sample", "mala")
 SAMPLERS = (*OURS, "pyro", "numpyro", "flowmc")
+LIMIT = 600.0  #: seconds, imports included, after which a measurement is stopped
 
 
 # ---- samplers: draws by site, evaluations (None where unknown), and what else is worth a note ----
@@ -205,7 +206,7 @@ def z_score(draws: np.ndarray, truth: float, error: float) -> float:
 def run(name: str, sampler: str, smoke: bool, seed: int) -> dict[str, Any]:
     """One measurement in a new process."""
     arguments = ["--one", name, sampler, "--seed", str(seed)]
-    return measured(Path(__file__).resolve(), [*arguments, *(["--smoke"] if smoke else [])])
+    return measured(Path(__file__).resolve(), [*arguments, *(["--smoke"] if smoke else [])], LIMIT)
 
 
 def possible(name: str, sampler: str) -> bool:
@@ -227,6 +228,10 @@ def table(results: Path) -> str:
         ours = [r["ess_per_second"] for r in load(results, f"{name}-sample")]
         for sampler in SAMPLERS:
             runs = load(results, f"{name}-{sampler}")
+            if stopped := [r for r in runs if r.get("stopped")]:
+                rows.append([name, sampler, len(runs), f"over {stopped[0]['seconds']:.0f}"])
+                rows[-1] += ["–"] * 6
+                continue
             if not runs:
                 continue
             keys = ("seconds", "least_ess", "ess_per_second")

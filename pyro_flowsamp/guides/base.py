@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -19,7 +19,7 @@ import torch
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.infer.autoguide.initialization import InitMessenger
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.distributions import Transform, biject_to
 
 from .._model import init_to_unconstrained, is_discrete
@@ -40,6 +40,60 @@ def _hide(msg: dict) -> bool:
     return prototype_hide_fn(msg) or is_discrete(msg["fn"])
 
 
+class Learnt:
+    """What contexts a flow was trained on: the shape of each argument, and the range of each number.
+
+    Arguments:
+        shapes: Of one value, by argument.
+        low, high: The least and the greatest of each feature, ``(c,)``.
+    """
+
+    def __init__(self, shapes: Mapping[str, Size], low: Tensor, high: Tensor) -> None:
+        self.shapes, self.low, self.high = dict(shapes), low, high
+        self._warned = False
+
+    def saved(self) -> dict[str, Any]:
+        """As plain lists, which any ``torch.load`` takes."""
+        shapes = {name: list(shape) for name, shape in self.shapes.items()}
+        return {"shapes": shapes, "low": self.low.tolist(), "high": self.high.tolist()}
+
+    @classmethod
+    def load(cls, saved: dict[str, Any]) -> Learnt:
+        shapes = {name: Size(shape) for name, shape in saved["shapes"].items()}
+        return cls(shapes, torch.tensor(saved["low"]), torch.tensor(saved["high"]))
+
+    def stack(self, name: str, value: Tensor) -> Tensor:
+        """One value or several of an argument, along a leading dimension.
+
+        Raises:
+            ValueError: The shape is neither's.
+        """
+        shape = self.shapes[name]
+        if value.shape == shape:
+            return value[None]
+        if value.dim() and value.shape[1:] == shape and len(value):
+            return value
+        raise ValueError(
+            f"context '{name}': the guide was trained on values of shape {tuple(shape)}; expected "
+            f"that or (K, *{tuple(shape)}) for K of them, got {tuple(value.shape)}"
+        )
+
+    def warn_outside(self, rows: Tensor) -> None:
+        """Warns, once, of contexts that the flow has not been trained between."""
+        low, high = self.low.to(rows), self.high.to(rows)
+        slack = 1e-5 * (high - low).abs() + 1e-6 * high.abs()
+        if self._warned or bool(((rows >= low - slack) & (rows <= high + slack)).all()):
+            return
+        self._warned = True
+        names = ", ".join(self.shapes)
+        warnings.warn(
+            f"the context ({names}) = {rows.amin(0).tolist()} to {rows.amax(0).tolist()} leaves the "
+            f"range that the flow was trained on, {low.tolist()} to {high.tolist()}: its draws may "
+            f"be far off there, and few accepted. Train on values around those you ask for.",
+            stacklevel=5,
+        )
+
+
 class FlowGuide(AutoContinuous):
     r"""A guide whose posterior is a flow on unconstrained space.
 
@@ -47,7 +101,8 @@ class FlowGuide(AutoContinuous):
         model: A Pyro model, or a :class:`~pyro_flowsamp.Target`.
         options: How to train.
         context: Names of model arguments over which one flow is amortised. In :meth:`fit` each of
-            them carries a leading dimension, of the values to train on; elsewhere, one value.
+            them carries a leading dimension, of the values to train on; then one value is as good
+            as several: kernels given K of them run chain i at the value of i mod K.
 
     Attributes:
         flow: The flow, built on the first call of :meth:`fit` or of the guide.
@@ -68,6 +123,7 @@ class FlowGuide(AutoContinuous):
         self._source = (model,)  # in a tuple, so that a model that is a module is not adopted
         self.options = options or FitOptions()
         self.context_names = tuple(context)
+        self._learnt: Learnt | None = None
         self.flow: nn.Module | None = None
         self.trained = False
         self.history: History | None = None
@@ -96,7 +152,8 @@ class FlowGuide(AutoContinuous):
         """
         start = time.perf_counter()
         contexts, args, kwargs = self._split_contexts(args, kwargs)
-        target = self.bind(*args, **kwargs)
+        target = self._target(args, kwargs)
+        self._build(target, None if contexts is None else contexts[0], args, kwargs)
         already = target.evaluations
         history = self.train_flow(target, contexts)
         self.trained = history.stopped != "unfinished"
@@ -131,11 +188,16 @@ class FlowGuide(AutoContinuous):
         Raises:
             ValueError: The model's sites are not those the guide was built for.
         """
+        rows, args, kwargs = self._contexts(args, kwargs)
+        self._warn_outside(rows)
         target = self._target(args, kwargs)
-        self._ensure_flow(target, self._context_row(args, kwargs))
+        self._build(target, None if rows is None else rows[0], args, kwargs)
+        return target if rows is None or len(rows) == 1 else target.at(rows)
+
+    def _build(self, target: Target, row: Tensor | None, args: tuple, kwargs: dict) -> None:
+        self._ensure_flow(target, row)
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        return target
 
     def _target(self, args: tuple, kwargs: dict) -> Target:
         """The target of these arguments; the last is kept, for looking at a model takes time."""
@@ -167,36 +229,81 @@ class FlowGuide(AutoContinuous):
 
     # ---- context ------------------------------------------------------------------------------
 
-    def _bound(self, args: tuple, kwargs: dict) -> dict[str, Any]:
-        (source,) = self._source
-        return dict(inspect.signature(source).bind(*args, **kwargs).arguments)
+    def _named(self, args: tuple, kwargs: dict) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The context's values, and all arguments by name.
 
-    def _context_row(self, args: tuple, kwargs: dict) -> Tensor | None:
-        if not self.context_names:
-            return None
-        values = self._bound(args, kwargs)
-        parts = [torch.as_tensor(values[name]).reshape(-1) for name in self.context_names]
-        return torch.cat([p.to(torch.get_default_dtype()) for p in parts])
+        Raises:
+            ValueError: A value is missing, or no number.
+        """
+        (source,) = self._source
+        named = dict(inspect.signature(source).bind_partial(*args, **kwargs).arguments)
+        missing = [name for name in self.context_names if name not in named]
+        if missing:
+            raise ValueError(
+                f"no value for {missing}, over which this guide is amortised: give it to fit, run, "
+                f"bind and proposal as an argument of the model"
+            )
+        return {name: _as_context(named[name], name) for name in self.context_names}, named
 
     def _split_contexts(self, args: tuple, kwargs: dict) -> tuple[Tensor | None, tuple, dict]:
         """Takes the stacked values of the context arguments out; the first row stays in."""
         if not self.context_names:
             return None, args, kwargs
-        values = self._bound(args, kwargs)
-        stacked = [torch.as_tensor(values[name]) for name in self.context_names]
-        rows = torch.cat([s.reshape(len(s), -1).to(torch.get_default_dtype()) for s in stacked], -1)
-        firsts = {name: s[0] for name, s in zip(self.context_names, stacked)}
-        return rows, (), {**values, **firsts}
+        values, named = self._named(args, kwargs)
+        lengths = {name: len(v) if v.dim() else None for name, v in values.items()}
+        if len(set(lengths.values())) > 1 or None in lengths.values():
+            raise ValueError(
+                f"fit needs the context's values along a leading dimension, as many of each "
+                f"argument; their lengths are {lengths}"
+            )
+        rows = _rows(values.values())
+        if not bool(torch.isfinite(rows).all()):
+            raise ValueError("the context's values are not finite")
+        self._learnt = Learnt(
+            {k: v.shape[1:] for k, v in values.items()}, rows.amin(0), rows.amax(0)
+        )
+        return rows, (), {**named, **{name: v[0] for name, v in values.items()}}
+
+    def _contexts(self, args: tuple, kwargs: dict) -> tuple[Tensor | None, tuple, dict]:
+        """The context's rows ``(K, c)``, and arguments with the first value of each."""
+        if not self.context_names:
+            return None, args, kwargs
+        values, named = self._named(args, kwargs)
+        if self._learnt is None:
+            return _rows(v[None] for v in values.values()), args, kwargs
+        stacked = {name: self._learnt.stack(name, v) for name, v in values.items()}
+        num = max(len(v) for v in stacked.values())
+        if any(len(v) not in (1, num) for v in stacked.values()):
+            lengths = {name: len(v) for name, v in stacked.items()}
+            raise ValueError(f"the context's arguments have different numbers of values: {lengths}")
+        rows = _rows(v.expand(num, *v.shape[1:]) for v in stacked.values())
+        if num == 1:
+            return rows, args, kwargs
+        return rows, (), {**named, **{name: v[0] for name, v in stacked.items()}}
+
+    def _warn_outside(self, rows: Tensor | None) -> None:
+        if rows is not None and self._learnt is not None:
+            self._learnt.warn_outside(rows)
+
+    def _context_row(self, args: tuple, kwargs: dict) -> Tensor | None:
+        rows = self._contexts(args, kwargs)[0]
+        if rows is not None and len(rows) > 1:
+            raise ValueError(f"a Pyro guide has one context at a time, got {len(rows)}")
+        return None if rows is None else rows[0]
 
     # ---- the protocol kernels use --------------------------------------------------------------
 
     def proposal(self, *args: Any, **kwargs: Any) -> Proposal:
-        """A frozen copy of the flow, at the context of these model arguments."""
+        """A frozen copy of the flow, at the context (or contexts) of these model arguments."""
         if self.flow is None:
             self.bind(*args, **kwargs)
         assert self.flow is not None
-        row = self._context_row(args, kwargs)
-        return Proposal(self.flow, None if row is None else row.to(next(self.flow.parameters())))
+        rows = self._contexts(args, kwargs)[0]
+        if rows is None:
+            return Proposal(self.flow)
+        self._warn_outside(rows)
+        rows = rows.to(next(self.flow.parameters()))
+        return Proposal(self.flow, rows if len(rows) > 1 else rows[0])
 
     # ---- Pyro's side --------------------------------------------------------------------------
 
@@ -251,16 +358,20 @@ class FlowGuide(AutoContinuous):
 
     # ---- state --------------------------------------------------------------------------------
 
-    def get_extra_state(self) -> dict[str, bool]:
-        return {"trained": self.trained}
+    def get_extra_state(self) -> dict[str, Any]:
+        learnt = None if self._learnt is None else self._learnt.saved()
+        return {"trained": self.trained, "learnt": learnt}
 
-    def set_extra_state(self, state: dict[str, bool]) -> None:
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         self.trained = state["trained"]
+        if state.get("learnt") is not None:
+            self._learnt = Learnt.load(state["learnt"])
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As any module's; before the first use, kept until the flow has been built."""
         if self.flow is None:
             self._pending = dict(state_dict)
+            self.set_extra_state(state_dict.get("_extra_state", {"trained": True}))
             self.trained = True
             return None
         self._pending = None
@@ -286,3 +397,16 @@ def _check_dimension(flow: nn.Module, target: Target, row: Tensor | None) -> Non
         raise ValueError(
             f"the flow has {tuple(shape)} features, the model needs ({target.dim},) ({sizes})."
         )
+
+
+def _as_context(value: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"context '{name}' is no number or tensor: {value!r}") from error
+
+
+def _rows(values: Iterable[Tensor]) -> Tensor:
+    """Stacked values as rows ``(K, c)``."""
+    parts = [v.reshape(len(v), -1).to(torch.get_default_dtype()) for v in values]
+    return torch.cat(parts, -1)

@@ -236,8 +236,16 @@ class FlowKernel(MCMCKernel):
         """States of new chains: at ``params``, or at draws of the flow.
 
         Raises:
-            ValueError: A shape or dtype of ``params`` is wrong, or the density there is not finite.
+            ValueError: A shape or dtype of ``params`` is wrong, the density there is not finite, or
+                the chains cannot be shared out among the contexts.
         """
+        contexts = self.target.contexts
+        if contexts is not None and num_chains % len(contexts):
+            raise ValueError(
+                f"{num_chains} chains cannot be shared out evenly among {len(contexts)} contexts: "
+                f"take a multiple of {len(contexts)}; chain i is at the context of i mod "
+                f"{len(contexts)}"
+            )
         self.reset()
         if params is None:
             return self.init(self._flow_starts(num_chains))
@@ -363,12 +371,15 @@ class FlowKernel(MCMCKernel):
         }
 
     def proposal_diagnostics(self) -> dict[str, float]:
-        """How good the frozen flow is, on 4096 fresh draws."""
-        x, log_q = self.proposal.sample_and_log_prob(4096)
-        log_w = self.log_prob(x).detach().double() - log_q.double()
+        """How good the frozen flow is, on 4096 fresh draws; at several contexts, at the worst."""
+        contexts = self.target.contexts
+        num = 1 if contexts is None else len(contexts)
+        each = max(4096 // num, 256)
+        x, log_q = self.proposal.sample_and_log_prob(each * num)
+        log_w = (self.log_prob(x).detach().double() - log_q.double()).reshape(each, num)
         return {
-            "importance ess": float(ess_fraction(log_w)),
-            "pareto k": pareto_k(log_w),
+            "importance ess": float(ess_fraction(log_w).min()),
+            "pareto k": max(pareto_k(log_w[:, i]) for i in range(num)),
             "log q gap": self.proposal.gap(),
         }
 

@@ -122,10 +122,10 @@ class JumpHMC(LatentHMC):
         uniform = torch.rand(shape, dtype=torch.double, device=z.device)
         log_u = torch.rand_like(state.log_pi).log()
         index, accepted, accept_prob = imh.choose(
-            state.log_p - state.log_q, log_w.reshape(shape), -(-uniform.log()).log(), log_u
+            state.log_p - state.log_q, log_w.view(shape[::-1]).mT, -(-uniform.log()).log(), log_u
         )
-        first = torch.arange(shape[0], device=z.device) * shape[1]
-        landed = self.density(z.index_select(0, first + index))
+        chain = torch.arange(shape[0], device=z.device)  # fastest: at several contexts its own
+        landed = self.density(z.index_select(0, index * shape[0] + chain))
         return select(accepted, landed, state), accepted, accept_prob
 
     # ---- K --------------------------------------------------------------------------------------

@@ -53,12 +53,14 @@ def overdispersed_base(target: Target, num: int) -> Base:
     and any whose log density ends within :data:`SLACK` of that half's is kept too: without, a mode
     that is far out, or a little lower than another, may have no part in the base.
     """
+    contexts = 1 if target.contexts is None else len(target.contexts)
     x = target.initial_points(num)
     octaves = torch.where(target.angles, 0.0, 3 * torch.rand_like(x[:, :1]))
     x = ascend(target, x * 2**octaves, steps=300, rate=0.3)[-1]
     with torch.no_grad():
-        log_p = target.log_prob(x)
-    x = x[log_p >= log_p.sort(descending=True).values[num // 2 - 1] - SLACK]
+        log_p = target.log_prob(x).view(-1, contexts)  # at several contexts, of each
+    middle = log_p.sort(0, descending=True).values[len(log_p) // 2 - 1]
+    x = x[(log_p >= middle - SLACK).flatten()]
     return Base(x.mean(0), 2 * x.std(0) + 1.0, target.angles)
 
 

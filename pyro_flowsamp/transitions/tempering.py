@@ -17,10 +17,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..importance import ess_fraction
 from ..target import Target
 from . import bridge, langevin, transport
 
-__all__ = ["Particles", "tempered", "tempered_ensemble"]
+__all__ = ["Particles", "tempered", "tempered_ensemble", "tempered_ensembles"]
+
+
+#: draws of an ensemble for each of several contexts
+EACH = 500
 
 
 class Particles(NamedTuple):
@@ -83,3 +88,59 @@ def tempered_ensemble(target: Target) -> Tensor:
     Use as ``AutoFlow(model, ensemble=tempered_ensemble)``.
     """
     return tempered(target).x
+
+
+def tempered_ensembles(target: Target, num: int = EACH, *, moves: int = 10) -> Tensor:
+    """Draws of a conditional target at each of its contexts, all at once, ``(K, num, d)``.
+
+    The particles of a context are an island with a path and a step size of its own; beside that it
+    is :func:`tempered`.
+
+    Arguments:
+        target: At K contexts, :meth:`~pyro_flowsamp.Target.at`.
+        num: Particles for each of them.
+        moves: MALA steps a stage.
+
+    Raises:
+        ValueError: The target is at no contexts, or its density is not finite anywhere.
+    """
+    if target.contexts is None:
+        raise ValueError("give a target at contexts: target.at(contexts)")
+    count = len(target.contexts)
+    rows = target.at(target.contexts.repeat_interleave(num, 0))
+    base = bridge.overdispersed_base(target, count * -(-512 // count))
+    x = base.sample(count * num)
+    beta = x.new_zeros(count, dtype=torch.double)
+    step_size = torch.full_like(x[:count, 0], langevin.optimal_step_size(target.dim))
+    ones = torch.ones_like(x)
+    cloud = transport.init(x, bridge.density(rows, base, beta.repeat_interleave(num), ones), count)
+    while float(beta.min()) < 1:
+        beta = _next_betas(cloud.state.log_ratio.view(count, num), beta)
+        at = beta.repeat_interleave(num)
+        cloud = transport.reweight(cloud, bridge.place(cloud.state, at, ones))
+        cloud = transport.resample(cloud, below=torch.inf)
+        split = (cloud.state.grad.view(count, num, -1), cloud.x.view(count, num, -1))
+        scale = torch.stack([bridge.local_scale(g, at) for g, at in zip(*split)]).repeat_interleave(
+            num, 0
+        )
+        state = bridge.place(cloud.state, at, scale)
+        density = bridge.density(rows, base, at, scale)
+        for _ in range(moves if float(beta.min()) < 1 else 3 * moves):
+            noise, log_u = torch.randn_like(state.z), torch.rand_like(state.log_pi).log()
+            size = step_size.repeat_interleave(num)[:, None]
+            state, info = langevin.mala(state, density, size, noise, log_u)
+            excess = info.accept_prob.view(count, num).mean(1) - 0.574
+            step_size = step_size * (0.5 * excess).exp().to(step_size)
+        cloud = cloud._replace(state=state)
+    return target.wrap(cloud.x).view(count, num, -1)
+
+
+def _next_betas(log_ratio: Tensor, beta: Tensor, ess: float = 0.8) -> Tensor:
+    """As :func:`bridge.next_beta`, of each row of ``(K, n)``."""
+    goal = ess * torch.isfinite(log_ratio).double().mean(1)
+    low, high = beta, torch.ones_like(beta)
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        enough = ess_fraction(((middle - beta)[:, None] * log_ratio).mT) >= goal
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    return torch.maximum(low, (beta + 1e-6).clamp(max=1)).where(high < 1, 1.0)

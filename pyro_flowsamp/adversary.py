@@ -1,0 +1,238 @@
+r"""Adversarial training of a flow against an ensemble, beside both Kullback–Leibler divergences.
+
+A discriminator D tells draws of (nearly) the target from the flow's, and the flow is to deceive it.
+With logits :math:`D(x, c)`, one step of either at each minibatch, the losses are, by name,
+
+========================  ===========================================  =====================
+``"gan"``                 :math:`-\mathbb E_p \log\sigma(D)            :math:`-\mathbb E_q
+                          - \mathbb E_q \log\sigma(-D)`                \log\sigma(D)`
+``"hinge"``               :math:`\mathbb E_p (1 - D)_+                 :math:`-\mathbb E_q D`
+                          + \mathbb E_q (1 + D)_+`
+``"wasserstein"``         :math:`\mathbb E_q D - \mathbb E_p D         :math:`-\mathbb E_q D`
+                          + 10\,\mathbb E(\|\nabla D\| - 1)^2`
+========================  ===========================================  =====================
+
+for the discriminator and the flow. The flow descends :math:`\lambda_1 L_\mathrm{adv} + \lambda_2
+\mathrm{KL}(q\|p) + \lambda_3 \mathrm{KL}(p\|q)`, all three at the same contexts and the first two
+on the same draws.
+
+**The weight of the adversary.** By default
+
+.. math:: \lambda_1 = \frac{\|\nabla(\lambda_2\,\mathrm{KL}(q\|p) + \lambda_3\,\mathrm{KL}(p\|q))\|}
+          {\|\nabla L_\mathrm{adv}\|} \cdot (2\,\mathrm{AUC} - 1)_+ ,
+
+running averages of both factors: as loud as the divergences while D tells everything apart, silent
+once it is at chance, where the area under its curve (the probability that a draw of the ensemble
+has the larger logit) is ½. A discriminator whose loss has vanished teaches nothing but noise: it is
+paused, and the flow goes on by the divergences until their draws meet.
+
+References:
+    Kanaujia, Scheurer and Arora: AdvNF: Reducing Mode Collapse in Conditional Normalising Flows
+    using Adversarial Learning, 2024, https://arxiv.org/abs/2401.15948
+
+    Goodfellow et al., 2014, https://arxiv.org/abs/1406.2661; Lim and Ye, 2017,
+    https://arxiv.org/abs/1705.02894 (hinge); Gulrajani et al., 2017,
+    https://arxiv.org/abs/1704.00028 (Wasserstein with a gradient penalty)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf, log
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu, softplus
+
+from .maps import wrap
+from .objectives import Loss, PathGradient, draw
+from .target import Target
+from .train import FitOptions, Stepper
+
+__all__ = ["LOSSES", "Adversary", "AdversarialKL", "Ensemble"]
+
+BALANCE = 20  #: steps between measurements of the gradients' norms
+MEMORY = 0.95  #: what a running average keeps at each step
+SATURATED = 1e-3  #: of its loss at chance, below which a discriminator is paused
+PENALTY = 10.0  #: on the slope of a Wasserstein discriminator
+
+Schedule = float | str | Callable[[float], float]
+
+
+class AdversarialLoss(NamedTuple):
+    """Of logits; ``chance`` is the discriminator's loss where it tells nothing apart."""
+
+    real: Callable[[Tensor], Tensor]
+    fake: Callable[[Tensor], Tensor]
+    flow: Callable[[Tensor], Tensor]
+    chance: float
+    penalised: bool
+
+
+LOSSES = {
+    "gan": AdversarialLoss(
+        lambda d: softplus(-d), softplus, lambda d: softplus(-d), 2 * log(2), False
+    ),
+    "hinge": AdversarialLoss(lambda d: relu(1 - d), lambda d: relu(1 + d), torch.neg, 2.0, False),
+    "wasserstein": AdversarialLoss(torch.neg, lambda d: d, torch.neg, inf, True),
+}
+
+
+class Ensemble(NamedTuple):
+    """Draws of (nearly) the target, in unconstrained space.
+
+    Attributes:
+        draws: ``(M, d)``.
+        contexts: Of each, ``(M, c)``, or None.
+    """
+
+    draws: Tensor
+    contexts: Tensor | None = None
+
+    def pick(self, num: int) -> Ensemble:
+        """As many of them at random, with replacement."""
+        index = torch.randint(len(self.draws), (num,), device=self.draws.device)
+        chosen = None if self.contexts is None else self.contexts[index]
+        return Ensemble(self.draws[index], chosen)
+
+
+class Adversary:
+    """A discriminator, its optimiser, and how well it is doing.
+
+    Arguments:
+        network: The discriminator.
+        loss: A key of :data:`LOSSES`.
+        learning_rate: Of its Adam.
+        angles: Mask of periodic coordinates ``(d,)``.
+
+    Attributes:
+        trace: λ1 and AUC after every step, ``(2,)`` each.
+        paused: Steps that it sat out, 0-d.
+    """
+
+    def __init__(self, network: nn.Module, loss: str, learning_rate: float, angles: Tensor) -> None:
+        self.network, self.loss, self.angles = network, LOSSES[loss], angles
+        options = FitOptions(learning_rate=learning_rate)
+        self.stepper = Stepper(network.parameters(), options)
+        self.trace: list[Tensor] = []
+        self.paused = torch.zeros((), device=angles.device)
+        self._edge = torch.ones((), device=angles.device)  # 2 AUC - 1
+        self._ratio = torch.zeros((), device=angles.device)
+        self._level = torch.ones((), device=angles.device)  # of the loss, of that at chance
+
+    def study(self, real: Ensemble, fake: Tensor) -> Tensor:
+        """One step of the discriminator; whether it teaches, 1 or 0, as a 0-d tensor."""
+        truth = self.network(real.draws, real.contexts)
+        guess = self.network(fake.detach(), real.contexts)
+        loss = self.loss.real(truth).mean() + self.loss.fake(guess).mean()
+        with torch.no_grad():
+            auc = (truth[:, None] > guess).to(truth).mean()
+            self._edge = MEMORY * self._edge + (1 - MEMORY) * (2 * auc - 1)
+            self._level = MEMORY * self._level + (1 - MEMORY) * loss / self.loss.chance
+            awake = (self._level > SATURATED).to(loss) if self.loss.chance < inf else loss * 0 + 1
+            self.paused = self.paused + (1 - awake)
+        if self.loss.penalised:
+            loss = loss + PENALTY * self._steepness(real, fake.detach())
+        self.stepper.step(loss * awake)
+        return awake
+
+    def _steepness(self, real: Ensemble, fake: Tensor) -> Tensor:
+        """How far the slope is from one, between pairs of draws: along an arc where they are angles."""
+        way = fake - real.draws
+        way = torch.where(self.angles, wrap(way), way)
+        between = (real.draws + torch.rand_like(way[:, :1]) * way).requires_grad_()
+        logits = self.network(between, real.contexts)
+        (slope,) = torch.autograd.grad(logits.sum(), between, create_graph=True)
+        return (slope.norm(dim=-1) - 1).square().mean()
+
+    def lesson(self, fake: Tensor, contexts: Tensor | None) -> Tensor:
+        """What the flow is to descend, at its draws."""
+        return self.loss.flow(self.network(fake, contexts)).mean()
+
+    def measure(self, lesson: Tensor, others: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+        """How loud the other losses are beside the lesson."""
+        loud, own = (_norm(loss, parameters) for loss in (others, lesson))
+        ratio = torch.nan_to_num(loud / own, nan=0.0, posinf=0.0)
+        keep = 0.5 if self.trace else 0.0
+        self._ratio = keep * self._ratio + (1 - keep) * ratio
+
+    def weight(self) -> Tensor:
+        """λ1 by itself."""
+        return self._ratio * self._edge.clamp(min=0)
+
+
+def _norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    grads = torch.autograd.grad(
+        loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return nn.utils.get_total_norm(grads)
+
+
+class AdversarialKL:
+    r"""The objective of AdvNF; see the module's docstring. Any weight may be zero.
+
+    Arguments:
+        ensemble: Draws of the target; None where neither the adversary nor the forward KL is used.
+        adversary: Or None.
+        adversarial: λ1: "auto", a number, or a function of the progress from 0 to 1.
+        reverse, forward: λ2 and λ3.
+        begin: Progress before which the adversary is left out.
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble | None,
+        adversary: Adversary | None,
+        adversarial: Schedule = "auto",
+        reverse: float = 0.5,
+        forward: float = 1.0,
+        begin: float = 0.0,
+    ) -> None:
+        self.ensemble, self.adversary, self.adversarial = ensemble, adversary, adversarial
+        self.reverse, self.forward, self.begin = reverse, forward, begin
+        self.progress = 0.0  #: told by the guide, step by step
+        self._path = PathGradient()
+
+    def __call__(
+        self, flow: nn.Module, target: Target, num: int, context: Tensor | None = None
+    ) -> Loss:
+        real = None if self.ensemble is None else self.ensemble.pick(num)
+        if real is not None:
+            context = real.contexts
+        parts, log_w, x = [], None, None
+        challenged = self.adversary is not None and self.progress >= self.begin
+        if self.reverse or challenged:
+            x, log_q = draw(flow, num, context)
+        if self.reverse:
+            divergence = self._path.of_draws(flow, target, x, log_q, context)
+            parts.append(self.reverse * divergence.loss)
+            log_w = divergence.log_weights
+        if self.forward:
+            assert real is not None
+            parts.append(-self.forward * flow(context).log_prob(real.draws).mean())
+        total = torch.stack(parts).sum() if parts else None
+        if challenged:
+            assert real is not None
+            total = self._with_lesson(total, real, x, list(flow.parameters()))
+        assert total is not None  # the guide has seen to it that there is something to descend
+        return Loss(total, log_w)
+
+    def _with_lesson(
+        self, others: Tensor | None, real: Ensemble, fake: Tensor, parameters: list[nn.Parameter]
+    ) -> Tensor:
+        adversary = self.adversary
+        assert adversary is not None
+        awake = adversary.study(real, fake)
+        lesson = adversary.lesson(fake, real.contexts)
+        if callable(self.adversarial):
+            weight = lesson.new_tensor(self.adversarial(self.progress))
+        elif self.adversarial == "auto" and others is not None:
+            if len(adversary.trace) % BALANCE == 0:
+                adversary.measure(lesson, others, [p for p in parameters if p.requires_grad])
+            weight = adversary.weight()
+        else:
+            weight = lesson.new_tensor(1.0 if self.adversarial == "auto" else self.adversarial)
+        adversary.trace.append(torch.stack([weight, 0.5 + 0.5 * adversary._edge]).detach())
+        total = awake * weight.detach() * lesson
+        return total if others is None else others + total

@@ -1,0 +1,123 @@
+r"""Networks that tell a flow's draws from an ensemble's: ``(x, context) → (N,)`` logits.
+
+A discriminator is any module of points ``(N, d)`` and contexts ``(N, c)`` or None. To add one,
+write a function of ``(features, context, angles)`` that makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ._zuko import zuko
+
+__all__ = ["DenseDiscriminator", "LatticeDiscriminator", "lattice_discriminator"]
+
+
+def _with_context(x: Tensor, context: Tensor | None) -> Tensor:
+    return x if context is None else torch.cat([x, context], -1)
+
+
+class DenseDiscriminator(nn.Module):
+    """An MLP of standardised coordinates, angles as (cos, sin).
+
+    Arguments:
+        features: The dimension d.
+        context: The number of context features.
+        angles: Mask of periodic features, or None.
+        hidden_features: Widths of the hidden layers.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        angles: Tensor | None = None,
+        hidden_features: Sequence[int] = (128, 128),
+    ) -> None:
+        super().__init__()
+        angles = torch.zeros(features, dtype=torch.bool) if angles is None else angles
+        self.register_buffer("angles", angles, persistent=False)
+        self.register_buffer("loc", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+        inputs = 2 * features + context
+        self.net = zuko.nn.MLP(inputs, 1, hidden_features, activation=nn.SiLU)
+
+    @torch.no_grad()
+    def standardize(self, draws: Tensor) -> None:
+        """Takes location and scale from draws ``(M, d)``."""
+        self.loc.copy_(draws.mean(0))
+        self.scale.copy_(draws.std(0).clamp(min=1e-6))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        z = (x - self.loc) / self.scale
+        first = torch.where(self.angles, x.cos(), z)
+        second = torch.where(self.angles, x.sin(), z.square())
+        return self.net(_with_context(torch.cat([first, second], -1), context))[..., 0]
+
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class LatticeDiscriminator(nn.Module):
+    r"""Periodic convolutions, a mean over the lattice, and an MLP of that.
+
+    It is blind to translations, and sees angles as (cos, sin).
+
+    Arguments:
+        shape: Sites along each of up to three axes.
+        context: The number of context features, constant planes beside the field.
+        angles: Mask of periodic features: of all or none.
+        channels: Of each convolution.
+        hidden_features: Widths of the MLP's hidden layers.
+
+    Raises:
+        ValueError: More than three axes.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        context: int = 0,
+        angles: Tensor | None = None,
+        channels: Sequence[int] = (32, 32),
+        hidden_features: Sequence[int] = (64,),
+    ) -> None:
+        super().__init__()
+        if len(shape) not in CONVOLUTIONS:
+            raise ValueError(f"convolutions take one to three axes, the shape is {tuple(shape)}")
+        self.shape, self.circular = tuple(shape), angles is not None and bool(angles.all())
+        sizes = [(2 if self.circular else 1) + context, *channels]
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(sizes, sizes[1:]):
+            kernel = CONVOLUTIONS[len(shape)](
+                inputs, outputs, 3, padding=1, padding_mode="circular"
+            )
+            layers += [kernel, nn.SiLU()]
+        self.convolutions = nn.Sequential(*layers)
+        self.net = zuko.nn.MLP(2 * sizes[-1] + context, 1, hidden_features, activation=nn.SiLU)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        planes = [x.cos(), x.sin()] if self.circular else [x]
+        if context is not None:
+            planes += [c[:, None].expand_as(x) for c in context.unbind(-1)]
+        field = torch.stack(planes, 1).unflatten(-1, self.shape)
+        found = self.convolutions(field).flatten(2)
+        pooled = torch.cat([found.mean(-1), found.square().mean(-1)], -1)
+        return self.net(_with_context(pooled, context))[..., 0]
+
+
+def lattice_discriminator(
+    shape: Sequence[int], channels: Sequence[int] = (32, 32), hidden_features: Sequence[int] = (64,)
+) -> Callable[..., LatticeDiscriminator]:
+    """A recipe for :class:`LatticeDiscriminator`."""
+
+    def recipe(features: int, context: int, angles: Tensor | None) -> LatticeDiscriminator:
+        return LatticeDiscriminator(shape, context, angles, channels, hidden_features)
+
+    return recipe
