@@ -22,9 +22,10 @@ on the same draws.
           {\|\nabla L_\mathrm{adv}\|} \cdot (2\,\mathrm{AUC} - 1)_+ ,
 
 running averages of both factors: as loud as the divergences while D tells everything apart, silent
-once it is at chance, where the area under its curve (the probability that a draw of the ensemble
+while it is at chance, where the area under its curve (the probability that a draw of the ensemble
 has the larger logit) is ½. A discriminator whose loss has vanished teaches nothing but noise: it is
-paused, and the flow goes on by the divergences until their draws meet.
+paused, and the flow goes on by the divergences until their draws meet. (A Wasserstein loss has no
+level at which it vanishes, and is never paused.)
 
 References:
     Kanaujia, Scheurer and Arora: AdvNF: Reducing Mode Collapse in Conditional Normalising Flows
@@ -107,7 +108,7 @@ class Adversary:
         angles: Mask of periodic coordinates ``(d,)``.
 
     Attributes:
-        trace: λ1 and AUC after every step, ``(2,)`` each.
+        trace: λ1, and a running average of the AUC, at every step, ``(2,)`` each.
         paused: Steps that it sat out, 0-d.
     """
 
@@ -117,7 +118,7 @@ class Adversary:
         self.stepper = Stepper(network.parameters(), options)
         self.trace: list[Tensor] = []
         self.paused = torch.zeros((), device=angles.device)
-        self._edge = torch.ones((), device=angles.device)  # 2 AUC - 1
+        self.edge = torch.zeros((), device=angles.device)  # 2 AUC - 1
         self._ratio = torch.zeros((), device=angles.device)
         self._level = torch.ones((), device=angles.device)  # of the loss, of that at chance
 
@@ -127,18 +128,22 @@ class Adversary:
         guess = self.network(fake.detach(), real.contexts)
         loss = self.loss.real(truth).mean() + self.loss.fake(guess).mean()
         with torch.no_grad():
-            auc = (truth[:, None] > guess).to(truth).mean()
-            self._edge = MEMORY * self._edge + (1 - MEMORY) * (2 * auc - 1)
-            self._level = MEMORY * self._level + (1 - MEMORY) * loss / self.loss.chance
-            awake = (self._level > SATURATED).to(loss) if self.loss.chance < inf else loss * 0 + 1
+            fine = torch.isfinite(loss)
+            edge = (truth[:, None] - guess).sign().mean()
+            self.edge = torch.where(fine, MEMORY * self.edge + (1 - MEMORY) * edge, self.edge)
+            level = MEMORY * self._level + (1 - MEMORY) * loss / self.loss.chance
+            self._level = torch.where(fine, level, self._level)
+            awake = torch.ones_like(loss)
+            if self.loss.chance < inf:
+                awake = (self._level > SATURATED).to(loss)
             self.paused = self.paused + (1 - awake)
         if self.loss.penalised:
             loss = loss + PENALTY * self._steepness(real, fake.detach())
-        self.stepper.step(loss * awake)
+        self.stepper.step(loss, skip=1 - awake)
         return awake
 
     def _steepness(self, real: Ensemble, fake: Tensor) -> Tensor:
-        """How far the slope is from one, between pairs of draws: along an arc where they are angles."""
+        """How far the slope is from one between pairs of draws, of angles along the arc."""
         way = fake - real.draws
         way = torch.where(self.angles, wrap(way), way)
         between = (real.draws + torch.rand_like(way[:, :1]) * way).requires_grad_()
@@ -159,7 +164,7 @@ class Adversary:
 
     def weight(self) -> Tensor:
         """λ1 by itself."""
-        return self._ratio * self._edge.clamp(min=0)
+        return self._ratio * self.edge.clamp(min=0)
 
 
 def _norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -200,7 +205,7 @@ class AdversarialKL:
         real = None if self.ensemble is None else self.ensemble.pick(num)
         if real is not None:
             context = real.contexts
-        parts, log_w, x = [], None, None
+        parts, log_w = [], None
         challenged = self.adversary is not None and self.progress >= self.begin
         if self.reverse or challenged:
             x, log_q = draw(flow, num, context)
@@ -208,6 +213,8 @@ class AdversarialKL:
             divergence = self._path.of_draws(flow, target, x, log_q, context)
             parts.append(self.reverse * divergence.loss)
             log_w = divergence.log_weights
+            if self.adversary is not None and not challenged:
+                log_w = None  # too early to tell that the flow is good enough
         if self.forward:
             assert real is not None
             parts.append(-self.forward * flow(context).log_prob(real.draws).mean())
@@ -226,13 +233,15 @@ class AdversarialKL:
         awake = adversary.study(real, fake)
         lesson = adversary.lesson(fake, real.contexts)
         if callable(self.adversarial):
-            weight = lesson.new_tensor(self.adversarial(self.progress))
+            weight = lesson.new_full((), self.adversarial(self.progress))
         elif self.adversarial == "auto" and others is not None:
             if len(adversary.trace) % BALANCE == 0:
                 adversary.measure(lesson, others, [p for p in parameters if p.requires_grad])
             weight = adversary.weight()
         else:
-            weight = lesson.new_tensor(1.0 if self.adversarial == "auto" else self.adversarial)
-        adversary.trace.append(torch.stack([weight, 0.5 + 0.5 * adversary._edge]).detach())
-        total = awake * weight.detach() * lesson
+            alone = isinstance(self.adversarial, str)
+            weight = lesson.new_full((), 1.0 if alone else self.adversarial)  # type: ignore[arg-type]
+        weight = awake * weight.detach()
+        adversary.trace.append(torch.stack([weight, 0.5 + 0.5 * adversary.edge]))
+        total = weight * lesson
         return total if others is None else others + total

@@ -7,6 +7,8 @@ write a function of ``(features, context, angles)`` that makes it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,7 @@ class DenseDiscriminator(nn.Module):
 
     loc: Tensor
     scale: Tensor
+    angles: Tensor
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class LatticeDiscriminator(nn.Module):
         hidden_features: Widths of the MLP's hidden layers.
 
     Raises:
-        ValueError: More than three axes.
+        ValueError: More than three axes, or some coordinates are angles and others not.
     """
 
     def __init__(
@@ -92,6 +95,8 @@ class LatticeDiscriminator(nn.Module):
         if len(shape) not in CONVOLUTIONS:
             raise ValueError(f"convolutions take one to three axes, the shape is {tuple(shape)}")
         self.shape, self.circular = tuple(shape), angles is not None and bool(angles.all())
+        if angles is not None and bool(angles.any()) != self.circular:
+            raise ValueError("a lattice's coordinates are all angles, or none is")
         sizes = [(2 if self.circular else 1) + context, *channels]
         layers: list[nn.Module] = []
         for inputs, outputs in zip(sizes, sizes[1:]):
@@ -115,9 +120,26 @@ class LatticeDiscriminator(nn.Module):
 def lattice_discriminator(
     shape: Sequence[int], channels: Sequence[int] = (32, 32), hidden_features: Sequence[int] = (64,)
 ) -> Callable[..., LatticeDiscriminator]:
-    """A recipe for :class:`LatticeDiscriminator`."""
+    """A recipe for :class:`LatticeDiscriminator`, as ``AutoAdvNF(discriminator=...)`` takes.
 
-    def recipe(features: int, context: int, angles: Tensor | None) -> LatticeDiscriminator:
-        return LatticeDiscriminator(shape, context, angles, channels, hidden_features)
+    Arguments:
+        shape, channels, hidden_features: Its own.
+    """
+    return partial(_lattice_discriminator, shape, tuple(channels), tuple(hidden_features))
 
-    return recipe
+
+def _lattice_discriminator(
+    shape: Sequence[int],
+    channels: Sequence[int],
+    hidden_features: Sequence[int],
+    features: int,
+    context: int,
+    angles: Tensor | None,
+) -> LatticeDiscriminator:
+    """Raises ValueError where the target has another number of coordinates than sites."""
+    if features != prod(shape):
+        raise ValueError(
+            f"this discriminator is for {prod(shape)} sites, a lattice of shape {tuple(shape)}; "
+            f"the target has {features} coordinates"
+        )
+    return LatticeDiscriminator(shape, context, angles, channels, hidden_features)

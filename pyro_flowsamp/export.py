@@ -58,7 +58,8 @@ def to_arviz(
 
     Of a run at K contexts, C/K chains of each, every variable has their dimension after chain and
     draw, ``(C/K, D, K, ...)``: named after the context's argument with its values as coordinates,
-    or "context" and numbered where it is more than one number. The other groups are left out.
+    or "context", numbered and listed in ``constant_data``, where that is more than one number. The
+    other groups are left out.
 
     The last two need a Pyro model with observations. The log-likelihood also needs draws of every
     latent site, and memory for C · D numbers per observation: where a site was not saved or is
@@ -201,13 +202,16 @@ def _by_context(
     assert contexts is not None
     num, single = len(contexts), contexts.shape[1] == 1
     name = target.context_names[0] if single else "context"
-    values = contexts[:, 0].tolist() if single else list(range(num))
+    rows = [[float(f"{v:.7g}") for v in row] for row in contexts.tolist()]  # .05, not float32's
+    values = [row[0] for row in rows] if single else list(range(num))
 
     def split(group: Values) -> Values:
         shaped = {key: torch.as_tensor(v).unflatten(0, (-1, num)) for key, v in group.items()}
         return {key: v.transpose(1, 2) for key, v in shaped.items()}
 
     groups = {"posterior": split(samples), "sample_stats": split(statistics)}
+    if not single:
+        groups["constant_data"] = {"context_values": torch.tensor(rows, dtype=torch.double)}
     dims = {key: [name, *dims.get(key, ())] for group in groups.values() for key in group}
     arrays = {key: _arrays(group) for key, group in groups.items()}
     return _convert(arrays, dims, {**coords, name: values})

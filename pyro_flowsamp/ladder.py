@@ -12,8 +12,9 @@ takes.
 Every kernel is tried for a moment (:mod:`pyro_flowsamp.trial`), which tells the seconds T that the
 draws would take by it. No other kernel can save more than T: it is tried, and its flow trained,
 only if T exceeds what that takes, and the search is given up after 2 T. The kernel with the least T
-does the rest; where no flow earns its keep that is HMC. Its chains go on until all have moved, and
-as long again, so that nothing is left of the particles that they began at.
+does the rest; where no flow earns its keep that is HMC. Its chains go on until all have moved (have
+jumped, where there are jumps), and as long again: particles weigh modes and tails with an error
+that all chains share.
 
 Every kernel leaves the posterior invariant, whatever its flow, and is frozen before the draws that
 are returned.
@@ -276,13 +277,14 @@ class Ladder:
         """Goes on until every chain has moved, and as long again: particles weigh modes and tails
         with an error that all chains have in common, which their spread does not show.
         """
-        run, moved = best.run, torch.zeros((), dtype=torch.bool, device=self.target.device)
-        for _ in range(max(2, self.num_samples // FORGETTING)):
+        run, moved, blocks = best.run, torch.zeros((), dtype=torch.bool), 0
+        while not bool(moved.all()) and blocks < max(1, self.num_samples // FORGETTING):
             run.resume(FORGETTING * best.thin, 1, starts)
-            starts, done = None, bool(moved.all())
-            moved = moved | run.statistics["accepted"].any(1)
-            if done or run.interrupted:
+            if run.interrupted:
                 return
+            starts, blocks = None, blocks + 1
+            moved = moved.to(run.unconstrained.device) | run.statistics["accepted"].any(1)
+        run.resume(blocks, FORGETTING * best.thin)
         if not bool(moved.all()):
             warnings.warn(
                 f"{int((~moved).sum())} of {self.num_chains} chains have never moved: {best.name} "

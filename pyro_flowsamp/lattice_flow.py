@@ -7,28 +7,30 @@ renormalisation group read backwards. The angle :math:`\theta_i` of a new site c
 .. math:: \theta_i = \arg r_i + m_i + G_{\sigma_i}(S_i(u_i)), \qquad
           r_i = \sum_j w_{0j} e^{i\theta_j},
 
-the sum over the nearest known sites :math:`j`; :math:`S_i` a circular spline, and
+the sum over the nearest known sites :math:`j`, and over squares of which the other corners a, b
+and the opposite one c are known, with :math:`\theta_j = \theta_a + \theta_b - \theta_c`, the angle
+that a field with a constant slope would have; :math:`S_i` a circular spline, and
 :math:`G_\sigma` the quantile function of :math:`N(0, \sigma^2)` cut to :math:`[-\pi, \pi]`. Shift,
 width and spline are a network's, of the context and of what a rotation of all angles leaves alone,
 :math:`z_{ci} \bar r_i / |r_i|` with further sums :math:`z_{ci} = \sum_j w_{cj} e^{i\theta_j}`. So
 
-- the density is exactly that of the lattice turned by any angle, and of the lattice moved by any
-  multiple of the coarsest spacing;
+- the density is exactly that of the lattice turned by any angle;
 - in the limit of low temperatures, spin waves, each :math:`\theta_i` is Gaussian about a weighted
   mean of its neighbours' angles, which is what :math:`r_i` and :math:`\sigma_i` alone express;
-- sites of a group are independent given the known ones. On the last groups of the XY model that is
-  exact: a site's neighbours are all known.
+- sites of a group are independent given the known ones. On the XY model that is exact for the last
+  half of the sites, whose neighbours are all known; with ring exchange for the last coset.
 
-The map is triangular, its determinant a product, and a layer costs the same for every size of the
-lattice: the weights of one can be those of another.
+The map is triangular, its determinant a product. Sites of a group share their weights, so that
+those of a small lattice can be a larger one's: :meth:`LatticeFlow.take_levels`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import product
+from functools import partial
+from itertools import combinations, product
 from math import log, pi, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +41,8 @@ from .maps import CouplingMap, Map, spline_univariate, wrap
 
 __all__ = ["LatticeCoupling", "LatticeFlow", "coarse_to_fine", "cut_normal", "lattice_flow"]
 
-REACH = 24  #: known sites that a new one looks at
-EPSILON = 1e-6  #: below which a mean direction is none
+REACH = 16  #: known sites that a new one looks at
+EPSILON = 1e-6  #: what a mean direction's length is at least, to divide by
 
 
 # ---- the order of sites ------------------------------------------------------------------------
@@ -52,13 +54,18 @@ class Group(NamedTuple):
     Attributes:
         sites: Their indices, ``(n,)``.
         near: For each of them the nearest known sites, ``(n, k)``, in one order of displacements.
+        corners: The other corners of each elementary square of which all are known, ``(n, p, 3)``,
+            the opposite one last.
         distance: Lengths of those displacements, ``(k,)``.
+        steps: Those displacements, as the shortest way round, and the squares'.
         key: The level counted from the finest, and which of its groups: the same on all lattices.
     """
 
     sites: Tensor
     near: Tensor
+    corners: Tensor
     distance: Tensor
+    steps: tuple
     key: str
 
 
@@ -70,8 +77,14 @@ def coarse_to_fine(sizes: Sequence[int], reach: int = REACH) -> list[Group]:
     in two halves like the squares of a chessboard, where it has such.
 
     Raises:
-        ValueError: More than 64 sites are left on the coarsest level.
+        ValueError: An axis of fewer than two sites, a reach below one, or more than 64 sites on the
+            coarsest level.
     """
+    if not sizes or any(n < 2 for n in sizes) or reach < 1:
+        raise ValueError(
+            f"a lattice has at least two sites along each axis, and a site looks at one at least; "
+            f"got the shape {tuple(sizes)} and a reach of {reach}"
+        )
     spacing = 1
     while all(n % (2 * spacing) == 0 for n in sizes):
         spacing *= 2
@@ -86,7 +99,7 @@ def coarse_to_fine(sizes: Sequence[int], reach: int = REACH) -> list[Group]:
     known: list[tuple[int, ...]] = []
     groups = []
     for i, site in enumerate(coarse):
-        groups.append(_group([site], known, sizes, reach, f"coarse_{i}"))
+        groups.append(_group([site], known, sizes, spacing, reach, f"coarse_{i}"))
         known.append(site)
     while spacing > 1:
         spacing //= 2
@@ -95,7 +108,7 @@ def coarse_to_fine(sizes: Sequence[int], reach: int = REACH) -> list[Group]:
                 continue
             for half, new in enumerate(_halves(sizes, spacing, offset)):
                 key = f"{spacing.bit_length() - 1}_{''.join(map(str, offset))}_{half}"
-                groups.append(_group(new, known, sizes, reach, key))
+                groups.append(_group(new, known, sizes, spacing, reach, key))
                 known.extend(new)
     return groups
 
@@ -117,6 +130,7 @@ def _group(
     new: list[tuple[int, ...]],
     known: list[tuple[int, ...]],
     sizes: Sequence[int],
+    spacing: int,
     reach: int,
     key: str,
 ) -> Group:
@@ -129,16 +143,49 @@ def _group(
     def length(step: Sequence[int]) -> float:
         return sqrt(sum(min(i % n, -i % n) ** 2 for i, n in zip(step, sizes)))
 
-    first = new[0]
+    first, there = new[0], set(known)
     steps = [tuple((b - a) % n for a, b, n in zip(first, site, sizes)) for site in known]
     steps = sorted(steps, key=lambda step: (length(step), step))[:reach]
-    near = [[index([a + b for a, b in zip(site, step)]) for step in steps] for site in new]
+    around = {
+        tuple(_moved(step, (0,) * len(sizes), sizes) for step in square)
+        for square in _squares(len(sizes), spacing)  # the same ones, on an axis of two spacings
+    }
+    squares = [
+        square
+        for square in sorted(around)
+        if all(_moved(first, step, sizes) in there for step in square)
+    ]
+    near = [[index(_moved(site, step, sizes)) for step in steps] for site in new]
+    corners = [[[index(_moved(s, c, sizes)) for c in square] for square in squares] for s in new]
     return Group(
         torch.tensor([index(site) for site in new], device="cpu"),
         torch.tensor(near, dtype=torch.long, device="cpu").reshape(len(new), len(steps)),
+        torch.tensor(corners, dtype=torch.long, device="cpu").reshape(len(new), len(squares), 3),
         torch.tensor([length(step) for step in steps], device="cpu"),
+        tuple(
+            _shortest(step, sizes) for step in (*steps, *(c for square in squares for c in square))
+        ),
         key,
     )
+
+
+def _moved(site: Sequence[int], step: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
+    return tuple((a + b) % n for a, b, n in zip(site, step, sizes))
+
+
+def _shortest(step: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
+    return tuple((i + n // 2) % n - n // 2 for i, n in zip(step, sizes))
+
+
+def _squares(dim: int, spacing: int) -> list[list[tuple[int, ...]]]:
+    """Steps to the other corners of each elementary square at a site, the opposite one last."""
+    unit = [tuple(spacing * (i == axis) for i in range(dim)) for axis in range(dim)]
+    squares = []
+    for one, two in combinations(unit, 2):
+        for signs in product((1, -1), repeat=2):
+            a, b = (tuple(sign * i for i in u) for sign, u in zip(signs, (one, two)))
+            squares.append([a, b, tuple(i + j for i, j in zip(a, b))])
+    return squares
 
 
 # ---- the layer ---------------------------------------------------------------------------------
@@ -167,7 +214,8 @@ class LatticeCoupling(zuko.lazy.LazyTransform):
 
     Arguments:
         features: Sites of the lattice.
-        context: The number of context features, all positive: they enter as :math:`\log c` and c.
+        context: The number of context features, all positive: they enter as :math:`\log c` and c,
+            and widths start in proportion to the square root of their product, as at a temperature.
         group: Which sites, and what they look at.
         channels: Sums :math:`z_c` beside :math:`r`.
         hidden_features: Widths of the network's hidden layers.
@@ -192,11 +240,13 @@ class LatticeCoupling(zuko.lazy.LazyTransform):
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("back", back, persistent=False)
         self.register_buffer("near", back[group.near].flatten(), persistent=False)
+        self.register_buffer("corners", back[group.corners].flatten(), persistent=False)
         self.bins, self.count, self.key = bins, 3 * bins + 2, group.key
-        num = len(group.distance)
-        closeness = (0.7 * group.distance.min() / group.distance).pow(4) if num else torch.ones(0)
-        weight = torch.randn(num, 1 + channels) / max(num, 1) ** 0.5
-        weight[:, 0] = closeness / closeness.sum()
+        self.steps = group.steps
+        num, squares = len(group.distance), group.corners.shape[1]
+        closeness = group.distance.pow(-4)
+        weight = torch.randn(num + squares, 1 + channels) / (num + squares) ** 0.5
+        weight[:num, 0], weight[num:, 0] = closeness / closeness.sum(), 0.0
         self.weight = nn.Parameter(weight)
         inputs = 1 + 2 * channels + 2 * context
         self.net = zuko.nn.MLP(inputs, 3 * bins + 1, hidden_features, activation=nn.SiLU)
@@ -206,12 +256,16 @@ class LatticeCoupling(zuko.lazy.LazyTransform):
     def parameters_of(self, a: Tensor, context: Tensor | None) -> Tensor:
         """Spline, log width, shift and direction for each new site, ``(..., n, count)``."""
         around = a.index_select(-1, self.near).unflatten(-1, (self.sizes[1], -1))
+        if len(self.corners):
+            square = a.index_select(-1, self.corners).unflatten(-1, (self.sizes[1], -1, 3))
+            extended = square[..., 0] + square[..., 1] - square[..., 2]
+            around = torch.cat([around, extended], -1)
         re, im = around.cos() @ self.weight, around.sin() @ self.weight
         r_re, r_im = re[..., :1], im[..., :1]
         size = (r_re.square() + r_im.square() + EPSILON**2).sqrt()
         along = (re * r_re + im * r_im) / size
         across = (im * r_re - re * r_im)[..., 1:] / size
-        inputs, log_scale = [along, across], 0.0
+        inputs, log_scale = [along, across], torch.zeros_like(r_re)
         if context is not None:
             rows = torch.cat([context.log(), context], -1)[..., None, :]
             inputs.append(rows.expand(*along.shape[:-1], rows.shape[-1]))
@@ -235,27 +289,76 @@ class LatticeCoupling(zuko.lazy.LazyTransform):
         return CouplingMap(self, c)
 
 
+class CircleMap(Map):
+    """Brings latent angles onto the circle, wherever a chain in latent space has taken them."""
+
+    def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return wrap(z), torch.zeros_like(z[..., 0])
+
+    def pull(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return wrap(x), torch.zeros_like(x[..., 0])
+
+
+class Circle(zuko.lazy.LazyTransform):
+    """The same in a flow."""
+
+    def forward(self, c: Tensor | None = None) -> Map:
+        return CircleMap()
+
+
 class LatticeFlow(zuko.lazy.Flow):
     """The first site uniform, then one layer after the other, named by their groups' keys."""
 
     def __init__(self, angles: Tensor, layers: Sequence[LatticeCoupling]) -> None:
         nn.Module.__init__(self)
+        self.circle = Circle()
         self.layers = nn.ModuleDict({layer.key: layer for layer in layers})
         self.base = LatentBase(len(angles), angles)
 
     @property
     def transform(self) -> zuko.lazy.LazyTransform:
-        return zuko.lazy.LazyComposedTransform(*self.layers.values()).inv
+        return zuko.lazy.LazyComposedTransform(self.circle, *self.layers.values()).inv
+
+    def check_context(self, rows: Tensor) -> None:
+        """Raises ValueError unless all features ``(K, c)`` are positive."""
+        if not bool((rows > 0).all()):
+            raise ValueError(
+                f"a lattice flow's context must be positive, as temperatures are: its least is "
+                f"{float(rows.min()):.3g}"
+            )
+
+    def take_levels(self, smaller: LatticeFlow) -> list[str]:
+        """Takes the weights of a smaller lattice's layers, whose sites look the same way.
+
+        They are of the same level, counted from the finest, or of a finer one, whose displacements
+        are the same in units of its spacing.
+
+        Arguments:
+            smaller: A trained flow with as many context features, and networks as wide.
+
+        Returns:
+            The layers that have found weights, by key.
+        """
+        taken = []
+        for key, layer in self.layers.items():
+            level, kind = key.split("_", 1)
+            levels = [level] if level == "coarse" else range(int(level), -1, -1)
+            for name in (f"{i}_{kind}" for i in levels):
+                if name in smaller.layers and _alike(layer, smaller.layers[name]):
+                    layer.load_state_dict(smaller.layers[name].state_dict())
+                    taken.append(key)
+                    break
+        return taken
 
 
 def lattice_flow(
-    shape: Sequence[int],
+    shape: int | Sequence[int],
     channels: int = 8,
     hidden_features: Sequence[int] = (64, 64),
     bins: int = 8,
     reach: int = REACH,
 ) -> Callable[..., LatticeFlow]:
-    """A recipe for angles on a periodic lattice, as ``AutoFlow(xy_model, flow=lattice_flow((8, 8)))``.
+    """A recipe for angles on a periodic lattice: ``AutoFlow(xy_model, flow=lattice_flow((8, 8)))``.
 
     Context features must be positive, as temperatures are.
 
@@ -267,20 +370,38 @@ def lattice_flow(
     Raises:
         ValueError: As in :func:`coarse_to_fine`; for a target of another number of angles.
     """
-    groups = coarse_to_fine(shape, reach)
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    groups = coarse_to_fine(sizes, reach)
+    return partial(
+        _flow_of, groups, channels=channels, hidden_features=tuple(hidden_features), bins=bins
+    )
 
-    def recipe(features: int, context: int = 0, angles: Tensor | None = None) -> LatticeFlow:
-        sites = sum(len(group.sites) for group in groups)
-        if features != sites or angles is None or not bool(angles.all()):
-            raise ValueError(
-                f"this flow is for {sites} angles, one for each site of a lattice of shape "
-                f"{tuple(shape)}; the target has {features} coordinates, of which "
-                f"{0 if angles is None else int(angles.sum())} are angles"
-            )
-        layers = [
-            LatticeCoupling(features, context, group, channels, hidden_features, bins)
-            for group in groups[1:]
-        ]
-        return LatticeFlow(angles, layers)
 
-    return recipe
+def _flow_of(
+    groups: Sequence[Group],
+    features: int,
+    context: int = 0,
+    angles: Tensor | None = None,
+    **options: Any,
+) -> LatticeFlow:
+    sites = sum(len(group.sites) for group in groups)
+    if features != sites or angles is None or not bool(angles.all()):
+        raise ValueError(
+            f"this flow is for {sites} angles, one for each site of its lattice; the target has "
+            f"{features} coordinates, of which {0 if angles is None else int(angles.sum())} are "
+            f"angles"
+        )
+    layers = [LatticeCoupling(features, context, group, **options) for group in groups[1:]]
+    return LatticeFlow(angles, layers)
+
+
+def _alike(one: Any, two: Any) -> bool:
+    """Whether two layers have weights of the same shapes, for the same displacements."""
+    a, b = one.state_dict(), two.state_dict()
+    shapes = a.keys() == b.keys() and all(a[key].shape == b[key].shape for key in a)
+    return shapes and _in_units(one.steps) == _in_units(two.steps)
+
+
+def _in_units(steps: tuple) -> list[tuple[int, ...]]:
+    unit = min((abs(i) for step in steps for i in step if i), default=1)
+    return [tuple(i // unit for i in step) for step in steps]

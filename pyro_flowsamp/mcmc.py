@@ -109,7 +109,8 @@ class VectorizedMCMC:
 
         Raises:
             RuntimeError: There has been no run to go on from.
-            ValueError: A count is out of range.
+            ValueError: A count is out of range, or ``initial_params`` are as they must not be: see
+                :meth:`FlowKernel.state_at`.
         """
         if self._state is None:
             raise RuntimeError("there is no run to go on from: call run(...) first")
@@ -119,7 +120,7 @@ class VectorizedMCMC:
         with pyro.validation_enabled(False):
             state = self._state
             if initial_params is not None:
-                state = self.kernel.init(self.kernel.target.pack_unconstrained(initial_params))
+                state = self.kernel.state_at(initial_params)
             self._state = self._draw(state, num_samples, thin)
         self.seconds["sampling"] = perf_counter() - clock
 

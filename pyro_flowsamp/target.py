@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from math import pi, prod
 from typing import Any
 
@@ -25,6 +26,14 @@ __all__ = ["ModelStructureError", "Site", "Target"]
 Density = Callable[[Tensor, Tensor | None], Tensor]
 
 
+@dataclass
+class Tally:
+    """What a target counts, together with those made of it."""
+
+    nonfinite: Tensor
+    evaluations: int = 0
+
+
 class Target:
     r"""A batched unnormalised log density :math:`\log \tilde p(x)` on :math:`\mathbb R^d`.
 
@@ -39,8 +48,6 @@ class Target:
 
     Attributes:
         dim: The dimension :math:`d`.
-        evaluations: How many densities have been asked for so far.
-        nonfinite: How many of them were NaN or infinite, as a 0-d tensor on ``device``.
         contexts: Of :meth:`at`, ``(K, c)``; else None.
     """
 
@@ -63,8 +70,7 @@ class Target:
         mask = torch.tensor(circular, device=device) if angles is None else angles
         self.angles = mask.to(device)
         self.circular = bool(self.angles.any())
-        self.evaluations = 0
-        self.nonfinite = torch.zeros((), dtype=torch.long, device=device)
+        self._tally = Tally(torch.zeros((), dtype=torch.long, device=device))
         self.context_names: tuple[str, ...] = ()
         self.contexts: Tensor | None = None
         self._model_density: ModelDensity | None = None
@@ -106,11 +112,22 @@ class Target:
     def at(self, contexts: Tensor) -> Target:
         """The same conditional target, at K contexts in turn: row i of a batch at i mod K.
 
-        So thousands of chains at all contexts are one batch, in any kernel.
+        So thousands of chains at all contexts are one batch, in any kernel. Evaluations are counted
+        with this target's.
 
         Arguments:
             contexts: Rows as :meth:`log_prob` takes them, ``(K, c)``.
+
+        Raises:
+            ValueError: The target is not conditional, or these are no such rows.
         """
+        own = None if self._model_density is None else self._own_row()
+        if own is None or contexts.dim() != 2 or contexts.shape[1] != len(own):
+            raise ValueError(
+                f"contexts of shape {tuple(contexts.shape)}: expected (K, c), one row of the "
+                f"arguments {list(self.context_names)} for each of K"
+                + ("" if own is None else f", c = {len(own)}")
+            )
         target = copy(self)
         target.contexts = contexts.to(self.device, self.dtype)
         return target
@@ -216,6 +233,16 @@ class Target:
         )
 
     @property
+    def evaluations(self) -> int:
+        """How many densities have been asked for so far."""
+        return self._tally.evaluations
+
+    @property
+    def nonfinite(self) -> Tensor:
+        """How many of them were NaN or infinite, as a 0-d tensor on ``device``."""
+        return self._tally.nonfinite
+
+    @property
     def enumerated(self) -> bool:
         """Whether discrete sites of the model are summed out."""
         return self._model_density is not None and self._model_density.enumerated
@@ -240,7 +267,7 @@ class Target:
         """
         if x.dim() != 2 or x.shape[-1] != self.dim:
             raise ValueError(f"expected points of shape (N, {self.dim}), got {tuple(x.shape)}")
-        self.evaluations += len(x)
+        self._tally.evaluations += len(x)
         context = self._own_context(len(x)) if context is None else context
         if x.requires_grad:
             x = x.view_as(x)
@@ -250,7 +277,7 @@ class Target:
         except torch.linalg.LinAlgError:  # one bad matrix fails the whole batch: find it
             log_p = torch.stack([self._one(x, context, i) for i in range(len(x))])
         bad = ~torch.isfinite(log_p)
-        self.nonfinite = self.nonfinite + bad.sum().detach()
+        self._tally.nonfinite = self._tally.nonfinite + bad.sum().detach()
         return torch.where(bad, -torch.inf, log_p)
 
     def _one(self, x: Tensor, context: Tensor | None, i: int) -> Tensor:
@@ -376,12 +403,15 @@ class Target:
         """Those of :meth:`at`, or of the arguments this target was made with; or None."""
         if self.contexts is not None:
             return self.contexts[torch.arange(num, device=self.device) % len(self.contexts)]
+        row = self._own_row()
+        return None if row is None else row.expand(num, -1)
+
+    def _own_row(self) -> Tensor | None:
         if not self.context_names or self._model_density is None:
             return None
         kwargs = self._model_density.kwargs
         rows = [torch.as_tensor(kwargs[name]).reshape(-1) for name in self.context_names]
-        row = torch.cat([r.to(self.device, self.dtype) for r in rows])
-        return row.expand(num, -1)
+        return torch.cat([r.to(self.device, self.dtype) for r in rows])
 
     # ---- as a Pyro model ----------------------------------------------------------------------
 

@@ -118,13 +118,16 @@ class Stepper:
         self.counts = [torch.zeros((), device=p.device) for p in self.parameters]
         self.skipped = torch.zeros((), device=self.parameters[0].device)
 
-    def step(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor, skip: Tensor | None = None) -> None:
+        """One step; none where ``skip``, 0-d, is 1, or where anything is not finite."""
         grads = torch.autograd.grad(
             loss, self.parameters, allow_unused=True, materialize_grads=True
         )
         norm = nn.utils.get_total_norm(grads)
         found_inf = (~torch.isfinite(norm + loss.detach())).float()
         self.skipped += found_inf
+        if skip is not None:
+            found_inf = torch.maximum(found_inf, skip.to(found_inf))
         with torch.no_grad():
             adam(
                 self.parameters,  # type: ignore[arg-type]

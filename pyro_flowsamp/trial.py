@@ -180,7 +180,8 @@ def stuck(accepted: Tensor) -> float:
     """
     chains, draws = accepted.shape
     never = float((~accepted).all(1).double().mean())
-    chance = (1 - float(accepted.double().mean())) ** draws
+    rate = float(accepted.double().mean())
+    chance = (1 - rate) ** draws if rate else 0.0
     return never if never > chance + 3 * (chance / chains) ** 0.5 else 0.0
 
 

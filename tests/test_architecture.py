@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "discriminators": "_zuko",
     "adversary": "maps objectives target train",
     "transitions": "transitions target gaussian importance",
-    "guides": "guides adversary discriminators _model target flows paths velocity symmetry deformation objectives train "
+    "guides": "guides adversary discriminators _model target flows paths velocity symmetry "
+    "deformation objectives train "
     "gaussian importance mixture proposal transitions _zuko",
     "kernels": "kernels target flows importance proposal transitions",
     "mcmc": "kernels target",

@@ -103,3 +103,40 @@ def test_latent_picture(tmp_path):
     image = tmp_path / "latent.png"
     run("papers/latent_langevin.py", "picture", "--smoke", "--image", str(image))
     assert image.stat().st_size > 10_000
+
+
+def test_advnf_synthetic(tmp_path):
+    command = ["papers/advnf_synthetic.py", "--smoke", "--results", str(tmp_path)]
+    assert "Rings-4-AdvNF(RKL) seed 0" in run(*command)
+    assert "seed 0" not in run(*command)
+
+
+def test_advnf_picture(tmp_path):
+    image = tmp_path / "advnf.png"
+    run("papers/advnf_synthetic.py", "--smoke", "--image", str(image))
+    assert image.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("model", ["xy", "extended"])
+def test_advnf_xy(model, tmp_path):
+    sizes = ["--model", model, "--size", "4", "--results", str(tmp_path)]
+    assert f"{model}-4x4 seed 0" in run("papers/advnf_xy.py", "--smoke", *sizes)
+    assert "seed 0" not in run("papers/advnf_xy.py", "--smoke", *sizes)
+    if model == "xy":
+        image = tmp_path / "xy.png"
+        run("papers/advnf_xy.py", "--smoke", *sizes, "--image", str(image))
+        assert image.stat().st_size > 10_000
+
+
+def test_advnf_xy_scaling(tmp_path):
+    command = ["papers/advnf_xy.py", "--smoke", "--scaling", "--results", str(tmp_path)]
+    assert "scaling-8x8-from-4x4 seed 0" in run(*command)
+
+
+def test_the_pretrained_flow():
+    """IMH by the flow that is shipped, between the temperatures that it was trained at."""
+    lines = run("papers/advnf_xy.py", "--pretrained").splitlines()[2:]
+    found = [[float(cell) for cell in line.split("|")[1:-1]] for line in lines]
+    assert [row[0] for row in found] == [0.5, 1.0, 2.05]
+    for _, acceptance, _, z_energy, _, z_magnetization in found:
+        assert acceptance > 0.4 and abs(z_energy) < 5 and abs(z_magnetization) < 5

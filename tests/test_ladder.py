@@ -262,10 +262,44 @@ def test_more_chains_than_draws_part(monkeypatch):
         pf.VectorizedMCMC, "resume", lambda run, *args: asked.append(args) or resume(run, *args)
     )
     data = pf.sample(mixture(2), num_samples=1, num_chains=20_000, **QUIET)
-    (unseen, *_), (kept, *_) = asked[-2:]
-    assert unseen >= 10 and kept == 1 and asked[-2][2] is None
+    (blocks, steps), (kept, _) = asked[-2:]
+    assert blocks >= 1 and steps >= 10 and kept == 1
     x = values(data, "x").flatten(0, 1)
     assert len(x.unique(dim=0)) > 0.97 * len(x)
+
+
+def test_stuck_chains_are_told_from_slow_ones():
+    moving = torch.rand(256, 100) < 0.05
+    assert trial.stuck(moving) == 0.0  # one in 170 does not move, by chance
+    caught = (torch.rand(256, 100) < 0.3).clone()
+    caught[:3] = False
+    assert trial.stuck(caught) == 3 / 256
+    assert trial.stuck(torch.ones(4, 10, dtype=torch.bool)) == 0.0
+
+
+def test_tails_that_a_flow_lacks_give_it_away():
+    """Jumps by a Gaussian, of a target with a heavy tail that some chains start in."""
+    target = pf.Target.from_energy(lambda x: 4 * (1 + x.square().sum(-1) / 7).log(), 1)
+    climb = ladder.Ladder(target, 100, 256, progress=False)
+    climb.anneal()
+    climb.particles[:20] = 40.0
+    guide = climb.placed(1)
+    guide.flow.initialize_from(torch.randn(5000, 1))
+    rung = climb._try("IMH", pf.IMH(guide=guide), torch.inf)
+    assert rung.stuck > 0 and not rung.reliable
+
+
+def test_starts_are_forgotten():
+    """Chains begin at particles of one mode only; jumps put the shares right before the draws."""
+    target = mixture(2)
+    climb = ladder.Ladder(target, 10, 2000, progress=False)
+    best = climb.climb()
+    x = best.run.unconstrained
+    x[:] = x[x.sum(-1) > 0][:1]
+    climb.finish(best)
+    upper = (best.run.unconstrained.sum(-1) > 0).double().mean(1)
+    z = (upper.mean() - 1 / 3) / (upper.std() / len(upper) ** 0.5)
+    assert abs(float(z)) < 4
 
 
 # ---- Ctrl-C --------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ good: it is where the flow learns that there are modes, not how much each weighs
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,7 +25,7 @@ from ..target import Target
 from ..train import FitOptions, History, fit
 from ..transitions.tempering import EACH, tempered, tempered_ensembles
 from .base import FlowGuide
-from .flow import MAX_COMPONENTS
+from .flow import MAX_COMPONENTS, make_flow
 
 __all__ = ["AutoAdvNF"]
 
@@ -91,7 +90,9 @@ class AutoAdvNF(FlowGuide):
         pretraining: float = 0.25,
         options: FitOptions | None = None,
     ) -> None:
-        default = FitOptions(max_steps=2000, batch_size=512, learning_rate=3e-3, anneal=True)
+        default = FitOptions(
+            max_steps=2000, batch_size=512, learning_rate=3e-3, anneal=True, enough=1.0
+        )
         super().__init__(model, options=options or default, context=context)
         numbers = {"reverse": reverse, "forward": forward}
         if isinstance(adversarial, int | float):
@@ -126,17 +127,9 @@ class AutoAdvNF(FlowGuide):
     # ---- building -----------------------------------------------------------------------------
 
     def build_flow(self, target: Target, context_size: int) -> nn.Module:
-        (flow,) = self._recipe
-        if isinstance(flow, nn.Module):
-            return flow
-        if flow is None:
-            flow = "circular" if target.circular else "spline"
-        recipe = RECIPES[flow] if isinstance(flow, str) else flow
-        wanted: dict[str, Any] = {"angles": target.angles} if target.circular else {}
-        if self.taught and not context_size and not target.circular:
-            wanted["components"] = MAX_COMPONENTS
-        known = inspect.signature(recipe).parameters
-        return recipe(target.dim, context_size, **{k: v for k, v in wanted.items() if k in known})
+        mixed = self.taught and not context_size
+        components = MAX_COMPONENTS if mixed else 1
+        return make_flow(*self._recipe, target, context_size, "spline", components)
 
     def _adversary(self, target: Target, ensemble: Ensemble) -> Adversary:
         """Raises ValueError where the discriminator's logits have the wrong shape."""
@@ -147,7 +140,8 @@ class AutoAdvNF(FlowGuide):
         network = made.to(device=target.device, dtype=target.dtype)
         if isinstance(network, DenseDiscriminator):
             network.standardize(ensemble.draws)
-        two = Ensemble(*(None if part is None else part[:2] for part in ensemble))
+        contexts = ensemble.contexts
+        two = Ensemble(ensemble.draws[:2], None if contexts is None else contexts[:2])
         shape = tuple(network(two.draws, two.contexts).shape)
         if shape != (len(two.draws),):
             raise ValueError(
@@ -161,6 +155,8 @@ class AutoAdvNF(FlowGuide):
     def fit(self, *args: Any, ensemble: Given = None, **kwargs: Any) -> History:
         """Trains the guide on the posterior of the model with these arguments.
 
+        A second call goes on with the flow, and has a new discriminator.
+
         Arguments:
             args, kwargs: The model's; those of the context with a leading dimension of K values.
             ensemble: Constrained draws ``{site: (M, ...)}``, unconstrained points ``(M, d)``, or a
@@ -168,11 +164,17 @@ class AutoAdvNF(FlowGuide):
                 values, with a leading dimension K. By default short runs of tempered particles.
 
         Raises:
-            ValueError: The ensemble has the wrong shape, or is not finite; the density is not
-                finite anywhere; the model does not fit the guide.
+            ValueError: The ensemble has the wrong shape, is not finite, or is not used; the context
+                is missing or has the wrong shape; the density is not finite anywhere; the model
+                does not fit the guide.
         """
+        if ensemble is not None and not self.taught:
+            raise ValueError("adversarial=0 and forward=0 leave nothing to learn of an ensemble")
         self._ensemble = (ensemble,)
-        return super().fit(*args, **kwargs)
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            self._ensemble = (None,)
 
     def train_flow(self, target: Target, contexts: Tensor | None) -> History:
         assert self.flow is not None
@@ -212,7 +214,7 @@ class AutoAdvNF(FlowGuide):
             objective.progress = step / self.options.max_steps
             step += 1
             context = None
-            if rows is not None:
+            if rows is not None and not self.taught:  # else those of the ensemble's draws
                 context = rows[torch.randint(len(rows), (num,), device=rows.device)]
             return objective(flow, target, num, context)
 
@@ -241,10 +243,10 @@ class AutoAdvNF(FlowGuide):
         points = given if isinstance(given, Tensor) else target.pack(given)
         leading = () if rows is None else (len(rows),)
         fits = points.dim() == len(leading) + 2 and points.shape[: len(leading)] == leading
-        if not fits or points.shape[-1] != target.dim or not points.numel():
+        if not fits or points.shape[-1] != target.dim or points.shape[-2] < 2:
             wanted = f"({'' if rows is None else f'{len(rows)}, '}M, {target.dim})"
             raise ValueError(
-                f"the ensemble has shape {tuple(points.shape)}, expected {wanted}: M draws"
+                f"the ensemble has shape {tuple(points.shape)}, expected {wanted}: M > 1 draws"
                 f"{'' if rows is None else ' at each of the contexts'}"
             )
         bad = int((~torch.isfinite(points)).any(-1).sum())

@@ -32,6 +32,7 @@ from ..train import FitOptions, History
 __all__ = ["FlowGuide"]
 
 GAP_TO_WARN = 1e-2  #: nats between sampling's and scoring's log q
+MOST_JUDGED = 16  #: contexts at which it is
 NUM_DIAGNOSTIC = 4096  #: fresh draws with which a trained flow is judged
 
 
@@ -41,7 +42,7 @@ def _hide(msg: dict) -> bool:
 
 
 class Learnt:
-    """What contexts a flow was trained on: the shape of each argument, and the range of each number.
+    """What contexts a flow was trained on: each argument's shape, and each number's range.
 
     Arguments:
         shapes: Of one value, by argument.
@@ -51,6 +52,13 @@ class Learnt:
     def __init__(self, shapes: Mapping[str, Size], low: Tensor, high: Tensor) -> None:
         self.shapes, self.low, self.high = dict(shapes), low, high
         self._warned = False
+
+    def with_(self, other: Learnt) -> Learnt:
+        """Of both trainings, if they were of the same arguments."""
+        if self.shapes != other.shapes:
+            return self
+        low, high = (v.to(self.low) for v in (other.low, other.high))
+        return Learnt(self.shapes, self.low.minimum(low), self.high.maximum(high))
 
     def saved(self) -> dict[str, Any]:
         """As plain lists, which any ``torch.load`` takes."""
@@ -87,9 +95,9 @@ class Learnt:
         self._warned = True
         names = ", ".join(self.shapes)
         warnings.warn(
-            f"the context ({names}) = {rows.amin(0).tolist()} to {rows.amax(0).tolist()} leaves the "
-            f"range that the flow was trained on, {low.tolist()} to {high.tolist()}: its draws may "
-            f"be far off there, and few accepted. Train on values around those you ask for.",
+            f"the context ({names}) = {rows.amin(0).tolist()} to {rows.amax(0).tolist()} leaves "
+            f"the range that the flow was trained on, {low.tolist()} to {high.tolist()}: its draws "
+            f"may be far off there, and few accepted. Train on values around those you ask for.",
             stacklevel=5,
         )
 
@@ -151,26 +159,31 @@ class FlowGuide(AutoContinuous):
             ValueError: The log density is not finite anywhere, or the model does not fit the guide.
         """
         start = time.perf_counter()
-        contexts, args, kwargs = self._split_contexts(args, kwargs)
+        contexts, args, kwargs, learnt = self._split_contexts(args, kwargs)
         target = self._target(args, kwargs)
-        self._build(target, None if contexts is None else contexts[0], args, kwargs)
+        if contexts is not None:
+            contexts = contexts.to(target.device, target.dtype)
+        self._build(target, contexts, args, kwargs)
         already = target.evaluations
         history = self.train_flow(target, contexts)
-        self.trained = history.stopped != "unfinished"
-        row = None if contexts is None else contexts[0]
-        self.history = self._judge(history, target, row).updated(
+        self.trained, self._learnt = history.stopped != "unfinished", learnt
+        self.history = self._judge(history, target, contexts).updated(
             seconds=time.perf_counter() - start, evaluations=target.evaluations - already
         )
         return self.history
 
     @torch.no_grad()
-    def _judge(self, history: History, target: Target, context: Tensor | None) -> History:
+    def _judge(self, history: History, target: Target, contexts: Tensor | None) -> History:
+        """On fresh draws; of several contexts the mean ESS, and the worst of what warns."""
         assert self.flow is not None
-        proposal = Proposal(self.flow, context)
-        x, log_q = proposal.sample_and_log_prob(NUM_DIAGNOSTIC)
-        rows = None if context is None else context.expand(len(x), -1)
-        log_w = target.log_prob(x, rows).double() - log_q.double()
-        gap = proposal.gap()
+        num = 1
+        if contexts is not None:
+            contexts = contexts[:: -(-len(contexts) // MOST_JUDGED)]
+            num, target = len(contexts), target.at(contexts)
+        proposal = Proposal(self.flow, contexts)
+        x, log_q = proposal.sample_and_log_prob(max(NUM_DIAGNOSTIC // num, 256) * num)
+        log_w = (target.log_prob(x).double() - log_q.double()).reshape(-1, num)
+        gap, each = proposal.gap(), ess_fraction(log_w)
         if gap > GAP_TO_WARN:
             warnings.warn(
                 f"sampling and scoring disagree on log q by {gap:.2g} nats in {target.dtype}; "
@@ -179,23 +192,31 @@ class FlowGuide(AutoContinuous):
                 stacklevel=4,
             )
         return history.updated(
-            final_ess=float(ess_fraction(log_w)), pareto_k=pareto_k(log_w), log_q_gap=gap
+            final_ess=float(each.mean()),
+            pareto_k=max(pareto_k(log_w[:, i]) for i in range(num)),
+            log_q_gap=gap,
         )
 
     def bind(self, *args: Any, **kwargs: Any) -> Target:
         """The target of the model with these arguments; builds the flow where there is none.
 
+        Where the context's arguments have K values it is at all of them, see
+        :meth:`~pyro_flowsamp.Target.at`.
+
         Raises:
-            ValueError: The model's sites are not those the guide was built for.
+            ValueError: The model's sites are not those the guide was built for, or the context is
+                missing or has the wrong shape.
         """
         rows, args, kwargs = self._contexts(args, kwargs)
         self._warn_outside(rows)
         target = self._target(args, kwargs)
-        self._build(target, None if rows is None else rows[0], args, kwargs)
+        self._build(target, rows, args, kwargs)
         return target if rows is None or len(rows) == 1 else target.at(rows)
 
-    def _build(self, target: Target, row: Tensor | None, args: tuple, kwargs: dict) -> None:
-        self._ensure_flow(target, row)
+    def _build(self, target: Target, rows: Tensor | None, args: tuple, kwargs: dict) -> None:
+        self._ensure_flow(target, None if rows is None else rows[0])
+        if rows is not None and hasattr(self.flow, "check_context"):
+            self.flow.check_context(rows)  # type: ignore[union-attr, operator]
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
 
@@ -245,10 +266,12 @@ class FlowGuide(AutoContinuous):
             )
         return {name: _as_context(named[name], name) for name in self.context_names}, named
 
-    def _split_contexts(self, args: tuple, kwargs: dict) -> tuple[Tensor | None, tuple, dict]:
+    def _split_contexts(
+        self, args: tuple, kwargs: dict
+    ) -> tuple[Tensor | None, tuple, dict, Learnt | None]:
         """Takes the stacked values of the context arguments out; the first row stays in."""
         if not self.context_names:
-            return None, args, kwargs
+            return None, args, kwargs, None
         values, named = self._named(args, kwargs)
         lengths = {name: len(v) if v.dim() else None for name, v in values.items()}
         if len(set(lengths.values())) > 1 or None in lengths.values():
@@ -259,10 +282,9 @@ class FlowGuide(AutoContinuous):
         rows = _rows(values.values())
         if not bool(torch.isfinite(rows).all()):
             raise ValueError("the context's values are not finite")
-        self._learnt = Learnt(
-            {k: v.shape[1:] for k, v in values.items()}, rows.amin(0), rows.amax(0)
-        )
-        return rows, (), {**named, **{name: v[0] for name, v in values.items()}}
+        learnt = Learnt({k: v.shape[1:] for k, v in values.items()}, rows.amin(0), rows.amax(0))
+        first = {**named, **{name: v[0] for name, v in values.items()}}
+        return rows, (), first, learnt if self._learnt is None else learnt.with_(self._learnt)
 
     def _contexts(self, args: tuple, kwargs: dict) -> tuple[Tensor | None, tuple, dict]:
         """The context's rows ``(K, c)``, and arguments with the first value of each."""
@@ -277,7 +299,7 @@ class FlowGuide(AutoContinuous):
             lengths = {name: len(v) for name, v in stacked.items()}
             raise ValueError(f"the context's arguments have different numbers of values: {lengths}")
         rows = _rows(v.expand(num, *v.shape[1:]) for v in stacked.values())
-        if num == 1:
+        if all(v.shape == self._learnt.shapes[name] for name, v in values.items()):
             return rows, args, kwargs
         return rows, (), {**named, **{name: v[0] for name, v in stacked.items()}}
 
@@ -289,7 +311,9 @@ class FlowGuide(AutoContinuous):
         rows = self._contexts(args, kwargs)[0]
         if rows is not None and len(rows) > 1:
             raise ValueError(f"a Pyro guide has one context at a time, got {len(rows)}")
-        return None if rows is None else rows[0]
+        if rows is None or self.flow is None:
+            return None if rows is None else rows[0]
+        return rows[0].to(next(self.flow.parameters()))
 
     # ---- the protocol kernels use --------------------------------------------------------------
 

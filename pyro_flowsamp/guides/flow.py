@@ -73,24 +73,8 @@ class AutoFlow(FlowGuide):
         self.ensemble = ensemble
 
     def build_flow(self, target: Target, context_size: int) -> nn.Module:
-        (flow,) = self._recipe
-        if isinstance(flow, nn.Module):
-            return flow
-        if flow is None:
-            flow = "circular" if target.circular else "coupling"
-        recipe = RECIPES[flow] if isinstance(flow, str) else flow
-        if recipe is RECIPES["circular"] and not target.circular:
-            raise ValueError(
-                "a 'circular' flow lives on angles and the target has no angles: use 'spline', or "
-                "name them, by VonMises sites or Target.from_energy(..., angles=range(dim))."
-            )
-        wanted: dict[str, Any] = {}
-        if target.circular:
-            wanted["angles"] = target.angles
-        elif self.ensemble is not None:
-            wanted["components"] = MAX_COMPONENTS
-        known = inspect.signature(recipe).parameters
-        return recipe(target.dim, context_size, **{k: v for k, v in wanted.items() if k in known})
+        components = 1 if self.ensemble is None else MAX_COMPONENTS
+        return make_flow(*self._recipe, target, context_size, "coupling", components)
 
     def train_flow(self, target: Target, contexts: Tensor | None) -> History:
         assert self.flow is not None
@@ -153,3 +137,41 @@ class AutoFlow(FlowGuide):
             return objective(flow, target, num, rows[index])
 
         return closure
+
+
+def make_flow(
+    flow: str | Callable[..., nn.Module] | nn.Module | None,
+    target: Target,
+    context_size: int,
+    default: str,
+    components: int,
+) -> nn.Module:
+    """The flow that a guide was asked for.
+
+    Arguments:
+        flow: A recipe's name, a recipe, a flow, or None for the default.
+        target: That it is for; its angles are told to recipes that ask for them.
+        context_size: Number of context features.
+        default: The name of the recipe for real coordinates; for angles it is "circular".
+        components: Of the latent mixture, for recipes that have one.
+
+    Raises:
+        ValueError: A circular flow of a target without angles.
+    """
+    if isinstance(flow, nn.Module):
+        return flow
+    if flow is None:
+        flow = "circular" if target.circular else default
+    recipe = RECIPES[flow] if isinstance(flow, str) else flow
+    if recipe is RECIPES["circular"] and not target.circular:
+        raise ValueError(
+            "a 'circular' flow lives on angles and the target has no angles: use 'spline', or "
+            "name them, by VonMises sites or Target.from_energy(..., angles=range(dim))."
+        )
+    wanted: dict[str, Any] = {}
+    if target.circular:
+        wanted["angles"] = target.angles
+    elif components > 1:
+        wanted["components"] = components
+    known = inspect.signature(recipe).parameters
+    return recipe(target.dim, context_size, **{k: v for k, v in wanted.items() if k in known})

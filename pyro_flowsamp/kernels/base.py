@@ -164,7 +164,7 @@ class FlowKernel(MCMCKernel):
         """Makes the target of these arguments, unless they are the ones already bound.
 
         Raises:
-            ValueError: The guide was trained for another model.
+            ValueError: The guide was trained for another model, or is amortised and untrained.
         """
         key = (*args, *sorted(kwargs), *(kwargs[k] for k in sorted(kwargs)))
         if self._bound is not None and same_objects(self._bound, key):
@@ -176,6 +176,12 @@ class FlowKernel(MCMCKernel):
             self.guide = type(self).default_guide(source)
         elif source is not None:
             self.guide.attach(source)
+        context = getattr(self.guide, "context_names", ())
+        if context and not self.guide.trained:
+            raise ValueError(
+                f"a guide amortised over {list(context)} must be trained before it "
+                f"is used, on the values that it shall cover: call guide.fit(...) first"
+            )
         self._check_guide(source, args, kwargs)
         self._target = self.guide.bind(*args, **kwargs)
         self._proposal = None
@@ -233,23 +239,27 @@ class FlowKernel(MCMCKernel):
             self._proposal = self.guide.proposal(*self._args, **self._kwargs)
 
     def start(self, num_chains: int, params: Values | None = None) -> Any:
-        """States of new chains: at ``params``, or at draws of the flow.
+        """States of new chains: at ``params``, or at draws of the flow; undoes all adaptation.
+
+        Raises:
+            ValueError: As :meth:`state_at`.
+        """
+        self.reset()
+        if params is not None:
+            return self.state_at(params, num_chains)
+        self._check_number(num_chains)
+        return self.init(self._flow_starts(num_chains))
+
+    def state_at(self, params: Values, num_chains: int | None = None) -> Any:
+        """States of chains at ``params``, the kernel as it is.
 
         Raises:
             ValueError: A shape or dtype of ``params`` is wrong, the density there is not finite, or
                 the chains cannot be shared out among the contexts.
         """
-        contexts = self.target.contexts
-        if contexts is not None and num_chains % len(contexts):
-            raise ValueError(
-                f"{num_chains} chains cannot be shared out evenly among {len(contexts)} contexts: "
-                f"take a multiple of {len(contexts)}; chain i is at the context of i mod "
-                f"{len(contexts)}"
-            )
-        self.reset()
-        if params is None:
-            return self.init(self._flow_starts(num_chains))
-        x = self.target.pack_unconstrained(params)
+        x = self.target.pack_unconstrained(params).reshape(-1, self.target.dim)
+        num_chains = num_chains or len(x)
+        self._check_number(num_chains)
         state = self.init(x.reshape(num_chains, self.target.dim))
         bad = ~torch.isfinite(state.log_p - state.log_q)
         if bad.any():
@@ -257,6 +267,15 @@ class FlowKernel(MCMCKernel):
                 f"initial_params: the density is zero or NaN for chains {bad.nonzero().tolist()}"
             )
         return state
+
+    def _check_number(self, num_chains: int) -> None:
+        contexts = self.target.contexts
+        if contexts is not None and num_chains % len(contexts):
+            raise ValueError(
+                f"{num_chains} chains cannot be shared out evenly among {len(contexts)} contexts: "
+                f"take a multiple of {len(contexts)}; chain i is at the context of i mod "
+                f"{len(contexts)}"
+            )
 
     def log_prob(self, x: Tensor) -> Tensor:
         r"""The target's log density on one period: :math:`-\infty` at angles outside [−π, π].

@@ -12,7 +12,7 @@ https://doi.org/10.1111/j.1467-9868.2006.00553.x). The product of the mean weigh
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ from . import bridge, langevin, transport
 __all__ = ["Particles", "tempered", "tempered_ensemble", "tempered_ensembles"]
 
 
-#: draws of an ensemble for each of several contexts
-EACH = 500
+EACH = 500  #: draws of an ensemble for each of several contexts
 
 
 class Particles(NamedTuple):
@@ -60,8 +59,10 @@ def tempered(
         target_accept_prob: Acceptance that the step size is steered to.
 
     Raises:
-        ValueError: The target's density is not finite anywhere.
+        ValueError: The target's density is not finite anywhere, or it is at several contexts.
     """
+    if target.contexts is not None:
+        raise ValueError("particles at several contexts would mix: use tempered_ensembles")
     base = bridge.overdispersed_base(target, 512)
     x = base.sample(num)
     ones, betas = torch.ones_like(x[0]), [0.0]
@@ -102,10 +103,13 @@ def tempered_ensembles(target: Target, num: int = EACH, *, moves: int = 10) -> T
         moves: MALA steps a stage.
 
     Raises:
-        ValueError: The target is at no contexts, or its density is not finite anywhere.
+        ValueError: The target is at no contexts, one of them has no point of finite density, or
+            there are too few particles.
     """
     if target.contexts is None:
         raise ValueError("give a target at contexts: target.at(contexts)")
+    if num < 2:
+        raise ValueError(f"need two particles at least for each context, got {num}")
     count = len(target.contexts)
     rows = target.at(target.contexts.repeat_interleave(num, 0))
     base = bridge.overdispersed_base(target, count * -(-512 // count))
@@ -114,16 +118,21 @@ def tempered_ensembles(target: Target, num: int = EACH, *, moves: int = 10) -> T
     step_size = torch.full_like(x[:count, 0], langevin.optimal_step_size(target.dim))
     ones = torch.ones_like(x)
     cloud = transport.init(x, bridge.density(rows, base, beta.repeat_interleave(num), ones), count)
+    alive = torch.isfinite(cloud.state.log_ratio).view(count, num).any(1)
+    if not bool(alive.all()):
+        raise ValueError(
+            f"the density is zero or NaN at all {num} starting points at the contexts "
+            f"{target.contexts[~alive].tolist()}"
+        )
     while float(beta.min()) < 1:
         beta = _next_betas(cloud.state.log_ratio.view(count, num), beta)
         at = beta.repeat_interleave(num)
         cloud = transport.reweight(cloud, bridge.place(cloud.state, at, ones))
         cloud = transport.resample(cloud, below=torch.inf)
         split = (cloud.state.grad.view(count, num, -1), cloud.x.view(count, num, -1))
-        scale = torch.stack([bridge.local_scale(g, at) for g, at in zip(*split)]).repeat_interleave(
-            num, 0
-        )
-        state = bridge.place(cloud.state, at, scale)
+        scale = torch.stack([bridge.local_scale(*island) for island in zip(*split)])
+        scale = scale.repeat_interleave(num, 0)
+        state: Any = bridge.place(cloud.state, at, scale)
         density = bridge.density(rows, base, at, scale)
         for _ in range(moves if float(beta.min()) < 1 else 3 * moves):
             noise, log_u = torch.randn_like(state.z), torch.rand_like(state.log_pi).log()

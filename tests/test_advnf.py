@@ -1,0 +1,396 @@
+"""AutoAdvNF: its losses, its weights, its ensembles, and what goes wrong."""
+
+import pickle
+from functools import partial
+from math import log, pi
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from pyro_flowsamp import (
+    IMH,
+    AutoAdvNF,
+    FitOptions,
+    Target,
+    VectorizedMCMC,
+    lattice_discriminator,
+    lattice_flow,
+)
+from pyro_flowsamp.adversary import LOSSES, AdversarialKL, Adversary, Ensemble
+from pyro_flowsamp.discriminators import DenseDiscriminator, LatticeDiscriminator
+from pyro_flowsamp.flows import coupling, spline
+from pyro_flowsamp.targets import mog4, rings4, xy, xy_energy, xy_model, xy_torus_truth
+
+SHORT = FitOptions(4, 32, 1e-3, window=2, enough=1.0, progress=False)
+QUICK = FitOptions(200, 256, 5e-3, window=50, anneal=True, enough=1.0, progress=False)
+NO_ANGLES = torch.zeros(2, dtype=torch.bool)
+
+
+# ---- the adversary ------------------------------------------------------------------------------
+
+
+class Fixed(nn.Module):
+    """A discriminator that says what it is told: logits are w · x + b."""
+
+    def __init__(self, w=0.0, b=0.0):
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.tensor([w, 0.0])), nn.Parameter(torch.tensor(b))
+
+    def forward(self, x, context=None):
+        return x @ self.w + self.b
+
+
+def adversary(network, loss="gan", rate=1e-3):
+    return Adversary(network, loss, rate, NO_ANGLES)
+
+
+@pytest.mark.parametrize("loss, chance", [("gan", 2 * log(2)), ("hinge", 2.0)])
+def test_losses_at_chance(loss, chance):
+    zero = torch.zeros(5)
+    assert_close(
+        LOSSES[loss].real(zero).mean() + LOSSES[loss].fake(zero).mean(), torch.tensor(chance)
+    )
+    assert LOSSES[loss].chance == pytest.approx(chance)
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_signs(loss):
+    """Large logits are for the ensemble's draws; the flow wants large ones for its own."""
+    one, d = LOSSES[loss], torch.tensor([-0.5, 0.5])
+    assert one.real(d).diff() < 0 < one.fake(d).diff()
+    assert one.flow(d).diff() < 0
+
+
+def test_the_best_discriminator_is_the_log_ratio():
+    """Of N(1, 1) and N(-1, 1) that is 2x, so that a step from there moves nothing on average."""
+    network = Fixed(2.0)
+    real, fake = torch.randn(200_000, 2), torch.randn(200_000, 2)
+    real[:, 0] += 1
+    fake[:, 0] -= 1
+    loss = LOSSES["gan"].real(network(real)).mean() + LOSSES["gan"].fake(network(fake)).mean()
+    loss.backward()
+    assert network.w.grad[0].abs() < 5e-3 and network.b.grad.abs() < 5e-3
+
+
+def test_the_weight_falls_to_nothing_at_chance():
+    told, draws = adversary(Fixed(0.0)), Ensemble(torch.randn(500, 2))
+    told._ratio, told.edge = torch.tensor(3.0), torch.tensor(1.0)
+    first = float(told.weight())
+    for _ in range(200):
+        told.study(draws.pick(500), torch.randn(500, 2))
+    assert first == 3.0 and float(told.weight()) < 0.3
+
+
+def test_a_discriminator_without_error_is_paused():
+    """Its loss has vanished: it is left as it is, and has no say, until it errs again."""
+    told = adversary(Fixed(100.0), rate=0.1)
+    real, fake = (
+        torch.tensor([[3.0, 0.0]]).expand(50, -1),
+        torch.tensor([[-3.0, 0.0]]).expand(50, -1),
+    )
+    awake = [float(told.study(Ensemble(real), fake)) for _ in range(200)]
+    assert awake[0] == 1 and awake[-1] == 0 and float(told.paused) == awake.count(0)
+    before = told.network.w.detach().clone()
+    told.study(Ensemble(real), fake)
+    assert torch.equal(told.network.w, before)
+    assert float(told.study(Ensemble(fake), real)) == 1  # now all are wrong
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_a_logit_that_is_no_number_is_passed_over(loss):
+    told = adversary(Fixed(1.0), loss)
+    bad = torch.tensor([[torch.nan, 0.0]])
+    assert float(told.study(Ensemble(bad), torch.zeros(1, 2))) == 1
+    assert told.edge.isfinite() and told.paused.isfinite() and int(told.stepper.skipped) == 1
+
+
+def test_the_slope_of_a_wasserstein_discriminator():
+    told = adversary(Fixed(3.0), "wasserstein")
+    real, fake = Ensemble(torch.randn(10, 2)), torch.randn(10, 2)
+    assert_close(told._steepness(real, fake), torch.tensor(4.0))  # (3 - 1)²
+    before = told.network.w.detach().clone()
+    assert float(told.study(real, fake)) == 1 and not torch.equal(told.network.w, before)
+
+
+def test_between_angles_along_the_arc():
+    """From 3 to -3 by way of π: never through zero."""
+    seen = []
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(1))
+
+        def forward(self, x, context=None):
+            seen.append(x.detach())
+            return x[:, 0] * self.w
+
+    told = Adversary(Spy(), "wasserstein", 1e-3, torch.ones(1, dtype=torch.bool))
+    told._steepness(Ensemble(torch.full((50, 1), 3.0)), torch.full((50, 1), -3.0))
+    assert (seen[0].cos() < -0.98).all()
+
+
+def test_balanced_by_gradient_norms():
+    flow = coupling(2)
+    told, x = adversary(Fixed(1.0)), flow(None).rsample((64,))
+    lesson = told.lesson(x, None)
+    told.measure(lesson, 5 * lesson, list(flow.parameters()))
+    assert_close(told._ratio, torch.tensor(5.0), atol=1e-4, rtol=1e-4)
+
+
+def test_the_objective_is_the_weighted_sum():
+    known, flow = mog4(), coupling(2)
+    told = adversary(Fixed(0.5, 0.1))
+    ensemble = Ensemble(known.sample(1000))
+
+    def value(**how):
+        torch.manual_seed(3)
+        return AdversarialKL(ensemble, **how)(flow, known.target, 64).loss
+
+    parts = [value(adversary=None, reverse=r, forward=f) for r, f in ((1.0, 0.0), (0.0, 1.0))]
+    both = value(adversary=None, reverse=0.5, forward=2.0)
+    assert_close(both, 0.5 * parts[0] + 2 * parts[1], atol=1e-3, rtol=1e-3)
+    alone = value(adversary=told, adversarial=3.0, reverse=0.0, forward=0.0)
+    x = flow(None).sample((4096,))
+    assert 0.5 < float(alone) / float(3 * LOSSES["gan"].flow(told.network(x)).mean()) < 2
+
+
+# ---- discriminators -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 4), (2, 2, 2)])
+@pytest.mark.parametrize("context", [0, 2])
+def test_lattice_discriminators_are_blind_to_translations(shape, context):
+    dim = torch.Size(shape).numel()
+    network = LatticeDiscriminator(shape, context, torch.ones(dim, dtype=torch.bool))
+    x, c = 3 * torch.randn(5, dim), torch.randn(5, context) if context else None
+    moved = x.reshape(5, *shape).roll(1, 1).reshape(5, dim)
+    assert network(x, c).shape == (5,)
+    assert_close(network(moved, c), network(x, c), atol=1e-5, rtol=1e-4)
+    assert_close(network(x + 2 * pi, c), network(x, c), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="one to three axes"):
+        LatticeDiscriminator((2, 2, 2, 2))
+
+
+def test_dense_discriminators_know_the_circle():
+    angles = torch.tensor([True, False])
+    network = DenseDiscriminator(2, 1, angles)
+    network.standardize(torch.randn(100, 2) * 5 + 3)
+    x, c = torch.randn(5, 2), torch.randn(5, 1)
+    turned = x + torch.tensor([2 * pi, 0.0])
+    assert_close(network(turned, c), network(x, c), atol=1e-4, rtol=1e-4)
+    assert (network(x + torch.tensor([0.0, 2 * pi]), c) - network(x, c)).abs().max() > 1e-3
+
+
+# ---- the guide ----------------------------------------------------------------------------------
+
+
+def test_reverse_kl_collapses_where_advnf_does_not():
+    """From N(0, I), with nothing of the target; the ensemble is the guide's own."""
+    known = mog4()
+    alone = AutoAdvNF(known.target, adversarial=0, forward=0, options=QUICK)
+    alone.fit()
+    guide = AutoAdvNF(known.target, options=QUICK)
+    guide.fit()
+    assert guide.suspicion is None
+    shares = [
+        known.mode_fractions(g.proposal().sample_and_log_prob(4000)[0]) for g in (alone, guide)
+    ]
+    assert (shares[0] < 0.01).any() and (shares[1] - 0.25).abs().max() < 0.05
+    nll = -guide.proposal().log_prob(known.sample(20_000)).mean()
+    assert known.entropy - 0.05 < float(nll) < known.entropy + 0.05
+    assert len(guide.trace) == QUICK.max_steps * 3 // 4  # after the pretraining
+    mcmc = VectorizedMCMC(IMH(known.target, guide=guide), 50, 20, 200, disable_progbar=True)
+    mcmc.run()
+    found = torch.stack([known.mode_fractions(chain) for chain in mcmc.unconstrained])
+    z = (found.mean(0) - 0.25) / (found.std(0) / len(found) ** 0.5)
+    assert z.abs().max() < 4
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("weights", [(0.5, 1.0), (0.5, 0.0), (0.0, 1.0), (0.0, 0.0)])
+def test_every_variant_trains(loss, weights):
+    reverse, forward = weights
+    guide = AutoAdvNF(mog4().target, reverse=reverse, forward=forward, loss=loss, options=SHORT)
+    history = guide.fit(ensemble=mog4().sample(100))
+    assert history.steps == 4 and history.skipped == 0 and guide.trained
+    assert len(guide.trace) == (3 if reverse or forward else 4)
+
+
+def test_a_schedule_of_ones_own():
+    seen = []
+
+    def schedule(progress):
+        seen.append(progress)
+        return 10 * progress
+
+    guide = AutoAdvNF(mog4().target, adversarial=schedule, pretraining=0.5, options=SHORT)
+    guide.fit(ensemble=mog4().sample(100))
+    assert seen == [0.5, 0.75]
+    assert_close(guide.trace[:, 0], torch.tensor([5.0, 7.5]))
+
+
+def test_one_flow_for_all_temperatures():
+    """Ensembles of its own, the periodic discriminator; then exact at values in between."""
+    options = FitOptions(80, 128, 5e-3, anneal=True, enough=1.0, progress=False)
+    guide = AutoAdvNF(
+        xy_model,
+        context=["temperature"],
+        flow=lattice_flow((2, 2)),
+        discriminator=lattice_discriminator((2, 2), (8,), (8,)),
+        options=options,
+    )
+    guide.fit((2, 2), temperature=torch.linspace(0.4, 2.0, 8))
+    temperatures = torch.tensor([0.5, 1.0])
+    mcmc = VectorizedMCMC(IMH(xy_model, guide=guide), 100, 50, 800, disable_progbar=True)
+    mcmc.run((2, 2), temperature=temperatures)
+    energy = xy_energy(mcmc.unconstrained, (2, 2)).double().mean(1).unflatten(0, (-1, 2)) / 4
+    for i, t in enumerate((0.5, 1.0)):
+        expected = xy_torus_truth((2, 2), t).energy
+        z = (energy[:, i].mean() - expected) / (energy[:, i].std() / len(energy) ** 0.5)
+        assert abs(float(z)) < 4
+    assert mcmc.statistics["accepted"].double().mean() > 0.3
+
+
+def test_ensembles_by_context():
+    made = AutoAdvNF(xy_model, context=["temperature"], flow=lattice_flow((2, 2)), options=SHORT)
+    theta = 2 * torch.rand(3, 50, 2, 2) - 1
+    made.fit((2, 2), temperature=torch.tensor([0.5, 1.0, 2.0]), ensemble={"theta": theta})
+    with pytest.raises(ValueError, match=r"\(150, 4\), expected \(3, M, 4\): M > 1 draws at each"):
+        made.fit((2, 2), temperature=torch.ones(3), ensemble=theta.reshape(150, 4))
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+
+def test_bad_arguments():
+    make = partial(AutoAdvNF, mog4().target)
+    for name in ("adversarial", "reverse", "forward"):
+        with pytest.raises(ValueError, match=f"{name} must not be negative, got -1"):
+            make(**{name: -1.0})
+    with pytest.raises(ValueError, match="nothing to train"):
+        make(adversarial=0, reverse=0, forward=0)
+    with pytest.raises(ValueError, match="'auto', a number or a function, got 'much'"):
+        make(adversarial="much")
+    with pytest.raises(ValueError, match="loss must be one of"):
+        make(loss="l2")
+    with pytest.raises(ValueError, match="unknown flow 'planar'"):
+        make(flow="planar")
+    with pytest.raises(ValueError, match="pretraining is a part"):
+        make(pretraining=1.0)
+
+
+def test_bad_ensembles():
+    guide, draws = AutoAdvNF(mog4().target, options=SHORT), mog4().sample(100)
+    with pytest.raises(ValueError, match=r"shape \(100, 3\), expected \(M, 2\)"):
+        guide.fit(ensemble=torch.zeros(100, 3))
+    with pytest.raises(ValueError, match=r"shape \(1, 2\), expected"):
+        guide.fit(ensemble=draws[:1])
+    with pytest.raises(ValueError, match="nothing to learn of an ensemble"):
+        AutoAdvNF(mog4().target, adversarial=0, forward=0).fit(ensemble=draws)
+    draws[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="1 draws of the ensemble are not finite"):
+        guide.fit(ensemble=draws)
+    with pytest.raises(ValueError, match="no value for site 'x'"):
+        guide.fit(ensemble={"y": draws})
+
+
+def test_an_ensemble_in_one_mode_is_suspect():
+    known = mog4()
+    guide = AutoAdvNF(known.target, options=SHORT)
+    with pytest.warns(UserWarning, match="may have missed modes"):
+        guide.fit(ensemble=known.modes[0] + torch.randn(500, 2))
+    assert "far from all of them" in guide.suspicion
+    guide.fit(ensemble=known.sample(500))
+    assert guide.suspicion is None
+    rings = AutoAdvNF(rings4().target, options=SHORT)
+    rings.fit(ensemble=rings4().sample(500))
+    assert rings.suspicion is None
+
+
+def test_the_adversary_is_not_kept_waiting_by_a_flow_that_is_good_enough():
+    """A collapsed flow has importance weights as flat as a good one's."""
+    options = FitOptions(8, 32, 1e-3, window=1, enough=1e-9, progress=False)
+    guide = AutoAdvNF(mog4().target, forward=0, pretraining=0.5, options=options)
+    assert guide.fit(ensemble=mog4().sample(100)).steps == 5 and len(guide.trace) == 1
+
+
+def test_circular_flows_need_angles():
+    with pytest.raises(ValueError, match="the target has no angles"):
+        AutoAdvNF(mog4().target, flow="circular", options=SHORT).fit()
+
+
+def test_guides_pickle():
+    made = AutoAdvNF(
+        xy_model,
+        context=["temperature"],
+        flow=lattice_flow((2, 2)),
+        discriminator=lattice_discriminator((2, 2), (4,), (4,)),
+        options=SHORT,
+    )
+    made.fit((2, 2), temperature=torch.tensor([0.5, 1.0]), ensemble=lambda t: torch.rand(2, 9, 4))
+    made.set_extra_state(made.get_extra_state())
+    copy = pickle.loads(pickle.dumps(made))
+    copy.attach(xy_model)
+    x = torch.rand(5, 4)
+    for temperature in (torch.tensor(0.7), torch.tensor([0.7])):
+        proposals = [g.proposal((2, 2), temperature=temperature) for g in (made, copy)]
+        assert_close(*(p.log_prob(x) for p in proposals))
+
+
+def test_bad_discriminators():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(2, 1)
+
+        def forward(self, x, context):
+            return self.net(x)
+
+    with pytest.raises(ValueError, match="for 4 sites.*has 2 coordinates"):
+        AutoAdvNF(mog4().target, discriminator=lattice_discriminator((2, 2)), options=SHORT).fit()
+    with pytest.raises(ValueError, match="all angles, or none"):
+        LatticeDiscriminator((2,), 0, torch.tensor([True, False]))
+    guide = AutoAdvNF(mog4().target, discriminator=Flat(), options=SHORT)
+    with pytest.raises(ValueError, match=r"maps 2 points to shape \(2, 1\); it must be \(2,\)"):
+        guide.fit(ensemble=mog4().sample(100))
+
+
+def test_a_saturated_discriminator_is_told_of():
+    """A flow far from the ensemble, and one that tells them apart from the start."""
+    options = FitOptions(400, 32, 1e-6, window=50, enough=1.0, progress=False)
+    guide = AutoAdvNF(
+        mog4().target,
+        flow=partial(spline, transforms=2),
+        forward=0,
+        pretraining=0,
+        discriminator=Fixed(50.0),
+        options=options,
+    )
+    draws = torch.tensor([[100.0, 0.0]]) + torch.randn(100, 2)
+
+    def elsewhere(features, context):
+        return spline(2, transforms=2)
+
+    guide._recipe = (elsewhere,)
+    guide.bind()
+    guide.trained = True  # so that it does not start from the ensemble
+    with pytest.warns(UserWarning, match="was paused for"):
+        guide.fit(ensemble=draws)
+
+
+def test_odd_lattices_need_no_checkerboard():
+    """Sites come one by one where a size is odd; where those are too many it is said."""
+    target = xy((3, 3)).target
+    guide = AutoAdvNF(target, flow=lattice_flow((3, 3)), options=SHORT)
+    guide.fit()
+    with pytest.raises(ValueError, match="divisible by a power of two"):
+        lattice_flow((9, 9))
+
+
+def test_a_target_without_density():
+    target = Target.from_energy(lambda x: x.sum(-1) * torch.nan, 2)
+    with pytest.raises(ValueError, match="NaN or -inf at every initial point"):
+        AutoAdvNF(target, adversarial=0, forward=0, options=SHORT).fit()
