@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from pyro_flowsamp import (
     IMH,
+    AutoAdvNF,
     AutoAnnealingFlow,
     AutoDeformationFlow,
     AutoFlow,
@@ -26,7 +27,7 @@ from pyro_flowsamp import (
     Target,
     VectorizedMCMC,
 )
-from pyro_flowsamp.flows import RECIPES
+from pyro_flowsamp.flows import RECIPES, coupling
 from pyro_flowsamp.transitions import imh, langevin
 
 
@@ -109,6 +110,11 @@ def turned_truth():
     }
 
 
+def two_layers(features, context):
+    """Without a mixture in its base, which local kernels would have to cross in 120 steps."""
+    return coupling(features, context, transforms=2)
+
+
 @cache
 def trained(flow, dtype):
     """A guide and its data; trained once, since kernels take copies."""
@@ -120,6 +126,9 @@ def trained(flow, dtype):
     elif flow == "deformation":
         options = FitOptions(40, 96, 1e-2, window=20, anneal=True, progress=False)
         guide = AutoDeformationFlow(model, times=4, hidden_features=16, options=options)
+    elif flow == "adversarial":
+        options = FitOptions(60, 128, 5e-3, window=20, progress=False)
+        guide = AutoAdvNF(model, flow=two_layers, options=options)
     else:
         guide = AutoFlow(model, flow=flow, options=QUICK)
     guide.fit(*args)
@@ -129,7 +138,7 @@ def trained(flow, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("runner", RUNNERS, ids=lambda runner: runner.__name__)
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("flow", [*RECIPES, "annealing", "deformation"])
+@pytest.mark.parametrize("flow", [*RECIPES, "annealing", "deformation", "adversarial"])
 def test_every_combination(flow, kernel, runner, dtype):
     torch.set_default_dtype(dtype)
     guide, args = trained(flow, dtype)

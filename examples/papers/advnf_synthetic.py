@@ -51,6 +51,7 @@ class Size:
         self.steps, self.batch = (20, 64) if smoke else (2000, 512)
         self.held_out, self.chains, self.samples = (500, 20, 10) if smoke else (20_000, 500, 100)
         self.particles = 256 if smoke else 4096
+        self.targets = ["Rings-4"] if smoke else list(TARGETS)
 
     @property
     def options(self) -> FitOptions:
@@ -85,9 +86,14 @@ def run(
     start = perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what goes wrong stands in the table
-        guide.fit(ensemble=partial(ensemble, num=draws or size.particles))
+        guide.fit(ensemble=given(guide, draws or size.particles))
     trained = perf_counter() - start
     return {"trained": trained, **judged(known, guide, size)}
+
+
+def given(guide: AutoAdvNF, num: int) -> Any:
+    """What a guide learns from, if it does."""
+    return partial(ensemble, num=num) if guide.taught else None
 
 
 def ensemble(target: Target, num: int) -> torch.Tensor:
@@ -130,7 +136,7 @@ def judged(known: Known, guide: AutoAdvNF, size: Size) -> dict[str, Any]:
 def collect_all(results: Path, size: Size, seeds: int) -> None:
     runs = {
         f"{name}-{method}": partial(run, name, how, size)
-        for name in TARGETS
+        for name in size.targets
         for method, how in METHODS.items()
     }
     collect(results, runs, range(seeds))
@@ -246,17 +252,18 @@ def draw(path: Path, size: Size) -> None:
     """Draws of the flows, seed 0, beside exact ones."""
     import matplotlib.pyplot as plt
 
-    shape = {"figsize": (2.2 * (len(METHODS) + 1), 6.8), "squeeze": False}
-    figure, axes = plt.subplots(len(TARGETS), len(METHODS) + 1, **shape)
-    for line, (name, make) in zip(axes, TARGETS.items()):
-        known = make()
+    count, across = len(size.targets), len(METHODS) + 1
+    shape = {"figsize": (2.2 * across, 2.3 * count), "squeeze": False}
+    figure, axes = plt.subplots(count, across, **shape)
+    for line, name in zip(axes, size.targets):
+        known = TARGETS[name]()
         exact = known.sample(2000)
         for axis, (method, how) in zip(line, METHODS.items()):
             torch.manual_seed(0)
             guide = AutoAdvNF(known.target, flow=rich, options=size.options, **how)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                guide.fit(ensemble=partial(ensemble, num=size.particles))
+                guide.fit(ensemble=given(guide, size.particles))
             axis.scatter(*guide.proposal().sample_and_log_prob(2000)[0].T, s=1)
             axis.set_title(method, fontsize=9)
         line[-1].scatter(*exact.T, s=1, color="gray")

@@ -71,7 +71,7 @@ class Size:
     """How much is done."""
 
     def __init__(self, smoke: bool) -> None:
-        self.steps, self.batch = (5, 32) if smoke else (4000, 256)
+        self.steps, self.batch = (3, 32) if smoke else (4000, 256)
         self.ensemble = 30 if smoke else 500  # draws at each temperature
         self.chains, self.samples = (4, 10) if smoke else (256, 200)  # of Monte Carlo
         self.raw, self.imh = (64, (4, 10)) if smoke else (8192, (128, 100))
@@ -117,7 +117,7 @@ def monte_carlo(lattice: Lattice, chains: int, samples: int) -> Tensor:
     torch.manual_seed(12345)  # the same for all seeds of the flows
     unit = TEMPERATURES.sqrt().repeat_interleave(chains)[:, None]
     target = lattice.target(TEMPERATURES.repeat_interleave(chains))
-    starts = tempered_ensembles(lattice.target(TEMPERATURES), max(chains, 100))[:, :chains]
+    starts = tempered_ensembles(lattice.target(TEMPERATURES), chains)
 
     def density(z: Tensor) -> langevin.State:
         x = z * unit
@@ -337,7 +337,8 @@ def over(results: list[dict[str, Any]], *keys: str) -> list[float]:
 
 def table(results: Path) -> str:
     rows = []
-    for stored in sorted({p.stem.rsplit("-", 1)[0] for p in results.glob("*-*x*-[0-9]*.json")}):
+    found = [p for model in RING for p in results.glob(f"{model}-*-[0-9]*.json")]
+    for stored in sorted({p.stem.rsplit("-", 1)[0] for p in found}):
         runs = load(results, stored)
         for kind in ("raw", "imh"):
             cells = []
