@@ -1,6 +1,7 @@
 """One flow over a range of a model's arguments, and chains at several of its values at once."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pyro
@@ -96,6 +97,24 @@ def test_ensembles_at_several_contexts():
         tempered_ensembles(bad.at(torch.tensor([[1.0], [torch.nan]])), 50)
 
 
+def two_modes(share):
+    """At 4 and -4, of unequal mass; particles weigh them, moves alone would not."""
+    weights = torch.stack([torch.as_tensor(share), 1 - torch.as_tensor(share)], -1)
+    parts = dist.Normal(torch.tensor([4.0, -4.0]), torch.tensor([1.0, 0.5]))
+    flat = dist.Normal(torch.zeros(()), 1.0).mask(False)
+    x = pyro.sample("x", flat)
+    mixture = dist.MixtureSameFamily(dist.Categorical(weights), parts)
+    pyro.factor("two", mixture.log_prob(x))
+
+
+def test_each_context_has_particles_of_its_own():
+    shares = torch.tensor([0.15, 0.5, 0.85])
+    target = Target.from_model(two_modes, torch.tensor(0.5)).amortize("share").at(shares[:, None])
+    runs = [tempered_ensembles(target, 2000) > 0 for _ in range(5)]
+    found = torch.stack([x.double().mean((1, 2)) for x in runs])
+    assert_close(found.mean(0), shares.double(), atol=0.03, rtol=0.0)
+
+
 # ---- kernels ------------------------------------------------------------------------------------
 
 
@@ -113,17 +132,18 @@ def test_every_chain_keeps_its_context(guide, kernel):
     assert 0 < mcmc.kernel.proposal_diagnostics()["importance ess"] <= 1
 
 
-def test_new_chains_start_as_they_should(guide):
-    """Jumps of a bad flow from given starts: exact at every context."""
+@pytest.mark.parametrize("kernel", [IMH, partial(JumpHMC, local_steps=1, num_steps=1)])
+def test_jumps_of_a_bad_flow(guide, kernel):
+    """A proposal weighed at another's context, or for another chain, would show."""
     flow = coupling(2, 1)
     for parameter in flow.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+        parameter.data += 0.15 * torch.randn_like(parameter)
     bad = AutoFlow(scaled, context=["scale"], flow=flow, options=OPTIONS)
     bad.bind(torch.tensor(1.0))
     bad._learnt, bad.trained = guide._learnt, True
     starts = (SCALES[torch.arange(3000) % 3][:, None] * torch.randn(3000, 2)).float()
     mcmc = VectorizedMCMC(
-        IMH(guide=bad), 40, 5, 3000, initial_params={"x": starts}, disable_progbar=True
+        kernel(guide=bad), 40, 5, 3000, initial_params={"x": starts}, disable_progbar=True
     )
     mcmc.run(SCALES)
     square = mcmc.unconstrained.double().square().mean((1, 2)).unflatten(0, (-1, 3))
