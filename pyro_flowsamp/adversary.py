@@ -23,9 +23,11 @@ on the same draws.
 
 running averages of both factors: as loud as the divergences while D tells everything apart, silent
 while it is at chance, where the area under its curve (the probability that a draw of the ensemble
-has the larger logit) is ½. A discriminator whose loss has vanished teaches nothing but noise: it is
-paused, and the flow goes on by the divergences until their draws meet. (A Wasserstein loss has no
-level at which it vanishes, and is never paused.)
+has the larger logit) is ½. That is measured on a part of the ensemble which D is not trained on: of
+the others it may know every draw by heart, and would have the flow learn them too. A discriminator
+whose loss has vanished teaches nothing but noise: it is paused, and the flow goes on by the
+divergences until their draws meet. (A Wasserstein loss has no level at which it vanishes, and is
+never paused.)
 
 References:
     Kanaujia, Scheurer and Arora: AdvNF: Reducing Mode Collapse in Conditional Normalising Flows
@@ -55,10 +57,11 @@ __all__ = ["LOSSES", "Adversary", "AdversarialKL", "Ensemble"]
 
 BALANCE = 20  #: steps between measurements of the gradients' norms
 MEMORY = 0.95  #: what a running average keeps at each step
+HELD_OUT = 0.2  #: of the ensemble, by which the discriminator is judged
 SATURATED = 1e-3  #: of its loss at chance, below which a discriminator is paused
 PENALTY = 10.0  #: on the slope of a Wasserstein discriminator
 
-Schedule = float | str | Callable[[float], float]
+Weight = float | Callable[[float], float]  #: constant, or of the progress from 0 to 1
 
 
 class AdversarialLoss(NamedTuple):
@@ -91,11 +94,19 @@ class Ensemble(NamedTuple):
     draws: Tensor
     contexts: Tensor | None = None
 
+    def split(self, share: float) -> tuple[Ensemble, Ensemble]:
+        """A random part of it, and the rest; at least one draw each."""
+        order = torch.randperm(len(self.draws), device=self.draws.device)
+        num = min(max(1, round(share * len(order))), len(order) - 1)
+        return self.at(order[:num]), self.at(order[num:])
+
+    def at(self, index: Tensor) -> Ensemble:
+        contexts = None if self.contexts is None else self.contexts[index]
+        return Ensemble(self.draws[index], contexts)
+
     def pick(self, num: int) -> Ensemble:
         """As many of them at random, with replacement."""
-        index = torch.randint(len(self.draws), (num,), device=self.draws.device)
-        chosen = None if self.contexts is None else self.contexts[index]
-        return Ensemble(self.draws[index], chosen)
+        return self.at(torch.randint(len(self.draws), (num,), device=self.draws.device))
 
 
 class Adversary:
@@ -122,14 +133,21 @@ class Adversary:
         self._ratio = torch.zeros((), device=angles.device)
         self._level = torch.ones((), device=angles.device)  # of the loss, of that at chance
 
-    def study(self, real: Ensemble, fake: Tensor) -> Tensor:
-        """One step of the discriminator; whether it teaches, 1 or 0, as a 0-d tensor."""
+    def study(self, real: Ensemble, fake: Tensor, unseen: Ensemble) -> Tensor:
+        """One step of the discriminator; whether it teaches, 1 or 0, as a 0-d tensor.
+
+        Arguments:
+            real: Draws of the ensemble to learn from.
+            fake: As many of the flow, at the same contexts.
+            unseen: Draws that it never learns from, to be judged by.
+        """
         truth = self.network(real.draws, real.contexts)
         guess = self.network(fake.detach(), real.contexts)
         loss = self.loss.real(truth).mean() + self.loss.fake(guess).mean()
         with torch.no_grad():
             fine = torch.isfinite(loss)
-            edge = (truth[:, None] - guess).sign().mean()
+            other = self.network(unseen.draws, unseen.contexts)
+            edge = (other[:, None] - guess).sign().mean()
             self.edge = torch.where(fine, MEMORY * self.edge + (1 - MEMORY) * edge, self.edge)
             level = MEMORY * self._level + (1 - MEMORY) * loss / self.loss.chance
             self._level = torch.where(fine, level, self._level)
@@ -174,6 +192,10 @@ def _norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     return nn.utils.get_total_norm(grads)
 
 
+def _now(weight: Weight, progress: float) -> float:
+    return weight(progress) if callable(weight) else weight
+
+
 class AdversarialKL:
     r"""The objective of AdvNF; see the module's docstring. Any weight may be zero.
 
@@ -181,7 +203,7 @@ class AdversarialKL:
         ensemble: Draws of the target; None where neither the adversary nor the forward KL is used.
         adversary: Or None.
         adversarial: λ1: "auto", a number, or a function of the progress from 0 to 1.
-        reverse, forward: λ2 and λ3.
+        reverse, forward: λ2 and λ3, numbers or functions of the progress.
         begin: Progress before which the adversary is left out.
     """
 
@@ -189,12 +211,15 @@ class AdversarialKL:
         self,
         ensemble: Ensemble | None,
         adversary: Adversary | None,
-        adversarial: Schedule = "auto",
-        reverse: float = 0.5,
-        forward: float = 1.0,
+        adversarial: Weight | str = "auto",
+        reverse: Weight = 0.5,
+        forward: Weight = 1.0,
         begin: float = 0.0,
     ) -> None:
-        self.ensemble, self.adversary, self.adversarial = ensemble, adversary, adversarial
+        self.adversary, self.adversarial = adversary, adversarial
+        self.ensemble, self.unseen = ensemble, ensemble
+        if ensemble is not None and adversary is not None:
+            self.unseen, self.ensemble = ensemble.split(HELD_OUT)
         self.reverse, self.forward, self.begin = reverse, forward, begin
         self.progress = 0.0  #: told by the guide, step by step
         self._path = PathGradient()
@@ -206,23 +231,25 @@ class AdversarialKL:
         if real is not None:
             context = real.contexts
         parts, log_w = [], None
+        reverse, forward = (_now(w, self.progress) for w in (self.reverse, self.forward))
         challenged = self.adversary is not None and self.progress >= self.begin
-        if self.reverse or challenged:
+        if reverse or challenged:
             x, log_q = draw(flow, num, context)
-        if self.reverse:
+        if reverse:
             divergence = self._path.of_draws(flow, target, x, log_q, context)
-            parts.append(self.reverse * divergence.loss)
+            parts.append(reverse * divergence.loss)
             log_w = divergence.log_weights
             if self.adversary is not None and not challenged:
                 log_w = None  # too early to tell that the flow is good enough
-        if self.forward:
+        if forward:
             assert real is not None
-            parts.append(-self.forward * flow(context).log_prob(real.draws).mean())
+            parts.append(-forward * flow(context).log_prob(real.draws).mean())
         total = torch.stack(parts).sum() if parts else None
         if challenged:
             assert real is not None
             total = self._with_lesson(total, real, x, list(flow.parameters()))
-        assert total is not None  # the guide has seen to it that there is something to descend
+        if total is None:
+            raise ValueError(f"all weights are zero at the progress {self.progress:.3g}")
         return Loss(total, log_w)
 
     def _with_lesson(
@@ -230,17 +257,16 @@ class AdversarialKL:
     ) -> Tensor:
         adversary = self.adversary
         assert adversary is not None
-        awake = adversary.study(real, fake)
+        assert self.unseen is not None
+        awake = adversary.study(real, fake, self.unseen.pick(len(fake)))
         lesson = adversary.lesson(fake, real.contexts)
-        if callable(self.adversarial):
-            weight = lesson.new_full((), self.adversarial(self.progress))
-        elif self.adversarial == "auto" and others is not None:
+        if self.adversarial == "auto" and others is not None:
             if len(adversary.trace) % BALANCE == 0:
                 adversary.measure(lesson, others, [p for p in parameters if p.requires_grad])
             weight = adversary.weight()
         else:
-            alone = isinstance(self.adversarial, str)
-            weight = lesson.new_full((), 1.0 if alone else self.adversarial)  # type: ignore[arg-type]
+            chosen = 1.0 if isinstance(self.adversarial, str) else self.adversarial
+            weight = lesson.new_full((), _now(chosen, self.progress))
         weight = awake * weight.detach()
         adversary.trace.append(torch.stack([weight, 0.5 + 0.5 * adversary.edge]))
         total = weight * lesson

@@ -21,6 +21,7 @@ from pyro_flowsamp import (
 from pyro_flowsamp.adversary import LOSSES, AdversarialKL, Adversary, Ensemble
 from pyro_flowsamp.discriminators import DenseDiscriminator, LatticeDiscriminator
 from pyro_flowsamp.flows import coupling, spline
+from pyro_flowsamp.guides.advnf import fading
 from pyro_flowsamp.targets import mog4, rings4, xy, xy_energy, xy_model, xy_torus_truth
 
 SHORT = FitOptions(4, 32, 1e-3, window=2, enough=1.0, progress=False)
@@ -74,12 +75,43 @@ def test_the_best_discriminator_is_the_log_ratio():
     assert network.w.grad[0].abs() < 5e-3 and network.b.grad.abs() < 5e-3
 
 
+def test_what_is_known_by_heart_does_not_count():
+    """A large network tells 20 draws that it has seen from others of the same distribution."""
+    network, draws = DenseDiscriminator(2, hidden_features=(256, 256)), Ensemble(torch.randn(20, 2))
+    told, unseen = adversary(network, rate=3e-3), Ensemble(torch.randn(2000, 2))
+    for _ in range(600):
+        told.study(draws.pick(200), torch.randn(200, 2), unseen.pick(200))
+    learnt = network(draws.draws)[:, None] > network(torch.randn(2000, 2))
+    assert learnt.double().mean() > 0.75 and float(told.edge) < 0.2
+
+
+def test_ensembles_split():
+    whole = Ensemble(torch.arange(10.0)[:, None], torch.arange(10.0)[:, None])
+    some, rest = whole.split(0.2)
+    assert len(some.draws) == 2 and len(rest.draws) == 8
+    together = torch.cat([some.draws, rest.draws]).flatten()
+    assert_close(together.sort().values, torch.arange(10.0))
+    assert torch.equal(rest.draws, rest.contexts)
+    assert [len(part.draws) for part in whole.at(torch.arange(2)).split(0.0)] == [1, 1]
+
+
+def test_the_forward_kl_fades():
+    known, flow = mog4(), coupling(2)
+    objective = AdversarialKL(Ensemble(known.sample(100)), None, reverse=0.0, forward=fading)
+    values = []
+    for objective.progress in (0.0, 0.25):
+        torch.manual_seed(0)
+        values.append(objective(flow, known.target, 64).loss)
+    assert_close(values[1], 0.5 * values[0])
+    assert fading(0.5) == fading(1.0) == 0.0
+
+
 def test_the_weight_falls_to_nothing_at_chance():
     told, draws = adversary(Fixed(0.0)), Ensemble(torch.randn(500, 2))
     told._ratio, told.edge = torch.tensor(3.0), torch.tensor(1.0)
     first = float(told.weight())
     for _ in range(200):
-        told.study(draws.pick(500), torch.randn(500, 2))
+        told.study(draws.pick(500), torch.randn(500, 2), draws.pick(500))
     assert first == 3.0 and float(told.weight()) < 0.3
 
 
@@ -90,19 +122,19 @@ def test_a_discriminator_without_error_is_paused():
         torch.tensor([[3.0, 0.0]]).expand(50, -1),
         torch.tensor([[-3.0, 0.0]]).expand(50, -1),
     )
-    awake = [float(told.study(Ensemble(real), fake)) for _ in range(200)]
+    awake = [float(told.study(Ensemble(real), fake, Ensemble(real))) for _ in range(200)]
     assert awake[0] == 1 and awake[-1] == 0 and float(told.paused) == awake.count(0)
     before = told.network.w.detach().clone()
-    told.study(Ensemble(real), fake)
+    told.study(Ensemble(real), fake, Ensemble(real))
     assert torch.equal(told.network.w, before)
-    assert float(told.study(Ensemble(fake), real)) == 1  # now all are wrong
+    assert float(told.study(Ensemble(fake), real, Ensemble(fake))) == 1  # now all are wrong
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_a_logit_that_is_no_number_is_passed_over(loss):
     told = adversary(Fixed(1.0), loss)
     bad = torch.tensor([[torch.nan, 0.0]])
-    assert float(told.study(Ensemble(bad), torch.zeros(1, 2))) == 1
+    assert float(told.study(Ensemble(bad), torch.zeros(1, 2), Ensemble(bad))) == 1
     assert told.edge.isfinite() and told.paused.isfinite() and int(told.stepper.skipped) == 1
 
 
@@ -111,7 +143,7 @@ def test_the_slope_of_a_wasserstein_discriminator():
     real, fake = Ensemble(torch.randn(10, 2)), torch.randn(10, 2)
     assert_close(told._steepness(real, fake), torch.tensor(4.0))  # (3 - 1)²
     before = told.network.w.detach().clone()
-    assert float(told.study(real, fake)) == 1 and not torch.equal(told.network.w, before)
+    assert float(told.study(real, fake, real)) == 1 and not torch.equal(told.network.w, before)
 
 
 def test_between_angles_along_the_arc():

@@ -37,7 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "FKL": {"adversarial": 0, "reverse": 0, "forward": 1},
     "RKL+FKL": {"adversarial": 0},
     "AdvNF(RKL)": {"forward": 0},
-    "AdvNF(FKL)": {"reverse": 0},
+    "AdvNF(FKL)": {"reverse": 0, "forward": 1},
     "AdvNF": {},
 }
 LAMBDAS = (0.0, 0.01, 0.1, 1.0, 10.0, 100.0)

@@ -71,7 +71,7 @@ class Size:
     """How much is done."""
 
     def __init__(self, smoke: bool) -> None:
-        self.steps, self.batch = (3, 32) if smoke else (4000, 256)
+        self.steps, self.batch = (3, 32) if smoke else (3000, 256)
         self.ensemble = 30 if smoke else 500  # draws at each temperature
         self.chains, self.samples = (4, 10) if smoke else (256, 200)  # of Monte Carlo
         self.raw, self.imh = (64, (4, 10)) if smoke else (8192, (128, 100))

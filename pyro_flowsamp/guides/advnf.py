@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adversary import LOSSES, AdversarialKL, Adversary, Ensemble, Schedule
+from ..adversary import LOSSES, AdversarialKL, Adversary, Ensemble, Weight
 from ..discriminators import DenseDiscriminator
 from ..flows import RECIPES, LayeredFlow
 from ..gaussian import ascend
@@ -34,6 +34,12 @@ CLIMBERS = 128  #: over-dispersed points that look for modes the ensemble has mi
 FAR = 10.0  #: distances between neighbours in the ensemble, beyond which a mode is another one
 SLACK = 5.0  #: nats by which it may be lower than the ensemble's median
 
+
+def fading(progress: float) -> float:
+    """One at the start, zero from half-way: draws say where modes are, and not what they weigh."""
+    return max(0.0, 1.0 - 2.0 * progress)
+
+
 Given = Callable[[Target], Tensor] | Mapping[str, Tensor] | Tensor | None
 
 
@@ -48,9 +54,10 @@ class AutoAdvNF(FlowGuide):
         mcmc.run((8, 8), temperature=torch.linspace(0.05, 2.05, 32))
         data = to_arviz(mcmc)        # with the temperature as a dimension
 
-    The paper's variants are those with a weight of zero: ``adversarial=0`` leaves reverse KL,
-    forward KL or their sum, ``forward=0`` is its AdvNF (RKL), ``reverse=0`` its AdvNF (FKL). Where
-    there is an ensemble, a flow of ours starts from it (a Gaussian mixture, where there is no
+    Forward KL brings the flow to every mode, the adversary keeps it there, and the reverse KL does
+    the rest. The paper's variants are those with a weight of zero: ``adversarial=0`` leaves reverse
+    KL, forward KL or their sum, ``forward=0`` is its AdvNF (RKL), ``reverse=0`` its AdvNF (FKL).
+    Where there is an ensemble, a flow of ours starts from it (a Gaussian mixture, where there is no
     context); with ``adversarial=0, forward=0`` there is none, and it starts as it is built.
 
     Arguments:
@@ -63,7 +70,9 @@ class AutoAdvNF(FlowGuide):
             :class:`~pyro_flowsamp.discriminators.DenseDiscriminator`.
         adversarial: :math:`\lambda_1`: "auto", see :mod:`pyro_flowsamp.adversary`, a number, or a
             function of the progress of training from 0 to 1.
-        reverse, forward: :math:`\lambda_2` and :math:`\lambda_3`.
+        reverse, forward: :math:`\lambda_2` and :math:`\lambda_3`, numbers or such functions. By
+            default the forward KL fades away by the middle of training, as a flow would learn few
+            draws by heart; without a reverse KL it is 1.
         loss: "gan", "hinge" or "wasserstein".
         pretraining: The part of ``options.max_steps`` before the adversary joins in.
         options: How to train.
@@ -83,9 +92,9 @@ class AutoAdvNF(FlowGuide):
         context: Sequence[str] = (),
         flow: str | Callable[..., nn.Module] | nn.Module | None = None,
         discriminator: Callable[..., Any] | None = None,
-        adversarial: Schedule = "auto",
-        reverse: float = 0.5,
-        forward: float = 1.0,
+        adversarial: Weight | str = "auto",
+        reverse: Weight = 0.5,
+        forward: Weight | None = None,
         loss: str = "gan",
         pretraining: float = 0.25,
         options: FitOptions | None = None,
@@ -94,11 +103,11 @@ class AutoAdvNF(FlowGuide):
             max_steps=2000, batch_size=512, learning_rate=3e-3, anneal=True, enough=1.0
         )
         super().__init__(model, options=options or default, context=context)
-        numbers = {"reverse": reverse, "forward": forward}
-        if isinstance(adversarial, int | float):
-            numbers["adversarial"] = adversarial
-        for name, value in numbers.items():
-            if not 0 <= value < torch.inf:
+        if forward is None:
+            forward = 1.0 if reverse == 0 else fading
+        weights = {"adversarial": adversarial, "reverse": reverse, "forward": forward}
+        for name, value in weights.items():
+            if isinstance(value, int | float) and not 0 <= value < torch.inf:
                 raise ValueError(f"{name} must not be negative, got {value}")
         if isinstance(adversarial, str) and adversarial != "auto":
             raise ValueError(f"adversarial is 'auto', a number or a function, got '{adversarial}'")
@@ -108,7 +117,7 @@ class AutoAdvNF(FlowGuide):
             raise ValueError(f"unknown flow '{flow}': choose one of {sorted(RECIPES)}")
         if not 0 <= pretraining < 1:
             raise ValueError(f"pretraining is a part of the steps in [0, 1), got {pretraining}")
-        if not (reverse or forward):
+        if reverse == 0 and forward == 0:
             if adversarial == 0:
                 raise ValueError("adversarial, reverse and forward are all zero: nothing to train")
             pretraining = 0.0  # by what?
@@ -122,7 +131,7 @@ class AutoAdvNF(FlowGuide):
     @property
     def taught(self) -> bool:
         """Whether it learns from an ensemble."""
-        return self.adversarial != 0 or self.forward > 0
+        return self.adversarial != 0 or self.forward != 0
 
     # ---- building -----------------------------------------------------------------------------
 
