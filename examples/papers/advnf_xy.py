@@ -359,7 +359,7 @@ def truth_table(results: Path) -> str:
     for t, ((e, e_error), (m, m_error)) in TRUTH.items():
         found = [r[str(t)] for r in runs]
         if found:
-            acceptance, energy, magnetization = (spread(f[i] for f in found) for i in (0, 1, 3))
+            acceptance, energy, magnetization = (spread((f[i] for f in found), 4) for i in (0, 1, 3))
             worst = max(abs(f[i]) for f in found for i in (2, 4))
             rows.append(
                 [
