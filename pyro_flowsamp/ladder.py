@@ -4,10 +4,9 @@ A ladder is climbed only while it pays. Its rungs are HMC in a whitened space, a
 an affine coupling flow and a spline flow, each of the last three with two kernels: jumps alone
 (:class:`~pyro_flowsamp.IMH`), and local moves between jumps (:class:`~pyro_flowsamp.JumpHMC`).
 Particles annealed from an over-dispersed Gaussian (:func:`~pyro_flowsamp.tempered`) find the modes,
-whiten the space, start all chains, and are what the flows learn from where a mixture has more than
-one part: by forward KL on them and on draws of the best chains so far, beside the path gradient of
-the reverse KL. Where it has one, and for a posterior that is merely bent, the latter is all it
-takes.
+whiten the space and start all chains. Flows are trained by the path gradient of the reverse KL;
+where that loses modes, so that nothing mixes, by forward KL on the particles and on draws of the
+best chains so far besides.
 
 Every kernel is tried for a moment (:mod:`pyro_flowsamp.trial`), which tells the seconds T that the
 draws would take by it. No other kernel can save more than T: it is tried, and its flow trained,
@@ -186,6 +185,8 @@ class Ladder:
         best = self._better(best, "HMC", LatentHMC(guide=gaussian, num_steps=LEAPS), LEAPS)
         best = self._better(best, f"JumpHMC ({name})", JumpHMC(guide=mixture), CYCLE)
         for flow, draws in self._lessons():
+            if draws and self._left(best) < inf:
+                continue
             if (guide := self._taught(flow, draws, best)) is None:
                 break
             name = f"{flow}, from draws" if draws else flow
@@ -196,13 +197,17 @@ class Ladder:
         return best
 
     def _lessons(self) -> Iterator[tuple[str, bool]]:
-        """Flows, and whether they learn from draws too: a mixture has modes, or is merely bent."""
+        """Flows, and whether they learn from draws too: a mixture has modes, or is merely bent.
+
+        Draws first cost the necks that particles have not entered, and no chain from there shows
+        it; reverse KL first may cost modes, but chains that start in those never jump.
+        """
         if self.target.dim == 1:
             return  # nothing to couple
         for flow in ("circular",) if self.target.circular else ("coupling", "spline"):
+            yield flow, False
             if self.modes > 1:
                 yield flow, True
-            yield flow, False
 
     def _left(self, best: Rung | None) -> float:
         return inf if best is None else best.left(self.num_samples)

@@ -99,6 +99,17 @@ class History:
         """A copy with some fields set."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
+    def followed_by(self, later: History) -> History:
+        """Both as one."""
+        return replace(
+            later,
+            loss=self.loss + later.loss,
+            ess=self.ess + later.ess,
+            steps=self.steps + later.steps,
+            skipped=self.skipped + later.skipped,
+            seconds=self.seconds + later.seconds,
+        )
+
 
 class Stepper:
     """Adam steps that skip themselves, on the device, where anything is not finite.

@@ -359,19 +359,10 @@ def truth_table(results: Path) -> str:
     for t, ((e, e_error), (m, m_error)) in TRUTH.items():
         found = [r[str(t)] for r in runs]
         if found:
-            acceptance, energy, magnetization = (spread((f[i] for f in found), 4) for i in (0, 1, 3))
+            shown = [spread((f[i] for f in found), 4) for i in (0, 1, 3)]
             worst = max(abs(f[i]) for f in found for i in (2, 4))
-            rows.append(
-                [
-                    t,
-                    acceptance,
-                    energy,
-                    f"{e} ({e_error})",
-                    magnetization,
-                    f"{m} ({m_error})",
-                    f"{worst:.1f}",
-                ]
-            )
+            known = f"{e} ({e_error})", f"{m} ({m_error})"
+            rows.append([t, shown[0], shown[1], known[0], shown[2], known[1], f"{worst:.1f}"])
     header = ["T", "acceptance", "energy", "Monte Carlo", "\\|m\\|", "Monte Carlo", "worst \\|z\\|"]
     return markdown(header, rows)
 

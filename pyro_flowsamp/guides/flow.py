@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,8 +48,8 @@ class AutoFlow(FlowGuide):
             flow, taken as it is. By default "coupling", or "circular" where there are angles.
         objective: What to descend; by default :class:`~pyro_flowsamp.objectives.PathGradient`.
         ensemble: Draws of (nearly) the posterior to learn modes from, by forward KL beside the
-            objective: a callable of the target such as :func:`~pyro_flowsamp.tempered_ensemble`,
-            or constrained draws ``{site: (M, ...)}``.
+            objective for the first half of the steps: a callable of the target such as
+            :func:`~pyro_flowsamp.tempered_ensemble`, or constrained draws ``{site: (M, ...)}``.
         options: How to train.
         context: Names of model arguments over which the flow is amortised.
     """
@@ -86,13 +87,33 @@ class AutoFlow(FlowGuide):
                 return history
         elif draws is None:
             target.initial_points(1)  # raises where the density is not finite anywhere
-        trained = fit(
-            self.flow.parameters(),
-            self._closure(target, contexts, draws),
-            ess_fraction,
-            self.options,
-        )
+        if draws is None:
+            trained = self._descend(target, contexts, None, self.options)
+        else:
+            trained = self._by_draws_and_alone(target, contexts, draws)
         return trained.updated(gaussian_ess=history.gaussian_ess)
+
+    def _by_draws_and_alone(
+        self, target: Target, contexts: Tensor | None, draws: Tensor
+    ) -> History:
+        """With the ensemble for half of the steps at most, then by the objective alone.
+
+        Few draws may lack what is narrow, the neck of a funnel, and learning them goes on keeping
+        the flow out of it; the objective sees the density itself.
+        """
+        half = replace(self.options, max_steps=max(1, self.options.max_steps // 2))
+        first = self._descend(target, contexts, draws, half)
+        if first.stopped in ("enough", "interrupted"):
+            return first
+        later = replace(half, learning_rate=half.learning_rate * half.decay)
+        return first.followed_by(self._descend(target, contexts, None, later))
+
+    def _descend(
+        self, target: Target, contexts: Tensor | None, draws: Tensor | None, options: FitOptions
+    ) -> History:
+        assert self.flow is not None
+        closure = self._closure(target, contexts, draws)
+        return fit(self.flow.parameters(), closure, ess_fraction, options)
 
     def _draws(self, target: Target) -> Tensor:
         if callable(self.ensemble):
