@@ -127,7 +127,7 @@ def test_advnf_xy(tmp_path):
 
 def test_advnf_xy_scaling(tmp_path):
     command = ["papers/advnf_xy.py", "--smoke", "--scaling", "--results", str(tmp_path)]
-    assert "scaling-8x8-from-4x4 seed 0" in run(*command)
+    assert "scaling-4x4-from-2x2 seed 0" in run(*command)
 
 
 def test_the_pretrained_flow():

@@ -168,7 +168,7 @@ def test_exact_by_imh_whatever_the_flow(shape, temperature, ring):
     options = FitOptions(60, 128, 5e-3, enough=1.0, progress=False)
     guide = AutoFlow(target, flow=lattice_flow(sizes), options=options)
     guide.fit()
-    mcmc = VectorizedMCMC(IMH(target, guide=guide), 200, 100, 400, disable_progbar=True)
+    mcmc = VectorizedMCMC(IMH(target, guide=guide), 100, 60, 400, disable_progbar=True)
     mcmc.run()
     x = mcmc.unconstrained
     if isinstance(shape, int):
