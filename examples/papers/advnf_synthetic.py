@@ -188,7 +188,8 @@ def row(runs: list[dict[str, Any]], *first: object) -> list[object]:
     ]
     modes = f"{min(r['modes'] for r in runs)} to {max(r['modes'] for r in runs)}"
     z = max((r["worst_z"] for r in runs), default=inf)
-    return [*first, len(runs), modes, *cells, f"{z:.1f}", f"{mean(r['trained'] for r in runs):.0f}"]
+    shown = f"{z:.1f}" if z < 100 else "over 100"  # a mode that no chain has found
+    return [*first, len(runs), modes, *cells, shown, f"{mean(r['trained'] for r in runs):.0f}"]
 
 
 HEADER = [
