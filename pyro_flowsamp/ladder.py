@@ -286,14 +286,15 @@ class Ladder:
         that a flow draws too seldom from is entered as seldom as it is left.
         """
         clock, spent = perf_counter(), sum(self.seconds.values())
-        run, moved, blocks = best.run, torch.zeros((), dtype=torch.bool), 0
+        run, blocks = best.run, 0
+        moved = torch.zeros(self.num_chains, dtype=torch.bool, device=self.target.device)
         while not bool(moved.all()) and blocks < max(1, self.num_samples // FORGETTING):
             run.resume(FORGETTING * best.thin, 1, starts)
             if run.interrupted:
                 return
             starts, blocks = None, blocks + 1
-            moved = moved.to(run.unconstrained.device) | run.statistics["accepted"].any(1)
-        more = spent / 10 / (perf_counter() - clock) if blocks else 0.0
+            moved = moved | run.statistics["accepted"].any(1)
+        more = spent / 10 / (perf_counter() - clock)
         run.resume(ceil(blocks * max(1.0, more)), FORGETTING * best.thin)
         if not bool(moved.all()):
             warnings.warn(

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Proposal", "every"]
+from .target import every
+
+__all__ = ["Proposal"]
 
 
 class Proposal:
@@ -75,8 +77,3 @@ class Proposal:
         """How far sampling's and scoring's log q differ on 99.9 % of draws, in nats."""
         x, log_q = self.sample_and_log_prob(num)
         return float((log_q - self.log_prob(x)).abs().double().quantile(0.999))
-
-
-def every(rows: Tensor, num: int) -> Tensor:
-    """K rows over and over, ``(num, c)``: row i is the one of i mod K."""
-    return rows[torch.arange(num, device=rows.device) % len(rows)]

@@ -402,7 +402,7 @@ class Target:
     def _own_context(self, num: int) -> Tensor | None:
         """Those of :meth:`at`, or of the arguments this target was made with; or None."""
         if self.contexts is not None:
-            return self.contexts[torch.arange(num, device=self.device) % len(self.contexts)]
+            return every(self.contexts, num)
         row = self._own_row()
         return None if row is None else row.expand(num, -1)
 
@@ -429,6 +429,11 @@ class Target:
 
 def _real_site(name: str, shape: Size) -> Site:
     return Site(name, shape, shape, len(shape), identity_transform)
+
+
+def every(rows: Tensor, num: int) -> Tensor:
+    """K rows over and over, ``(num, c)``: row i is the one of i mod K."""
+    return rows[torch.arange(num, device=rows.device) % len(rows)]
 
 
 def same_objects(one: tuple, two: tuple) -> bool:

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "importance": "",
     "metrics": "importance",
     "mixture": "",
-    "proposal": "",
+    "proposal": "target",
     "velocity": "",
     "paths": "_zuko maps",
     "symmetry": "velocity",

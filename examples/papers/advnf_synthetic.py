@@ -12,7 +12,6 @@ MOG-4 is :math:`\frac14 \sum N((\pm8, \pm8), I)`, MOG-8 eight unit Gaussians on 
 public. The negative log-likelihood (NLL) is that of 20 000 exact draws; none is below the entropy.
 """
 
-import argparse
 import warnings
 from functools import partial
 from math import inf, isfinite
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 from stored import RESULTS, collect, load, markdown, spread
+from stored import options as stored_options
 
 from pyro_flowsamp import IMH, AutoAdvNF, FitOptions, Target, VectorizedMCMC, ess_fraction, tempered
 from pyro_flowsamp.flows import spline
@@ -280,14 +280,8 @@ def draw(path: Path, size: Size) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser = stored_options(__doc__, STORE)
     parser.add_argument("--study", action="store_true", help="run the studies too, three seeds")
-    parser.add_argument("--results", type=Path, default=STORE)
-    parser.add_argument("--image", type=Path, help="only draw the picture, to this file")
-    parser.add_argument("--table", action="store_true", help="only print what is stored")
-    parser.add_argument("--write", action="store_true", help="write the page in docs as well")
-    parser.add_argument("--smoke", action="store_true", help="seconds, for the tests")
     args = parser.parse_args()
     size = Size(args.smoke)
     if args.image:

@@ -19,7 +19,6 @@ and after IMH; the same of exact draws against exact draws is the ceiling. Monte
 chains of 200 draws at each temperature, from tempered particles; it knows nothing of any flow.
 """
 
-import argparse
 import json
 import warnings
 from functools import cache, partial
@@ -30,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from scipy.stats import wasserstein_distance
 from stored import RESULTS, collect, load, markdown, spread
+from stored import options as stored_options
 from torch import Tensor
 
 from pyro_flowsamp import (
@@ -432,17 +432,11 @@ The authors' experiments on 8 × 8 give, after IMH, an acceptance of 31.9 %, ove
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = stored_options(__doc__, STORE)
     parser.add_argument("--model", choices=sorted(RING), default="xy")
     parser.add_argument("--size", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--scaling", action="store_true", help="how cost and acceptance grow")
     parser.add_argument("--pretrained", action="store_true", help="IMH by the stored 8 × 8 flow")
-    parser.add_argument("--results", type=Path, default=STORE)
-    parser.add_argument("--image", type=Path, help="only draw the picture, to this file")
-    parser.add_argument("--table", action="store_true", help="only print what is stored")
-    parser.add_argument("--write", action="store_true", help="write the page in docs as well")
-    parser.add_argument("--smoke", action="store_true", help="seconds, for the tests")
     args = parser.parse_args()
     size, lattice = Size(args.smoke), Lattice(args.model, (args.size, args.size))
     if args.image:

@@ -9,7 +9,6 @@ Learning Interpolations between Boltzmann Densities: Máté & Fleuret, 2023,
 https://arxiv.org/abs/2301.07388.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from deformation_runs import options, through_imh, train, train_by_reverse_kl
 from stored import RESULTS, collect, load, markdown, spread
+from stored import options as stored_options
 
 from pyro_flowsamp import (
     AutoDeformationFlow,
@@ -340,13 +340,7 @@ seconds and evaluations are its own). Reverse KL is the same network and base.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--results", type=Path, default=STORE)
-    parser.add_argument("--image", type=Path, help="only draw the picture, to this file")
-    parser.add_argument("--table", action="store_true", help="only print what is stored")
-    parser.add_argument("--write", action="store_true", help="write the page in docs as well")
-    parser.add_argument("--smoke", action="store_true", help="seconds, for the tests")
+    parser = stored_options(__doc__, STORE)
     args = parser.parse_args()
     size = Size(args.smoke)
     if args.image:

@@ -5,6 +5,7 @@ written to ``results/<name>-<seed>.json`` as it finishes, with its wall-clock se
 computed again.
 """
 
+import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping
@@ -53,3 +54,15 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     header = list(header)
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def options(description: str, results: Path) -> argparse.ArgumentParser:
+    """What every script takes that stores runs, prints a table, writes a page and draws."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--image", type=Path, help="only draw the picture, to this file")
+    parser.add_argument("--table", action="store_true", help="only print what is stored")
+    parser.add_argument("--write", action="store_true", help="write the page in docs as well")
+    parser.add_argument("--smoke", action="store_true", help="seconds, for the tests")
+    return parser
