@@ -287,6 +287,10 @@ def test_tails_that_a_flow_lacks_give_it_away():
     guide.flow.initialize_from(torch.randn(5000, 1))
     rung = climb._try("IMH", pf.IMH(guide=guide), torch.inf)
     assert rung.stuck > 0 and not rung.reliable
+    good = rung._replace(worth=0.9, length=100)
+    assert good._replace(stuck=0.0).reliable and not good._replace(stuck=1 / 256).reliable
+    local = good._replace(run=pf.VectorizedMCMC(pf.JumpHMC(target), 1))
+    assert local._replace(stuck=1 / 256).reliable and not local._replace(stuck=0.02).reliable
 
 
 def test_starts_are_forgotten():
