@@ -40,6 +40,9 @@ class FitOptions:
         enough: Effective sample size, as a fraction, at which to stop at once.
         anneal: Whether the learning rate falls to zero along half a cosine over ``max_steps``,
             instead of whenever there is no progress.
+        warm_up: Part of ``max_steps`` over which the learning rate rises from zero. Adam's first
+            steps are as long as the learning rate whatever the gradient: they can throw a flow that
+            starts from draws out of narrow modes, and mass does not move back between modes.
         progress: Whether to show a progress bar.
     """
 
@@ -54,6 +57,7 @@ class FitOptions:
     tolerance: float = 0.02
     enough: float = 0.9
     anneal: bool = False
+    warm_up: float = 0.0
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -62,6 +66,18 @@ class FitOptions:
                 raise ValueError(f"FitOptions.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.decay < 1:
             raise ValueError(f"FitOptions.decay must lie between 0 and 1, got {self.decay}")
+        if not 0 <= self.warm_up <= 1:
+            raise ValueError(
+                f"FitOptions.warm_up is a part of the steps in [0, 1], got {self.warm_up}"
+            )
+
+    def schedule(self, step: int) -> float:
+        """What the learning rate is multiplied by at a step, counted from zero."""
+        rise = self.warm_up * self.max_steps
+        factor = min(1.0, (step + 1) / rise) if rise else 1.0
+        if self.anneal:
+            factor *= 0.5 * (1 + math.cos(math.pi * step / self.max_steps))
+        return factor
 
 
 @dataclass
@@ -124,6 +140,7 @@ class Stepper:
         if not self.parameters:
             raise ValueError("the flow has no trainable parameter")
         self.clip_norm, self.learning_rate = options.clip_norm, options.learning_rate
+        self.factor = 1.0  #: of the schedule
         self.first = [torch.zeros_like(p) for p in self.parameters]
         self.second = [torch.zeros_like(p) for p in self.parameters]
         self.counts = [torch.zeros((), device=p.device) for p in self.parameters]
@@ -150,7 +167,7 @@ class Stepper:
                 fused=True,
                 grad_scale=(norm / self.clip_norm).clamp(min=1.0).float(),
                 found_inf=found_inf,
-                lr=self.learning_rate,
+                lr=self.learning_rate * self.factor,
                 beta1=0.9,
                 beta2=0.999,
                 eps=1e-8,
@@ -161,9 +178,6 @@ class Stepper:
 
     def decay(self, factor: float) -> None:
         self.learning_rate *= factor
-
-    def anneal(self, start: float, progress: float) -> None:
-        self.learning_rate = start * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class _Plateau:
@@ -232,8 +246,7 @@ def fit(
         try:
             while history.steps < options.max_steps:
                 loss, log_weights = closure()
-                if options.anneal:
-                    stepper.anneal(options.learning_rate, history.steps / options.max_steps)
+                stepper.factor = options.schedule(history.steps)
                 stepper.step(loss)
                 losses.append(loss.detach())
                 if log_weights is not None:

@@ -61,6 +61,27 @@ def test_a_skipped_step_changes_nothing():
     assert not torch.equal(before[0], valley.x)
 
 
+def test_the_learning_rate_rises_and_falls():
+    """Adam's steps are as long as the learning rate, where the gradient is constant."""
+    options = FitOptions(100, learning_rate=0.1, window=1, warm_up=0.2, anneal=True, progress=False)
+    x, path = nn.Parameter(torch.zeros(1)), [0.0]
+
+    def slope():
+        path.append(float(x.detach()))
+        return x.sum(), None
+
+    fit([x], slope, ess_fraction, options)
+    steps = -torch.tensor(path[1:]).diff()
+    assert torch.isclose(steps[0], torch.tensor(0.1 / 20), rtol=1e-2)
+    assert steps.argmax() == 19 and (steps[:20].diff() > 0).all() and (steps[19:].diff() < 0).all()
+    assert steps[49] == pytest.approx(0.05, rel=0.1) and steps[-1] < 1e-3
+
+
+def test_warm_up_is_a_part():
+    with pytest.raises(ValueError, match="warm_up is a part"):
+        FitOptions(warm_up=50)
+
+
 @pytest.mark.parametrize(
     "log_weights, stopped",
     [(torch.zeros(10), "enough"), (torch.arange(10.0), "flat")],

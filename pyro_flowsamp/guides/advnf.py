@@ -100,7 +100,12 @@ class AutoAdvNF(FlowGuide):
         options: FitOptions | None = None,
     ) -> None:
         default = FitOptions(
-            max_steps=2000, batch_size=512, learning_rate=3e-3, anneal=True, enough=1.0
+            max_steps=2000,
+            batch_size=512,
+            learning_rate=3e-3,
+            anneal=True,
+            warm_up=0.1,
+            enough=1.0,
         )
         super().__init__(model, options=options or default, context=context)
         if forward is None:
