@@ -130,6 +130,12 @@ def test_advnf_xy_scaling(tmp_path):
     assert "scaling-4x4-from-2x2 seed 0" in run(*command)
 
 
+def test_advnf_xy_study(tmp_path):
+    command = ["papers/advnf_xy.py", "--smoke", "--study", "--results", str(tmp_path)]
+    table = run(*command)
+    assert "lambda-auto seed 0" in table and "| AdvNF(RKL) | 10 |" in table
+
+
 def test_the_pretrained_flow():
     """IMH by the flow that is shipped, between the temperatures that it was trained at."""
     lines = run("papers/advnf_xy.py", "--pretrained").splitlines()[2:]

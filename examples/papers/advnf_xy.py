@@ -6,6 +6,7 @@ r"""AdvNF on the XY model: one flow for 32 temperatures, made exact by Metropoli
     python examples/papers/advnf_xy.py --model extended             # with ring exchange
     python examples/papers/advnf_xy.py --size 16
     python examples/papers/advnf_xy.py --scaling                    # how cost and acceptance grow
+    python examples/papers/advnf_xy.py --study                      # of λ1, and of few draws
     python examples/papers/advnf_xy.py --pretrained                 # IMH by the stored flow
     python examples/papers/advnf_xy.py --write                      # docs/advnf_xy.md
     python examples/papers/advnf_xy.py --image docs/images/advnf_xy.png
@@ -321,6 +322,67 @@ def scaling_run(
     }
 
 
+# ---- the weight of the adversary, and few draws ------------------------------------------------
+
+LAMBDAS = (0.0, 0.01, 0.1, 1.0, 10.0, 100.0, "auto")
+FEW = (10, 100, 500)
+
+
+def study_run(size: Size, weight: float | str, num: int, **how: Any) -> dict[str, Any]:
+    """4 × 4, 32 temperatures, ``num`` draws at each."""
+    lattice = Lattice("xy", (4, 4))
+    steps, batch = (3, 32) if size.batch < 64 else (800, 256)
+    options = FitOptions(
+        steps, batch, 5e-3, window=100, anneal=True, warm_up=0.1, enough=1.0, progress=False
+    )
+    guide = made(lattice, options, adversarial=weight, **how)
+    start = perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        draw = partial(tempered_ensembles, num=num)
+        guide.fit(**lattice.arguments, temperature=TEMPERATURES, ensemble=draw)
+    seconds = perf_counter() - start
+    chains, samples = size.imh
+    with torch.no_grad():
+        proposal = guide.proposal(**lattice.arguments, temperature=TEMPERATURES)
+        x, log_q = proposal.sample_and_log_prob(size.raw // 4 * len(TEMPERATURES))
+        log_p = lattice.target(TEMPERATURES).log_prob(x)
+    log_w = (log_p.double() - log_q.double()).view(-1, len(TEMPERATURES))
+    _, accepted = through_imh(guide, lattice, TEMPERATURES, chains // 4, samples)
+    edge = float(guide.trace[-len(guide.trace) // 4 :, 1].mean()) if len(guide.trace) else 0.5
+    return {
+        "acceptance": accepted.tolist(),
+        "ess": ess_fraction(log_w).tolist(),
+        "auc": edge,
+        "trained": seconds,
+    }
+
+
+def studies(size: Size) -> dict[str, Any]:
+    weights, counts = (LAMBDAS[-1:], FEW[:1]) if size.batch < 64 else (LAMBDAS, FEW)
+    runs = {f"lambda-{w}": partial(study_run, size, w, 100) for w in weights}
+    for num in counts:
+        for name, how in {
+            "FKL": {"weight": 0, "reverse": 0, "forward": 1},
+            "RKL+FKL": {"weight": 0},
+            "AdvNF(RKL)": {"weight": "auto", "forward": 0},
+            "AdvNF": {"weight": "auto"},
+        }.items():
+            runs[f"draws-{name}-{num}"] = partial(study_run, size, num=num, **how)
+    return runs
+
+
+def study_table(results: Path, prefix: str, header: list[str]) -> str:
+    rows = []
+    for name in studies(Size(False)):
+        if name.startswith(prefix) and (runs := load(results, name)):
+            keys = name.removeprefix(prefix).rsplit("-", 1)
+            shown = [spread(over(runs, key)) for key in ("acceptance", "ess")]
+            shown += [spread(r["auc"] for r in runs), f"{runs[0]['trained']:.0f}"]
+            rows.append([*keys, len(runs), *shown])
+    return markdown([*header, "seeds", "IMH acceptance", "ESS", "AUC of D at the end", "s"], rows)
+
+
 # ---- tables -------------------------------------------------------------------------------------
 
 
@@ -418,9 +480,9 @@ PREFACE = """# AdvNF on the XY model
 
 Made by `python examples/papers/advnf_xy.py --write` from the stored runs in
 `examples/papers/results/advnf_xy`; without options it runs what is missing (`--model extended`,
-`--size 16`, `--scaling` likewise). One conditional flow for 32 temperatures from 0.05 to 2.05,
-batch 256, on one CPU core shared with other work, so minutes are upper bounds. Means over the
-temperatures, ± sd over seeds. In brackets: as many exact draws against exact draws. "raw": 8192
+`--size 16`, `--scaling`, `--study` likewise). One conditional flow for 32 temperatures from 0.05
+to 2.05, batch 256, on one CPU core shared with other work, so minutes are upper bounds. Means over
+the temperatures, ± sd over seeds. In brackets: as many exact draws against exact draws. "raw": 8192
 draws of the flow at each temperature; "imh": 128 chains of 100 draws. Monte Carlo: 256 HMC chains
 of 200 draws at each.
 
@@ -436,6 +498,7 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(RING), default="xy")
     parser.add_argument("--size", type=int, default=8)
     parser.add_argument("--scaling", action="store_true", help="how cost and acceptance grow")
+    parser.add_argument("--study", action="store_true", help="of λ1 and of few draws, 4 × 4")
     parser.add_argument("--pretrained", action="store_true", help="IMH by the stored 8 × 8 flow")
     args = parser.parse_args()
     size, lattice = Size(args.smoke), Lattice(args.model, (args.size, args.size))
@@ -454,12 +517,18 @@ def main() -> None:
             name = f"scaling-{'x'.join(map(str, large))}-from-{'x'.join(map(str, small))}"
             runs[name] = partial(scaling_run, large, small, size)
         collect(args.results, runs, range(1))
+    elif args.study:
+        collect(args.results, studies(size), range(1 if args.smoke else 3))
     elif not (args.table or args.write):
         save = args.results / f"{args.model}-{args.size}.pt"
         runs = {lattice.name: partial(run, lattice, size, save)}
         collect(args.results, runs, range(1 if args.smoke else args.seeds))
     parts = [table(args.results), "## Against published Monte Carlo", truth_table(args.results)]
     parts += ["## Larger lattices, short trainings", scaling_table(args.results)]
+    parts += ["## λ1 (4 × 4, 100 draws at each temperature, 800 steps)"]
+    parts += [study_table(args.results, "lambda-", ["λ1"])]
+    parts += ["## How few draws suffice (4 × 4)"]
+    parts += [study_table(args.results, "draws-", ["objective", "draws at each temperature"])]
     print("\n\n".join(parts))
     if args.write:
         (DOCS / "advnf_xy.md").write_text("\n\n".join([PREFACE, *parts]) + "\n")
