@@ -211,8 +211,9 @@ def compared(lattice: Lattice, x: Tensor, reference: Tensor) -> dict[str, list[f
 
 
 def looks(lattice: Lattice, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Energies per site and magnetisations, ``(K, n)`` each."""
-    return lattice.energy(x), xy_magnetization(x)
+    """Energies per site and magnetisations, ``(K, n)`` each; one temperature at a time."""
+    found = [(lattice.energy(draws), xy_magnetization(draws)) for draws in x]
+    return torch.stack([e for e, _ in found]), torch.stack([m for _, m in found])
 
 
 def distances(
