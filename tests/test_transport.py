@@ -166,6 +166,14 @@ def test_a_stage_is_as_long_as_particles_on_the_support_allow():
     assert bridge.next_beta(half, 0.0, 0.8) == pytest.approx(bridge.next_beta(ratio, 0.0, 0.8))
 
 
+def test_islands_go_at_their_own_pace():
+    rows = torch.randn(3, 500, dtype=torch.double) * torch.tensor([[0.1], [3.0], [30.0]])
+    beta = torch.tensor([0.0, 0.2, 0.5], dtype=torch.double)
+    found = bridge.next_betas(rows, beta, 0.8)
+    assert found[0] == 1 and beta[2] < found[2] < found[1] < 1
+    assert found.tolist() == [bridge.next_beta(r, float(b), 0.8) for r, b in zip(rows, beta)]
+
+
 def test_a_flat_density_does_not_widen_moves_without_bound():
     x = 3 * torch.randn(4000, 1)
     assert_close(bridge.local_scale(torch.zeros_like(x), x), x.std(0))

@@ -22,6 +22,7 @@ __all__ = [
     "density",
     "local_scale",
     "next_beta",
+    "next_betas",
     "overdispersed_base",
     "place",
 ]
@@ -123,23 +124,36 @@ def density(
     return density
 
 
-def next_beta(log_ratio: Tensor, beta: float, ess: float, shortest: float = 1e-6) -> float:
-    """The largest next beta whose weights keep an ESS fraction of ``ess``, by bisection.
+def next_betas(log_ratio: Tensor, beta: Tensor, ess: float, shortest: float = 1e-6) -> Tensor:
+    """The largest next betas whose weights keep an ESS fraction of ``ess``, by bisection.
 
     That is a fraction of the particles on the target's support: the others are lost however short
     the stage. No stage but the last is less than ``shortest`` long.
+
+    Arguments:
+        log_ratio: Of the particles on each of R islands, ``(R, n)``.
+        beta: Where each island is, ``(R,)``, float64.
+        ess: The fraction.
+        shortest: The least step.
     """
-    low, high = beta, 1.0
-    ess = ess * float(torch.isfinite(log_ratio).double().mean())
-    if float(ess_fraction((1 - beta) * log_ratio)) >= ess:
-        return 1.0
+    goal = ess * torch.isfinite(log_ratio).double().mean(1)
+
+    def enough(later: Tensor) -> Tensor:
+        return ess_fraction(((later - beta)[:, None] * log_ratio).mT) >= goal
+
+    low, high = beta, torch.ones_like(beta)
+    done = enough(high)
     for _ in range(60):  # a start may be so much wider than the target that 1e-8 is a stage
         middle = 0.5 * (low + high)
-        if float(ess_fraction((middle - beta) * log_ratio)) >= ess:
-            low = middle
-        else:
-            high = middle
-    return max(low, min(1.0, beta + shortest))
+        keeps = enough(middle)
+        low, high = torch.where(keeps, middle, low), torch.where(keeps, high, middle)
+    return torch.maximum(low, (beta + shortest).clamp(max=1)).where(~done, 1.0)
+
+
+def next_beta(log_ratio: Tensor, beta: float, ess: float, shortest: float = 1e-6) -> float:
+    """:func:`next_betas` of a single island, ``(n,)``."""
+    here = torch.tensor([beta], dtype=torch.double, device=log_ratio.device)
+    return float(next_betas(log_ratio[None], here, ess, shortest))
 
 
 def local_scale(grad: Tensor, x: Tensor) -> Tensor:

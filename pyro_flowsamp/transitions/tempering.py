@@ -12,12 +12,11 @@ https://doi.org/10.1111/j.1467-9868.2006.00553.x). The product of the mean weigh
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..importance import ess_fraction
 from ..target import Target
 from . import bridge, langevin, transport
 
@@ -64,23 +63,8 @@ def tempered(
     if target.contexts is not None:
         raise ValueError("particles at several contexts would mix: use tempered_ensembles")
     base = bridge.overdispersed_base(target, 512)
-    x = base.sample(num)
-    ones, betas = torch.ones_like(x[0]), [0.0]
-    step_size = torch.full_like(x[0, 0], langevin.optimal_step_size(target.dim))
-    cloud = transport.init(x, bridge.density(target, base, ones[0] * 0, ones))
-    while betas[-1] < 1:
-        beta = bridge.next_beta(cloud.state.log_ratio, betas[-1], ess)
-        at = ones[0] * beta
-        cloud = transport.reweight(cloud, bridge.place(cloud.state, at, ones))
-        cloud = transport.resample(cloud, below=torch.inf)
-        scale = bridge.local_scale(cloud.state.grad, cloud.x)
-        cloud = cloud._replace(state=bridge.place(cloud.state, at, scale))
-        density = bridge.density(target, base, at, scale)
-        stage = transport.Stage(None, density, scale, step_size)
-        count = moves if beta < 1 else 3 * moves
-        cloud, step_size = transport.tune(cloud, stage, count, target_accept_prob)
-        betas.append(beta)
-    return Particles(target.wrap(cloud.x), cloud.log_z[0], betas)
+    cloud, betas = _annealed(target, base, 1, num, moves, ess, target_accept_prob)
+    return Particles(target.wrap(cloud.x), cloud.log_z[0], [float(beta) for beta in betas])
 
 
 def tempered_ensemble(target: Target) -> Tensor:
@@ -111,45 +95,54 @@ def tempered_ensembles(target: Target, num: int = EACH, *, moves: int = 10) -> T
     if num < 2:
         raise ValueError(f"need two particles at least for each context, got {num}")
     count = len(target.contexts)
-    rows = target.at(target.contexts.repeat_interleave(num, 0))
     base = bridge.overdispersed_base(target, count * -(-512 // count))
-    x = base.sample(count * num)
-    beta = x.new_zeros(count, dtype=torch.double)
-    step_size = torch.full_like(x[:count, 0], langevin.optimal_step_size(target.dim))
-    ones = torch.ones_like(x)
-    cloud = transport.init(x, bridge.density(rows, base, beta.repeat_interleave(num), ones), count)
-    alive = torch.isfinite(cloud.state.log_ratio).view(count, num).any(1)
-    if not bool(alive.all()):
-        raise ValueError(
-            f"the density is zero or NaN at all {num} starting points at the contexts "
-            f"{target.contexts[~alive].tolist()}"
-        )
-    while float(beta.min()) < 1:
-        beta = _next_betas(cloud.state.log_ratio.view(count, num), beta)
-        at = beta.repeat_interleave(num)
-        cloud = transport.reweight(cloud, bridge.place(cloud.state, at, ones))
-        cloud = transport.resample(cloud, below=torch.inf)
-        split = (cloud.state.grad.view(count, num, -1), cloud.x.view(count, num, -1))
-        scale = torch.stack([bridge.local_scale(*island) for island in zip(*split)])
-        scale = scale.repeat_interleave(num, 0)
-        state: Any = bridge.place(cloud.state, at, scale)
-        density = bridge.density(rows, base, at, scale)
-        for _ in range(moves if float(beta.min()) < 1 else 3 * moves):
-            noise, log_u = torch.randn_like(state.z), torch.rand_like(state.log_pi).log()
-            size = step_size.repeat_interleave(num)[:, None]
-            state, info = langevin.mala(state, density, size, noise, log_u)
-            excess = info.accept_prob.view(count, num).mean(1) - 0.574
-            step_size = step_size * (0.5 * excess).exp().to(step_size)
-        cloud = cloud._replace(state=state)
+    rows = target.at(target.contexts.repeat_interleave(num, 0))
+    cloud, _ = _annealed(rows, base, count, num, moves, 0.8, 0.574)
     return target.wrap(cloud.x).view(count, num, -1)
 
 
-def _next_betas(log_ratio: Tensor, beta: Tensor, ess: float = 0.8) -> Tensor:
-    """As :func:`bridge.next_beta`, of each row of ``(K, n)``."""
-    goal = ess * torch.isfinite(log_ratio).double().mean(1)
-    low, high = beta, torch.ones_like(beta)
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        enough = ess_fraction(((middle - beta)[:, None] * log_ratio).mT) >= goal
-        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
-    return torch.maximum(low, (beta + 1e-6).clamp(max=1)).where(high < 1, 1.0)
+def _annealed(
+    target: Target,
+    base: bridge.Base,
+    islands: int,
+    num: int,
+    moves: int,
+    ess: float,
+    target_accept_prob: float,
+) -> tuple[transport.Cloud, list[Tensor]]:
+    """From the base to the target, each island of ``num`` particles at a pace of its own.
+
+    An island that has arrived goes on being moved, at the target, until all have.
+    """
+    x = base.sample(islands * num)
+    ones, beta = torch.ones_like(x), x.new_zeros(islands, dtype=torch.double)
+    step_size = torch.full_like(x[:islands, 0], langevin.optimal_step_size(target.dim))
+    start = bridge.density(target, base, beta.repeat_interleave(num), ones)
+    cloud, betas = transport.init(x, start, islands), [beta]
+    _check_alive(cloud.state.log_ratio.view(islands, num), target)
+    while float(beta.min()) < 1:
+        beta = bridge.next_betas(cloud.state.log_ratio.view(islands, num), beta, ess)
+        at = beta.repeat_interleave(num)
+        cloud = transport.reweight(cloud, bridge.place(cloud.state, at, ones))
+        cloud = transport.resample(cloud, below=torch.inf)
+        split = cloud.state.grad.view(islands, num, -1), cloud.x.view(islands, num, -1)
+        scale = torch.stack([bridge.local_scale(*island) for island in zip(*split)])
+        scale = scale.repeat_interleave(num, 0)
+        cloud = cloud._replace(state=bridge.place(cloud.state, at, scale))
+        stage = transport.Stage(None, bridge.density(target, base, at, scale), scale, step_size)
+        count = moves if float(beta.min()) < 1 else 3 * moves
+        cloud, step_size = transport.tune(cloud, stage, count, target_accept_prob)
+        betas.append(beta)
+    return cloud, betas
+
+
+def _check_alive(log_ratio: Tensor, target: Target) -> None:
+    dead = ~torch.isfinite(log_ratio).any(1)
+    if bool(dead.any()):
+        where = ""
+        if target.contexts is not None:
+            first = target.contexts[:: log_ratio.shape[1]]
+            where = f" at the contexts {first[dead].tolist()}"
+        raise ValueError(
+            f"the density is zero or NaN at all {log_ratio.shape[1]} starting points{where}"
+        )

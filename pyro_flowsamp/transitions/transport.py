@@ -123,8 +123,8 @@ class Stage(NamedTuple):
     Attributes:
         map: :math:`T_k`, or None for the identity.
         density: :math:`\tilde f_k`, in the coordinates z = x / scale.
-        scale: Widths of the moves in each coordinate, ``(d,)``.
-        step_size: Of the moves, 0-d.
+        scale: Widths of the moves in each coordinate, ``(d,)``, or of each particle's.
+        step_size: Of the moves, 0-d, or of each island's, ``(R,)``.
     """
 
     map: Pushes | None
@@ -197,11 +197,15 @@ def tune(cloud: Cloud, stage: Stage, moves: int, target_accept_prob: float) -> t
 
 def _moved(cloud: Cloud, stage: Stage, moves: int, goal: float | None) -> tuple[Cloud, Tensor]:
     state, step_size = cloud.state, stage.step_size
+    islands, num = cloud.log_w.shape
     for _ in range(moves):
         noise, log_u = torch.randn_like(state.z), torch.rand_like(state.log_pi).log()
-        state, info = langevin.mala(state, stage.density, step_size, noise, log_u)
+        each = step_size.repeat_interleave(num)[:, None] if step_size.dim() else step_size
+        state, info = langevin.mala(state, stage.density, each, noise, log_u)
         if goal is not None:
-            step_size = step_size * (0.5 * (info.accept_prob.mean() - goal)).exp().to(step_size)
+            rate = info.accept_prob.view(islands, num).mean(-1)
+            rate = rate if step_size.dim() else rate.mean()
+            step_size = step_size * (0.5 * (rate - goal)).exp().to(step_size)
     return cloud._replace(state=state), step_size
 
 
