@@ -3,14 +3,32 @@ r"""A frozen flow, as kernels use it: draws with densities, and the latent map b
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .importance import ess_fraction, pareto_k
 from .target import every
 
-__all__ = ["Proposal"]
+__all__ = ["NUM_DIAGNOSTIC", "Proposal", "Quality"]
+
+NUM_DIAGNOSTIC = 4096  #: fresh draws with which a flow is judged
+
+
+class Quality(NamedTuple):
+    """How good a proposal is, at each of its K contexts.
+
+    Attributes:
+        ess: Importance ESS fractions, ``(K,)``.
+        pareto_k: Shapes of the weights' tails, ``(K,)``.
+        gap: How far sampling's and scoring's log q differ, in nats.
+    """
+
+    ess: Tensor
+    pareto_k: Tensor
+    gap: float
 
 
 class Proposal:
@@ -77,3 +95,13 @@ class Proposal:
         """How far sampling's and scoring's log q differ on 99.9 % of draws, in nats."""
         x, log_q = self.sample_and_log_prob(num)
         return float((log_q - self.log_prob(x)).abs().double().quantile(0.999))
+
+    @torch.no_grad()
+    def quality(self, log_prob: Callable[[Tensor], Tensor]) -> Quality:
+        """On fresh draws, at least 256 at each context, of a target's ``log_prob`` there."""
+        count = 1 if self._rows is None else len(self._rows)
+        each = max(NUM_DIAGNOSTIC // count, 256)
+        x, log_q = self.sample_and_log_prob(each * count)
+        log_w = (log_prob(x).double() - log_q.double()).reshape(each, count)
+        shapes = torch.tensor([pareto_k(column) for column in log_w.mT], dtype=torch.double)
+        return Quality(ess_fraction(log_w), shapes, self.gap())

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "importance": "",
     "metrics": "importance",
     "mixture": "",
-    "proposal": "target",
+    "proposal": "target importance",
     "velocity": "",
     "paths": "_zuko maps",
     "symmetry": "velocity",
@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "guides": "guides adversary discriminators _model target flows paths velocity symmetry "
     "deformation objectives train "
     "gaussian importance mixture proposal transitions _zuko",
-    "kernels": "kernels target flows importance proposal transitions",
+    "kernels": "kernels target flows proposal transitions",
     "mcmc": "kernels target",
     "export": "target",
     "trial": "kernels mcmc target",

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from ..adversary import LOSSES, AdversarialKL, Adversary, Ensemble, Weight
 from ..discriminators import DenseDiscriminator
-from ..flows import RECIPES, LayeredFlow
+from ..flows import LayeredFlow
 from ..gaussian import ascend
 from ..importance import ess_fraction
 from ..target import Target
 from ..train import FitOptions, History, fit
 from ..transitions.tempering import EACH, tempered, tempered_ensembles
 from .base import FlowGuide
-from .flow import MAX_COMPONENTS, make_flow
+from .flow import MAX_COMPONENTS, check_recipe, make_flow
 
 __all__ = ["AutoAdvNF"]
 
@@ -118,8 +118,7 @@ class AutoAdvNF(FlowGuide):
             raise ValueError(f"adversarial is 'auto', a number or a function, got '{adversarial}'")
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {sorted(LOSSES)}, got '{loss}'")
-        if isinstance(flow, str) and flow not in RECIPES:
-            raise ValueError(f"unknown flow '{flow}': choose one of {sorted(RECIPES)}")
+        check_recipe(flow)
         if not 0 <= pretraining < 1:
             raise ValueError(f"pretraining is a part of the steps in [0, 1), got {pretraining}")
         if reverse == 0 and forward == 0:

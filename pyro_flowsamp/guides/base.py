@@ -24,8 +24,7 @@ from torch.distributions import Transform, biject_to
 
 from .._model import init_to_unconstrained, is_discrete
 from ..flows import FlowDistribution
-from ..importance import ess_fraction, pareto_k
-from ..proposal import Proposal
+from ..proposal import NUM_DIAGNOSTIC, Proposal
 from ..target import Target, Values, same_objects
 from ..train import FitOptions, History
 
@@ -33,7 +32,6 @@ __all__ = ["FlowGuide"]
 
 GAP_TO_WARN = 1e-2  #: nats between sampling's and scoring's log q
 MOST_JUDGED = 16  #: contexts at which it is
-NUM_DIAGNOSTIC = 4096  #: fresh draws with which a trained flow is judged
 
 
 def _hide(msg: dict) -> bool:
@@ -176,25 +174,22 @@ class FlowGuide(AutoContinuous):
     def _judge(self, history: History, target: Target, contexts: Tensor | None) -> History:
         """On fresh draws; of several contexts the mean ESS, and the worst of what warns."""
         assert self.flow is not None
-        num = 1
         if contexts is not None:
             contexts = contexts[:: -(-len(contexts) // MOST_JUDGED)]
-            num, target = len(contexts), target.at(contexts)
-        proposal = Proposal(self.flow, contexts)
-        x, log_q = proposal.sample_and_log_prob(max(NUM_DIAGNOSTIC // num, 256) * num)
-        log_w = (target.log_prob(x).double() - log_q.double()).reshape(-1, num)
-        gap, each = proposal.gap(), ess_fraction(log_w)
-        if gap > GAP_TO_WARN:
+            target = target.at(contexts)
+        found = Proposal(self.flow, contexts).quality(target.log_prob)
+        if found.gap > GAP_TO_WARN:
             warnings.warn(
-                f"sampling and scoring disagree on log q by {gap:.2g} nats in {target.dtype}; "
-                f"kernels score a draw by the pass that made it, SVI and importance weights of "
-                f"other points do not. torch.set_default_dtype(torch.float64) closes the gap.",
+                f"sampling and scoring disagree on log q by {found.gap:.2g} nats in "
+                f"{target.dtype}; kernels score a draw by the pass that made it, SVI and "
+                f"importance weights of other points do not. "
+                f"torch.set_default_dtype(torch.float64) closes the gap.",
                 stacklevel=4,
             )
         return history.updated(
-            final_ess=float(each.mean()),
-            pareto_k=max(pareto_k(log_w[:, i]) for i in range(num)),
-            log_q_gap=gap,
+            final_ess=float(found.ess.mean()),
+            pareto_k=float(found.pareto_k.max()),
+            log_q_gap=found.gap,
         )
 
     def bind(self, *args: Any, **kwargs: Any) -> Target:

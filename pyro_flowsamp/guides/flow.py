@@ -14,10 +14,10 @@ from ..flows import RECIPES, LayeredFlow
 from ..gaussian import fit_gaussian
 from ..importance import ess_fraction, pareto_k
 from ..objectives import ForwardKL, Objective, PathGradient, WeightedSum
-from ..proposal import Proposal
+from ..proposal import NUM_DIAGNOSTIC, Proposal
 from ..target import Target
 from ..train import FitOptions, History, fit
-from .base import NUM_DIAGNOSTIC, FlowGuide
+from .base import FlowGuide
 
 __all__ = ["AutoFlow"]
 
@@ -65,8 +65,7 @@ class AutoFlow(FlowGuide):
         context: Sequence[str] = (),
     ) -> None:
         super().__init__(model, options=options, context=context)
-        if isinstance(flow, str) and flow not in RECIPES:
-            raise ValueError(f"unknown flow '{flow}': choose one of {sorted(RECIPES)}")
+        check_recipe(flow)
         if ensemble is not None and context:
             raise ValueError("AutoFlow learns from an ensemble at one context only")
         self._recipe = (flow,)
@@ -158,6 +157,12 @@ class AutoFlow(FlowGuide):
             return objective(flow, target, num, rows[index])
 
         return closure
+
+
+def check_recipe(flow: object) -> None:
+    """Raises ValueError where a flow is named that there is not."""
+    if isinstance(flow, str) and flow not in RECIPES:
+        raise ValueError(f"unknown flow '{flow}': choose one of {sorted(RECIPES)}")
 
 
 def make_flow(

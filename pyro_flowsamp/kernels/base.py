@@ -26,7 +26,6 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from torch.distributions import Transform
 
-from ..importance import ess_fraction, pareto_k
 from ..proposal import Proposal
 from ..target import Target, Values, same_objects
 
@@ -391,15 +390,11 @@ class FlowKernel(MCMCKernel):
 
     def proposal_diagnostics(self) -> dict[str, float]:
         """How good the frozen flow is, on 4096 fresh draws; at several contexts, at the worst."""
-        contexts = self.target.contexts
-        num = 1 if contexts is None else len(contexts)
-        each = max(4096 // num, 256)
-        x, log_q = self.proposal.sample_and_log_prob(each * num)
-        log_w = (self.log_prob(x).detach().double() - log_q.double()).reshape(each, num)
+        found = self.proposal.quality(lambda x: self.log_prob(x).detach())
         return {
-            "importance ess": float(ess_fraction(log_w).min()),
-            "pareto k": max(pareto_k(log_w[:, i]) for i in range(num)),
-            "log q gap": self.proposal.gap(),
+            "importance ess": float(found.ess.min()),
+            "pareto k": float(found.pareto_k.max()),
+            "log q gap": found.gap,
         }
 
     def __getstate__(self) -> dict[str, Any]:
