@@ -89,7 +89,9 @@ def test_deformation_picture(tmp_path):
 def test_deformation_phi4(tmp_path):
     command = ["papers/deformation_phi4.py", "--smoke", "--results", str(tmp_path)]
     assert "m0.5-deformation seed 0" in run(*command)
-    assert "seed 0" not in run(*command)
+    image = tmp_path / "phi4.png"
+    assert "seed 0" not in run(*command, "--image", str(image))
+    assert image.stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("study", ["moons", "corners", "digits"])

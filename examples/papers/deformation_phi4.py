@@ -1,15 +1,16 @@
 """Table 2 of the deformation paper: phi^4 on a circle, against the exact solution.
 
-    python examples/papers/deformation_phi4.py [--sites 16]
+    python examples/papers/deformation_phi4.py [--sites 32]
+    python examples/papers/deformation_phi4.py --write                  # docs/deformation_phi4.md
+    python examples/papers/deformation_phi4.py --image docs/images/deformation_phi4.png
 
-runs what is not stored yet under ``examples/papers/results/deformation_phi4`` and prints the table;
-``--table`` only prints it, and ``--write`` writes ``docs/deformation_phi4.md`` and its picture.
+The first runs what is not stored yet under ``examples/papers/results/deformation_phi4``, and all
+but the last print the table.
 
 Learning Interpolations between Boltzmann Densities: Máté & Fleuret, 2023,
 https://arxiv.org/abs/2301.07388.
 """
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from deformation_runs import options, through_imh, train, train_by_reverse_kl
 from stored import RESULTS, collect, load, markdown, spread
+from stored import options as stored_options
 
 from pyro_flowsamp import (
     AutoDeformationFlow,
@@ -116,15 +118,21 @@ def chains(guide: Any, known: Known, size: Size) -> dict[str, float]:
 
 def make(known: Known, **more: Any) -> AutoDeformationFlow:
     """Shifts and reflections tied; the paper's base, exp(-(x/2)^4)."""
-    symmetry = lattice_symmetries(known.target.dim)
-    hidden = max(256, 8 * known.target.dim)
-    settings: dict[str, Any] = {"power": 4.0, "scale": 2.0, "symmetry": symmetry}
-    return AutoDeformationFlow(known.target, hidden_features=hidden, **settings, **more)
+    sites = known.target.dim
+    return AutoDeformationFlow(
+        known.target,
+        power=4.0,
+        scale=2.0,
+        symmetry=lattice_symmetries(sites),
+        hidden_features=max(128, 4 * sites),
+        kernels=4,
+        **more,
+    )
 
 
 def by_deformation(mass: float, sites: int, size: Size) -> Result:
     known = phi4(sites, mass)
-    guide = make(known, options=options(size.steps, 1e-2, 600))
+    guide = make(known, options=options(size.steps, 4e-2, 600))
     history = train(guide)
     reached = next((p for p in guide.progress if p.ess >= 0.99), None)
     return {
@@ -200,24 +208,26 @@ def table(store: Path, sites: int) -> str:
     return markdown(header, rows)
 
 
-def draw(store: Path, path: Path) -> None:
+def draw(store: Path, path: Path, sites: int) -> None:
     """The mean field's histogram, of the flow's draws and weighted, against its exact density."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), sharey=True)
     middle, width = 0.5 * (EDGES[1:] + EDGES[:-1]), float(EDGES[1] - EDGES[0])
     for axis, mass in zip(axes, MASSES):
-        runs = load(store, key(mass, 16, "deformation"))
+        runs = load(store, key(mass, sites, "deformation"))
+        if not runs:
+            continue
         for name, style in (("histogram_raw", "C1"), ("histogram", "C0")):
             heights = torch.tensor([r[name] for r in runs]).mean(0) / width
             label = "weighted" if name == "histogram" else "flow"
             axis.stairs(
                 heights, EDGES, color=style, fill=name == "histogram_raw", alpha=0.6, label=label
             )
-        axis.plot(middle, phi4_truth(16, mass).density(middle), "k-", lw=1, label="exact")
+        axis.plot(middle, phi4_truth(sites, mass).density(middle), "k-", lw=1, label="exact")
         axis.set_title(f"m = {mass}")
         axis.set_xlabel("mean field")
-    axes[0].legend()
+    axes[1].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=80)
 
@@ -234,24 +244,21 @@ exact values by the transfer operator. P and ⟨φ²⟩ are of draws with import
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = stored_options(__doc__, STORE)
     parser.add_argument("--sites", type=int, help="of the circle; 16 is the paper's")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--results", type=Path, default=STORE)
-    parser.add_argument("--table", action="store_true", help="only print what is stored")
-    parser.add_argument("--write", action="store_true", help="write the page in docs as well")
-    parser.add_argument("--smoke", action="store_true", help="seconds, for the tests")
     args = parser.parse_args()
     size = Size(args.smoke)
     sites = args.sites or size.sites
+    if args.image:
+        draw(args.results, args.image, sites)
+        return
     if not (args.table or args.write):
         collect(args.results, runs_of(sites, size), range(1 if args.smoke else args.seeds))
-    parts = [f"## N = {sites}\n\n{table(args.results, sites)}\n"]
-    if args.write:
-        parts = [f"## N = {n}\n\n{table(args.results, n)}\n" for n in (16, 32, 64)]
-        (DOCS / "deformation_phi4.md").write_text("\n".join([PREFACE, *parts]))
-        draw(args.results, DOCS / "images" / "deformation_phi4.png")
+    shown = (16, 32, 64) if args.write else (sites,)
+    parts = [f"## N = {n}\n\n{table(args.results, n)}\n" for n in shown]
     print("\n".join(parts))
+    if args.write:
+        (DOCS / "deformation_phi4.md").write_text("\n".join([PREFACE, *parts]))
 
 
 if __name__ == "__main__":
