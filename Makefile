@@ -8,6 +8,10 @@ PYTEST    ?= pytest -n 2
 VENV   := .venv
 ARVIZ1 := .venv-arviz1
 
+# Else glibc gives large temporaries back to the system, and fetches them anew, at every step.
+export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
+export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
+
 first_that_runs = $(firstword $(foreach p,$(1),$(shell $(p) -V >/dev/null 2>&1 && echo $(p))))
 
 .DEFAULT_GOAL := help

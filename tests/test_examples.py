@@ -94,6 +94,10 @@ def test_deformation_phi4(tmp_path):
     assert image.stat().st_size > 10_000
 
 
+def test_allocator():
+    assert "ratio" in run("benchmarks/allocator.py", "--smoke")
+
+
 @pytest.mark.parametrize("study", ["moons", "corners", "digits"])
 def test_latent_langevin(study, tmp_path):
     command = ["papers/latent_langevin.py", study, "--smoke", "--results", str(tmp_path)]
