@@ -2,8 +2,8 @@
 
     python examples/benchmarks/allocator.py
 
-By default glibc gives freed memory back to the system, unmapping large blocks and trimming its heap:
-temporaries of some thousand points are fetched, and zeroed page by page, at every step. Two
+By default glibc gives freed memory back to the system, unmapping large blocks and trimming its
+heap: temporaries of some thousand points are fetched, and zeroed page by page, at every step. Two
 environment variables keep them. Pairs of processes in turn; the ratio of wall-clock seconds, and
 what part of them went to the system.
 """
