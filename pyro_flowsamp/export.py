@@ -138,14 +138,13 @@ def _run_draws(run: Any) -> Draws:
 
 def _target(run: Any) -> Target | None:
     kernel = run.kernel
-    if getattr(kernel, "_target", None) is not None and kernel.target.contexts is not None:
-        return kernel.target
-    if kernel.model is not None:
-        return Target.from_model(kernel.model, *run._args, **run._kwargs)
     try:
-        return kernel.target
+        known = kernel.target
     except (AttributeError, RuntimeError):  # a kernel of Pyro's, or set up in other processes
-        return None
+        known = None
+    if kernel.model is None or (known is not None and known.contexts is not None):
+        return known
+    return Target.from_model(kernel.model, *run._args, **run._kwargs)
 
 
 def _recorded(run: Any, shape: torch.Size) -> Values:

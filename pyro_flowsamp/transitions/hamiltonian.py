@@ -33,7 +33,7 @@ from torch import Tensor
 from ..target import Target
 from . import langevin
 from .langevin import State
-from .select import Info, select
+from .select import Info, metropolis, select
 
 __all__ = ["Draws", "Info", "State", "StepSize", "hmc", "leapfrog", "sample"]
 
@@ -91,9 +91,9 @@ def hmc(
     end, last, finite = leapfrog(state, density, step_size, num_steps, momentum)
     kinetic = 0.5 * (momentum.double().square() - last.double().square()).sum(-1)
     log_alpha = torch.where(finite, end.log_pi - state.log_pi + kinetic, -torch.inf)
-    accepted = log_u < log_alpha
+    accepted, accept_prob = metropolis(log_alpha, log_u)
     diverging = (log_alpha < -1000) | ~torch.isfinite(log_alpha)
-    info = Info(accepted, log_alpha.clamp(max=0).exp().nan_to_num(nan=0.0), diverging)
+    info = Info(accepted, accept_prob, diverging)
     return select(accepted, end, state), info  # type: ignore[type-var]  # a P is a named tuple
 
 

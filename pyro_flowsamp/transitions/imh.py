@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .select import Info, select
+from .select import Info, metropolis, select
 
 __all__ = ["Info", "State", "choose", "init", "step"]
 
@@ -65,9 +65,9 @@ def step(state: State, proposal: State, log_u: Tensor) -> tuple[State, Info]:
         log_u: Logs of uniform variates, ``(C,)``.
     """
     log_alpha = (proposal.log_p - proposal.log_q) - (state.log_p - state.log_q)
-    accepted = log_u < log_alpha
+    accepted, accept_prob = metropolis(log_alpha, log_u)
     diverging = torch.zeros_like(accepted)
-    info = Info(accepted, log_alpha.clamp(max=0).exp().nan_to_num(nan=0.0), diverging)
+    info = Info(accepted, accept_prob, diverging)
     return select(accepted, proposal, state), info
 
 
@@ -86,5 +86,4 @@ def choose(
     index = (proposals + gumbel).argmax(-1)
     others = proposals.scatter(-1, index[:, None], log_w[:, None])
     log_alpha = proposals.logsumexp(-1) - others.logsumexp(-1)
-    accept_prob = log_alpha.clamp(max=0).exp().nan_to_num(nan=0.0)
-    return index, log_u < log_alpha, accept_prob
+    return index, *metropolis(log_alpha, log_u)

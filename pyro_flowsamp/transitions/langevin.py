@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .select import Info, select
+from .select import Info, metropolis, select
 
 __all__ = ["Info", "State", "init", "mala", "optimal_step_size"]
 
@@ -89,7 +89,7 @@ def mala(
     backward = (state.z - proposal.z - _drift(proposal.grad, step_size)) / step_size
     log_g = 0.5 * (noise.double().square() - backward.double().square()).sum(-1)
     log_alpha = proposal.log_pi - state.log_pi + log_g
-    accepted = log_u < log_alpha
+    accepted, accept_prob = metropolis(log_alpha, log_u)
     diverging = ~torch.isfinite(proposal.log_pi)
-    info = Info(accepted, log_alpha.clamp(max=0).exp().nan_to_num(nan=0.0), diverging)
+    info = Info(accepted, accept_prob, diverging)
     return select(accepted, proposal, state), info

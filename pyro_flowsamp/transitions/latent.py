@@ -44,7 +44,7 @@ import torch
 from torch import Tensor
 
 from .langevin import Density, State
-from .select import select
+from .select import metropolis, select
 
 __all__ = ["IDENTITY", "Frame", "Info", "Jump", "kick", "step", "trajectory"]
 
@@ -140,7 +140,6 @@ def step(
         jumped, gain = jump.mask, (end.log_p - end.log_q) - (state.log_p - state.log_q)
         log_alpha = torch.where(jumped, gain, log_alpha)
     log_alpha = torch.where(finite, log_alpha, -torch.inf)
-    accepted = log_u < log_alpha
+    accepted, accept_prob = metropolis(log_alpha, log_u)
     diverging = ~jumped & ((log_alpha < -1000) | ~torch.isfinite(log_alpha))
-    accept_prob = log_alpha.clamp(max=0).exp().nan_to_num(nan=0.0)
     return select(accepted, end, state), Info(accepted, accept_prob, diverging, jumped)

@@ -35,6 +35,7 @@ from ..importance import Evidence
 from ..target import Target
 from . import bridge, hamiltonian
 from .bridge import Base, State
+from .select import metropolis
 
 __all__ = ["Draws", "Ladder", "State", "explore", "parallel_tempering", "swap"]
 
@@ -109,13 +110,14 @@ def swap(state: State, ladder: Ladder, parity: int, log_u: Tensor) -> tuple[Stat
     ratio = state.log_ratio.reshape(len(ladder.betas), -1)
     log_alpha = (ladder.betas[:-1] - ladder.betas[1:]).unsqueeze(1) * (ratio[1:] - ratio[:-1])
     rank = torch.arange(len(ratio), device=ratio.device).unsqueeze(1)
-    accepted = ((log_u < log_alpha) & (rank[:-1] % 2 == parity)).long()
+    wanted, accept_prob = metropolis(log_alpha, log_u)
+    accepted = (wanted & (rank[:-1] % 2 == parity)).long()
     none = torch.zeros_like(accepted[:1])
     source = rank + torch.cat([accepted, none]) - torch.cat([none, accepted])
     each = ratio.shape[1]
     rows = (source * each + torch.arange(each, device=ratio.device)).flatten()
     moved = bridge.place(State(*(v[rows] for v in state)), *ladder.rows(len(rows)))
-    return moved, log_alpha.clamp(max=0).exp().nan_to_num(nan=0.0)
+    return moved, accept_prob
 
 
 def _equalised(betas: Tensor, rejection: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What transitions share: the report of a step, and the choice between two states."""
+"""What transitions share: Metropolis' choice between two states, and the report of a step."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ class Info(NamedTuple):
     accepted: Tensor
     accept_prob: Tensor
     diverging: Tensor
+
+
+def metropolis(log_alpha: Tensor, log_u: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Who moves, by the log of a uniform variate, and :math:`\min(1, \alpha)`; NaN stays."""
+    return log_u < log_alpha, log_alpha.clamp(max=0).exp().nan_to_num(nan=0.0)
 
 
 def select(mask: Tensor, new: S, old: S) -> S:
