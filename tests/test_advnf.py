@@ -22,7 +22,7 @@ from pyro_flowsamp.adversary import LOSSES, AdversarialKL, Adversary, Ensemble
 from pyro_flowsamp.discriminators import DenseDiscriminator, LatticeDiscriminator
 from pyro_flowsamp.flows import coupling, spline
 from pyro_flowsamp.guides.advnf import fading
-from pyro_flowsamp.targets import mog4, rings4, xy, xy_energy, xy_model, xy_torus_truth
+from pyro_flowsamp.targets import mog4, mog8, rings4, xy, xy_energy, xy_model, xy_torus_truth
 
 SHORT = FitOptions(4, 32, 1e-3, window=2, enough=1.0, progress=False)
 QUICK = FitOptions(120, 192, 5e-3, window=40, anneal=True, enough=1.0, progress=False)
@@ -217,6 +217,18 @@ def test_dense_discriminators_know_the_circle():
 
 
 # ---- the guide ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("warm_up, far", [(0.0, True), (1.0, False)])
+def test_the_first_steps_throw_a_flow_out_of_narrow_modes(warm_up, far):
+    """It starts as the right mixture; Adam's steps are as long as the rate all the same."""
+    torch.manual_seed(0)
+    known = mog8()
+    options = FitOptions(5, 512, 3e-3, warm_up=warm_up, enough=1.0, progress=False)
+    guide = AutoAdvNF(known.target, adversarial=0, reverse=0, options=options)
+    guide.fit(ensemble=known.sample(4000))
+    nll = -guide.proposal().log_prob(known.sample(4000)).mean()
+    assert (float(nll) - known.entropy > 0.4) == far
 
 
 def test_reverse_kl_collapses_where_advnf_does_not():
