@@ -48,6 +48,20 @@ def guide():
 # ---- targets and proposals ----------------------------------------------------------------------
 
 
+def test_quality_is_told_for_each_context(guide):
+    """At the second of two contexts the target is tilted away from the flow."""
+    proposal = Proposal(guide.flow, SCALES[:2, None])
+
+    def log_prob(x):
+        second = torch.arange(len(x)) % 2
+        return proposal.log_prob(x) + second * 3 * x[:, 0]
+
+    found = proposal.quality(log_prob)
+    assert found.ess.shape == found.pareto_k.shape == (2,)
+    assert found.ess[0] > 0.999 and found.ess[1] < 0.5
+    assert found.pareto_k[0] < found.pareto_k[1] and found.gap < 1e-2
+
+
 def test_a_target_at_several_contexts():
     target = Target.from_model(scaled, torch.tensor(1.0)).amortize("scale")
     x = torch.randn(7, 2)

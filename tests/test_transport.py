@@ -168,11 +168,24 @@ def test_a_stage_is_as_long_as_particles_on_the_support_allow():
 
 def test_islands_go_at_their_own_pace():
     rows = torch.randn(3, 500, dtype=torch.double) * torch.tensor([[0.1], [3.0], [30.0]])
+    rows[1, :300] = -torch.inf  # the dead of one island are nothing to the others
     beta = torch.tensor([0.0, 0.2, 0.5], dtype=torch.double)
     found = bridge.next_betas(rows, beta, 0.8)
     steps = found - beta
     assert found[0] == 1 and 0 < steps[2] < steps[1] < 0.8
     assert found.tolist() == [bridge.next_beta(r, float(b), 0.8) for r, b in zip(rows, beta)]
+
+
+def test_islands_have_step_sizes_of_their_own():
+    target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+    base, ones = bridge.overdispersed_base(target, 64), torch.ones(2)
+    density = bridge.density(target, base, ones[0], ones)
+    cloud = transport.init(torch.randn(400, 2), density, 2)
+    stage = transport.Stage(None, density, ones, torch.tensor([1e-9, 2.5]))
+    moved, sizes = transport.tune(cloud, stage, 3, 0.574)
+    how_far = (moved.x - cloud.x).abs().view(2, 200, 2).amax((1, 2))
+    assert how_far[0] < 1e-6 and how_far[1] > 0.1
+    assert 1e-9 < sizes[0] < 1e-8 and 0.1 < sizes[1] < 2.5  # each by its own acceptance
 
 
 def test_a_flat_density_does_not_widen_moves_without_bound():

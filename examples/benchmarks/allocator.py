@@ -22,7 +22,7 @@ KEEP = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**3
 
 
 def train(steps: int) -> dict[str, float]:
-    """A flow for phi^4 on 16 sites, after a first fit that warms up."""
+    """A flow for phi^4 on 16 sites, from its annealed explorers to its last check."""
     import torch
 
     from pyro_flowsamp import AutoDeformationFlow, FitOptions

@@ -167,7 +167,7 @@ def studies(size: Size) -> dict[str, Any]:
         for forward in (0.1, 1.0, 10.0):
             how = {"reverse": reverse, "forward": forward}
             runs[f"weights-{reverse}-{forward}"] = partial(run, "MOG-8", how, size, plain)
-    for loss in ("gan", "hinge", "wasserstein"):
+    for loss in ("hinge", "wasserstein"):  # "gan" is the default, whose run is λ1 = "auto"
         runs[f"loss-{loss}"] = partial(run, "MOG-8", {"loss": loss}, size, plain)
     for num in SIZES:
         for method in ("FKL", "AdvNF"):
@@ -222,6 +222,8 @@ def table(results: Path) -> str:
 
 def study_table(results: Path, prefix: str, header: list[str]) -> str:
     rows = []
+    if prefix == "loss" and (runs := load(results, "lambda-auto")):
+        rows.append(row(runs, "gan"))
     for name in studies(Size(True)):
         if name.startswith(prefix + "-") and (runs := load(results, name)):
             rows.append(row(runs, *name.removeprefix(prefix + "-").split("-")))

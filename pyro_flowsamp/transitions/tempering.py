@@ -24,6 +24,8 @@ __all__ = ["Particles", "tempered", "tempered_ensemble", "tempered_ensembles"]
 
 
 EACH = 500  #: draws of an ensemble for each of several contexts
+ESS = 0.8  #: effective sample size, as a fraction, that fixes the next stage
+ACCEPT = 0.574  #: acceptance that step sizes are steered to
 
 
 class Particles(NamedTuple):
@@ -45,8 +47,8 @@ def tempered(
     num: int = 4096,
     *,
     moves: int = 10,
-    ess: float = 0.8,
-    target_accept_prob: float = 0.574,
+    ess: float = ESS,
+    target_accept_prob: float = ACCEPT,
 ) -> Particles:
     """Runs ``num`` particles from an over-dispersed Gaussian to the target.
 
@@ -97,7 +99,7 @@ def tempered_ensembles(target: Target, num: int = EACH, *, moves: int = 10) -> T
     count = len(target.contexts)
     base = bridge.overdispersed_base(target, count * -(-512 // count))
     rows = target.at(target.contexts.repeat_interleave(num, 0))
-    cloud, _ = _annealed(rows, base, count, num, moves, 0.8, 0.574)
+    cloud, _ = _annealed(rows, base, count, num, moves, ESS, ACCEPT)
     return target.wrap(cloud.x).view(count, num, -1)
 
 
