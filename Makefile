@@ -8,7 +8,7 @@ PYTEST    ?= pytest -n 2
 VENV   := .venv
 ARVIZ1 := .venv-arviz1
 
-# Else glibc gives large temporaries back to the system, and fetches them anew, at every step.
+# Else glibc unmaps temporaries above 32 MB, and maps them anew, at every operation.
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
