@@ -143,6 +143,7 @@ class Coupling(zuko.lazy.LazyTransform):
         self.sizes = [int(mask.sum()), int((~mask).sum())]
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("back", torch.argsort(order), persistent=False)
+        angles = None if angles is None else angles.to(order.device)
         steering = None if angles is None else angles[order[: self.sizes[0]]]
         moved = None if angles is None else angles[order[self.sizes[0] :]]
         self.register_buffer("steering", steering, persistent=False)

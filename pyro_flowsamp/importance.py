@@ -70,4 +70,5 @@ def pareto_k(log_weights: Tensor) -> float:
         return -torch.inf  # weights that differ by rounding have no tail
     if excess[0] <= 0:
         return torch.inf
-    return float(fit_generalized_pareto(excess)[0])
+    with excess.device:  # where Pyro makes its tensors
+        return float(fit_generalized_pareto(excess)[0])

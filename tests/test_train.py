@@ -61,6 +61,14 @@ def test_a_skipped_step_changes_nothing():
     assert not torch.equal(before[0], valley.x)
 
 
+def test_gradients_laid_out_otherwise_than_their_parameter():
+    """Fused Adam walks both in one order of memory, whatever their strides."""
+    parameter, wish = nn.Parameter(torch.zeros(3, 4)), torch.randn(3, 4)
+    stepper = Stepper([parameter], FitOptions(learning_rate=0.1))
+    stepper.step((parameter.mT * wish.mT.contiguous()).sum())
+    assert torch.equal(parameter.sign(), -wish.sign())  # Adam's first step
+
+
 def test_the_learning_rate_rises_and_falls():
     """Adam's steps are as long as the learning rate, where the gradient is constant."""
     options = FitOptions(100, learning_rate=0.1, window=1, warm_up=0.2, anneal=True, progress=False)

@@ -55,7 +55,6 @@ from pyro_flowsamp.transitions import hamiltonian, langevin
 
 STORE = RESULTS / "advnf_xy"
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-TEMPERATURES = torch.linspace(0.05, 2.05, 32)
 RING = {"xy": 0.0, "extended": 1.0}
 PRETRAINED = STORE / "xy-8.pt"
 #: 8 × 8, Monte Carlo: energy per site and |m|, with standard errors, by temperature
@@ -66,6 +65,11 @@ TRUTH = {
 }
 #: the authors' experiments on 8 × 8, after IMH
 PAPER = {"acceptance": "31.9", "overlap": "87.7 / 86.9", "emd": ".0052 / .0130"}
+
+
+def grid() -> Tensor:
+    """The temperatures, on the default device."""
+    return torch.linspace(0.05, 2.05, 32)
 
 
 class Size:
@@ -114,11 +118,8 @@ class Lattice(NamedTuple):
 @cache
 def monte_carlo(lattice: Lattice, chains: int, samples: int) -> Tensor:
     """Draws ``(K, chains, samples, d)`` by HMC in units of the square root of the temperature."""
-    state = torch.random.get_rng_state()
-    torch.manual_seed(12345)  # the same for all seeds of the flows
-    unit = TEMPERATURES.sqrt().repeat_interleave(chains)[:, None]
-    target = lattice.target(TEMPERATURES.repeat_interleave(chains))
-    starts = tempered_ensembles(lattice.target(TEMPERATURES), chains)
+    unit = grid().sqrt().repeat_interleave(chains)[:, None]
+    target = lattice.target(grid().repeat_interleave(chains))
 
     def density(z: Tensor) -> langevin.State:
         x = z * unit
@@ -126,10 +127,11 @@ def monte_carlo(lattice: Lattice, chains: int, samples: int) -> Tensor:
         log_p = log_p.double()
         return langevin.State(z, log_p, grad * unit, x, log_p, torch.zeros_like(log_p))
 
-    x = starts.flatten(0, 1)
-    found = hamiltonian.sample(density, x / unit, samples, max(20, samples // 4), 8)
-    torch.random.set_rng_state(state)
-    return found.x.view(len(TEMPERATURES), chains, samples, -1)
+    with torch.random.fork_rng():
+        torch.manual_seed(12345)  # the same for all seeds of the flows
+        x = tempered_ensembles(lattice.target(grid()), chains).flatten(0, 1)
+        found = hamiltonian.sample(density, x / unit, samples, max(20, samples // 4), 8)
+    return found.x.view(len(grid()), chains, samples, -1)
 
 
 # ---- training and judging -----------------------------------------------------------------------
@@ -168,7 +170,7 @@ def log_weights(guide: AutoAdvNF, lattice: Lattice, temperatures: Tensor, num: i
 def run(lattice: Lattice, size: Size, save: Path | None = None, **how: Any) -> dict[str, Any]:
     """Trains one flow for all temperatures, and compares."""
     guide = made(lattice, size.options, **how)
-    seconds = fitted(guide, lattice, TEMPERATURES, size.ensemble)
+    seconds = fitted(guide, lattice, grid(), size.ensemble)
     if save is not None and not save.exists():
         save.parent.mkdir(parents=True, exist_ok=True)
         torch.save(guide.state_dict(), save)
@@ -178,14 +180,14 @@ def run(lattice: Lattice, size: Size, save: Path | None = None, **how: Any) -> d
 @torch.no_grad()
 def judged(guide: AutoAdvNF, lattice: Lattice, size: Size) -> dict[str, Any]:
     reference = monte_carlo(lattice, size.chains, size.samples)
-    proposal = guide.proposal(**lattice.arguments, temperature=TEMPERATURES)
-    target, num = lattice.target(TEMPERATURES), len(TEMPERATURES)
+    proposal = guide.proposal(**lattice.arguments, temperature=grid())
+    target, num = lattice.target(grid()), len(grid())
     x, log_q = by_temperature(*proposal.sample_and_log_prob(size.raw * num))
     log_p = target.log_prob(x.transpose(0, 1).flatten(0, 1)).view(-1, num).mT
     log_w = log_p.double() - log_q.double()
     held_out = reference[:, :, -1].transpose(0, 1).flatten(0, 1)  # one draw of each chain
     nll = -proposal.log_prob(held_out).double().view(-1, num).mean(0)
-    chains, accepted = through_imh(guide, lattice, TEMPERATURES, *size.imh)
+    chains, accepted = through_imh(guide, lattice, grid(), *size.imh)
     moments = {name: value.tolist() for name, value in observed(lattice, chains).items()}
     return {
         "acceptance": accepted.tolist(),
@@ -201,7 +203,7 @@ def judged(guide: AutoAdvNF, lattice: Lattice, size: Size) -> dict[str, Any]:
 
 def by_temperature(x: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """Cyclic rows as ``(K, n, d)`` and ``(K, n)``."""
-    num = len(TEMPERATURES)
+    num = len(grid())
     return x.view(-1, num, x.shape[-1]).transpose(0, 1), log_q.view(-1, num).mT
 
 
@@ -236,10 +238,10 @@ def distances(
     spans = {"energy": (80, bottom, 0.0), "m": (40, 0.0, 1.0)}
     found: dict[str, list[float]] = {}
     for (name, (bins, low, high)), one, two in zip(spans.items(), ours, theirs):
-        pairs = list(zip(one, two))
+        pairs = list(zip(one.cpu(), two.cpu()))
         found[f"overlap_{name}"] = [overlap(a, b, bins, low, high) for a, b in pairs]
         found[f"emd_{name}"] = [
-            float(wasserstein_distance(a.numpy(), b.numpy())) / (high - low) for a, b in pairs
+            float(wasserstein_distance(a, b)) / (high - low) for a, b in pairs
         ]
     return found
 
@@ -263,7 +265,7 @@ def observed(lattice: Lattice, x: Tensor) -> dict[str, Tensor]:
     """Observables with standard errors, ``(2, K)``, of ``(K, chains, samples, d)``."""
     groups = x.unflatten(1, (4, -1)).flatten(2, 3)  # fluctuations need many draws
     pooled = xy_observables(
-        groups, lattice.shape, TEMPERATURES[:, None], ring_exchange=RING[lattice.model]
+        groups, lattice.shape, grid()[:, None], ring_exchange=RING[lattice.model]
     )
     by_chain = {"energy": lattice.energy(x), "magnetization": xy_magnetization(x)}
     by_chain["vortices"] = vortex_density(x, lattice.shape)
@@ -308,7 +310,7 @@ def scaling_run(
     options = FitOptions(
         steps, 32 if steps == 5 else 128, 5e-3, window=50, anneal=True, enough=1.0, progress=False
     )
-    temperatures = TEMPERATURES[::8]
+    temperatures = grid()[::8]
     guide = made(lattice, options, adversarial=0)
     guide.bind(**lattice.arguments, temperature=temperatures[0])
     if before is not None:
@@ -347,10 +349,10 @@ def study_run(size: Size, weight: float | str, num: int, **how: Any) -> dict[str
         steps, batch, 5e-3, window=100, anneal=True, warm_up=0.1, enough=1.0, progress=False
     )
     guide = made(lattice, options, adversarial=weight, **how)
-    seconds = fitted(guide, lattice, TEMPERATURES, num)
+    seconds = fitted(guide, lattice, grid(), num)
     chains, samples = size.imh
-    log_w = log_weights(guide, lattice, TEMPERATURES, size.raw // 4)
-    _, accepted = through_imh(guide, lattice, TEMPERATURES, chains // 4, samples)
+    log_w = log_weights(guide, lattice, grid(), size.raw // 4)
+    _, accepted = through_imh(guide, lattice, grid(), chains // 4, samples)
     edge = float(guide.trace[-len(guide.trace) // 4 :, 1].mean()) if len(guide.trace) else 0.5
     return {
         "acceptance": accepted.tolist(),
@@ -455,7 +457,7 @@ def scaling_table(results: Path) -> str:
                 *(f"{s:.2f}" for s in run["spread"]),
             ]
         )
-    named = [f"{float(t):.2f}" for t in TEMPERATURES[::8]]
+    named = [f"{float(t):.2f}" for t in grid()[::8]]
     header = ["lattice", "parameters", "ms a step", *(f"% at T = {t}" for t in named)]
     return markdown([*header, *(f"sd of log w at {t}" for t in named)], rows)
 
@@ -467,7 +469,7 @@ def draw(path: Path, results: Path, lattice: Lattice, size: Size) -> None:
     run = load(results, lattice.name)[0]
     reference = observed(lattice, monte_carlo(lattice, size.chains, size.samples))
     figure, axes = plt.subplots(2, 4, figsize=(14, 6))
-    t = TEMPERATURES.numpy()
+    t = grid()
     for axis, name in zip(axes.flat, reference):
         mean, error = torch.tensor(run["observed"][name])
         axis.errorbar(t, mean, error, fmt=".", ms=5, label="flow + IMH")
@@ -519,7 +521,9 @@ def main() -> None:
     parser.add_argument("--scaling", action="store_true", help="how cost and acceptance grow")
     parser.add_argument("--study", action="store_true", help="of λ1 and of few draws, 4 × 4")
     parser.add_argument("--pretrained", action="store_true", help="IMH by the stored 8 × 8 flow")
+    parser.add_argument("--device", default="cpu", help="cuda for a GPU")
     args = parser.parse_args()
+    torch.set_default_device(args.device)
     size, lattice = Size(args.smoke), Lattice(args.model, (args.size, args.size))
     if args.image:
         draw(args.image, args.results, lattice, size)
