@@ -240,9 +240,7 @@ def distances(
     for (name, (bins, low, high)), one, two in zip(spans.items(), ours, theirs):
         pairs = list(zip(one.cpu(), two.cpu()))
         found[f"overlap_{name}"] = [overlap(a, b, bins, low, high) for a, b in pairs]
-        found[f"emd_{name}"] = [
-            float(wasserstein_distance(a, b)) / (high - low) for a, b in pairs
-        ]
+        found[f"emd_{name}"] = [float(wasserstein_distance(a, b)) / (high - low) for a, b in pairs]
     return found
 
 

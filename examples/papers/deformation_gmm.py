@@ -58,8 +58,8 @@ PAPER = {
     ("pair", "linear"): (2.329, None, None, 0.336),
 }
 
-
 WALKERS = 4e-2, 600  #: learning rate and points a step
+HIDDEN = 64  #: units of both hidden layers, as in the paper
 
 
 class Size:
@@ -69,12 +69,12 @@ class Size:
         self.smoke = smoke
         self.draws = 512 if smoke else 10_000
         self.kernels = 1 if smoke else 4  # in time, of the networks; a given path needs but one
-        self.steps = 20 if smoke else 5000
+        self.steps = 20 if smoke else 8000
         self.fewer = 20 if smoke else 2500
         self.reverse = 5 if smoke else 500
         self.learnt_from = 1024 if smoke else 8192
         self.most = 10 if smoke else 10_000
-        self.polish = 5 if smoke else 500
+        self.polish = 5 if smoke else 100
         self.chains, self.samples = (20, 20) if smoke else (200, 50)
 
 
@@ -106,8 +106,12 @@ def chains(guide: Any, known: Known, size: Size) -> dict[str, float]:
     return through_imh(guide, known, size.chains, size.samples)
 
 
+def made(known: Known, scale: float, **how: Any) -> AutoDeformationFlow:
+    return AutoDeformationFlow(known.target, scale=scale * 2**0.5, hidden_features=HIDDEN, **how)
+
+
 def trained(known: Known, scale: float, **how: Any) -> AutoDeformationFlow:
-    guide = AutoDeformationFlow(known.target, scale=scale * 2**0.5, **how)
+    guide = made(known, scale, **how)
     train(guide)
     return guide
 
@@ -184,7 +188,7 @@ def by_reverse_kl(name: str, size: Size) -> Result:
     """The same network and base, trained by reverse KL alone."""
     make, scale, _ = TARGETS[name]
     known = make()
-    guide = AutoDeformationFlow(known.target, scale=scale * 2**0.5)
+    guide = made(known, scale)
     guide.bind()
     history = train_by_reverse_kl(guide, known, size.reverse)
     evaluations = known.target.evaluations  # before the result is measured
@@ -236,7 +240,7 @@ def cost_run(name: str, size: Size) -> Result:
         for interpolation in ("linear", "trainable"):
             guide = trained(known, scale, trainer=trainer, interpolation=interpolation, **wide)
             result[f"{interpolation}, {trainer}"] = guide.progress[-1].seconds / steps
-    guide = AutoDeformationFlow(known.target, scale=scale * 2**0.5)
+    guide = made(known, scale)
     guide.bind()
     guide.flow.block.method, guide.flow.block.steps = "euler", 32
     history = train_by_reverse_kl(guide, known, steps)

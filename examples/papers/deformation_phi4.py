@@ -57,9 +57,13 @@ class Size:
         self.smoke = smoke
         self.draws = 2048 if smoke else 20_000
         self.steps = 10 if smoke else 10_000
-        self.reverse = 5 if smoke else 1000
+        self.reverse = 5 if smoke else 400
         self.chains, self.samples = (20, 20) if smoke else (500, 100)
         self.sites = 4 if smoke else 16
+
+    def steps_at(self, mass: float) -> int:
+        """Deeper wells take longer."""
+        return self.steps if mass > 0.5 else self.steps // 2
 
 
 # ---- one run ------------------------------------------------------------------------------------
@@ -132,7 +136,7 @@ def make(known: Known, **more: Any) -> AutoDeformationFlow:
 
 def by_deformation(mass: float, sites: int, size: Size) -> Result:
     known = phi4(sites, mass)
-    guide = make(known, options=options(size.steps, 4e-2, 600))
+    guide = make(known, options=options(size.steps_at(mass), 2e-2, 600))
     history = train(guide)
     reached = next((p for p in guide.progress if p.ess >= 0.99), None)
     return {

@@ -19,9 +19,17 @@ __all__ = ["options", "through_imh", "train", "train_by_reverse_kl"]
 
 
 def options(steps: int, rate: float, batch: int) -> FitOptions:
-    """An annealed rate, and looks at the flow every 200 steps."""
-    window = min(200, steps)
-    return FitOptions(steps, batch, rate, window=window, anneal=True, enough=1.0, progress=False)
+    """A rate that rises and falls, and looks at the flow every 200 steps."""
+    return FitOptions(
+        steps,
+        batch,
+        rate,
+        window=min(200, steps),
+        anneal=True,
+        warm_up=0.1,
+        enough=1.0,
+        progress=False,
+    )
 
 
 def train(guide: AutoDeformationFlow) -> History:
