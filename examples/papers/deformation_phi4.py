@@ -58,7 +58,7 @@ class Size:
         self.draws = 2048 if smoke else 20_000
         self.steps = 10 if smoke else 10_000
         self.reverse = 5 if smoke else 400
-        self.chains, self.samples = (20, 20) if smoke else (500, 100)
+        self.chains, self.samples = (20, 20) if smoke else (200, 50)
         self.sites = 4 if smoke else 16
 
     def steps_at(self, mass: float) -> int:
