@@ -8,6 +8,7 @@ r"""AdvNF on the XY model: one flow for 32 temperatures, made exact by Metropoli
     python examples/papers/advnf_xy.py --scaling                    # how cost and acceptance grow
     python examples/papers/advnf_xy.py --study                      # of λ1, and of few draws
     python examples/papers/advnf_xy.py --pretrained                 # IMH by the stored flow
+    python examples/papers/advnf_xy.py --thinned --model extended   # its chains, thinned
     python examples/papers/advnf_xy.py --write                      # docs/advnf_xy.md
     python examples/papers/advnf_xy.py --image docs/images/advnf_xy.png
 
@@ -56,7 +57,7 @@ from pyro_flowsamp.transitions import hamiltonian, langevin
 STORE = RESULTS / "advnf_xy"
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 RING = {"xy": 0.0, "extended": 1.0}
-PRETRAINED = STORE / "xy-8.pt"
+THIN = (1, 4)  #: every how many draws of a chain are kept, where a stored flow is judged again
 #: 8 × 8, Monte Carlo: energy per site and |m|, with standard errors, by temperature
 TRUTH = {
     0.5: ((-1.7343, 0.0005), (0.8960, 0.0004)),
@@ -208,12 +209,19 @@ def by_temperature(x: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def through_imh(
-    guide: AutoAdvNF, lattice: Lattice, temperatures: Tensor, chains: int, samples: int
+    guide: AutoAdvNF,
+    lattice: Lattice,
+    temperatures: Tensor,
+    chains: int,
+    samples: int,
+    thin: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Draws ``(K, chains, samples, d)`` and the acceptance at each temperature, ``(K,)``."""
     num = len(temperatures)
     kernel = IMH(xy_model, guide=guide)
-    mcmc = VectorizedMCMC(kernel, samples, samples // 2, chains * num, disable_progbar=True)
+    mcmc = VectorizedMCMC(
+        kernel, samples, samples // 2, chains * num, thin=thin, disable_progbar=True
+    )
     mcmc.run(**lattice.arguments, temperature=temperatures)
     x = mcmc.unconstrained.unflatten(0, (chains, num)).transpose(0, 1)
     accepted = mcmc.statistics["accepted"].double().unflatten(0, (chains, num))
@@ -519,6 +527,7 @@ def main() -> None:
     parser.add_argument("--scaling", action="store_true", help="how cost and acceptance grow")
     parser.add_argument("--study", action="store_true", help="of λ1 and of few draws, 4 × 4")
     parser.add_argument("--pretrained", action="store_true", help="IMH by the stored 8 × 8 flow")
+    parser.add_argument("--thinned", action="store_true", help="its chains, thinned")
     parser.add_argument("--device", default="cpu", help="cuda for a GPU")
     args = parser.parse_args()
     torch.set_default_device(args.device)
@@ -528,6 +537,9 @@ def main() -> None:
         return
     if args.pretrained:
         print_pretrained(size)
+        return
+    if args.thinned:
+        print_thinned(lattice, size)
         return
     if args.scaling:
         shapes = ((2, 2), (4, 4)) if args.smoke else SHAPES
@@ -555,16 +567,38 @@ def main() -> None:
         (DOCS / "advnf_xy.md").write_text("\n\n".join([PREFACE, *parts]) + "\n")
 
 
+def stored_flow(lattice: Lattice, size: Size) -> AutoAdvNF:
+    guide = made(lattice, size.options)
+    stored = STORE / f"{lattice.model}-{lattice.shape[0]}.pt"
+    guide.load_state_dict(torch.load(stored, weights_only=True))
+    return guide
+
+
 def print_pretrained(size: Size) -> None:
     """No training: the stored flow, at temperatures that it was not trained at."""
     lattice = Lattice("xy", (8, 8))
-    guide = made(lattice, size.options)
-    guide.load_state_dict(torch.load(PRETRAINED, weights_only=True))
     rows = [
         [t, *(f"{value:.4g}" for value in found)]
-        for t, found in truths(guide, lattice, size).items()
+        for t, found in truths(stored_flow(lattice, size), lattice, size).items()
     ]
     print(markdown(["T", "acceptance", "energy", "z", "\\|m\\|", "z"], rows))
+
+
+def print_thinned(lattice: Lattice, size: Size) -> None:
+    """Draws of a chain repeat each other: as many that do so less, beside as many exact ones."""
+    guide = stored_flow(lattice, size)
+    reference = monte_carlo(lattice, size.chains, size.samples)
+    found = {}
+    for thin in THIN:
+        x, _ = through_imh(guide, lattice, grid(), *size.imh, thin=thin)
+        found[f"every {thin}"] = compared(lattice, x.flatten(1, 2), reference)
+    found["exact"] = ceiling(lattice, reference, size.raw, size.imh[0] * size.imh[1])["imh"]
+    names = list(found["exact"])
+    rows = [
+        [kind, *(f"{sum(values[n]) / len(values[n]):.4g}" for n in names)]
+        for kind, values in found.items()
+    ]
+    print(markdown(["draws", *(n.replace("_", " of ") for n in names)], rows))
 
 
 if __name__ == "__main__":
