@@ -245,6 +245,10 @@ seeds, float32, one CPU core shared with other work, so seconds are upper bounds
 transfer operator. P and ⟨φ²⟩ are of draws with importance weights, their z-scores against the
 exact values.
 
+**Not solved.** One flow of five at m = .75 lost the larger mode, of three quarters of the mass, with
+weights as flat as the others'; it pulls the averages and the picture at that m. Of what the
+flow says of itself only the evidence shows it, 1.4 nats short. Missing yet: reverse KL beside it, N = 32 and 64.
+
 ![Histograms of the mean field](images/deformation_phi4.png)
 """
 
@@ -260,7 +264,9 @@ def main() -> None:
         return
     if not (args.table or args.write):
         collect(args.results, runs_of(sites, size), range(1 if args.smoke else args.seeds))
-    shown = (16, 32, 64) if args.write else (sites,)
+    shown = (
+        [n for n in (16, 32, 64) if any(args.results.glob(f"N{n}-*"))] if args.write else [sites]
+    )
     parts = [f"## N = {n}\n\n{table(args.results, n)}\n" for n in shown]
     print("\n".join(parts))
     if args.write:
