@@ -245,9 +245,10 @@ seeds, float32, one CPU core shared with other work, so seconds are upper bounds
 transfer operator. P and ⟨φ²⟩ are of draws with importance weights, their z-scores against the
 exact values.
 
-**Not solved.** One flow of five at m = .75 lost the larger mode, of three quarters of the mass, with
-weights as flat as the others'; it pulls the averages and the picture at that m. Of what the
-flow says of itself only the evidence shows it, 1.4 nats short. Missing yet: reverse KL beside it, N = 32 and 64.
+**Not solved.** One flow of five at m = .75 lost the larger mode, of three quarters of the mass,
+with weights as flat as the others'; it pulls the averages and the picture at that m. Of what the
+flow says of itself only the evidence shows it, 1.4 nats short. Missing yet: reverse KL beside it,
+N = 32 and 64.
 
 ![Histograms of the mean field](images/deformation_phi4.png)
 """
