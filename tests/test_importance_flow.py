@@ -60,9 +60,10 @@ def test_a_rare_event_by_every_estimator():
 
 def test_a_smooth_function_of_a_flow():
     """E exp(2 x₁) = e² under a standard normal, here a flow."""
-    found = importance_flow(gaussian(2), lambda x: (2 * x[:, 0]).exp(), estimators=ALL, **SMALL)
+    more = {**SMALL, "num_samples": 65536}  # the ratio has the largest error
+    found = importance_flow(gaussian(2), lambda x: (2 * x[:, 0]).exp(), estimators=ALL, **more)
     check(found, exp(2.0))
-    assert all(abs(found.estimates[n].value / exp(2.0) - 1) < 0.02 for n in ALL[:2])
+    assert all(abs(e.value / exp(2.0) - 1) < 0.05 for e in found.estimates.values())
 
 
 def test_a_signed_function():
