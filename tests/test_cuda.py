@@ -1,7 +1,7 @@
 """The whole library on a GPU: exact draws, nothing made elsewhere, no step waits for the host.
 
-The default device stays the CPU: everything has to follow the data. One test per kind of user
-looks at the other habit, :func:`torch.set_default_device`.
+The default device stays the CPU, and everything has to follow the data; one test of kernels looks
+at the other habit, :func:`torch.set_default_device`.
 """
 
 from contextlib import contextmanager
@@ -14,6 +14,7 @@ import pytest
 import torch
 from pyro.infer import MCMC
 from scenarios import SCENARIOS, THRESHOLD, assert_exact, shake, spoil, starts
+from test_devices import started
 from torch.testing import assert_close
 
 from pyro_flowsamp import (
@@ -172,11 +173,7 @@ def test_a_step_waits_for_nothing(make, kernel):
     guide = AutoFlow(make(), flow="coupling", options=QUICK)
     guide.fit()
     kernel = KERNELS[kernel](guide=guide)
-    mcmc = VectorizedMCMC(kernel, 5, 1, num_chains=64, disable_progbar=True)
-    kernel.setup(1)
-    mcmc._columns = mcmc._kept_columns()
-    kernel.prepare(1)
-    state = kernel.start(64)
+    mcmc, state = started(kernel, 64)
     state, info = kernel.step(state)  # the first use of a library may wait
     with no_waiting():
         state, info = kernel.step(state)

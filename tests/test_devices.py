@@ -108,15 +108,20 @@ SAMPLERS = {
 }
 
 
+def started(kernel, num_chains):
+    """Chains before their first step of warm-up, and who runs them."""
+    mcmc = VectorizedMCMC(kernel, 5, 1, num_chains, disable_progbar=True)
+    kernel.setup(1)
+    mcmc._columns = mcmc._kept_columns()
+    kernel.prepare(1)
+    return mcmc, kernel.start(num_chains)
+
+
 @pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
 @pytest.mark.parametrize("kernel", SAMPLERS)
 def test_sampling(kernel, guide, context):
     kernel = SAMPLERS[kernel](guide=guide)
-    mcmc = VectorizedMCMC(kernel, 5, 1, num_chains=8, disable_progbar=True)
-    kernel.setup(1)
-    mcmc._columns = mcmc._kept_columns()
-    kernel.prepare(1)
-    state = kernel.start(8)
+    mcmc, state = started(kernel, 8)
     with context():
         state, info = kernel.step(state)
         kernel.adapt(info)
