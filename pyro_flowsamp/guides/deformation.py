@@ -40,7 +40,7 @@ from ..velocity import TimeMLP, VelocityMLP
 from .base import FlowGuide
 from .flow import AutoFlow
 from .trainers import TRAINERS, Trainer
-from .walkers import evidences
+from .walkers import Arrived, arrivals
 
 __all__ = ["AutoDeformationFlow", "Progress"]
 
@@ -52,6 +52,8 @@ NUM_REFINE = 256  #: draws on which the integrator is checked
 NUM_COMPARE = 4096  #: draws for the flow's own evidence
 POLISH_RATE = 1e-4  #: learning rate of polishing
 SIGMAS, NATS = 4.0, 0.1  #: by how much evidences may differ
+SPARSE = 5.0  #: nats by which the flow's density may fall short of what its evidence promises
+MOST_MISSED = 0.01  #: of the flow's evidence, where it falls shorter
 
 
 class Progress(NamedTuple):
@@ -102,12 +104,14 @@ class AutoDeformationFlow(FlowGuide):
         progress: How the flow fared in training, :class:`Progress` after :class:`Progress`.
         evidences: Estimates of log Z with standard errors: of the "flow", and by annealing from
             the path's "base", one "twice as wide", and "over-dispersed" starts.
+        missed: Of the same annealed particles, the evidence that lies where the flow has next to no
+            density, in units of the flow's own.
 
     Raises:
         ValueError: An argument is out of its range. :meth:`fit` raises it where a given
             interpolation does not lead from base to target, the energy has no gradient, or more
             than 1 % of the points on the way have no finite energy, and warns where annealing finds
-            more evidence than the flow.
+            more evidence than the flow, or some of it where the flow has no density.
     """
 
     def __init__(
@@ -165,6 +169,7 @@ class AutoDeformationFlow(FlowGuide):
         self.objective = objective or PathGradient()
         self.progress: list[Progress] = []
         self.evidences: dict[str, Evidence] = {}
+        self.missed: dict[str, float] = {}
 
     # ---- building -----------------------------------------------------------------------------
 
@@ -277,24 +282,44 @@ class AutoDeformationFlow(FlowGuide):
         return target.log_prob(x).double() - log_q.double()
 
     def _compare(self, target: Target, times: Tensor) -> None:
-        """Holds the flow's evidence against those of annealing from elsewhere.
+        """Holds the flow against particles that were annealed from elsewhere.
 
-        A mean weight knows only the modes that were visited: the greatest has seen the most.
+        A mean weight knows only the modes that were visited. Annealed particles know others: by the
+        greater evidence where they get that far, else by the share of theirs that lies where the
+        flow has next to no density. That one is meaningful however low their evidence: it is an
+        estimate of the mass there without bias, which rarely is much too large.
         """
-        found, step_sizes = evidences(self._flow.path, target, self.get_base_dist(), times)
+        found, step_sizes = arrivals(self._flow.path, target, self.get_base_dist(), times)
         self._flow.step_sizes.copy_(step_sizes)
         own, error = log_evidence(self._log_weights(target, NUM_COMPARE))
-        self.evidences = {"flow": Evidence(own, error), **found}
+        self.evidences = {"flow": Evidence(own, error)}
+        self.evidences |= {name: crowd.evidence for name, crowd in found.items()}
+        self.missed = {name: self._missed(crowd, own) for name, crowd in found.items()}
+        remedy = "which its weights cannot show. Give a larger scale, or train_scale."
         for name, (log_z, other) in self.evidences.items():
             spread = (error**2 + other**2).nan_to_num().sqrt()  # NaN where no weight is left
             if log_z - own > SIGMAS * spread + NATS:
                 warnings.warn(
                     f"log Z is {own:.2f} ± {error:.2f} by the flow, but {log_z:.2f} ± {other:.2f} "
-                    f"by annealed particles ({name}): the flow has missed modes, which its "
-                    f"weights cannot show. Give a larger scale, or train_scale.",
+                    f"by annealed particles ({name}): the flow has missed modes, {remedy}",
                     stacklevel=4,
                 )
                 return
+        name, missed = max(self.missed.items(), key=lambda item: item[1])
+        if missed > MOST_MISSED:
+            warnings.warn(
+                f"annealed particles ({name}) find {missed:.1%} of the flow's own evidence where "
+                f"it has less than e^-{SPARSE:.0f} of the density it ought to have: it has missed "
+                f"modes, {remedy}",
+                stacklevel=4,
+            )
+
+    def _missed(self, crowd: Arrived, own: Tensor) -> float:
+        """Evidence where the flow has next to no density, in units of the flow's own."""
+        log_q = self._flow(None).log_prob(crowd.x).double()
+        sparse = ~(crowd.log_prob - log_q - own <= SPARSE)  # NaN: no way leads there
+        share = (crowd.weights * sparse).sum().double().log()
+        return float((share + crowd.evidence.log_z - own).exp())
 
     def path_weights(self, num: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         r"""Draws ``(num, d)`` with :math:`\log(w Z_0)`, integrated along their trajectories.

@@ -14,7 +14,6 @@ Nothing is asked of the target but at a refresh; the optimiser's steps between c
 
 from __future__ import annotations
 
-from functools import partial
 from math import log
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ from ..target import Target
 from ..transitions import bridge, langevin, transport
 from ..velocity import VelocityMLP
 
-__all__ = ["ACCEPT", "Sample", "Walkers", "evidences", "explore"]
+__all__ = ["ACCEPT", "Arrived", "Sample", "Walkers", "arrivals", "explore"]
 
 ACCEPT = 0.574  #: acceptance that Langevin steps are tuned to
 RESAMPLE_BELOW = 0.5  #: effective sample size of a crowd, as a fraction
@@ -94,30 +93,54 @@ def explore(
     )
 
 
+class Arrived(NamedTuple):
+    """Particles annealed to the target, whatever the flow does.
+
+    Attributes:
+        x: Places, ``(N, d)``.
+        log_prob: Their densities, ``(N,)``, float64.
+        weights: Which sum to one, ``(N,)``.
+        evidence: The estimate of log Z.
+    """
+
+    x: Tensor
+    log_prob: Tensor
+    weights: Tensor
+    evidence: Evidence
+
+
 @torch.no_grad()
-def evidences(
+def arrivals(
     path: BoltzmannPath, target: Target, base: GeneralisedNormal, times: Tensor
-) -> tuple[dict[str, Evidence], Tensor]:
-    """Evidences by annealing from several bases, and step sizes ``(S,)`` along the path.
+) -> tuple[dict[str, Arrived], Tensor]:
+    """Particles annealed from several bases, and step sizes ``(S,)`` along the path.
 
     The bases are an over-dispersed one, one twice as wide as the path's, and the path's own, here
-    without its detour. (Step sizes are tuned on the way: no estimate is strictly unbiased.)
+    without its detour. (Step sizes are tuned on the way: no evidence is strictly unbiased.)
     """
-    wide = BoltzmannPath(target.dim, path.power, None, None).to(path.loc)
-    wide.loc.copy_(path.loc)
-    wide.scale.copy_(path.scale)
+    plain = BoltzmannPath(target.dim, path.power, None, None).to(path.loc)
+    plain.loc.copy_(path.loc)
+    plain.scale.copy_(path.scale)
     far = BoltzmannPath(target.dim, 2.0, None, None).to(path.loc)
     start = bridge.overdispersed_base(target, 512)
     far.loc.copy_(start.loc)
     far.scale.copy_(start.scale * 2**0.5)
-    explored = partial(explore, target=target, times=times, moves=2, num=NUM_COMPARE)
-    annealed = explored(path, base=base)
+
+    def arrive(way: BoltzmannPath, base: GeneralisedNormal, width: float) -> Explorers:
+        return explore(way, target, base, times, width=width, num=NUM_COMPARE, moves=2)
+
+    def ends(way: BoltzmannPath, crowd: Explorers) -> Arrived:
+        x, log_prob = crowd.spots.x[-1], crowd.spots.log_pi[-1]
+        log_prob = log_prob - way.scale.log().sum()
+        return Arrived(way.loc + way.scale * x, log_prob, crowd.weights[-1], crowd.evidence)
+
+    own = arrive(path, base, 1.0)
     found = {
-        "over-dispersed": explored(far, base=GeneralisedNormal(path.loc, 2.0)).evidence,
-        "twice as wide": explored(wide, base=base, width=2.0).evidence,
-        "base": annealed.evidence,
+        "over-dispersed": ends(far, arrive(far, GeneralisedNormal(path.loc, 2.0), 1.0)),
+        "twice as wide": ends(plain, arrive(plain, base, 2.0)),
+        "base": ends(path, own),
     }
-    return found, annealed.step_sizes
+    return found, own.step_sizes
 
 
 def pick(values: Tensor, index: Tensor) -> Tensor:
