@@ -108,9 +108,9 @@ def measure(guide: Any, known: Known, mass: float, size: Size) -> Result:
 
 
 def histogram(field: Tensor, weights: Tensor) -> list[float]:
-    bins = torch.bucketize(field, EDGES.double()) - 1
+    bins = torch.bucketize(field, EDGES.to(field)) - 1
     inside = (bins >= 0) & (bins < len(EDGES) - 1)
-    mass = torch.zeros(len(EDGES) - 1, dtype=torch.double)
+    mass = weights.new_zeros(len(EDGES) - 1)
     mass.index_add_(0, bins[inside], weights[inside])
     return [round(m, 6) for m in mass.tolist()]
 
@@ -127,6 +127,7 @@ def make(known: Known, **more: Any) -> AutoDeformationFlow:
         known.target,
         power=4.0,
         scale=2.0,
+        train_scale=1.25,
         symmetry=lattice_symmetries(sites),
         hidden_features=max(128, 4 * sites),
         kernels=4,
@@ -147,6 +148,8 @@ def by_deformation(mass: float, sites: int, size: Size) -> Result:
         "steps": history.steps,
         "evaluations_to_99": reached and reached.evaluations,
         "integration_steps": guide.flow.block.steps,
+        "missed": max(guide.missed.values()),
+        "device": known.modes.device.type,
     }
 
 
@@ -257,7 +260,9 @@ N = 32 and 64.
 def main() -> None:
     parser = stored_options(__doc__, STORE)
     parser.add_argument("--sites", type=int, help="of the circle; 16 is the paper's")
+    parser.add_argument("--device", default="cpu", help="cuda for a GPU")
     args = parser.parse_args()
+    torch.set_default_device(args.device)
     size = Size(args.smoke)
     sites = args.sites or size.sites
     if args.image:

@@ -14,7 +14,7 @@ Nothing is asked of the target but at a refresh; the optimiser's steps between c
 
 from __future__ import annotations
 
-from math import log
+from math import ceil, log
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,7 @@ ACCEPT = 0.574  #: acceptance that Langevin steps are tuned to
 RESAMPLE_BELOW = 0.5  #: effective sample size of a crowd, as a fraction
 FOLLOWERS = 16  #: of each kind, at each time
 NUM_COMPARE = 1024  #: particles for each evidence
+MOVES = 4  #: of explorers in each slice, at least, and as many in every 16 dimensions
 
 
 class Sample(NamedTuple):
@@ -65,10 +66,13 @@ def explore(
     *,
     width: float = 1.0,
     num: int = 2048,
-    moves: int = 4,
     islands: int = 8,
 ) -> Explorers:
-    """Anneals ``num`` particles along a path without its detour, from a base ``width`` as wide."""
+    """Anneals ``num`` particles along a path without its detour, from a base ``width`` as wide.
+
+    The energy of a slice grows with the dimension, and the moves that make up for it with it.
+    """
+    moves = MOVES * ceil(target.dim / 16)
 
     def stage(t: Tensor) -> transport.Stage:
         def density(u: Tensor) -> Spot:
@@ -127,7 +131,7 @@ def arrivals(
     far.scale.copy_(start.scale * 2**0.5)
 
     def arrive(way: BoltzmannPath, base: GeneralisedNormal, width: float) -> Explorers:
-        return explore(way, target, base, times, width=width, num=NUM_COMPARE, moves=2)
+        return explore(way, target, base, times, width=width, num=NUM_COMPARE)
 
     def ends(way: BoltzmannPath, crowd: Explorers) -> Arrived:
         x, log_prob = crowd.spots.x[-1], crowd.spots.log_pi[-1]
