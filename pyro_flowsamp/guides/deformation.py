@@ -310,7 +310,7 @@ class AutoDeformationFlow(FlowGuide):
             warnings.warn(
                 f"annealed particles ({name}) find {missed:.1%} of the flow's own evidence where "
                 f"it has less than e^-{SPARSE:.0f} of the density it ought to have: it has missed "
-                f"modes, {remedy}",
+                f"modes, or is not trained yet, {remedy}",
                 stacklevel=4,
             )
 
