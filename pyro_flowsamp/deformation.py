@@ -184,12 +184,14 @@ class BoltzmannPath(nn.Module):
         loc, scale: :math:`\mu` and :math:`\sigma`, ``(d,)``.
         pace: :math:`\log\kappa`, 0-d.
         constants: By how much given energies exceed those of base and target, ``(2,)``.
+        share: How much of the detour is taken, 0-d.
     """
 
     loc: Tensor
     scale: Tensor
     pace: Tensor
     constants: Tensor
+    share: Tensor
 
     def __init__(
         self, features: int, power: float, detour: EnergyMLP | None, given: Energy | None
@@ -200,6 +202,7 @@ class BoltzmannPath(nn.Module):
         self.register_buffer("scale", torch.ones(features))
         self.register_buffer("pace", torch.zeros(()))
         self.register_buffer("constants", torch.zeros(2))
+        self.register_buffer("share", torch.ones(()))
 
     def base(self, u: Tensor, width: float = 1.0) -> tuple[Tensor, Tensor]:
         r""":math:`f_0(u/\text{width})` and its gradient."""
@@ -260,8 +263,8 @@ class BoltzmannPath(nn.Module):
             zero = torch.zeros_like(t)
             return zero, zero, torch.zeros_like(u)
         value, rate, slope = self.detour.with_derivatives(t, u)
-        bump = t * (1 - t)
-        return bump * value, (1 - 2 * t) * value + bump * rate, bump[:, None] * slope
+        bump, bump_rate = self.share * t * (1 - t), self.share * (1 - 2 * t)
+        return bump * value, bump_rate * value + bump * rate, bump[:, None] * slope
 
     def spot(
         self, target: Target, t: Tensor, u: Tensor, width: float = 1.0, detour: bool = True

@@ -62,8 +62,10 @@ class Size:
         self.chains, self.samples = (20, 20) if smoke else (100, 50)
         self.sites = 4 if smoke else 16
 
-    def steps_at(self, mass: float) -> int:
-        """Deeper wells take longer."""
+    def steps_at(self, mass: float, sites: int) -> int:
+        """Deeper wells take longer; larger circles get what minutes allow."""
+        if sites > 16:
+            return int(0.7 * self.steps)
         return self.steps if mass > 0.5 else self.steps // 2
 
 
@@ -138,7 +140,7 @@ def make(known: Known, **more: Any) -> AutoDeformationFlow:
 
 def by_deformation(mass: float, sites: int, size: Size) -> Result:
     known = phi4(sites, mass)
-    guide = make(known, options=options(size.steps_at(mass), RATES[sites], 600))
+    guide = make(known, options=options(size.steps_at(mass, sites), RATES[sites], 600))
     history = train(guide)
     reached = next((p for p in guide.progress if p.ess >= 0.99), None)
     return {

@@ -230,7 +230,8 @@ class AutoDeformationFlow(FlowGuide):
         flow.path.check(target, self.get_base_dist().sample((16,)))
         flow.block.steps = STEPS
         num = self.options.batch_size
-        trainer = Trainer(flow, target, times, self.loss, num, self.train_scale)
+        joining = 0 if self.trained else self.options.max_steps
+        trainer = Trainer(flow, target, times, self.loss, num, self.train_scale, joining)
         closure = self._watched(TRAINERS[self.trainer](trainer), trainer, target)
         parameters = [*flow.velocity.parameters(), *flow.path.parameters()]
         with self._tied():

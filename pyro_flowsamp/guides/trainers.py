@@ -20,6 +20,7 @@ from .walkers import Walkers
 __all__ = ["TRAINERS", "Trainer"]
 
 EVERY = 8  #: optimiser steps between two refreshes of the walkers
+JOINS = 0.2, 0.4  #: of a training, between which the detour joins the path
 MOST_DROPPED = 0.01  #: share of points whose energy may be NaN or infinite
 
 Closure = Callable[[], Tensor]
@@ -35,6 +36,7 @@ class Trainer:
         loss: L(E), a name in :data:`~pyro_flowsamp.deformation.LOSSES`.
         batch_size: Points spread over all times, or trajectories.
         width: Of the base from which training explores, in units of the base.
+        joining: Steps of a training of which the detour joins the path; 0 where it is on it.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class Trainer:
         loss: str,
         batch_size: int,
         width: float,
+        joining: int = 0,
     ) -> None:
+        self.joining = joining
         self.path, self.velocity, self.base = flow.path, flow.velocity, flow.base(None)
         self.target, self.times, self.width = target, times, width
         self.loss, self.batch_size = LOSSES[loss], batch_size
@@ -74,13 +78,22 @@ class Trainer:
             )
 
     def walking(self) -> Closure:
-        """The error at points that walk along the path by themselves."""
+        """The error at points that walk along the path by themselves.
+
+        At first the path is the straight one, on which no mode can be hidden. A detour that is free
+        from the start may take a mode off the path for a velocity that has not found it yet, and
+        puts it back at the end, when everybody looks elsewhere.
+        """
         walkers = Walkers(self.path, self.velocity, self.target, self.base, self.times, self.width)
         num = max(1, self.batch_size // (3 * len(self.times)))
         calls = count()
 
         def closure() -> Tensor:
-            if next(calls) % EVERY == 0:
+            call = next(calls)
+            if self.joining:
+                start, end = (share * self.joining for share in JOINS)
+                self.path.share.fill_(min(max((call - start) / (end - start), 0.0), 1.0))
+            if call % EVERY == 0:
                 walkers.refresh()
             t, u, rate, slope = walkers.sample(num)
             errors, _ = residual(self.path, self.velocity, t, u, rate, slope)
