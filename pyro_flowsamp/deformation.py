@@ -167,7 +167,7 @@ Energy = Callable[[Tensor, Tensor], Tensor]
 class BoltzmannPath(nn.Module):
     r"""Energies from base to target: linear, linear with a learnt detour, or given.
 
-    .. math:: f_t = (1-\beta_t) f_0 + \beta_t f_1 \;[\,+\; t(1-t) f^\theta_t\,],
+    .. math:: f_t = (1-\beta_t) f_0 + \beta_t f_1 \;[\,+\; s\,t(1-t) f^\theta_t\,],
               \qquad \beta_t = \frac{\kappa^t - 1}{\kappa - 1},
 
     where :math:`\kappa = 1`, so that :math:`\beta_t = t`, unless the base is so wide that most
@@ -184,7 +184,7 @@ class BoltzmannPath(nn.Module):
         loc, scale: :math:`\mu` and :math:`\sigma`, ``(d,)``.
         pace: :math:`\log\kappa`, 0-d.
         constants: By how much given energies exceed those of base and target, ``(2,)``.
-        share: How much of the detour is taken, 0-d.
+        share: :math:`s`, how much of the detour is taken, 0-d; all of it but early in training.
     """
 
     loc: Tensor

@@ -131,6 +131,7 @@ def make_path(kind):
         path.scale.copy_(torch.tensor([2.0, 0.7]))
     if kind == "trainable":
         path.pace.fill_(math.log(5.0))
+        path.share.fill_(0.6)
     path.check(target, torch.randn(16, 2))
 
     def energy(t, u, width=1.0):
@@ -139,7 +140,7 @@ def make_path(kind):
             return _bent(t, x) - t * (5 * math.sin(1) + volume)
         beta = t if detour is None else (5**t - 1) / 4
         value = (1 - beta) * (u / width).abs().pow(3).sum(-1) + beta * (_energy(x) - volume)
-        return value if detour is None else value + t * (1 - t) * detour(t, u)[:, 0]
+        return value if detour is None else value + 0.6 * t * (1 - t) * detour(t, u)[:, 0]
 
     return path, target, energy
 
@@ -665,6 +666,23 @@ def test_the_weight_of_a_wider_start(monkeypatch):
 
     trainer.base = Base()
     assert float(trainer.carrying()()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_when_the_detour_joins(monkeypatch):
+    """Between a fifth and two fifths of the first training; later ones go on with all of it."""
+    guide = AutoDeformationFlow(Target.from_energy(_narrow, 2), scale=2.0, **SMALL)
+    shares = []
+
+    def noted(path, *args):
+        shares.append(float(path.share))
+        return residual(path, *args)
+
+    monkeypatch.setattr(trainers, "residual", noted)
+    guide.fit()
+    assert shares == [0.0] * 5 + [0.25, 0.5, 0.75] + [1.0] * 12
+    shares.clear()
+    guide.fit()
+    assert shares == [1.0] * 20
 
 
 def test_as_few_steps_as_will_do(monkeypatch):
