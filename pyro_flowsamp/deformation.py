@@ -184,7 +184,7 @@ class BoltzmannPath(nn.Module):
         loc, scale: :math:`\mu` and :math:`\sigma`, ``(d,)``.
         pace: :math:`\log\kappa`, 0-d.
         constants: By how much given energies exceed those of base and target, ``(2,)``.
-        share: :math:`s`, how much of the detour is taken, 0-d; all of it but early in training.
+        share: :math:`s`, how much of the detour is taken, 0-d: none before training.
     """
 
     loc: Tensor
@@ -202,7 +202,7 @@ class BoltzmannPath(nn.Module):
         self.register_buffer("scale", torch.ones(features))
         self.register_buffer("pace", torch.zeros(()))
         self.register_buffer("constants", torch.zeros(2))
-        self.register_buffer("share", torch.ones(()))
+        self.register_buffer("share", torch.zeros(()))
 
     def base(self, u: Tensor, width: float = 1.0) -> tuple[Tensor, Tensor]:
         r""":math:`f_0(u/\text{width})` and its gradient."""

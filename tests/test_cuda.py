@@ -299,7 +299,7 @@ def test_training_a_deformation_waits_for_nothing(trainer):
     guide = AutoDeformationFlow(gaussian(), scale=1.5, times=4, hidden_features=8, kernels=2)
     target = guide.bind()
     flow, times = guide.flow, torch.tensor(guide.times, device=DEVICE)
-    closure = TRAINERS[trainer](Trainer(flow, target, times, "mixed", 24, 1.5))
+    closure = TRAINERS[trainer](Trainer(flow, target, times, "mixed", 24, 1.5, 8))
     stepper = Stepper([*flow.velocity.parameters(), *flow.path.parameters()], guide.options)
     stepper.step(closure())
     with no_waiting():

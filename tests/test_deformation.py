@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import models
@@ -359,6 +360,7 @@ def bad_guide(kind, times=8):
     )
     target = guide.bind()
     rough(guide.flow)
+    guide.flow.path.share.fill_(1.0)
     guide.flow.place(torch.zeros(2), torch.full((2,), 2**0.5))  # roughened too
     for parameter in guide.flow.transform.transforms[0].parameters():
         parameter.detach().zero_()
@@ -654,7 +656,7 @@ def test_the_weight_of_a_wider_start(monkeypatch):
     guide = AutoDeformationFlow(target, scale=1.0, interpolation="linear", times=1)
     guide.bind()
     times = torch.tensor([0.0, 1.0])
-    trainer = trainers.Trainer(guide.flow, target, times, "mixed", 100_000, 1.5)
+    trainer = trainers.Trainer(guide.flow, target, times, "mixed", 100_000, 1.5, 1)
     trainer.loss = lambda deviations: trainer.drawn.square().sum(-1)  # whose mean is 1/2
     sample = guide.flow.base(None).sample
 
@@ -683,6 +685,33 @@ def test_when_the_detour_joins(monkeypatch):
     shares.clear()
     guide.fit()
     assert shares == [1.0] * 20
+
+
+def test_a_detour_that_had_not_joined(monkeypatch):
+    """A training that was cut short leaves it on its way; the next takes it further."""
+    guide = AutoDeformationFlow(Target.from_energy(_narrow, 2), scale=2.0, **SMALL)
+    shares = []
+
+    def noted(path, *args):
+        shares.append(float(path.share))
+        if len(shares) == 7:
+            raise KeyboardInterrupt
+        return residual(path, *args)
+
+    monkeypatch.setattr(trainers, "residual", noted)
+    guide.fit()
+    assert guide.flow.path.share == 0.5
+    shares[:] = [None] * 7
+    guide.fit()
+    assert shares[7:] == [0.5] * 7 + [0.75] + [1.0] * 12
+
+
+def test_trajectories_take_the_detour_at_once():
+    how = {"trainer": "trajectories", "options": replace(QUICK, max_steps=1, window=1)}
+    guide = AutoDeformationFlow(Target.from_energy(_narrow, 2), scale=2.0, **{**SMALL, **how})
+    assert guide.bind() and guide.flow.path.share == 0
+    guide.fit()
+    assert guide.flow.path.share == 1
 
 
 def test_as_few_steps_as_will_do(monkeypatch):
@@ -974,7 +1003,7 @@ def test_dropped_trajectories_have_no_weight(double):
 
     def loss(u):
         times = torch.tensor([0.0, 0.01])
-        trainer = trainers.Trainer(guide.flow, edged(0.0), times, "mixed", len(u), 1.0)
+        trainer = trainers.Trainer(guide.flow, edged(0.0), times, "mixed", len(u), 1.0, 1)
         trainer.base = type("Base", (), {"sample": lambda self, shape: u})()
         return trainer, trainer.carrying()()
 
@@ -1045,8 +1074,16 @@ def arrived(guide, *groups, log_z):
     return walkers.Arrived(x, guide.bind().log_prob(x).double(), weights, evidence)
 
 
+def test_dead_particles_have_missed_nothing():
+    guide, _ = lost_mode()
+    dead = arrived(guide, torch.full((8, 2), 50.0), log_z=-math.inf)._replace(
+        weights=torch.full((8,), math.nan)
+    )
+    assert guide._missed(dead, torch.tensor(0.0).double()) == 0
+
+
 def test_a_mode_that_annealing_finds_but_not_whole(monkeypatch):
-    """Its evidence is below the flow's, by log 0.8 here; where its particles are is not."""
+    """Its evidence is below the flow's, log 0.8; where its particles are tells all the same."""
     guide, centres = lost_mode()
     near, far = torch.randn(900, 2), centres[1] + torch.randn(100, 2)
     found = {

@@ -201,7 +201,7 @@ def _deforming():
 def test_training_a_deformation(trainer, context):
     guide, target = _deforming()
     flow, times = guide.flow, torch.tensor(guide.times)
-    training = Trainer(flow, target, times, "mixed", 24, 1.5)
+    training = Trainer(flow, target, times, "mixed", 24, 1.5, 8)
     closure = TRAINERS[trainer](training)
     with tied([flow.velocity, flow.path.detour], group(guide.symmetry)), context():
         stepper = Stepper([*flow.velocity.parameters(), *flow.path.parameters()], guide.options)

@@ -230,8 +230,8 @@ class AutoDeformationFlow(FlowGuide):
         flow.path.check(target, self.get_base_dist().sample((16,)))
         flow.block.steps = STEPS
         num = self.options.batch_size
-        joining = 0 if self.trained else self.options.max_steps
-        trainer = Trainer(flow, target, times, self.loss, num, self.train_scale, joining)
+        steps = self.options.max_steps
+        trainer = Trainer(flow, target, times, self.loss, num, self.train_scale, steps)
         closure = self._watched(TRAINERS[self.trainer](trainer), trainer, target)
         parameters = [*flow.velocity.parameters(), *flow.path.parameters()]
         with self._tied():
@@ -280,15 +280,16 @@ class AutoDeformationFlow(FlowGuide):
     @torch.no_grad()
     def _log_weights(self, target: Target, num: int) -> Tensor:
         x, log_q = self._flow(None).rsample_and_log_prob((num,))
-        return target.log_prob(x).double() - log_q.double()
+        log_w = target.log_prob(x).double() - log_q.double()
+        return torch.where(log_w.isnan(), -torch.inf, log_w)
 
     def _compare(self, target: Target, times: Tensor) -> None:
         """Holds the flow against particles that were annealed from elsewhere.
 
         A mean weight knows only the modes that were visited. Annealed particles know others: by the
         greater evidence where they get that far, else by the share of theirs that lies where the
-        flow has next to no density. That one is meaningful however low their evidence: it is an
-        estimate of the mass there without bias, which rarely is much too large.
+        flow has next to no density. That one is meaningful however low their evidence: all but
+        unbiased, it rarely is much larger than the mass there.
         """
         found, step_sizes = arrivals(self._flow.path, target, self.get_base_dist(), times)
         self._flow.step_sizes.copy_(step_sizes)
@@ -296,13 +297,16 @@ class AutoDeformationFlow(FlowGuide):
         self.evidences = {"flow": Evidence(own, error)}
         self.evidences |= {name: crowd.evidence for name, crowd in found.items()}
         self.missed = {name: self._missed(crowd, own) for name, crowd in found.items()}
-        remedy = "which its weights cannot show. Give a larger scale, or train_scale."
+        remedy = "Train longer, or give a larger scale, or train_scale."
+        if self._flow.path.given is not None:
+            remedy = "Train longer, or give an interpolation from a wider base."
         for name, (log_z, other) in self.evidences.items():
             spread = (error**2 + other**2).nan_to_num().sqrt()  # NaN where no weight is left
             if log_z - own > SIGMAS * spread + NATS:
                 warnings.warn(
                     f"log Z is {own:.2f} ± {error:.2f} by the flow, but {log_z:.2f} ± {other:.2f} "
-                    f"by annealed particles ({name}): the flow has missed modes, {remedy}",
+                    f"by annealed particles ({name}): the flow has missed modes, which its "
+                    f"weights cannot show. {remedy}",
                     stacklevel=4,
                 )
                 return
@@ -311,12 +315,15 @@ class AutoDeformationFlow(FlowGuide):
             warnings.warn(
                 f"annealed particles ({name}) find {missed:.1%} of the flow's own evidence where "
                 f"it has less than e^-{SPARSE:.0f} of the density it ought to have: it has missed "
-                f"modes, or is not trained yet, {remedy}",
+                f"modes, which its weights cannot show, or is not trained yet. {remedy}",
                 stacklevel=4,
             )
 
+    @torch.no_grad()
     def _missed(self, crowd: Arrived, own: Tensor) -> float:
         """Evidence where the flow has next to no density, in units of the flow's own."""
+        if crowd.evidence.log_z == -inf:
+            return 0.0
         log_q = self._flow(None).log_prob(crowd.x).double()
         sparse = ~(crowd.log_prob - log_q - own <= SPARSE)  # NaN: no way leads there
         share = (crowd.weights * sparse).sum().double().log()

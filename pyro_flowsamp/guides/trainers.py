@@ -36,7 +36,7 @@ class Trainer:
         loss: L(E), a name in :data:`~pyro_flowsamp.deformation.LOSSES`.
         batch_size: Points spread over all times, or trajectories.
         width: Of the base from which training explores, in units of the base.
-        joining: Steps of a training of which the detour joins the path; 0 where it is on it.
+        steps: How many are planned.
     """
 
     def __init__(
@@ -47,11 +47,10 @@ class Trainer:
         loss: str,
         batch_size: int,
         width: float,
-        joining: int = 0,
+        steps: int,
     ) -> None:
-        self.joining = joining
         self.path, self.velocity, self.base = flow.path, flow.velocity, flow.base(None)
-        self.target, self.times, self.width = target, times, width
+        self.target, self.times, self.width, self.steps = target, times, width, steps
         self.loss, self.batch_size = LOSSES[loss], batch_size
         self.dropped, self.seen = times.new_zeros((), dtype=torch.long), 0
 
@@ -81,18 +80,17 @@ class Trainer:
         """The error at points that walk along the path by themselves.
 
         At first the path is the straight one, on which no mode can be hidden. A detour that is free
-        from the start may take a mode off the path for a velocity that has not found it yet, and
-        puts it back at the end, when everybody looks elsewhere.
+        from the start may take a mode off the path that the velocity has not found yet. A training
+        that was cut short leaves it where it was, and the next goes on from there.
         """
         walkers = Walkers(self.path, self.velocity, self.target, self.base, self.times, self.width)
         num = max(1, self.batch_size // (3 * len(self.times)))
-        calls = count()
+        begun, calls = float(self.path.share), count()
+        start, end = (part * self.steps for part in JOINS)
 
         def closure() -> Tensor:
             call = next(calls)
-            if self.joining:
-                start, end = (share * self.joining for share in JOINS)
-                self.path.share.fill_(min(max((call - start) / (end - start), 0.0), 1.0))
+            self.path.share.fill_(min(max(begun, (call - start) / (end - start)), 1.0))
             if call % EVERY == 0:
                 walkers.refresh()
             t, u, rate, slope = walkers.sample(num)
@@ -102,8 +100,12 @@ class Trainer:
         return closure
 
     def carrying(self) -> Closure:
-        """The error along the flow's own trajectories, weighted, by Euler steps."""
+        """The error along the flow's own trajectories, weighted, by Euler steps.
+
+        As in the paper, the detour is there from the first step.
+        """
         path = self.path
+        path.share.fill_(1.0)
 
         def closure() -> Tensor:
             u = self.width * self.base.sample((self.batch_size,))

@@ -32,7 +32,7 @@ ACCEPT = 0.574  #: acceptance that Langevin steps are tuned to
 RESAMPLE_BELOW = 0.5  #: effective sample size of a crowd, as a fraction
 FOLLOWERS = 16  #: of each kind, at each time
 NUM_COMPARE = 1024  #: particles for each evidence
-MOVES = 4  #: of explorers in each slice, at least, and as many in every 16 dimensions
+MOVES = 4  #: of explorers in each slice, for every 16 dimensions begun
 
 
 class Sample(NamedTuple):
@@ -70,7 +70,7 @@ def explore(
 ) -> Explorers:
     """Anneals ``num`` particles along a path without its detour, from a base ``width`` as wide.
 
-    The energy of a slice grows with the dimension, and the moves that make up for it with it.
+    The more dimensions, the more changes from slice to slice, and the more moves follow each.
     """
     moves = MOVES * ceil(target.dim / 16)
 
@@ -102,7 +102,7 @@ class Arrived(NamedTuple):
 
     Attributes:
         x: Places, ``(N, d)``.
-        log_prob: Their densities, ``(N,)``, float64.
+        log_prob: The target's log density there, ``(N,)``, float64.
         weights: Which sum to one, ``(N,)``.
         evidence: The estimate of log Z.
     """
