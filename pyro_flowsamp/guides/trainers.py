@@ -20,7 +20,7 @@ from .walkers import Walkers
 __all__ = ["TRAINERS", "Trainer"]
 
 EVERY = 8  #: optimiser steps between two refreshes of the walkers
-JOINS = 0.2, 0.4  #: of a training, between which the detour joins the path
+JOINS = 0.1, 0.2  #: of a training, between which the detour joins the path
 MOST_DROPPED = 0.01  #: share of points whose energy may be NaN or infinite
 
 Closure = Callable[[], Tensor]
