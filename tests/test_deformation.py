@@ -684,7 +684,7 @@ def test_when_the_detour_joins(monkeypatch):
     assert shares == [0.0] * 3 + [0.5] + [1.0] * 16
     shares.clear()
     guide.fit()
-    assert shares == [1.0] * 20
+    assert {*shares} == {1.0}
 
 
 def test_a_detour_that_had_not_joined(monkeypatch):

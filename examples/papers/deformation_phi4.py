@@ -253,10 +253,10 @@ PREFACE = """# Deformation flows on φ⁴
 Made by `python examples/papers/deformation_phi4.py --write` from the stored runs in
 `examples/papers/results/deformation_phi4`; `--sites 16|32|64` runs what is missing. Mean ± sd over
 seeds, float32. Seconds are upper bounds: of one CPU core shared with other work, for N = 64 of an
-H100 (`--device cuda`) beside five other runs. 10 000 draws, 100 chains of 50 draws through IMH;
-exact values by the transfer operator. P and ⟨φ²⟩ are of draws with importance weights, their z-scores
-against the exact values. "Evidence missed" is what annealing finds where the flow has next to no
-density, in units of the flow's own, for every seed; `fit` warns above .01.
+H100 (`--device cuda`) beside five other runs. 10 000 draws, and 100 chains of 50 draws through IMH;
+exact values by the transfer operator. P and ⟨φ²⟩ are of draws with importance weights, their
+z-scores against the exact values. "Evidence missed" is what annealing finds where the flow has next
+to no density, in units of the flow's own, for every seed; `fit` warns above .01.
 
 ![Histograms of the mean field](images/deformation_phi4.png)
 """
