@@ -206,7 +206,7 @@ def table(store: Path, sites: int) -> str:
                 spread(r["positive"] for r in runs),
                 f"{phi4_truth(sites, mass).positive:.4f}",
             ]
-            rows[-1] += [f"{worst[0]:.1f}; {worst[1]:.1f}"]
+            rows[-1] += ["; ".join(f"{z:.1f}" if z < 100 else "> 99" for z in worst)]
             more = ("acceptance", "imh_ess", "imh_positive", "fit_seconds")
             rows[-1] += [spread(r[k] for r in runs) for k in more]
             rows[-1] += [f"{mean(r['evaluations'] for r in runs) / 1e6:.2g}", missed(runs)]
