@@ -82,8 +82,9 @@ class AutoDeformationFlow(FlowGuide):
 
     Arguments:
         model: A Pyro model, or a :class:`~pyro_flowsamp.Target`, on :math:`\mathbb R^d`.
-        interpolation: "trainable"; "linear"; or energies :math:`f_t(x)` of times ``(N,)`` and
-            places ``(N, d)``, equal to those of the base at 0 and of the target at 1.
+        interpolation: "linear"; "trainable", whose learnt detour from the linear path joins it
+            early in training; or energies :math:`f_t(x)` of times ``(N,)`` and places ``(N, d)``,
+            equal to those of the base at 0 and of the target at 1.
         trainer: "walkers", on points kept near the path; or "trajectories", the paper's, along the
             flow's own, through which gradients go back.
         loss: L(E): "mixed", :math:`|E| + E^2`, "absolute", "square", or "log".
