@@ -184,14 +184,14 @@ class BoltzmannPath(nn.Module):
         loc, scale: :math:`\mu` and :math:`\sigma`, ``(d,)``.
         pace: :math:`\log\kappa`, 0-d.
         constants: By how much given energies exceed those of base and target, ``(2,)``.
-        share: :math:`s`, how much of the detour is taken, 0-d: none before training.
+        share: :math:`s`, how much of the detour is taken: none before training. While that is 0
+            the detour is not evaluated, and has no gradient.
     """
 
     loc: Tensor
     scale: Tensor
     pace: Tensor
     constants: Tensor
-    share: Tensor
 
     def __init__(
         self, features: int, power: float, detour: EnergyMLP | None, given: Energy | None
@@ -202,7 +202,14 @@ class BoltzmannPath(nn.Module):
         self.register_buffer("scale", torch.ones(features))
         self.register_buffer("pace", torch.zeros(()))
         self.register_buffer("constants", torch.zeros(2))
-        self.register_buffer("share", torch.zeros(()))
+        self.share = 0.0
+
+    def get_extra_state(self) -> float:
+        """What of the state is no tensor: the share."""
+        return self.share
+
+    def set_extra_state(self, state: float) -> None:
+        self.share = state
 
     def base(self, u: Tensor, width: float = 1.0) -> tuple[Tensor, Tensor]:
         r""":math:`f_0(u/\text{width})` and its gradient."""
@@ -259,7 +266,7 @@ class BoltzmannPath(nn.Module):
 
     def learnt(self, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Energy, rate and slope of the detour."""
-        if self.detour is None:
+        if self.detour is None or not self.share:
             zero = torch.zeros_like(t)
             return zero, zero, torch.zeros_like(u)
         value, rate, slope = self.detour.with_derivatives(t, u)

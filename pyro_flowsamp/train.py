@@ -133,6 +133,7 @@ class Stepper:
     torch's functional Adam takes the gradient's scale and the flag to skip as tensors, as under
     automatic mixed precision, so that neither clipping nor skipping waits for the device. (The
     class would import torch's compiler on first use, which takes longer than many trainings.)
+    Parameters that a loss does not depend on are left alone, and their steps not counted.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], options: FitOptions) -> None:
@@ -148,9 +149,13 @@ class Stepper:
 
     def step(self, loss: Tensor, skip: Tensor | None = None) -> None:
         """One step; none where ``skip``, 0-d, is 1, or where anything is not finite."""
-        grads = torch.autograd.grad(
-            loss, self.parameters, allow_unused=True, materialize_grads=True
+        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        used = [i for i, grad in enumerate(found) if grad is not None]
+        parameters, first, second, counts = (
+            [values[i] for i in used]
+            for values in (self.parameters, self.first, self.second, self.counts)
         )
+        grads = [_laid_out(found[i], self.parameters[i]) for i in used]
         norm = nn.utils.get_total_norm(grads)
         found_inf = (~torch.isfinite(norm + loss.detach())).float()
         self.skipped += found_inf
@@ -158,12 +163,12 @@ class Stepper:
             found_inf = torch.maximum(found_inf, skip.to(found_inf))
         with torch.no_grad():
             adam(
-                self.parameters,  # type: ignore[arg-type]
-                [_laid_out(*pair) for pair in zip(grads, self.parameters)],
-                self.first,
-                self.second,
+                parameters,
+                grads,
+                first,
+                second,
                 [],
-                self.counts,
+                counts,
                 fused=True,
                 grad_scale=(norm / self.clip_norm).clamp(min=1.0).float(),
                 found_inf=found_inf,

@@ -132,7 +132,7 @@ def make_path(kind):
         path.scale.copy_(torch.tensor([2.0, 0.7]))
     if kind == "trainable":
         path.pace.fill_(math.log(5.0))
-        path.share.fill_(0.6)
+        path.share = 0.6
     path.check(target, torch.randn(16, 2))
 
     def energy(t, u, width=1.0):
@@ -360,7 +360,7 @@ def bad_guide(kind, times=8):
     )
     target = guide.bind()
     rough(guide.flow)
-    guide.flow.path.share.fill_(1.0)
+    guide.flow.path.share = 1.0
     guide.flow.place(torch.zeros(2), torch.full((2,), 2**0.5))  # roughened too
     for parameter in guide.flow.transform.transforms[0].parameters():
         parameter.detach().zero_()
@@ -676,7 +676,7 @@ def test_when_the_detour_joins(monkeypatch):
     shares = []
 
     def noted(path, *args):
-        shares.append(float(path.share))
+        shares.append(path.share)
         return residual(path, *args)
 
     monkeypatch.setattr(trainers, "residual", noted)
@@ -693,7 +693,7 @@ def test_a_detour_that_had_not_joined(monkeypatch):
     shares = []
 
     def noted(path, *args):
-        shares.append(float(path.share))
+        shares.append(path.share)
         if len(shares) == 4:
             raise KeyboardInterrupt
         return residual(path, *args)

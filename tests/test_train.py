@@ -69,6 +69,17 @@ def test_gradients_laid_out_otherwise_than_their_parameter():
     assert torch.equal(parameter.sign(), -wish.sign())  # Adam's first step
 
 
+def test_a_parameter_that_joins_late():
+    """Until a loss depends on it, it stays, and its first step is as long as anyone's first."""
+    early, late = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    stepper = Stepper([early, late], FitOptions(learning_rate=0.1))
+    for _ in range(20):
+        stepper.step(early.square().sum() + early.sum())
+    assert (late == 0).all() and (early != 0).all()
+    stepper.step(early.square().sum() + late.sum())
+    torch.testing.assert_close(late.detach(), torch.full((2,), -0.1))
+
+
 def test_the_learning_rate_rises_and_falls():
     """Adam's steps are as long as the learning rate, where the gradient is constant."""
     options = FitOptions(100, learning_rate=0.1, window=1, warm_up=0.2, anneal=True, progress=False)

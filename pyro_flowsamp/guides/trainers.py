@@ -85,12 +85,12 @@ class Trainer:
         """
         walkers = Walkers(self.path, self.velocity, self.target, self.base, self.times, self.width)
         num = max(1, self.batch_size // (3 * len(self.times)))
-        begun, calls = float(self.path.share), count()
+        begun, calls = self.path.share, count()
         start, end = (part * self.steps for part in JOINS)
 
         def closure() -> Tensor:
             call = next(calls)
-            self.path.share.fill_(min(max(begun, (call - start) / (end - start)), 1.0))
+            self.path.share = min(max(begun, (call - start) / (end - start)), 1.0)
             if call % EVERY == 0:
                 walkers.refresh()
             t, u, rate, slope = walkers.sample(num)
@@ -105,7 +105,7 @@ class Trainer:
         As in the paper, the detour is there from the first step.
         """
         path = self.path
-        path.share.fill_(1.0)
+        path.share = 1.0
 
         def closure() -> Tensor:
             u = self.width * self.base.sample((self.batch_size,))
