@@ -63,7 +63,7 @@ class Size:
         self.sites = 4 if smoke else 16
 
     def steps_at(self, mass: float, sites: int) -> int:
-        """Deeper wells take longer; larger circles get what minutes of a GPU allow."""
+        """Deeper wells take longer; larger circles get what minutes allow."""
         if sites > 16:
             return self.larger
         return self.steps if mass > 0.5 else self.fewer
@@ -143,8 +143,7 @@ def make(known: Known, **more: Any) -> AutoDeformationFlow:
 
 def by_deformation(mass: float, sites: int, size: Size) -> Result:
     known = phi4(sites, mass)
-    points = 600 if sites <= 16 else 1200
-    guide = make(known, options=options(size.steps_at(mass, sites), RATES[sites], points))
+    guide = make(known, options=options(size.steps_at(mass, sites), RATES[sites], 600))
     history = train(guide)
     reached = next((p for p in guide.progress if p.ess >= 0.99), None)
     return {
