@@ -25,7 +25,9 @@ from pyro_flowsamp import (
     to_arviz,
 )
 from pyro_flowsamp.flows import coupling
+from pyro_flowsamp.kernels.jump import Info
 from pyro_flowsamp.proposal import Proposal
+from pyro_flowsamp.transitions import latent
 
 OPTIONS = FitOptions(150, 128, 1e-2, enough=1.0, progress=False)
 SCALES = torch.tensor([0.5, 1.0, 2.0])
@@ -163,6 +165,24 @@ def test_jumps_of_a_bad_flow(guide, kernel):
     square = mcmc.unconstrained.double().square().mean((1, 2)).unflatten(0, (-1, 3))
     z = (square.mean(0) - SCALES.square()) / (square.std(0) / len(square) ** 0.5)
     assert z.abs().max() < 4
+
+
+def test_local_steps_do_not_mind_how_far_contexts_lie_apart(guide):
+    """What is between contexts is not for a chain to explore."""
+    kernel = JumpHMC(guide=guide, num_steps=2)
+    VectorizedMCMC(kernel, 1, 1, 30, disable_progbar=True).run(SCALES)
+    nothing = torch.zeros(3000, dtype=torch.double)
+    local = latent.Info(nothing.bool(), nothing + 0.8, nothing.bool(), nothing.bool())
+    steps = []
+    for apart in (0.0, 100.0):
+        kernel.reset()
+        for _ in range(20):
+            x = torch.randn(3000, 2) + apart * (torch.arange(3000) % 3)[:, None]
+            squared = torch.full((3000, 2), 1.0)  # of unit variances: half the correlation is left
+            kernel.adapt(Info(nothing.bool(), nothing, nothing.bool(), local, x, squared))
+        kernel.freeze()
+        steps.append(kernel.local_steps)
+    assert steps[0] == steps[1] < 16
 
 
 def test_arviz_has_the_context_as_a_dimension(guide):

@@ -52,12 +52,12 @@ class JumpHMC(LatentHMC):
     Metropolis–Hastings. See :func:`pyro_flowsamp.transitions.imh.choose`.
 
     **K by itself.** A local move, of cost L gradients, leaves a coordinate the lag-one correlation
-    :math:`\rho = 1 - \mathbb E[\Delta x^2] / 2 \operatorname{Var} x`; let :math:`\rho` be the
-    largest. A jump, of cost N + 1, forgets everything with its acceptance :math:`\alpha`. From
-    cycle to cycle the correlation is :math:`r = (1 - \alpha)\rho^K`, and K is what makes the
-    evaluations for an effective draw, :math:`(K L + N + 1)\,\tfrac{1 + r}{1 - r}`, fewest. All
-    three are averaged over warm-up, lately more; then K is fixed. :attr:`local_steps` is the K in
-    use.
+    :math:`\rho = 1 - \mathbb E[\Delta x^2] / 2 \operatorname{Var} x`, the variance within a context
+    where there are several; let :math:`\rho` be the largest. A jump, of cost N + 1, forgets
+    everything with its acceptance :math:`\alpha`. From cycle to cycle the correlation is
+    :math:`r = (1 - \alpha)\rho^K`, and K is what makes the evaluations for an effective draw,
+    :math:`(K L + N + 1)\,\tfrac{1 + r}{1 - r}`, fewest. All three are averaged over warm-up, lately
+    more; then K is fixed. :attr:`local_steps` is the K in use.
 
     A draw is a whole cycle. ``accepted`` and ``acceptance_rate`` are those of the jump.
 
@@ -95,7 +95,7 @@ class JumpHMC(LatentHMC):
     def reset(self) -> None:
         super().reset()
         self.local_steps = self.initial_local_steps or START_LOCAL_STEPS
-        self._earned = torch.zeros(4, self.target.dim, dtype=torch.double).to(self.target.device)
+        self._earned: Tensor | float = 0.0
         self._weight = 0.0
 
     def step(self, state: langevin.State) -> tuple[langevin.State, Info]:
@@ -132,8 +132,9 @@ class JumpHMC(LatentHMC):
 
     def adapt(self, info: Info) -> None:
         super().adapt(info.local)
-        x, squared = info.x.double(), info.squared.double()
-        alpha = info.accept_prob.mean().expand(x.shape[-1])
+        contexts = 1 if self.target.contexts is None else len(self.target.contexts)
+        x, squared = (part.double().unflatten(0, (-1, contexts)) for part in (info.x, info.squared))
+        alpha = info.accept_prob.mean().expand(x.shape[1:])
         earned = torch.stack([x.mean(0), x.square().mean(0), squared.mean(0), alpha])
         self._earned = MEMORY * self._earned + earned
         self._weight = MEMORY * self._weight + 1
@@ -144,10 +145,12 @@ class JumpHMC(LatentHMC):
             self.local_steps = int(self._best_local_steps())
 
     def _best_local_steps(self) -> Tensor:
-        mean, second, squared, alpha = self._earned / self._weight
-        rho = 1 - (squared / (2 * (second - mean.square()))).nan_to_num().clamp(0, 1).min()
+        assert isinstance(self._earned, Tensor)
+        mean, second, squared, alpha = self._earned / self._weight  # (contexts, d) each
+        variance = (second - mean.square()).mean(0)
+        rho = 1 - (squared.mean(0) / (2 * variance)).nan_to_num().clamp(0, 1).min()
         k = torch.arange(1, MAX_LOCAL_STEPS + 1, device=rho.device)
-        r = ((1 - alpha[0]) * rho**k).clamp(max=1 - 1e-9)
+        r = ((1 - alpha[0, 0]) * rho**k).clamp(max=1 - 1e-9)
         cost = (k * self.num_steps + self.num_proposals + 1) * (1 + r) / (1 - r)
         return k[cost.argmin()]
 
