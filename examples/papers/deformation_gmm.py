@@ -345,10 +345,11 @@ bounds. 10 000 draws for each figure, 4096 for the Hausdorff distance, whose 99 
 exact draws is .109 for Eq. (2) and .083 for Eq. (11).
 
 "Trainable" and "linear" learn at walkers kept near the path; the "trajectories" row is the paper's
-trainer for as many seconds as the walkers took. "Briefly" are 2500 steps in place of 8000, and
-"polished" goes on from there with 100 steps of the path gradient of the reverse KL (both missing
-yet); "distilled" is a spline flow fitted to corrected draws of the diffusion's flow (its seconds
-and evaluations are its own). Reverse KL is the same network and base.
+trainer for no fewer seconds than the walkers took. "Briefly" are 2500 steps in place of 8000, and
+"polished" goes on from there with 100 steps of the path gradient of the reverse KL, which gain
+nothing here: more steps at walkers do. "Distilled" is a spline flow fitted to corrected draws of
+the diffusion's flow (its seconds and evaluations are its own). Reverse KL is the same network and
+base.
 
 ![Trajectories by three interpolations](images/deformation_gmm.png)
 """
