@@ -261,10 +261,10 @@ z-scores against the exact values. "Evidence missed" is what annealing finds whe
 to no density, in units of the flow's own, for every seed; `fit` warns above .01.
 
 **Not solved: N = 64.** At m = .5 the smaller mode gets a fortieth of its mass, at m = 1 two flows
-of three have not found the ordered fields in 7000 steps; `fit` warns of five of the six. They were
-trained while the detour joined the path between a fifth and two fifths of the training; it now does
-between a tenth and a fifth. One flow of N = 16, m = 1 has a reverse ESS of .984, the others .99 at
-least. Missing yet: N = 32, more seeds of m = .25 and .5, and of reverse KL.
+of three have not found the ordered fields in 7000 steps; `fit` warns of five of the six. These runs
+are older than the others: the detour joined later and with too long first steps, and the learning
+rate was a quarter of today's. At N = 32, m = 1 the weights correct flows that give the smaller mode
+about half of its mass.
 
 ![Histograms of the mean field](images/deformation_phi4.png)
 """
