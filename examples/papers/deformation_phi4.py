@@ -260,11 +260,13 @@ exact values by the transfer operator. P and ⟨φ²⟩ are of draws with import
 z-scores against the exact values. "Evidence missed" is what annealing finds where the flow has next
 to no density, in units of the flow's own, for every seed; `fit` warns above .01.
 
+**Not solved for certain: N = 32, m = 1.** One flow of three has lost the smaller mode, 3 % of the
+mass; `fit` warns of it.
+
 **Not solved: N = 64.** At m = .5 the smaller mode gets a fortieth of its mass, at m = 1 two flows
 of three have not found the ordered fields in 7000 steps; `fit` warns of five of the six. These runs
 are older than the others: the detour joined later and with too long first steps, and the learning
-rate was a quarter of today's. At N = 32, m = 1 the weights correct flows that give the smaller mode
-about half of its mass.
+rate was a quarter of today's.
 
 ![Histograms of the mean field](images/deformation_phi4.png)
 """
