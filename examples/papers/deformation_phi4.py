@@ -260,8 +260,8 @@ exact values by the transfer operator. P and ⟨φ²⟩ are of draws with import
 z-scores against the exact values. "Evidence missed" is what annealing finds where the flow has next
 to no density, in units of the flow's own, for every seed; `fit` warns above .01.
 
-**Solved once in three times: N = 32, m = 1.** One flow has both modes, one has lost the smaller (3 %
-of the mass), one the larger; `fit` warns of both.
+**Solved once in three times: N = 32, m = 1.** One flow has both modes, one has lost the smaller,
+with 3 % of the mass, one the larger; `fit` warns of both.
 
 **Not solved: N = 64.** At m = .5 the smaller mode gets a fortieth of its mass, at m = 1 two flows
 of three have not found the ordered fields in 7000 steps; `fit` warns of five of the six. These runs
