@@ -340,9 +340,9 @@ PREFACE = """# Deformation flows on Gaussian mixtures
 Made by `python examples/papers/deformation_gmm.py --write` from the stored runs in
 `examples/papers/results/deformation_gmm`; without options it runs what is missing. Mean ± sd over
 seeds, float32, hidden layers of 64 units as in the paper. Each run had one CPU core, shared with
-other work (and some of "linear" and "polished" a core of a busier machine), so seconds are upper
-bounds. 10 000 draws for each figure, 4096 for the Hausdorff distance, whose 99 % quantile over
-exact draws is .109 for Eq. (2) and .083 for Eq. (11).
+other work (and some of "linear" a core of a busier machine), so seconds are upper bounds. 10 000
+draws for each figure, 4096 for the Hausdorff distance, whose 99 % quantile over exact draws is .109
+for Eq. (2) and .083 for Eq. (11).
 
 "Trainable" and "linear" learn at walkers kept near the path; the "trajectories" row is the paper's
 trainer for no fewer seconds than the walkers took. "Briefly" are 2500 steps in place of 8000, and
