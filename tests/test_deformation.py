@@ -213,12 +213,13 @@ class Linear:
     def __init__(self, centre, spread):
         self.centre, self.spread = centre, spread
 
+    @torch.enable_grad()
     def with_divergence(self, t, u):
         t = t.clone().requires_grad_()
         centre, spread = self.centre(t), self.spread(t)
         (growth,) = torch.autograd.grad(spread.log().sum(), t)
         shift = [torch.autograd.grad(c.sum(), t, retain_graph=True)[0] for c in centre.unbind(-1)]
-        v = torch.stack(shift, -1) + growth[:, None] * (u - centre.detach())
+        v = torch.stack(shift, -1) + growth[:, None] * (u - centre).detach()
         return v, growth * u.shape[-1]
 
 
@@ -523,6 +524,7 @@ def test_crowds_are_small_runs_of_particles(mistake, below, monkeypatch):
     """From base to target they take a refresh for each time; their evidence is unbiased."""
     monkeypatch.setattr(walkers, "FOLLOWERS", 1024)
     monkeypatch.setattr(walkers, "RESAMPLE_BELOW", below)
+    pyro.set_rng_seed(1)  # whose velocity spreads the weights little
     _, crowd = crowds()
     crowd.step_sizes = torch.full_like(crowd.step_sizes, 0.5)
     if mistake:
@@ -538,6 +540,30 @@ def test_crowds_are_small_runs_of_particles(mistake, below, monkeypatch):
     assert gaps[0] < 0.05 if mistake is None else gaps.max() > 0.15
 
 
+@pytest.mark.parametrize("mistake", [None, flipped_divergence, stale_log_pi])
+def test_weights_along_a_solution(mistake, double, monkeypatch):
+    """Carried by a velocity that solves the equation, all weigh the same, there and back."""
+    path, target, velocity, log_z = spreading()
+    if mistake is flipped_divergence:
+        right = velocity.with_divergence
+        velocity.with_divergence = lambda t, u: (right(t, u)[0], -right(t, u)[1])
+    elif mistake:
+        mistake(monkeypatch.setattr)
+    times, base = torch.linspace(0, 1, 33), GeneralisedNormal(path.loc, 2.0)
+    crowd = walkers.Walkers(path, velocity, target, base, times, 1.0)
+    for _ in times:
+        crowd.refresh()
+    gained = log_z(times) - log_z(times[:1])
+    gaps = (
+        crowd.trajectories.log_w - gained[:, None],
+        crowd.returning.log_w - (gained - gained[-1])[:, None],
+    )
+    for gap in gaps:
+        assert gap.abs().max() < 0.02 if mistake is None else gap.abs().max() > 0.5
+    arrived = crowd.explorers.spots.x[-1]
+    assert (crowd.returning.x.view(33, -1, 3)[-1, :, None] == arrived).all(-1).any(-1).all()
+
+
 def test_what_is_sampled_is_the_path(double):
     """At the shifted times, also of points whose energies were asked for long ago."""
     _, crowd = crowds()
@@ -545,11 +571,11 @@ def test_what_is_sampled_is_the_path(double):
     asked = crowd.target.evaluations
     t, u, rate, slope = crowd.sample(3)
     assert crowd.target.evaluations == asked
-    assert t.shape == (9 * 9,) and u.shape == slope.shape == (81, 2)
-    assert (t.view(9, 9) == t.view(9, 9)[:, :1]).all()
+    assert t.shape == (9 * 12,) and u.shape == slope.shape == (108, 2)
+    assert (t.view(9, 12) == t.view(9, 12)[:, :1]).all()
     half = torch.tensor([0.0] + [1 / 16] * 8), torch.tensor([1 / 16] * 8 + [0.0])
-    assert (crowd.times - half[0] <= t.view(9, 9)[:, 0]).all()
-    assert (t.view(9, 9)[:, 0] <= crowd.times + half[1]).all()
+    assert (crowd.times - half[0] <= t.view(9, 12)[:, 0]).all()
+    assert (t.view(9, 12)[:, 0] <= crowd.times + half[1]).all()
     fixed = crowd.path.fixed(crowd.target, t, u)
     assert_close((rate, slope), (fixed.rate, fixed.slope))
 
@@ -558,11 +584,33 @@ def test_the_dead_are_not_sought(double):
     """A trajectory off the support has no weight, however large its logarithm."""
     _, crowd = crowds()
     log_w = torch.full_like(crowd.trajectories.log_w, -torch.inf)
-    log_w[:, 0] = 8.0
+    log_w[:, :9] = 43.0  # whatever log Z is
+    log_w[:, 0] = 51.0
     crowd.trajectories = crowd.trajectories._replace(log_w=log_w)
-    shares = crowd.sample(400).u.view(9, 3, 400, 2)[:, 2]
-    alive = crowd.trajectories.x.view(9, -1, 2)[:, :1]
-    assert (shares == alive).all(-1).double().mean() > 0.75
+    crowd.returning = crowd.returning._replace(log_w=log_w)
+    sought = crowd.sample(400).u.view(9, 4, 400, 2)
+    for position, cloud in ((2, crowd.trajectories), (3, crowd.returning)):
+        alive = cloud.x.view(9, -1, 2)[:, :1]
+        assert (sought[:, position] == alive).all(-1).double().mean() > 0.75
+
+
+def test_rare_modes_are_explored(double):
+    """By particles that are not resampled, however little mass; but not off the support."""
+
+    def energy(x):
+        near = torch.stack([(x - 4).square().sum(-1) / 2, (x + 4).square().sum(-1) / 2 + 7], -1)
+        return torch.where(x[:, 1].abs() < 2, -(-near).logsumexp(-1), torch.inf)
+
+    path = BoltzmannPath(2, 2.0, None, None)
+    path.scale.fill_(6.0)
+    target, base = Target.from_energy(energy, 2), GeneralisedNormal(path.loc, 2.0)
+    found = walkers.explore(path, target, base, torch.linspace(0, 1, 17), loose=4)
+    rare = found.spots.x[-1, :, 0] < 0
+    assert found.weights[-1, rare].sum() < 0.005
+    chances = found.chances / found.chances.sum(-1, keepdim=True)
+    assert 0.15 < chances[-1, rare].sum() < 0.35
+    assert not (chances[-1] * found.spots.log_pi[-1].isneginf()).any()
+    assert ((found.weights > 0) <= (found.chances > 0)).all()
 
 
 # ---- training ------------------------------------------------------------------------------------

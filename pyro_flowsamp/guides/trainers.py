@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..deformation import LOSSES, DeformationFlow, residual
 from ..target import Target
-from .walkers import Walkers
+from .walkers import CROWDS, Walkers
 
 __all__ = ["TRAINERS", "Trainer"]
 
@@ -84,7 +84,7 @@ class Trainer:
         that was cut short leaves it where it was, and the next goes on from there.
         """
         walkers = Walkers(self.path, self.velocity, self.target, self.base, self.times, self.width)
-        num = max(1, self.batch_size // (3 * len(self.times)))
+        num = max(1, self.batch_size // (CROWDS * len(self.times)))
         begun, calls = self.path.share, count()
         start, end = (part * self.steps for part in JOINS)
 

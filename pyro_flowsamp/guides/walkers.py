@@ -1,13 +1,18 @@
-r"""Where to ask for the deformation error: three crowds at fixed times of a path.
+r"""Where to ask for the deformation error: four crowds at fixed times of a path.
 
 - *Explorers*, once: sequential Monte Carlo along the path without detour, from a base as wide as
-  one likes. They know every mode that annealing finds, whatever the flow does, and their evidence
-  is one against which the flow's can be held.
+  one likes. They know every mode that annealing finds, whatever the flow does. Half of them are
+  never resampled and stay in the mode that they fell into: else few would look at a mode of little
+  mass, and fewer yet at times when the straight path gives it less.
 - *Followers*: at every refresh, those of time k move on by the velocity to time k + 1, where they
   are weighted, resampled and moved by Langevin steps; fresh ones enter at time 0. All times go at
   once, so that every slice is a small sequential Monte Carlo run of its own, of the path as it is
   now. Without them mass may go missing between two crowds that never meet.
-- *Trajectories*: the same, but only carried. They are where the flow goes wrong.
+- *Trajectories*: the same, but only carried. They are where the flow goes wrong: where the error
+  vanishes along all of them, every draw has its density.
+- *Returning*: explorers that have arrived, carried back by the velocity. Where the error vanishes
+  along all of them, every point of the target has its density. Without them a velocity may pour a
+  mode out of a place where nobody looks, since nothing that comes from the base gets there.
 
 Nothing is asked of the target but at a refresh; the optimiser's steps between cost networks only.
 """
@@ -32,6 +37,8 @@ ACCEPT = 0.574  #: acceptance that Langevin steps are tuned to
 RESAMPLE_BELOW = 0.5  #: effective sample size of a crowd, as a fraction
 FOLLOWERS = 16  #: of each kind, at each time
 NUM_COMPARE = 1024  #: particles for each evidence
+CROWDS = 4
+ISLANDS, LOOSE = 8, 4  #: of explorers, and those of them that are never resampled
 MOVES = 4  #: of explorers in each slice, for every 16 dimensions begun
 
 
@@ -45,10 +52,14 @@ class Sample(NamedTuple):
 
 
 class Explorers(NamedTuple):
-    """Spots ``(S, N, ...)`` at all times, their weights ``(S, N)`` and the path's evidence."""
+    """Spots ``(S, N, ...)`` at all times, their weights ``(S, N)`` and the path's evidence.
+
+    With ``chances``, ``(S, N)``, they are chosen: by weight, or evenly of the loose ones.
+    """
 
     spots: Spot
     weights: Tensor
+    chances: Tensor
     step_sizes: Tensor
     evidence: Evidence
 
@@ -66,11 +77,12 @@ def explore(
     *,
     width: float = 1.0,
     num: int = 2048,
-    islands: int = 8,
+    loose: int = 0,
 ) -> Explorers:
     """Anneals ``num`` particles along a path without its detour, from a base ``width`` as wide.
 
     The more dimensions, the more changes from slice to slice, and the more moves follow each.
+    Those of the last ``loose`` islands are never resampled.
     """
     moves = MOVES * ceil(target.dim / 16)
 
@@ -81,10 +93,12 @@ def explore(
         return _stage(density, path.loc, step_size)
 
     step_size = torch.full_like(times[0], langevin.optimal_step_size(target.dim))
-    cloud = transport.init(width * base.sample((num,)), stage(times[0]).density, islands)
+    cloud = transport.init(width * base.sample((num,)), stage(times[0]).density, ISLANDS)
+    below = torch.full_like(cloud.log_w[:, :1], RESAMPLE_BELOW)
+    below[ISLANDS - loose :] = 0.0
     spots, weights, sizes = [cloud.state], [cloud.log_weights.softmax(0)], [step_size]
     for t in times[1:]:
-        cloud = transport.resample(transport.push(cloud, stage(t)), RESAMPLE_BELOW)
+        cloud = transport.resample(transport.push(cloud, stage(t)), below)
         cloud, step_size = transport.tune(cloud, stage(t), moves, ACCEPT)
         spots.append(cloud.state)
         weights.append(cloud.log_weights.softmax(0))
@@ -92,9 +106,11 @@ def explore(
     log_z, error = cloud.evidence
     log_z = log_z + base.log_z + target.dim * log(width)
     stacked = Spot(*(torch.stack(values) for values in zip(*spots)))
-    return Explorers(
-        stacked, torch.stack(weights).to(path.loc), torch.stack(sizes), Evidence(log_z, error)
-    )
+    weight = torch.stack(weights).to(path.loc)
+    even = torch.isfinite(stacked.log_pi).to(weight)
+    even[:, : num - num // ISLANDS * loose] = 0.0
+    chances = weight + even / even.sum(-1, keepdim=True).clamp(min=1.0)
+    return Explorers(stacked, weight, chances, torch.stack(sizes), Evidence(log_z, error))
 
 
 class Arrived(NamedTuple):
@@ -152,8 +168,14 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
     return values[torch.arange(len(index), device=index.device)[:, None], index]
 
 
+def _out_of_line(log_w: Tensor) -> Tensor:
+    """How much particles are sought, ``(S, m)``: by how far their weights are from the median."""
+    gap = log_w - log_w.median(-1, keepdim=True).values
+    return 0.1 + gap.nan_to_num(neginf=0.0).abs().clamp(max=10.0)  # the dead are not sought
+
+
 class Walkers:
-    """The three crowds.
+    """The four crowds.
 
     Arguments:
         path, velocity: What is being trained.
@@ -181,7 +203,7 @@ class Walkers:
     ) -> None:
         self.path, self.velocity, self.target, self.base = path, velocity, target, base
         self.times = times
-        self.explorers = explore(path, target, base, times, width=width)
+        self.explorers = explore(path, target, base, times, width=width, loose=LOOSE)
         if not torch.isfinite(self.explorers.evidence.log_z):
             raise ValueError(
                 "no particle that was annealed from the base to the target has kept any weight: "
@@ -190,9 +212,7 @@ class Walkers:
             )
         self.step_sizes = self.explorers.step_sizes[:, None]
         self.t = times[:, None].expand(-1, FOLLOWERS).reshape(-1)
-        before = torch.cat([times[:1], times[:-1]])
-        self.before = before[:, None].expand(-1, FOLLOWERS).reshape(-1)
-        self.followers, self.trajectories = self._start(), self._start()
+        self.followers, self.trajectories, self.returning = (self._start() for _ in range(3))
 
     def _density(self, u: Tensor) -> Spot:
         return self.path.spot(self.target, self.t, u)
@@ -203,26 +223,32 @@ class Walkers:
         u = pick(self.explorers.spots.x, index).flatten(0, 1)
         return transport.init(u, self._density, len(self.times))
 
-    def _on(self, values: Tensor, first: Tensor) -> Tensor:
-        """What was at each time is now at the next, ``(S, ...)``."""
-        return torch.cat([first[None], values[:-1]])
+    def _entering(self, back: bool) -> tuple[Tensor, Tensor]:
+        """Fresh ones with their log densities: of the base, or explorers that have arrived."""
+        if not back:
+            u = self.base.sample((FOLLOWERS,))
+            return u, -self.path.base(u)[0].double()
+        index = self.explorers.chances[-1].multinomial(FOLLOWERS, replacement=True)
+        return self.explorers.spots.x[-1, index], self.explorers.spots.log_pi[-1, index]
 
-    def _carry(self, cloud: transport.Cloud) -> transport.Cloud:
-        """One time further, by a midpoint step, with the weight of it."""
-        fresh = self.base.sample((FOLLOWERS,))
+    def _carry(self, cloud: transport.Cloud, back: bool = False) -> transport.Cloud:
+        """One time further, or back, by a midpoint step, with the weight of it."""
+
+        def on(values: Tensor, fresh: Tensor) -> Tensor:
+            """What was at each time is now at the next, ``(S, ...)``."""
+            return torch.cat([values[1:], fresh[None]] if back else [fresh[None], values[:-1]])
+
         shape = (len(self.times), FOLLOWERS)
-        u = self._on(cloud.x.unflatten(0, shape), fresh).flatten(0, 1)
-        log_pi = self._on(
-            cloud.state.log_pi.unflatten(0, shape), -self.path.base(fresh)[0].double()
-        )
-        h = self.t - self.before
-        v, _ = self.velocity.with_divergence(self.before, u)
-        v, divergence = self.velocity.with_divergence(self.before + h / 2, u + h[:, None] / 2 * v)
-        cloud = transport.Cloud(
-            cloud.state._replace(log_pi=log_pi.flatten()),
-            self._on(cloud.log_w, torch.zeros_like(cloud.log_w[0])),
-            self._on(cloud.log_z, torch.zeros_like(cloud.log_z[0])),
-        )
+        x, log_prob = self._entering(back)
+        u = on(cloud.x.unflatten(0, shape), x).flatten(0, 1)
+        log_pi = on(cloud.state.log_pi.unflatten(0, shape), log_prob).flatten()
+        before = on(self.times, self.times[-1 if back else 0])
+        before = before[:, None].expand(-1, FOLLOWERS).reshape(-1)
+        h = self.t - before
+        v, _ = self.velocity.with_divergence(before, u)
+        v, divergence = self.velocity.with_divergence(before + h / 2, u + h[:, None] / 2 * v)
+        weights = (on(value, torch.zeros_like(value[0])) for value in (cloud.log_w, cloud.log_z))
+        cloud = transport.Cloud(cloud.state._replace(log_pi=log_pi), *weights)
         state = self._density(u + h[:, None] * v)
         return transport.reweight(cloud, state, (h * divergence).double())
 
@@ -235,6 +261,7 @@ class Walkers:
         state, info = langevin.mala(cloud.state, self._density, sizes, noise, log_u)
         self.followers = cloud._replace(state=state)
         self.trajectories = self._carry(self.trajectories)
+        self.returning = self._carry(self.returning, back=True)
         rate = info.accept_prob.unflatten(0, cloud.log_w.shape).mean(-1, keepdim=True)
         self.step_sizes = self.step_sizes * (0.3 * (rate - ACCEPT)).exp().to(self.step_sizes)
 
@@ -242,17 +269,16 @@ class Walkers:
     def sample(self, num: int) -> Sample:
         """``num`` points of each crowd at each time, up to half a slice earlier or later."""
         shape = (len(self.times), FOLLOWERS)
-        weights = self.followers.log_w.softmax(-1)
-        weights = torch.cat(
-            [weights, 0.1 + self.trajectories.log_w.nan_to_num(neginf=0.0).abs().clamp(max=10.0)]
-        )
+        carried = self.trajectories, self.returning
+        sought = [_out_of_line(cloud.log_w) for cloud in carried]
+        weights = torch.cat([self.followers.log_w.softmax(-1), *sought])
         chosen = weights.multinomial(num, replacement=True).split(len(self.times))
-        explorer = self.explorers.weights.multinomial(num, replacement=True)
+        explorer = self.explorers.chances.multinomial(num, replacement=True)
         parts = [Spot(*(pick(v, explorer) for v in self.explorers.spots))]
-        for cloud, index in zip((self.followers, self.trajectories), chosen):
+        for cloud, index in zip((self.followers, *carried), chosen):
             parts.append(Spot(*(pick(v.unflatten(0, shape), index) for v in cloud.state)))
         spots = Spot(*(torch.cat(values, 1).flatten(0, 1) for values in zip(*parts)))
-        t, shift = (v.repeat_interleave(3 * num) for v in (self.times, self._shift()))
+        t, shift = (v.repeat_interleave(CROWDS * num) for v in (self.times, self._shift()))
         rate, slope = self.path.at(t, shift, spots.x, spots)
         return Sample(t + shift, spots.x, rate, slope)
 
