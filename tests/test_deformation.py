@@ -549,7 +549,7 @@ def test_weights_along_a_solution(mistake, double, monkeypatch):
         velocity.with_divergence = lambda t, u: (right(t, u)[0], -right(t, u)[1])
     elif mistake:
         mistake(monkeypatch.setattr)
-    times, base = torch.linspace(0, 1, 33), GeneralisedNormal(path.loc, 2.0)
+    times, base = torch.linspace(0, 1, 65), GeneralisedNormal(path.loc, 2.0)
     crowd = walkers.Walkers(path, velocity, target, base, times, 1.0)
     for _ in times:
         crowd.refresh()
@@ -561,7 +561,7 @@ def test_weights_along_a_solution(mistake, double, monkeypatch):
     for gap in gaps:
         assert gap.abs().max() < 0.02 if mistake is None else gap.abs().max() > 0.5
     arrived = crowd.explorers.spots.x[-1]
-    assert (crowd.returning.x.view(33, -1, 3)[-1, :, None] == arrived).all(-1).any(-1).all()
+    assert (crowd.returning.x.view(65, -1, 3)[-1, :, None] == arrived).all(-1).any(-1).all()
 
 
 def test_what_is_sampled_is_the_path(double):
@@ -595,7 +595,7 @@ def test_the_dead_are_not_sought(double):
 
 
 def test_rare_modes_are_explored(double):
-    """By particles that are not resampled, however little mass; but not off the support."""
+    """By particles that are resampled by the square root; but nothing off the support is."""
 
     def energy(x):
         near = torch.stack([(x - 4).square().sum(-1) / 2, (x + 4).square().sum(-1) / 2 + 7], -1)
@@ -604,13 +604,15 @@ def test_rare_modes_are_explored(double):
     path = BoltzmannPath(2, 2.0, None, None)
     path.scale.fill_(6.0)
     target, base = Target.from_energy(energy, 2), GeneralisedNormal(path.loc, 2.0)
-    found = walkers.explore(path, target, base, torch.linspace(0, 1, 17), loose=4)
-    rare = found.spots.x[-1, :, 0] < 0
-    assert found.weights[-1, rare].sum() < 0.005
-    chances = found.chances / found.chances.sum(-1, keepdim=True)
-    assert 0.15 < chances[-1, rare].sum() < 0.35
-    assert not (chances[-1] * found.spots.log_pi[-1].isneginf()).any()
-    assert ((found.weights > 0) <= (found.chances > 0)).all()
+    times = torch.linspace(0, 1, 17)
+    fair, root = (walkers.explore(path, target, base, times, selection=s) for s in (1.0, 0.5))
+    for found, share in ((fair, 1 / (1 + math.exp(7))), (root, 1 / (1 + math.exp(3.5)))):
+        rare = found.spots.x[-1, :, 0] < 0
+        assert share / 3 < found.weights[-1, rare].sum() < 3 * share
+    both = walkers.Walkers(path, None, target, base, times, 1.0).explorers
+    assert_close(both.weights.sum(-1), torch.ones(17))
+    assert not both.weights[both.spots.log_pi.isneginf()].any()
+    assert both.weights[-1, both.spots.x[-1, :, 0] < 0].sum() > 0.005
 
 
 # ---- training ------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@ r"""Where to ask for the deformation error: four crowds at fixed times of a path
 
 - *Explorers*, once: sequential Monte Carlo along the path without detour, from a base as wide as
   one likes. They know every mode that annealing finds, whatever the flow does. Half of them are
-  never resampled and stay in the mode that they fell into: else few would look at a mode of little
-  mass, and fewer yet at times when the straight path gives it less.
+  resampled by the square roots of their weights: else few would look at a mode of little mass.
+  (Never resampled, most would stay where there is next to none.)
 - *Followers*: at every refresh, those of time k move on by the velocity to time k + 1, where they
   are weighted, resampled and moved by Langevin steps; fresh ones enter at time 0. All times go at
   once, so that every slice is a small sequential Monte Carlo run of its own, of the path as it is
@@ -19,7 +19,8 @@ Nothing is asked of the target but at a refresh; the optimiser's steps between c
 
 from __future__ import annotations
 
-from math import ceil, log
+from collections.abc import Sequence
+from math import ceil, inf, log
 from typing import NamedTuple
 
 import torch
@@ -36,9 +37,8 @@ __all__ = ["ACCEPT", "Arrived", "Sample", "Walkers", "arrivals", "explore"]
 ACCEPT = 0.574  #: acceptance that Langevin steps are tuned to
 RESAMPLE_BELOW = 0.5  #: effective sample size of a crowd, as a fraction
 FOLLOWERS = 16  #: of each kind, at each time
-NUM_COMPARE = 1024  #: particles for each evidence
 CROWDS = 4
-ISLANDS, LOOSE = 8, 4  #: of explorers, and those of them that are never resampled
+SELECTIONS = 1.0, 0.5  #: powers of the explorers' weights
 MOVES = 4  #: of explorers in each slice, for every 16 dimensions begun
 
 
@@ -52,14 +52,10 @@ class Sample(NamedTuple):
 
 
 class Explorers(NamedTuple):
-    """Spots ``(S, N, ...)`` at all times, their weights ``(S, N)`` and the path's evidence.
-
-    With ``chances``, ``(S, N)``, they are chosen: by weight, or evenly of the loose ones.
-    """
+    """Spots ``(S, N, ...)`` at all times, their weights ``(S, N)`` and the path's evidence."""
 
     spots: Spot
     weights: Tensor
-    chances: Tensor
     step_sizes: Tensor
     evidence: Evidence
 
@@ -76,13 +72,15 @@ def explore(
     times: Tensor,
     *,
     width: float = 1.0,
-    num: int = 2048,
-    loose: int = 0,
+    num: int = 1024,
+    islands: int = 8,
+    selection: float = 1.0,
 ) -> Explorers:
     """Anneals ``num`` particles along a path without its detour, from a base ``width`` as wide.
 
     The more dimensions, the more changes from slice to slice, and the more moves follow each.
-    Those of the last ``loose`` islands are never resampled.
+    Weights are raised to the power ``selection``; with less than 1 modes of little mass keep more
+    particles than are their due, and the evidence is none.
     """
     moves = MOVES * ceil(target.dim / 16)
 
@@ -93,12 +91,13 @@ def explore(
         return _stage(density, path.loc, step_size)
 
     step_size = torch.full_like(times[0], langevin.optimal_step_size(target.dim))
-    cloud = transport.init(width * base.sample((num,)), stage(times[0]).density, ISLANDS)
-    below = torch.full_like(cloud.log_w[:, :1], RESAMPLE_BELOW)
-    below[ISLANDS - loose :] = 0.0
+    cloud = transport.init(width * base.sample((num,)), stage(times[0]).density, islands)
     spots, weights, sizes = [cloud.state], [cloud.log_weights.softmax(0)], [step_size]
     for t in times[1:]:
-        cloud = transport.resample(transport.push(cloud, stage(t)), below)
+        pushed = transport.push(cloud, stage(t))
+        gain = (pushed.log_w - cloud.log_w).nan_to_num(nan=-inf, neginf=-inf)
+        pushed = pushed._replace(log_w=cloud.log_w + selection * gain)
+        cloud = transport.resample(pushed, RESAMPLE_BELOW)
         cloud, step_size = transport.tune(cloud, stage(t), moves, ACCEPT)
         spots.append(cloud.state)
         weights.append(cloud.log_weights.softmax(0))
@@ -106,11 +105,16 @@ def explore(
     log_z, error = cloud.evidence
     log_z = log_z + base.log_z + target.dim * log(width)
     stacked = Spot(*(torch.stack(values) for values in zip(*spots)))
-    weight = torch.stack(weights).to(path.loc)
-    even = torch.isfinite(stacked.log_pi).to(weight)
-    even[:, : num - num // ISLANDS * loose] = 0.0
-    chances = weight + even / even.sum(-1, keepdim=True).clamp(min=1.0)
-    return Explorers(stacked, weight, chances, torch.stack(sizes), Evidence(log_z, error))
+    return Explorers(
+        stacked, torch.stack(weights).to(path.loc), torch.stack(sizes), Evidence(log_z, error)
+    )
+
+
+def _joined(parts: Sequence[Explorers]) -> Explorers:
+    """All of them, equally often; evidence and step sizes are the first ones'."""
+    spots = Spot(*(torch.cat(values, 1) for values in zip(*(part.spots for part in parts))))
+    weights = torch.cat([part.weights for part in parts], 1) / len(parts)
+    return parts[0]._replace(spots=spots, weights=weights)
 
 
 class Arrived(NamedTuple):
@@ -147,7 +151,7 @@ def arrivals(
     far.scale.copy_(start.scale * 2**0.5)
 
     def arrive(way: BoltzmannPath, base: GeneralisedNormal, width: float) -> Explorers:
-        return explore(way, target, base, times, width=width, num=NUM_COMPARE)
+        return explore(way, target, base, times, width=width)
 
     def ends(way: BoltzmannPath, crowd: Explorers) -> Arrived:
         x, log_prob = crowd.spots.x[-1], crowd.spots.log_pi[-1]
@@ -203,13 +207,14 @@ class Walkers:
     ) -> None:
         self.path, self.velocity, self.target, self.base = path, velocity, target, base
         self.times = times
-        self.explorers = explore(path, target, base, times, width=width, loose=LOOSE)
-        if not torch.isfinite(self.explorers.evidence.log_z):
+        parts = [explore(path, target, base, times, width=width, selection=s) for s in SELECTIONS]
+        if not all(torch.isfinite(part.evidence.log_z) for part in parts):
             raise ValueError(
                 "no particle that was annealed from the base to the target has kept any weight: "
                 "the base must cover the target's support (give another scale), or the times lie "
                 "too far apart."
             )
+        self.explorers = _joined(parts)
         self.step_sizes = self.explorers.step_sizes[:, None]
         self.t = times[:, None].expand(-1, FOLLOWERS).reshape(-1)
         self.followers, self.trajectories, self.returning = (self._start() for _ in range(3))
@@ -228,7 +233,7 @@ class Walkers:
         if not back:
             u = self.base.sample((FOLLOWERS,))
             return u, -self.path.base(u)[0].double()
-        index = self.explorers.chances[-1].multinomial(FOLLOWERS, replacement=True)
+        index = self.explorers.weights[-1].multinomial(FOLLOWERS, replacement=True)
         return self.explorers.spots.x[-1, index], self.explorers.spots.log_pi[-1, index]
 
     def _carry(self, cloud: transport.Cloud, back: bool = False) -> transport.Cloud:
@@ -273,7 +278,7 @@ class Walkers:
         sought = [_out_of_line(cloud.log_w) for cloud in carried]
         weights = torch.cat([self.followers.log_w.softmax(-1), *sought])
         chosen = weights.multinomial(num, replacement=True).split(len(self.times))
-        explorer = self.explorers.chances.multinomial(num, replacement=True)
+        explorer = self.explorers.weights.multinomial(num, replacement=True)
         parts = [Spot(*(pick(v, explorer) for v in self.explorers.spots))]
         for cloud, index in zip((self.followers, *carried), chosen):
             parts.append(Spot(*(pick(v.unflatten(0, shape), index) for v in cloud.state)))

@@ -170,11 +170,8 @@ def systematic(log_w: Tensor, draws: int | None = None) -> Tensor:
     return torch.searchsorted(edges, grid * edges[:, -1:]).clamp(max=num - 1)
 
 
-def resample(cloud: Cloud, below: float | Tensor) -> Cloud:
-    """Resamples the islands whose effective sample size, as a fraction, is below a bound.
-
-    The bound may be each island's, ``(R, 1)``.
-    """
+def resample(cloud: Cloud, below: float) -> Cloud:
+    """Resamples the islands whose effective sample size, as a fraction, is below a bound."""
     islands, num = cloud.log_w.shape
     poor = ess_fraction(cloud.log_w.mT)[:, None] < below
     stay = torch.arange(num, device=poor.device).expand(islands, -1)
