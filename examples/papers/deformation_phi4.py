@@ -124,16 +124,12 @@ def chains(guide: Any, known: Known, size: Size) -> dict[str, float]:
 
 
 def make(known: Known, **more: Any) -> AutoDeformationFlow:
-    """The paper's base, exp(-(x/2)^4); shifts and reflections tied, which leaves four channels.
-
-    More dimensions are explored from a little further out.
-    """
+    """The paper's base, exp(-(x/2)^4); shifts and reflections tied, which leaves four channels."""
     sites = known.target.dim
     return AutoDeformationFlow(
         known.target,
         power=4.0,
         scale=2.0,
-        train_scale=1.0 if sites <= 16 else 1.25,
         symmetry=lattice_symmetries(sites),
         hidden_features=8 * sites,
         kernels=4,
