@@ -3,7 +3,7 @@
 
 PYTHON    ?= python3
 PYTHON312 ?= $(call first_that_runs,python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python))
-PYTEST    ?= pytest -n 2
+PYTEST    ?= pytest -n 2 --dist worksteal
 
 VENV   := .venv
 ARVIZ1 := .venv-arviz1
