@@ -255,14 +255,16 @@ class BoltzmannPath(nn.Module):
             rate, slope = torch.autograd.grad(energy.sum(), (t, v), create_graph=keep)
         return Fixed(energy if keep else energy.detach(), rate, slope, torch.zeros_like(u))
 
-    def at(self, t: Tensor, shift: Tensor, u: Tensor, fixed: Fixed | Spot) -> tuple[Tensor, Tensor]:
+    def at(
+        self, t: Tensor, shift: Tensor, u: Tensor, rate: Tensor, slope: Tensor, turn: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Rate and slope a little later, ``t + shift``, without asking the target again."""
         if self.given is not None:
             _, rate, slope, _ = self._given(t + shift, u)
             return rate, slope
         (beta, pace), (later, faster) = self.clock(t), self.clock(t + shift)
         passed = (later - beta) / pace
-        return fixed.rate * faster / pace, fixed.slope + passed[:, None] * fixed.turn
+        return rate * faster / pace, slope + passed[:, None] * turn
 
     def learnt(self, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Energy, rate and slope of the detour."""

@@ -162,7 +162,7 @@ def test_derivatives_of_the_path(kind, double):
     assert not fixed.slope.requires_grad  # where points are not differentiated, nothing is
     later = derivatives(energy, t + shift, u)
     _, faster, steeper = path.learnt(t + shift, u)
-    rate, slope = path.at(t + shift - shift, shift, u, spot)
+    rate, slope = path.at(t + shift - shift, shift, u, spot.rate, spot.slope, spot.turn)
     assert_close((rate + faster, slope + steeper), later[1:])
 
 
@@ -212,6 +212,9 @@ class Linear:
 
     def __init__(self, centre, spread):
         self.centre, self.spread = centre, spread
+
+    def __call__(self, t, u):
+        return self.with_divergence(t, u)[0]
 
     @torch.enable_grad()
     def with_divergence(self, t, u):
@@ -588,10 +591,35 @@ def test_the_dead_are_not_sought(double):
     log_w[:, 0] = 51.0
     crowd.trajectories = crowd.trajectories._replace(log_w=log_w)
     crowd.returning = crowd.returning._replace(log_w=log_w)
+    crowd._gather()
     sought = crowd.sample(400).u.view(9, 4, 400, 2)
     for position, cloud in ((2, crowd.trajectories), (3, crowd.returning)):
         alive = cloud.x.view(9, -1, 2)[:, :1]
         assert (sought[:, position] == alive).all(-1).double().mean() > 0.75
+
+
+def test_what_is_out_of_line():
+    """The dead have no say in what is usual."""
+    log_w = torch.tensor([[-torch.inf] * 7 + [-8.0] + [0.0] * 8, [-torch.inf] * 16])
+    sought = torch.tensor([[0.1] * 7 + [8.1] + [0.1] * 8, [0.1] * 16])
+    assert_close(walkers._out_of_line(log_w), sought)
+
+
+def test_returning_weights_are_densities(double):
+    """Along any velocity, of a detour that joins meanwhile: log q - log p, but for log Z."""
+    guide = bad_guide("trainable")
+    flow, times = guide.flow, torch.linspace(0, 1, 129) ** 1.3
+    crowd = walkers.Walkers(
+        flow.path, flow.velocity, guide.bind(), guide.get_base_dist(), times, 1.5
+    )
+    for step in range(132):
+        flow.path.share = min(1.0, step / 40)
+        crowd.refresh()
+    flow.block.steps = 64
+    x = flow(None).transform.inv(crowd.returning.x[:16])
+    gaps = flow(None).log_prob(x) - guide.bind().log_prob(x) + crowd.base.log_z
+    assert_close(crowd.returning.log_w[0], gaps.detach(), atol=1e-3, rtol=0.0)
+    assert gaps.std() > 0.1
 
 
 def test_rare_modes_are_explored(double):
@@ -1168,6 +1196,18 @@ def test_where_annealed_particles_arrive(interpolation):
         mean = (crowd.weights[:, None] * crowd.x).sum(0)
         assert_close(mean, torch.full((2,), 0.5), atol=0.16, rtol=0)
         assert abs(crowd.evidence.log_z - LOG_Z) < 4.5 * crowd.evidence.standard_error < 0.4
+
+
+def test_all_anneal_at_the_path_s_pace():
+    """Of a base a hundred times as wide as the target, most of the way lies near its end."""
+    target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 10)
+    path = BoltzmannPath(10, 2.0, None, None)
+    path.scale.fill_(100.0)
+    path.pace.fill_(2 * math.log(100))
+    base = GeneralisedNormal(path.loc, 2.0)
+    found, _ = walkers.arrivals(path, target, base, torch.linspace(0, 1, 33))
+    for name in ("base", "twice as wide"):
+        assert abs(found[name].evidence.log_z - 5 * math.log(2 * math.pi)) < 0.5
 
 
 def test_particles_divide_into_islands():

@@ -11,8 +11,9 @@ r"""Where to ask for the deformation error: four crowds at fixed times of a path
 - *Trajectories*: the same, but only carried. They are where the flow goes wrong: where the error
   vanishes along all of them, every draw has its density.
 - *Returning*: explorers that have arrived, carried back by the velocity. Where the error vanishes
-  along all of them, every point of the target has its density. Without them a velocity may pour a
-  mode out of a place where nobody looks, since nothing that comes from the base gets there.
+  along all of them, every point of the target has its density, up to a factor that trajectories
+  fix. Without them a velocity may pour a mode out of a place where nobody looks, since nothing that
+  comes from the base gets there.
 
 Nothing is asked of the target but at a refresh; the optimiser's steps between cost networks only.
 """
@@ -149,6 +150,8 @@ def arrivals(
     start = bridge.overdispersed_base(target, 512)
     far.loc.copy_(start.loc)
     far.scale.copy_(start.scale * 2**0.5)
+    for way in (plain, far):
+        way.pace.copy_(path.pace)
 
     def arrive(way: BoltzmannPath, base: GeneralisedNormal, width: float) -> Explorers:
         return explore(way, target, base, times, width=width)
@@ -172,10 +175,16 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
     return values[torch.arange(len(index), device=index.device)[:, None], index]
 
 
+def _needed(spot: Spot) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the loss takes."""
+    return spot.x, spot.rate, spot.slope, spot.turn
+
+
 def _out_of_line(log_w: Tensor) -> Tensor:
     """How much particles are sought, ``(S, m)``: by how far their weights are from the median."""
-    gap = log_w - log_w.median(-1, keepdim=True).values
-    return 0.1 + gap.nan_to_num(neginf=0.0).abs().clamp(max=10.0)  # the dead are not sought
+    alive = torch.where(log_w.isneginf(), torch.nan, log_w)
+    gap = alive - alive.nanmedian(-1, keepdim=True).values
+    return 0.1 + gap.nan_to_num(nan=0.0).abs().clamp(max=10.0)  # the dead are not sought
 
 
 class Walkers:
@@ -218,6 +227,7 @@ class Walkers:
         self.step_sizes = self.explorers.step_sizes[:, None]
         self.t = times[:, None].expand(-1, FOLLOWERS).reshape(-1)
         self.followers, self.trajectories, self.returning = (self._start() for _ in range(3))
+        self._gather()
 
     def _density(self, u: Tensor) -> Spot:
         return self.path.spot(self.target, self.t, u)
@@ -250,8 +260,8 @@ class Walkers:
         before = on(self.times, self.times[-1 if back else 0])
         before = before[:, None].expand(-1, FOLLOWERS).reshape(-1)
         h = self.t - before
-        v, _ = self.velocity.with_divergence(before, u)
-        v, divergence = self.velocity.with_divergence(before + h / 2, u + h[:, None] / 2 * v)
+        middle = u + h[:, None] / 2 * self.velocity(before, u)
+        v, divergence = self.velocity.with_divergence(before + h / 2, middle)
         weights = (on(value, torch.zeros_like(value[0])) for value in (cloud.log_w, cloud.log_z))
         cloud = transport.Cloud(cloud.state._replace(log_pi=log_pi), *weights)
         state = self._density(u + h[:, None] * v)
@@ -267,25 +277,32 @@ class Walkers:
         self.followers = cloud._replace(state=state)
         self.trajectories = self._carry(self.trajectories)
         self.returning = self._carry(self.returning, back=True)
+        self._gather()
         rate = info.accept_prob.unflatten(0, cloud.log_w.shape).mean(-1, keepdim=True)
         self.step_sizes = self.step_sizes * (0.3 * (rate - ACCEPT)).exp().to(self.step_sizes)
+
+    def _gather(self) -> None:
+        """Puts down for :meth:`sample` who is where, ``(S, 3·m, ...)``, and how much sought."""
+        crowds = self.followers, self.trajectories, self.returning
+        shape = (len(self.times), FOLLOWERS)
+        each = [[v.unflatten(0, shape) for v in _needed(crowd.state)] for crowd in crowds]
+        self.places = [torch.cat(values, 1) for values in zip(*each)]
+        carried = [_out_of_line(crowd.log_w) for crowd in crowds[1:]]
+        self.sought = torch.cat([self.followers.log_w.softmax(-1), *carried])
 
     @torch.no_grad()
     def sample(self, num: int) -> Sample:
         """``num`` points of each crowd at each time, up to half a slice earlier or later."""
-        shape = (len(self.times), FOLLOWERS)
-        carried = self.trajectories, self.returning
-        sought = [_out_of_line(cloud.log_w) for cloud in carried]
-        weights = torch.cat([self.followers.log_w.softmax(-1), *sought])
-        chosen = weights.multinomial(num, replacement=True).split(len(self.times))
+        chosen = self.sought.multinomial(num, replacement=True).split(len(self.times))
+        index = torch.cat([rows + k * FOLLOWERS for k, rows in enumerate(chosen)], 1)
         explorer = self.explorers.weights.multinomial(num, replacement=True)
-        parts = [Spot(*(pick(v, explorer) for v in self.explorers.spots))]
-        for cloud, index in zip((self.followers, *carried), chosen):
-            parts.append(Spot(*(pick(v.unflatten(0, shape), index) for v in cloud.state)))
-        spots = Spot(*(torch.cat(values, 1).flatten(0, 1) for values in zip(*parts)))
+        u, rate, slope, turn = (
+            torch.cat([pick(known, explorer), pick(place, index)], 1).flatten(0, 1)
+            for known, place in zip(_needed(self.explorers.spots), self.places)
+        )
         t, shift = (v.repeat_interleave(CROWDS * num) for v in (self.times, self._shift()))
-        rate, slope = self.path.at(t, shift, spots.x, spots)
-        return Sample(t + shift, spots.x, rate, slope)
+        rate, slope = self.path.at(t, shift, u, rate, slope, turn)
+        return Sample(t + shift, u, rate, slope)
 
     def _shift(self) -> Tensor:
         """Uniform over half of the slices on both sides, ``(S,)``: lest nobody looks between."""
