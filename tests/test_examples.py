@@ -3,6 +3,7 @@
 import io
 import os
 import runpy
+import signal
 import sys
 import warnings
 from contextlib import contextmanager, redirect_stdout
@@ -20,20 +21,39 @@ def fresh_modules():
     """Examples import each other by names that tests may have for modules of their own."""
     names = {path.stem for path in EXAMPLES.rglob("*.py")}
     hidden = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
-    yield
-    for name in names & sys.modules.keys():
-        del sys.modules[name]
-    sys.modules.update(hidden)
+    try:
+        yield
+    finally:
+        for name in names & sys.modules.keys():
+            del sys.modules[name]
+        sys.modules.update(hidden)
+
+
+@contextmanager
+def limited(seconds: int):
+    """Cuts short what hangs."""
+
+    def stop(*_):
+        raise TimeoutError(f"took longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def run(script: str, *arguments: str) -> str:
     """What it prints; in this process, as importing torch and Pyro takes longer than most."""
     path, printed = EXAMPLES / script, io.StringIO()
     with (
+        limited(300),
         fresh_modules(),
         mock.patch.object(sys, "argv", [str(path), *arguments]),
         mock.patch.object(sys, "path", [str(path.parent), *sys.path]),
-        mock.patch.dict(os.environ),
+        mock.patch.dict(os.environ, OMP_NUM_THREADS="1"),
         warnings.catch_warnings(),
         redirect_stdout(printed),
     ):

@@ -286,19 +286,19 @@ class Walkers:
         crowds = self.followers, self.trajectories, self.returning
         shape = (len(self.times), FOLLOWERS)
         each = [[v.unflatten(0, shape) for v in _needed(crowd.state)] for crowd in crowds]
-        self.places = [torch.cat(values, 1) for values in zip(*each)]
+        self._places = [torch.cat(values, 1) for values in zip(*each)]
         carried = [_out_of_line(crowd.log_w) for crowd in crowds[1:]]
-        self.sought = torch.cat([self.followers.log_w.softmax(-1), *carried])
+        self._sought = torch.cat([self.followers.log_w.softmax(-1), *carried])
 
     @torch.no_grad()
     def sample(self, num: int) -> Sample:
         """``num`` points of each crowd at each time, up to half a slice earlier or later."""
-        chosen = self.sought.multinomial(num, replacement=True).split(len(self.times))
+        chosen = self._sought.multinomial(num, replacement=True).split(len(self.times))
         index = torch.cat([rows + k * FOLLOWERS for k, rows in enumerate(chosen)], 1)
         explorer = self.explorers.weights.multinomial(num, replacement=True)
         u, rate, slope, turn = (
             torch.cat([pick(known, explorer), pick(place, index)], 1).flatten(0, 1)
-            for known, place in zip(_needed(self.explorers.spots), self.places)
+            for known, place in zip(_needed(self.explorers.spots), self._places)
         )
         t, shift = (v.repeat_interleave(CROWDS * num) for v in (self.times, self._shift()))
         rate, slope = self.path.at(t, shift, u, rate, slope, turn)
