@@ -26,6 +26,7 @@ import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Size, Tensor
@@ -38,6 +39,7 @@ Values = dict[str, Tensor]
 _CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 _WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 _BATCH_PLATE = "_flowsamp_batch"
+_DATA = "_flowsamp_data"  #: the observed value of a site, as the user gave it
 
 
 class ModelStructureError(RuntimeError):
@@ -146,6 +148,69 @@ def _site(node: dict) -> Site:
     )
 
 
+class _Imputed(Messenger):
+    """Gives all of what ``obs_mask`` imputes a density, and gradients to what it does not.
+
+    ``pyro.sample("y", fn, obs=data, obs_mask=mask)`` draws "y_unobserved" for every datum, uses it
+    where ``mask`` is false, and leaves it without a density elsewhere: a posterior that is improper
+    in coordinates on which nothing depends. With the density of ``fn`` there, they integrate to
+    one, and all else is as it was. NaN among the data, masked, would make all gradients NaN: their
+    place takes a datum that is not.
+    """
+
+    def __enter__(self) -> Any:
+        self._observed: set[str] = set()
+        return super().__enter__()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        stem, _, kind = msg["name"].rpartition("_")
+        if kind == "observed" and isinstance(msg["mask"], Tensor):
+            self._observed.add(stem)
+            msg["infer"] = {**msg["infer"], _DATA: msg["value"]}
+            msg["value"] = _filled(msg["value"], msg["mask"], msg["fn"].event_dim)
+        elif kind == "unobserved" and stem in self._observed:
+            msg["mask"] = None
+
+
+def _filled(data: Tensor, shown: Tensor, event_dim: int) -> Tensor:
+    """The first datum that is shown in place of each NaN that is not."""
+    batch = torch.broadcast_shapes(data.shape[: data.dim() - event_dim], shown.shape)
+    data = data.expand(batch + data.shape[data.dim() - event_dim :])
+    shown = shown.expand(batch)
+    index = shown.reshape(-1).int().argmax(keepdim=True)
+    first = data.reshape(-1, *data.shape[len(batch) :]).index_select(0, index)[0]
+    hidden = ~shown.reshape(batch + (1,) * event_dim)
+    return torch.where(hidden & data.isnan(), first, data)
+
+
+def signature_of(model: Callable) -> inspect.Signature:
+    """A model's own, also where it is a module."""
+    return inspect.signature(model.forward if isinstance(model, torch.nn.Module) else model)
+
+
+def named_arguments(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """All arguments of a model by name, defaults and those of its ``**kwargs`` among them.
+
+    Raises:
+        ValueError: One of them cannot be given by name.
+    """
+    bound = signature_of(model).bind_partial(*args, **kwargs)
+    bound.apply_defaults()
+    named: dict[str, Any] = {}
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named.update(bound.arguments[name])
+        elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+            if bound.arguments.get(name, ()) != ():
+                raise ValueError(
+                    f"a model that is conditional on some of its arguments needs names for all: "
+                    f"'{name}' is positional only"
+                )
+        elif name in bound.arguments:
+            named[name] = bound.arguments[name]
+    return named
+
+
 def _is_random(node: dict) -> bool:
     return node["type"] == "sample" and not site_is_subsample(node)
 
@@ -196,9 +261,27 @@ def _check_same_structure(first: Trace, second: Trace) -> None:
             )
 
 
+def _check_declared(trace: Trace) -> None:
+    """Enumeration takes any dimension outside the plates for the states of a discrete site."""
+    trace.compute_log_prob()
+    for node in trace.nodes.values():
+        if not _is_random(node):
+            continue
+        shape = node["log_prob"].shape
+        plates = {frame.dim for frame in node["cond_indep_stack"]}
+        undeclared = [d for d in range(-len(shape), 0) if shape[d] > 1 and d not in plates]
+        if undeclared:
+            raise ValueError(
+                f"site '{node['name']}' has a density of shape {tuple(shape)}, whose dimension "
+                f"{undeclared[-1]} belongs to no plate; a model with discrete sites, which are "
+                f"summed out, needs one: with pyro.plate('data', {shape[undeclared[-1]]}): ..., "
+                f"or .to_event(1)"
+            )
+
+
 def inspect_model(model: Callable, args: tuple, kwargs: dict) -> Prototype:
     """Runs the model twice and returns its latent structure, or says why it has none."""
-    with poutine.block(), pyro.validation_enabled(False):
+    with poutine.block(), _Imputed(), pyro.validation_enabled(False):
         prototype = poutine.trace(InitMessenger(init_to_unconstrained)(model))
         trace, again = (prototype.get_trace(*args, **kwargs) for _ in range(2))
     _check_supported(trace)
@@ -207,6 +290,8 @@ def inspect_model(model: Callable, args: tuple, kwargs: dict) -> Prototype:
     continuous = [n for n in nodes if not is_discrete(n["fn"])]
     if not continuous:
         raise ValueError("the model has no continuous latent site: there is nothing to sample.")
+    if len(continuous) < len(nodes):
+        _check_declared(trace)
     dims = [f.dim for n in trace.nodes.values() for f in n.get("cond_indep_stack", ()) if f.dim]
     return Prototype(
         sites=[_site(n) for n in continuous],
@@ -251,11 +336,10 @@ class ModelDensity:
         self.max_plate_nesting = prototype.max_plate_nesting
         self.enumerated, self.conditioned = prototype.enumerated, prototype.conditioned
         if context:
-            bound = inspect.signature(model).bind(*args, **kwargs)
-            self.args, self.kwargs = (), dict(bound.arguments)
+            self.args, self.kwargs = (), named_arguments(model, args, kwargs)
 
     def _trace(self, model: Callable, values: Values, context: Values) -> Trace:
-        with poutine.block():
+        with poutine.block(), _Imputed():
             conditioned = poutine.trace(poutine.condition(model, data=values))
             trace = conditioned.get_trace(*self.args, **{**self.kwargs, **context})
         for site in self.sites:
@@ -311,6 +395,8 @@ class ModelDensity:
     def _aligned(self, site: Site, value: Tensor) -> Tensor:
         """Puts the batch dimension to the left of all of the model's plates."""
         batch_dims = len(site.value_shape) - site.event_dim
+        if batch_dims > self.max_plate_nesting:
+            raise ValueError(f"site '{site.name}' has a dimension outside every plate")
         padding = (1,) * (self.max_plate_nesting - batch_dims)
         return value.reshape(value.shape[:1] + padding + value.shape[1:])
 
@@ -356,4 +442,5 @@ class ModelDensity:
     @_unvalidated
     def observations(self, values: Values) -> Values:
         """The observed data of the model, by site."""
-        return {n["name"]: n["value"] for n in self.observed(self._trace(self.model, values, {}))}
+        found = self.observed(self._trace(self.model, values, {}))
+        return {n["name"]: n["infer"].get(_DATA, n["value"]) for n in found}

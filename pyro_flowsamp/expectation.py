@@ -43,6 +43,7 @@ holds to first order only.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import log, nan
@@ -204,6 +205,20 @@ def _evidence(weights: Weights) -> Part:
     return Part(log_z, error, weights.pareto_k)
 
 
+def _check_options(annealing: dict[str, Any]) -> None:
+    """Before anything is trained: raises what the annealing flow would raise after p's flow is."""
+    options = inspect.signature(AutoAnnealingFlow.__init__).parameters
+    known = [name for name in options if name not in ("self", "model", "start")]
+    for name in annealing:
+        if name not in known:
+            raise TypeError(
+                f"importance_flow() got an unexpected keyword argument '{name}': keywords go to "
+                f"the annealing flow, whose options are {', '.join(known)}; arguments of the model "
+                f"go in args, by position after h"
+            )
+    AutoAnnealingFlow(lambda: None, **annealing)
+
+
 def _anneal(source: Source, part: Integrand, annealing: dict[str, Any]) -> Path:
     p = source.target
 
@@ -277,12 +292,15 @@ def importance_flow(
         estimators: Which of "particles", "density" and "ratio"; the first gives the answer.
         num_samples: Fresh draws for each, of each path.
         islands: Independent groups of particles.
-        annealing: Options of :class:`~pyro_flowsamp.AutoAnnealingFlow`, for every path.
+        annealing: Options of :class:`~pyro_flowsamp.AutoAnnealingFlow`, for every path, but for
+            ``start``: they start at p. None go to the model, whose arguments are ``args``.
 
     Raises:
+        TypeError: A keyword is no such option.
         ValueError: h is negative, NaN, of the wrong shape, or zero wherever the path leads; what
-            is given contradicts itself; data are not finite draws ``(N, d)``; a distribution does
-            not live on :math:`\mathbb R^d`; or the path cannot be annealed.
+            is given contradicts itself; an option is out of range; data are not finite draws
+            ``(N, d)``; a distribution does not live on :math:`\mathbb R^d`; or the path cannot be
+            annealed.
     """
     unknown = set(estimators) - set(ESTIMATORS)
     if unknown or not estimators:
@@ -292,6 +310,7 @@ def importance_flow(
             f"num_samples must be a multiple of {GROUPS} and of islands, at least 2, got "
             f"{num_samples} and {islands}"
         )
+    _check_options(annealing)
     source = source_of(model, args, data, guide)
     with torch.no_grad():
         parts = integrands(source, h, event, signed)

@@ -138,6 +138,8 @@ def _run_draws(run: Any) -> Draws:
 
 def _target(run: Any) -> Target | None:
     kernel = run.kernel
+    if (drawn := getattr(run, "target", None)) is not None:
+        return drawn
     try:
         known = kernel.target
     except (AttributeError, RuntimeError):  # a kernel of Pyro's, or set up in other processes
@@ -149,7 +151,7 @@ def _target(run: Any) -> Target | None:
 
 def _recorded(run: Any, shape: torch.Size) -> Values:
     """The statistics of a vectorised run, whose chains share one step size."""
-    step_size = getattr(run.kernel, "step_size", None)
+    step_size = run.step_size
     shared = {} if step_size is None else {"step_size": step_size.expand(shape)}
     return {**run.statistics, **shared}
 

@@ -331,19 +331,34 @@ def _stack(
     hidden_features: Sequence[int],
     components: int = 1,
 ) -> LayeredFlow:
-    if features == 1:  # nothing to split: a second, idle coordinate would be no density on R
-        return LayeredFlow(1, (), angles, components)
-    layers = [
-        Coupling(features, context, mask, univariate, parameters, angles, hidden_features)
-        for mask in _masks(features, transforms)
-    ]
+    maps = [(mask, univariate, parameters) for mask in _masks(features, transforms)]
+    if features == 1:  # nothing to split, but a context may steer
+        maps = _steered(univariate, parameters, angles is None) if context else []
+    layers = [Coupling(features, context, *each, angles, hidden_features) for each in maps]
     return LayeredFlow(features, layers, angles, components)
+
+
+def _steered(
+    univariate: Univariate, parameters: int, real: bool
+) -> list[tuple[Tensor, Univariate, int]]:
+    """Maps of one coordinate, also to other places and scales if it is real: splines end."""
+    ways = {univariate: parameters}
+    if real:
+        ways[affine_univariate] = 2
+    nothing = torch.zeros(1, dtype=torch.bool)
+    return [(nothing, way, count) for way, count in ways.items()]
 
 
 def gaussian(
     features: int, context: int = 0, angles: Tensor | None = None, components: int = 1
 ) -> LayeredFlow:
-    """The affine layer alone: a Gaussian with full covariance, the first rung of the ladder."""
+    """The affine layer alone: a Gaussian with full covariance, the first rung of the ladder.
+
+    Raises:
+        ValueError: There is a context, of which it knows nothing.
+    """
+    if context:
+        raise ValueError("a 'gaussian' flow knows no context: use 'coupling' or 'spline'")
     return LayeredFlow(features, (), angles, components)
 
 

@@ -108,8 +108,6 @@ def sample(
         raise ValueError(f"need a sample and two chains at least, got {num_samples}, {num_chains}")
     if seed is not None:
         pyro.set_rng_seed(seed)
-    if isinstance(model, Target) and (args or kwargs):
-        raise ValueError("a Target knows its data: it takes no model arguments")
     target = Target.of(model, *args, **kwargs)
     if not target.conditioned:
         warnings.warn("nothing is observed: these are draws of the model's prior", stacklevel=2)

@@ -15,10 +15,14 @@ from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from torch import Tensor
 from tqdm.auto import trange
 
-from .kernels.base import STATISTICS, FlowKernel, statistics
-from .target import Values
+from .kernels.base import STATISTICS, FlowKernel, proposal_diagnostics, statistics
+from .target import Target, Values
 
 __all__ = ["VectorizedMCMC"]
+
+FEWEST_DRAWS = 4  #: a chain, for effective sample sizes and R-hat
+LEAST_ACCEPTED = 0.01  #: share of proposals, below which a run warns
+FEWEST_PROPOSALS = 300  #: by which that can be told
 
 
 class VectorizedMCMC:
@@ -39,6 +43,10 @@ class VectorizedMCMC:
     Attributes:
         statistics: Per-draw statistics ``{name: (num_chains, num_samples)}``.
         unconstrained: The draws of the kept sites in R^d, ``(num_chains, num_samples, d)``.
+        target: The posterior that they are drawn from.
+        step_size: Of the kernel's moves, 0-d; None where it has none.
+        num_samples, num_chains, thin: Of the draws there are; :meth:`run` makes as many as were
+            asked for in the first place.
         interrupted: Whether Ctrl-C has cut them short.
         seconds: Wall-clock time of the run's "training", "warmup" and "sampling".
 
@@ -66,19 +74,24 @@ class VectorizedMCMC:
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        self.kernel, self.num_samples, self.num_chains = kernel, num_samples, num_chains
+        self.kernel, self._asked = kernel, (num_samples, num_chains, thin)
+        self.num_samples, self.num_chains, self.thin = self._asked
         self.warmup_steps = num_samples if warmup_steps is None else warmup_steps
-        self.initial_params, self.thin = initial_params, thin
+        self.initial_params = initial_params
         self.save_params, self.disable_progbar = save_params, disable_progbar
         self.statistics: dict[str, Tensor] = {}
         self.seconds: dict[str, float] = {}
         self.unconstrained, self.interrupted = torch.empty(0), False
+        self.target: Target | None = None
+        self.step_size: Tensor | None = None
+        self._proposal: Any = None
         self._samples: Values | None = None
         self._state: Any = None
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Trains the guide if need be, warms up, and draws. Ctrl-C keeps what was drawn."""
-        self._args, self._kwargs, self._samples = args, kwargs, None
+        self._args, self._kwargs, self._samples, self._state = args, kwargs, None, None
+        self.num_samples, self.num_chains, self.thin = self._asked
         kernel, starts = self.kernel, self._starts()
         if starts is not None:
             kernel.initial_params = {k: v[0] for k, v in starts.items()}
@@ -87,6 +100,7 @@ class VectorizedMCMC:
             self._columns = self._kept_columns()
             clock = [perf_counter()]
             self._train()
+            self.target, self._proposal = kernel.target, kernel.proposal
             clock.append(perf_counter())
             state = self._warm_up(kernel.start(self.num_chains, starts))
             clock.append(perf_counter())
@@ -95,6 +109,7 @@ class VectorizedMCMC:
         kernel.cleanup()
         spans = (b - a for a, b in pairwise(clock))
         self.seconds = dict(zip(("training", "warmup", "sampling"), spans))
+        self._warn_rejecting()
 
     def resume(self, num_samples: int, thin: int = 1, initial_params: Values | None = None) -> None:
         """Goes on after :meth:`run`, everything frozen: new draws in place of the old.
@@ -108,12 +123,17 @@ class VectorizedMCMC:
                 old ones from where they are.
 
         Raises:
-            RuntimeError: There has been no run to go on from.
+            RuntimeError: There has been no run to go on from, or its kernel has made another since.
             ValueError: A count is out of range, or ``initial_params`` are as they must not be: see
                 :meth:`FlowKernel.state_at`.
         """
         if self._state is None:
             raise RuntimeError("there is no run to go on from: call run(...) first")
+        if self.kernel.proposal is not self._proposal:
+            raise RuntimeError(
+                "the kernel has made another run since, with a flow and step sizes of its own: a "
+                "run that shall go on needs a kernel for itself"
+            )
         if num_samples < 1 or thin < 1:
             raise ValueError(f"counts must be at least 1, got {num_samples} and {thin}")
         clock = perf_counter()
@@ -186,12 +206,27 @@ class VectorizedMCMC:
         except KeyboardInterrupt:
             self.interrupted = True
             warnings.warn(f"interrupted: {done} of {num_samples} draws kept", stacklevel=3)
+        self.step_size = getattr(self.kernel, "step_size", None)
         if done or self._samples is None:
             self.num_samples, self.num_chains, self.thin = done, shape[1], thin
             self.statistics = {name: value[:done].mT for name, value in stats.items()}
             self.unconstrained = draws[:done].transpose(0, 1)
             self._samples = self._unpack(self.unconstrained)
         return state
+
+    def _warn_rejecting(self) -> None:
+        accepted = self.statistics["accepted"]
+        if accepted.numel() < FEWEST_PROPOSALS:
+            return
+        rate = float(accepted.double().mean())
+        if rate < LEAST_ACCEPTED:
+            warnings.warn(
+                f"only {rate:.2%} of the proposals were accepted, none by "
+                f"{int((~accepted).all(1).sum())} of {len(accepted)} chains: the flow does not fit "
+                f"this posterior, and what depends on it has hardly mixed. If it was trained on "
+                f"other data, call guide.fit(...) on these; diagnostics() tells more.",
+                stacklevel=3,
+            )
 
     def _unpack(self, draws: Tensor) -> Values:
         samples = {}
@@ -216,7 +251,12 @@ class VectorizedMCMC:
         """Effective sample size and R-hat by site, and how the kernel fared.
 
         Chains that all sit in one mode have R-hat 1: read the importance ESS and Pareto k too.
+        (A run that was pickled knows its flow no more, and leaves these out.)
+
+        Raises:
+            ValueError: There are fewer than four draws a chain.
         """
+        self._check_enough()
         result: dict[str, Any] = diagnostics(self.get_samples(group_by_chain=True))
         diverging = self.statistics["diverging"]
         result["divergences"] = {
@@ -224,13 +264,34 @@ class VectorizedMCMC:
         }
         accepted = self.statistics["accepted"].double().mean(-1)
         result["acceptance rate"] = {f"chain {i}": float(a) for i, a in enumerate(accepted)}
-        result.update(self.kernel.proposal_diagnostics())
+        result.update(self._quality())
         return result
 
+    def _quality(self) -> dict[str, float]:
+        if self._proposal is None or self.target is None:
+            return {}
+        return proposal_diagnostics(self._proposal, self.target)
+
+    def _check_enough(self) -> None:
+        draws = next(iter(self.get_samples(group_by_chain=True).values())).shape[1]
+        if draws < FEWEST_DRAWS:
+            raise ValueError(
+                f"effective sample sizes and R-hat need {FEWEST_DRAWS} draws a chain, there are "
+                f"{draws}: draw more by resume(...), or look at get_samples() and statistics"
+            )
+
     def summary(self, prob: float = 0.9) -> None:
-        """Prints Pyro's table of means, quantiles, effective sample sizes and R-hats."""
+        """Prints Pyro's table of means, quantiles, effective sample sizes and R-hats.
+
+        Raises:
+            ValueError: There are fewer than four draws a chain.
+        """
+        self._check_enough()
         print_summary(self.get_samples(group_by_chain=True), prob=prob)
-        quality = self.kernel.proposal_diagnostics()
         print(f"Number of divergences: {int(self.statistics['diverging'].sum())}")
         print(f"Acceptance rate: {float(self.statistics['accepted'].double().mean()):.3f}")
-        print("  ".join(f"{name}: {value:.3g}" for name, value in quality.items()))
+        print("  ".join(f"{name}: {value:.3g}" for name, value in self._quality().items()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Draws and statistics; target, flow and chains stay behind, as a kernel's do."""
+        return {**self.__dict__, "target": None, "_proposal": None, "_state": None}

@@ -83,8 +83,9 @@ def _draws(flow: nn.Module) -> Tensor:
 
 def _widened(draws: Tensor) -> nn.Module:
     """A Gaussian wide enough to have tails where a posterior's, or an event, may be."""
-    flow = gaussian(draws.shape[-1]).to(draws)
-    root = torch.linalg.cholesky(torch.cov(draws.double().mT))
+    d = draws.shape[-1]
+    flow = gaussian(d).to(draws)
+    root = torch.linalg.cholesky(torch.cov(draws.double().mT).reshape(d, d))
     flow.affine.initialize(draws.mean(0), WIDER * root.to(draws))
     return flow
 

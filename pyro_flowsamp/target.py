@@ -19,7 +19,14 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import identity_transform
 
-from ._model import ModelDensity, ModelStructureError, Site, Values, inspect_model
+from ._model import (
+    ModelDensity,
+    ModelStructureError,
+    Site,
+    Values,
+    inspect_model,
+    named_arguments,
+)
 
 __all__ = ["ModelStructureError", "Site", "Target"]
 
@@ -89,14 +96,22 @@ class Target:
         Raises:
             ValueError: No continuous site, a discrete site that cannot be enumerated, a
                 subsampling plate, or a support without a bijection.
-            ModelStructureError: Sites, shapes or supports change between calls.
+            ModelStructureError: Sites, shapes, supports or the density change between calls.
         """
         return cls._from_model(model, args, kwargs, ())
 
     @classmethod
     def of(cls, source: Callable, *args: Any, **kwargs: Any) -> Target:
-        """A target as it is, whatever the arguments; else :meth:`from_model`."""
-        return source if isinstance(source, Target) else cls.from_model(source, *args, **kwargs)
+        """A target as it is; else :meth:`from_model`.
+
+        Raises:
+            ValueError: A target is given arguments.
+        """
+        if not isinstance(source, Target):
+            return cls.from_model(source, *args, **kwargs)
+        if args or kwargs:
+            raise ValueError("a Target knows its data: it takes no model arguments")
+        return source
 
     def amortize(self, *names: str) -> Target:
         """The same model as a conditional target: the named arguments become the context.
@@ -107,6 +122,10 @@ class Target:
         if self._model_density is None:
             raise ValueError("only a target made from a Pyro model has named arguments")
         program = self._model_density
+        known = named_arguments(program.model, program.args, program.kwargs)
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"{unknown} are no arguments of the model, which has {list(known)}")
         return self._from_model(program.model, program.args, program.kwargs, names)
 
     def at(self, contexts: Tensor) -> Target:
@@ -157,6 +176,7 @@ class Target:
         row = [torch.as_tensor(program.kwargs[name]).reshape(1, -1) for name in context]
         c = torch.cat(row, -1).to(points).expand(2, -1) if context else None
         batching = _choose({k: density(v) for k, v in ways.items()}, points.uniform_(-1, 1), c)
+        _warn_of_gradient(sites, density(ways[batching]), points, c)
         target = cls(density(ways[batching]), sites, batching=batching, dtype=dtype, device=device)
         target._model_density = program
         target.context_names = tuple(context)
@@ -207,7 +227,7 @@ class Target:
         Arguments:
             fn: The energy, in units of :math:`k_B T`.
             dim: The dimension.
-            angles: Indices of coordinates in which the energy has period :math:`2\\pi`.
+            angles: Indices of coordinates in which the energy has period :math:`2\pi`.
             dtype, device: Of the points; torch's defaults where None.
 
         Raises:
@@ -472,14 +492,56 @@ def _value_and_grad(density: Density, x: Tensor, c: Tensor | None) -> tuple[Tens
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = density(x, c)
-        (grad,) = torch.autograd.grad(value.sum(), x)
+        grad = None
+        if value.requires_grad:
+            (grad,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
+    if grad is None:
+        raise ValueError(
+            "the density does not depend on any latent site, or not so that torch can see it "
+            "(NumPy, .item() or .detach() on the way)"
+        )
     return value.detach(), grad
+
+
+def _close(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> bool:
+    """Whether values and gradients agree, but for round-off."""
+    return one[0].shape == two[0].shape and all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in zip(one, two)
+    )
+
+
+def _warn_of_gradient(sites: Sequence[Site], density: Density, x: Tensor, c: Tensor | None) -> None:
+    """Warns of coordinates on which the density does not depend, hence improper, and of NaN."""
+    value, grad = _value_and_grad(density, x, c)
+    finite = value.isfinite()[:, None]
+    if bool((grad.isnan() & finite).any()):
+        warnings.warn(
+            "the density is finite where its gradient is NaN, which counts as zero: training and "
+            "kernels that follow it are lamed. NaN or infinite data that a mask hides do that (put "
+            "any number in their place), as do torch.where and sqrt at 0.",
+            stacklevel=5,
+        )
+    flat = ((grad == 0) & finite).all(0)
+    if not bool(flat.any()):
+        return
+    parts = zip(sites, flat.split([s.size for s in sites]))
+    found = ", ".join(f"{int(f.sum())} of '{s.name}'" for s, f in parts if bool(f.any()))
+    warnings.warn(
+        f"the density does not depend on {found} (coordinates, at the points tried): the "
+        f"posterior is improper there. Give them a prior, or leave them out.",
+        stacklevel=5,
+    )
 
 
 def _choose(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> str:
     """The first way of batching that agrees with the last (the loop) on ``points``."""
     *fast, (slow_name, slow) = ways.items()
     reference = _value_and_grad(slow, points, c)
+    if not _close(_value_and_grad(slow, points, c), reference):
+        raise ModelStructureError(
+            "the density is random: two evaluations at the same points differ, and no exact "
+            "sampler can use it. Draw what is random once, outside the model."
+        )
     reasons = []
     for name, density in fast:
         try:
@@ -491,11 +553,7 @@ def _choose(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> str:
                 f"{name}: {str(error).strip().splitlines()[0] if str(error) else error!r}"
             )
             continue
-        close = [
-            torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
-            for a, b in zip(result, reference)
-        ]
-        if result[0].shape == reference[0].shape and all(close):
+        if _close(result, reference):
             return name
         reasons.append(f"{name}: its densities differ from the loop's")
     warnings.warn(

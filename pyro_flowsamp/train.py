@@ -64,6 +64,11 @@ class FitOptions:
         for name in ("max_steps", "batch_size", "window", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"FitOptions.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"FitOptions.{name} must be positive, got {getattr(self, name)}")
+        if self.decays < 0:
+            raise ValueError(f"FitOptions.decays must not be negative, got {self.decays}")
         if not 0 < self.decay < 1:
             raise ValueError(f"FitOptions.decay must lie between 0 and 1, got {self.decay}")
         if not 0 <= self.warm_up <= 1:
@@ -91,8 +96,9 @@ class History:
         skipped: Steps skipped because the loss or a gradient was not finite.
         evaluations: Densities asked of the target, initialisation included.
         seconds: Wall-clock time, initialisation included.
-        stopped: Why the training ended: "enough", "flat", "max_steps", "interrupted", or
-            "gaussian" where the affine layer alone was enough.
+        stopped: Why the training ended: "enough", "flat", "max_steps", "interrupted", "gaussian"
+            where the affine layer alone was enough, or "unfinished" where an annealing flow was
+            interrupted on its way: it counts as untrained, and the next fit goes on from there.
         gaussian_ess: ESS fraction of the affine layer alone, on fresh draws: the first rung.
         final_ess: ESS fraction of the trained flow, on fresh draws.
         pareto_k: Pareto shape of those draws' weights.

@@ -6,12 +6,14 @@ from math import log, pi
 
 import pytest
 import torch
+from models import conjugate, conjugate_data
 from torch import nn
 from torch.testing import assert_close
 
 from pyro_flowsamp import (
     IMH,
     AutoAdvNF,
+    AutoFlow,
     FitOptions,
     Target,
     VectorizedMCMC,
@@ -339,6 +341,67 @@ def test_bad_ensembles():
         guide.fit(ensemble=draws)
     with pytest.raises(ValueError, match="no value for site 'x'"):
         guide.fit(ensemble={"y": draws})
+
+
+def fit_advnf(ensemble):
+    return AutoAdvNF(conjugate, options=SHORT).fit(*conjugate_data(), ensemble=ensemble)
+
+
+def fit_flow(ensemble):
+    return AutoFlow(conjugate, ensemble=ensemble, options=SHORT).fit(*conjugate_data())
+
+
+def conjugate_draws(*shape):
+    return {"rate": torch.rand(shape) + 2, "mean": torch.randn(shape)}
+
+
+def spoilt(**values):
+    """One draw of 50 is not as it should be."""
+    draws = conjugate_draws(50)
+    for name, value in values.items():
+        draws[name][3] = value
+    return draws
+
+
+both_guides = pytest.mark.parametrize("train", [fit_advnf, fit_flow])
+
+
+@both_guides
+@pytest.mark.parametrize(
+    "ensemble, message",
+    [
+        (spoilt(rate=0.0), "1 draws of the ensemble are not finite, or on the edge"),
+        (spoilt(mean=torch.nan), "1 draws of the ensemble are not finite"),
+        (conjugate_draws(1), r"shape \(1, 2\), expected \(M, 2\): M > 1 draws$"),
+        (conjugate_draws(4, 50), r"shape \(4, 50, 2\), expected \(M, 2\)"),
+        (torch.randn(50, 3), r"shape \(50, 3\), expected \(M, 2\)"),
+        (torch.randn(50), r"shape \(50,\), expected \(M, 2\)"),
+        (torch.ones(50, 2), "all 50 draws of the ensemble are the same"),
+        ([torch.randn(50, 2)], r"must be draws \{site: .*got list"),
+        ({"rate": torch.rand(50)}, "no value for site 'mean'"),
+        (lambda target: None, "got NoneType"),
+    ],
+)
+def test_ensembles_that_either_guide_refuses(train, ensemble, message):
+    with pytest.raises(ValueError, match=message):
+        train(ensemble)
+
+
+@both_guides
+@pytest.mark.parametrize(
+    "ensemble",
+    [
+        conjugate_draws(50),
+        torch.randn(50, 2),
+        torch.randn(50, 2, dtype=torch.double),
+        lambda target: conjugate_draws(50),
+        lambda target: torch.randn(50, target.dim),
+    ],
+    ids=["draws", "points", "of another type", "made draws", "made points"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_ensembles_that_either_guide_takes(train, ensemble):
+    assert train(ensemble).steps >= SHORT.max_steps
 
 
 def test_an_ensemble_in_one_mode_is_suspect():

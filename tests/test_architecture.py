@@ -1,6 +1,7 @@
-"""Who may import whom (docs/design.md). A new module needs a line in the table."""
+"""Who may import whom (docs/design.md). A new module needs a line in the table, and in the tree."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import pyro_flowsamp
 
 ROOT = Path(pyro_flowsamp.__file__).parent
+DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
 MAY_IMPORT = {
     "_zuko": "zuko",
     "_enumeration": "",
@@ -64,3 +66,9 @@ def test_imports(path):
     part = path.relative_to(ROOT).with_suffix("").parts[0]
     if part != "__init__":
         assert set(imports(path)) <= set(MAY_IMPORT[part].split())
+
+
+def test_the_tree_has_every_module():
+    tree = re.search(r"^    pyro_flowsamp/\n((?:     .*\n)+)", DESIGN.read_text(), re.MULTILINE)[1]
+    named = set(re.findall(r"\w+\.py\b", tree))
+    assert {path.name for path in ROOT.rglob("*.py")} - {"__init__.py"} - named == set()

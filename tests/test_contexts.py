@@ -288,3 +288,86 @@ def test_bad_contexts(make):
     two = AutoFlow(scaled, context=["scale", "shift"], flow="coupling")
     with pytest.raises(ValueError, match="their lengths are {'scale': 3, 'shift': 4}"):
         two.fit(SCALES, shift=torch.zeros(4, 2))
+
+
+def warmed(temperature, *, offset=0.0, **more):
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    scale = more.get("scale", 1.0) * temperature
+    pyro.sample("y", dist.Normal(x, scale), obs=torch.tensor(2.0) + offset)
+
+
+def test_arguments_in_keywords_stay():
+    """Those that ``**more`` takes, and defaults."""
+    t, scale = torch.tensor(1.0), 0.1
+    plain = Target.from_model(warmed, t, scale=scale)
+    x = torch.randn(6, 1)
+    assert_close(plain.amortize("temperature").log_prob(x), plain.log_prob(x))
+    row = torch.full((6, 1), 0.5)
+    moved = Target.from_model(warmed, t, offset=row[0, 0], scale=scale)
+    assert_close(plain.amortize("offset").log_prob(x, row), moved.log_prob(x))
+
+
+def test_positional_arguments_have_no_names():
+    def model(*data):
+        pyro.sample("x", dist.Normal(data[0], 1.0))
+
+    with pytest.raises(ValueError, match="'data' is positional only"):
+        Target.from_model(model, torch.zeros(())).amortize("data")
+
+
+@pytest.mark.parametrize("flow", ["coupling", "spline"])
+def test_one_dimension(flow):
+    """A flow of one coordinate has nothing to couple, but a context to follow."""
+
+    def model(t):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x, t), obs=torch.tensor(2.0))
+
+    t = torch.tensor([0.2, 1.0, 5.0])
+    guide = AutoFlow(
+        model, flow=flow, context=["t"], options=FitOptions(max_steps=400, progress=False)
+    )
+    guide.fit(t=t)
+    x, _ = guide.proposal(t=t).sample_and_log_prob(30_000)
+    precision = 1 + t**-2
+    mean, sd = x.unflatten(0, (-1, 3)).mean(0)[:, 0], x.unflatten(0, (-1, 3)).std(0)[:, 0]
+    assert ((mean - 2 * t**-2 / precision) * precision.sqrt()).abs().max() < 0.1
+    assert (sd * precision.sqrt() - 1).abs().max() < 0.1
+
+
+def test_a_gaussian_follows_no_context():
+    guide = AutoFlow(warmed, flow="gaussian", context=["temperature"])
+    with pytest.raises(ValueError, match="'gaussian' flow knows no context"):
+        guide.fit(temperature=torch.tensor([0.5, 1.0]))
+
+
+@pytest.mark.parametrize("context, words", [("t", r"list of names: \['t'\]"), (["u"], r"\['t'\]")])
+def test_bad_names(context, words):
+    with pytest.raises(ValueError, match=words):
+        AutoFlow(lambda t: None, context=context)
+
+
+def test_contexts_keep_their_precision():
+    def model(t):
+        pyro.sample("x", dist.Normal(t.new_zeros(()), t))
+
+    target = AutoFlow(model, context=["t"]).bind(t=torch.tensor(0.1, dtype=torch.double))
+    assert target.dtype == torch.double
+    x = torch.zeros(1, 1, dtype=torch.double)
+    assert float(target.log_prob(x)) == float(dist.Normal(x[0, 0], 0.1).log_prob(x[0, 0]))
+
+
+def test_a_run_keeps_its_contexts(guide):
+    """Whatever its kernel has done since."""
+    kernel = IMH(guide=guide)
+    first, later = (
+        VectorizedMCMC(kernel, 5, 5, 6, disable_progbar=True),
+        VectorizedMCMC(kernel, 5, 5, 6, disable_progbar=True),
+    )
+    name = guide.context_names[0]
+    low, high = guide._learnt.low, guide._learnt.high
+    values = torch.stack([low.lerp(high, s) for s in (0.2, 0.5, 0.8)])
+    shape = guide._learnt.shapes[name]
+    first.run(**{name: values.reshape(3, *shape)})
+    later.run(**{name: values[:2].reshape(2, *shape)})
+    assert to_arviz(first).posterior.sizes["chain"] == 2

@@ -1,10 +1,12 @@
 """AutoFlow wherever Pyro takes a guide, and its own training."""
 
+import copy
 import io
 import pickle
 
 import models
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import zuko
@@ -265,3 +267,91 @@ def test_fit_options(name):
 def test_nothing_to_train():
     with pytest.raises(ValueError, match="no trainable parameter"):
         fit([], lambda: None, lambda w: w)
+
+
+# ---- plates, copies and states -------------------------------------------------------------------
+
+
+def grouped(y):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("groups", len(y)):
+        level = pyro.sample("level", dist.Normal(mean, 1.0))
+        pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+
+def test_a_guide_never_fitted_in_plates():
+    y, elbo = torch.arange(3.0), Trace_ELBO()
+    SVI(grouped, AutoFlow(grouped), pyro.optim.Adam({"lr": 1e-2}), elbo).step(y)
+    drawn = Predictive(grouped, guide=AutoFlow(grouped), num_samples=3)(y)
+    assert drawn["level"].shape == (3, 3)
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_medians_in_plates(num):
+    """E[level | y] = (I + 11ᵀ + I)⁻¹ …: by linear algebra."""
+    y = torch.arange(float(num)) + 1
+    guide = AutoFlow(grouped, options=FitOptions(max_steps=200, progress=False))
+    guide.fit(y)
+    prior = torch.eye(num) + 1
+    truth = prior @ torch.linalg.solve(prior + torch.eye(num), y)
+    for median in (guide.median(y), guide.median(), guide.quantiles([0.5], y)):
+        level = median["level"].reshape(-1)
+        assert (level - truth).abs().max() < 0.1
+    assert guide.median(y)["level"].shape == (num,)
+    assert guide.quantiles([0.1, 0.9], y)["level"].shape == (2, num)
+
+
+def rooted():
+    x = pyro.sample("x", dist.Normal(0.0, 2.0))
+    pyro.sample("y", dist.Normal(x.sqrt(), 1.0), obs=torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_density_that_is_not_a_number_on_one_side(seed):
+    """Wherever the first look at the model takes it."""
+    pyro.set_rng_seed(seed)
+    AutoFlow(rooted, options=FitOptions(max_steps=2, progress=False)).fit()
+
+
+def test_a_deep_copy_knows_its_model(guide, data):
+    copied = copy.deepcopy(guide)
+    before = {name: value.clone() for name, value in guide.flow.named_parameters()}
+    copied.fit(*data)
+    assert copied.median(*data).keys() == CONJUGATE_TRUTH.keys()
+    assert all(before[name].equal(value) for name, value in guide.flow.named_parameters())
+    assert not all(before[name].equal(value) for name, value in copied.flow.named_parameters())
+
+
+def test_an_unpickled_guide_asks_for_its_model(guide, data):
+    again = pickle.loads(pickle.dumps(guide))
+    for use in (again.fit, again.bind, again, again.median):
+        with pytest.raises(ValueError, match=r"guide.attach\(model\)"):
+            use(*data)
+    again.attach(conjugate)
+    again.fit(*data)
+
+
+def test_a_state_without_a_flow():
+    with pytest.raises(ValueError, match="this state holds no flow"):
+        AutoFlow(conjugate).load_state_dict(AutoFlow(conjugate).state_dict())
+
+
+def test_an_untrained_state_stays_untrained(data):
+    untrained = AutoFlow(conjugate)
+    untrained.bind(*data)
+    loaded = AutoFlow(conjugate)
+    loaded.load_state_dict(untrained.state_dict())
+    assert not loaded.trained
+    loaded.bind(*data)
+    assert not loaded.trained
+
+
+def test_a_target_takes_no_arguments():
+    target = Target.from_energy(models.energy, 2)
+    with pytest.raises(ValueError, match="takes no model arguments"):
+        AutoFlow(target).fit(torch.zeros(2))
+
+
+def test_another_precision(guide, data):
+    with pytest.raises(ValueError, match="flow is of torch.float32, .* torch.float64"):
+        guide.fit(*(v.double() for v in data))

@@ -100,6 +100,17 @@ def test_a_posterior_is_a_ratio_of_evidences():
     assert found.relative_error < 0.05
 
 
+def one_normal(scale=1.0):
+    pyro.sample("x", dist.Normal(0.0, scale))
+
+
+def test_a_posterior_of_one_dimension():
+    """P(x > 3) of a single scalar site."""
+    found = importance_flow(one_normal, event=lambda sites: sites["x"] - 3, **SMALL)
+    check(found, 1.349898e-3)
+    assert found.relative_error < 0.05
+
+
 def test_data_alone():
     """A normal known by 4000 draws, none of which need be where the question is."""
     truth = exp(truncated_normal(2, 4).log_z)
@@ -159,6 +170,26 @@ def test_bad_flows_stay_unbiased(monkeypatch):
 def test_contradictions(h, options, message):
     with pytest.raises(ValueError, match=message):
         importance_flow(normal(), h, **options)
+
+
+class Untrainable(AutoFlow):
+    def train_flow(self, target, contexts):
+        raise AssertionError("trained before the options were checked")
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"move": 20}, TypeError, "argument 'move': .* options are .*moves.* model go in args"),
+        ({"scale": 2.0}, TypeError, "argument 'scale': keywords go to the annealing flow"),
+        ({"start": 1.0}, TypeError, "argument 'start'"),
+        ({"moves": -1}, ValueError, "moves and refinements must not be negative"),
+    ],
+)
+def test_options_are_checked_before_training(options, error, message):
+    guide = Untrainable(one_normal)
+    with pytest.raises(error, match=message):
+        importance_flow(one_normal, event=lambda s: s["x"] - 3, guide=guide, **options)
 
 
 @pytest.mark.parametrize("estimator", ALL)

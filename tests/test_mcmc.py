@@ -1,5 +1,6 @@
 """VectorizedMCMC's own matters: memory, thinning, what is kept."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,81 @@ def test_resume_with_other_chains(guide):
     assert mcmc.statistics["lp"].shape == (30, 7)
     with pytest.raises(ValueError, match="at least 1"):
         mcmc.resume(0)
+
+
+# ---- one kernel, several runs --------------------------------------------------------------------
+
+
+def brief(kernel, num_samples=5, num_chains=10):
+    return VectorizedMCMC(kernel, num_samples, 5, num_chains, disable_progbar=True)
+
+
+@pytest.mark.parametrize("kind", [IMH, LatentMALA])
+def test_a_run_stays_with_its_own_target_and_flow(kind):
+    y, counts = conjugate_data()
+    guide = AutoFlow(conjugate, options=QUICK)
+    guide.fit(y, counts)
+    kernel = kind(conjugate, guide=guide)
+    first, later = brief(kernel), brief(kernel)
+    first.run(y, counts)
+    before = first.diagnostics()["importance ess"]
+    later.run(y + 5, counts)
+    assert later.diagnostics()["importance ess"] < 0.1 < 0.5 < before
+    assert first.diagnostics()["importance ess"] == pytest.approx(before, abs=0.05)
+    with pytest.raises(RuntimeError, match="the kernel has made another run since"):
+        first.resume(5)
+    later.resume(5)
+
+
+def test_what_the_guide_has_learnt_since_is_used():
+    data = conjugate_data()
+    guide = AutoFlow(conjugate, options=QUICK)
+    guide.fit(*data)
+    kernel = IMH(conjugate, guide=guide)
+    brief(kernel).run(*data)
+    before = kernel.proposal
+    guide.fit(*data)
+    brief(kernel).run(*data)
+    x = torch.zeros(1, 2)
+    assert float(before.log_prob(x)) != float(kernel.proposal.log_prob(x))
+
+
+def test_a_second_run_makes_what_was_asked_for(guide):
+    run = brief(IMH(guide=guide), 6)
+    run.run(*conjugate_data())
+    run.resume(2, thin=3)
+    assert (run.num_samples, run.thin) == (2, 3)
+    run.run(*conjugate_data())
+    assert (run.num_samples, run.thin) == (6, 1)
+    assert run.unconstrained.shape == (10, 6, 2)
+
+
+def test_a_flow_of_other_data_is_warned_of():
+    y, counts = conjugate_data()
+    guide = AutoFlow(conjugate, options=QUICK)
+    guide.fit(y, counts)
+    run = brief(IMH(conjugate, guide=guide), 2000)
+    with pytest.warns(UserWarning, match="the flow does not fit this posterior"):
+        run.run(y + 20, counts)
+
+
+def test_too_few_draws_for_diagnostics(guide):
+    run = brief(IMH(guide=guide), 3)
+    run.run(*conjugate_data())
+    for look in (run.summary, run.diagnostics):
+        with pytest.raises(ValueError, match="need 4 draws a chain, there are 3"):
+            look()
+
+
+def test_a_run_that_was_pickled(guide):
+    run = brief(IMH(guide=guide))
+    run.run(*conjugate_data())
+    copied = pickle.loads(pickle.dumps(run))
+    assert copied.get_samples()["mean"].equal(run.get_samples()["mean"])
+    assert set(run.diagnostics()) - set(copied.diagnostics()) == {
+        "importance ess",
+        "pareto k",
+        "log q gap",
+    }
+    with pytest.raises(RuntimeError, match="no run to go on from"):
+        copied.resume(5)

@@ -12,6 +12,7 @@ from pyro.infer.mcmc.util import initialize_model
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
+from pyro_flowsamp.target import ModelStructureError
 
 
 def _named(cases):
@@ -184,3 +185,130 @@ import pyro_flowsamp
 assert Distribution._validate_args is {flag}
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- what a model may hide ----------------------------------------------------------------------
+
+
+def imputed(y):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        return pyro.sample("y", dist.Normal(mean, 1.0), obs=y, obs_mask=~y.isnan())
+
+
+def test_missing_data():
+    """What is observed has a density as if imputed too, of integral one; NaN give no gradient."""
+    y = torch.tensor([1.0, torch.nan, 2.0])
+    target = Target.from_model(imputed, y)
+    normal = dist.Normal(0.0, 1.0)
+    x = torch.randn(5, 4)
+    mean, rest = x[:, :1], x[:, 1:]
+    shown = normal.log_prob(y[[0, 2]] - mean).sum(-1)
+    truth = normal.log_prob(mean[:, 0]) + shown + normal.log_prob(rest - mean).sum(-1)
+    log_p, grad = target.log_prob_and_grad(x)
+    assert_close(log_p, truth)
+    slope = -mean[:, 0] + (y[[0, 2]] - mean).sum(-1) + (rest - mean).sum(-1)
+    assert_close(grad, torch.cat([slope[:, None], mean - rest], -1))
+    assert_close(target.observed_data()["y_observed"], y, equal_nan=True)
+    assert target.batching == "vmap"
+
+
+def test_missing_vectors():
+    """Whole events are missing; the first may be."""
+    y = torch.tensor([[torch.nan, torch.nan], [1.0, 2.0], [3.0, 4.0]])
+
+    def model():
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", 3):
+            mask = ~y.isnan().any(-1)
+            pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y, obs_mask=mask)
+
+    grad = Target.from_model(model).log_prob_and_grad(torch.zeros(1, 8))[1]
+    assert_close(grad, torch.tensor([[4.0, 6.0] + [0.0] * 6]))
+
+
+def test_flat_coordinates_are_warned_of():
+    def model():
+        pyro.sample("level", dist.ImproperUniform(dist.constraints.real, (), (2,)))
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    with pytest.warns(UserWarning, match="does not depend on 2 of 'level'"):
+        Target.from_model(model)
+
+
+def test_no_gradient_is_warned_of():
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        hidden = torch.where(torch.tensor(True), x, x / torch.zeros(()))
+        pyro.sample("y", dist.Normal(hidden, 1.0), obs=torch.zeros(()))
+
+    with pytest.warns(UserWarning, match="its gradient is NaN"):
+        Target.from_model(model)
+
+
+def nothing():
+    pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
+
+
+def noisy():
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(x, 1.0), obs=torch.randn(()))
+
+
+def undeclared():
+    z = pyro.sample("z", dist.Bernoulli(0.3))
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(mean + z, 1.0), obs=torch.tensor([0.0, 3.0]))
+
+
+@pytest.mark.parametrize(
+    "model, error, words",
+    [
+        (nothing, ValueError, "does not depend on any latent site"),
+        (noisy, ModelStructureError, "the density is random"),
+        (undeclared, ValueError, "'y' has a density of shape .2,., whose dimension -1"),
+    ],
+)
+def test_no_density_to_sample(model, error, words):
+    with pytest.raises(error, match=words):
+        Target.from_model(model)
+
+
+def test_declared_states_and_data():
+    """The same in a plate: each state of z is one of all the data."""
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 2):
+            pyro.sample("y", dist.Normal(mean + z, 1.0), obs=torch.tensor([0.0, 3.0]))
+
+    normal, y, mean = dist.Normal(0.0, 1.0), torch.tensor([0.0, 3.0]), torch.tensor(0.5)
+    states = [
+        weight.log() + normal.log_prob(y - mean - z).sum()
+        for z, weight in enumerate(torch.tensor([0.7, 0.3]))
+    ]
+    truth = torch.stack(states).logsumexp(0) + normal.log_prob(mean)
+    assert_close(Target.from_model(model).log_prob(mean.reshape(1, 1))[0], truth)
+
+
+def test_a_site_outside_every_plate_is_no_batch():
+    """Two values, and two points to choose the way of batching by."""
+
+    def model():
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0))
+        if (pyro.sample("s", dist.Normal(0.0, 1.0)) > 100).any():
+            raise AssertionError
+        pyro.sample("y", dist.Normal(b.sum(-1), 1.0), obs=torch.zeros(()))
+
+    with pytest.warns(UserWarning, match="outside every plate"):
+        target = Target.from_model(model)
+    assert_close(target.log_prob(torch.zeros(5, 3)), torch.full((5,), -3.6758), atol=1e-4, rtol=0)
+
+
+def test_names_that_no_argument_has():
+    target = Target.from_model(models.location, torch.zeros(2))
+    with pytest.raises(ValueError, match="'z'. are no arguments of the model, which has .'y'"):
+        target.amortize("z")
+    with pytest.raises(ValueError, match="takes no model arguments"):
+        Target.of(target, 1.0)

@@ -101,6 +101,19 @@ def test_warm_up_is_a_part():
         FitOptions(warm_up=50)
 
 
+@pytest.mark.parametrize("value", [-1.0, torch.nan])
+@pytest.mark.parametrize("name", ["learning_rate", "clip_norm"])
+def test_rates_and_bounds_are_positive(name, value):
+    with pytest.raises(ValueError, match=f"FitOptions.{name} must be positive, got {value}"):
+        FitOptions(**{name: value})
+
+
+def test_decays_are_counted_from_zero():
+    assert FitOptions(decays=0).decays == 0
+    with pytest.raises(ValueError, match="FitOptions.decays must not be negative, got -1"):
+        FitOptions(decays=-1)
+
+
 @pytest.mark.parametrize(
     "log_weights, stopped",
     [(torch.zeros(10), "enough"), (torch.arange(10.0), "flat")],

@@ -242,13 +242,13 @@ PREFACE = """# AdvNF on mixtures
 
 Made by `python examples/papers/advnf_synthetic.py --write` from the stored runs in
 `examples/papers/results/advnf_synthetic`; without options it runs what is missing, with `--study`
-the studies too. Mean ± sd over seeds; NLL of 20 000 exact draws, in nats, of which none is below
-the entropy; a mode is found if a tenth of its mass is drawn; shares of the modes by the flow alone,
-and by 500 chains of 100 draws of IMH with it, whose worst |z| over modes and seeds must be that of
-noise. RKL starts at N(0, I) with nothing from the target; whatever learns from an ensemble (16 384
-tempered particles of the project's own) starts at the Gaussian mixture fitted to it, whose own
-figures are those of the row "mixture alone". The paper reports an NLL up to 1100 times lower by
-AdvNF (RKL) than by RKL, on centres of its own.
+the studies too, whose tables are of two seeds each: it would add a third. Mean ± sd over seeds; NLL
+of 20 000 exact draws, in nats, of which none is below the entropy; a mode is found if a tenth of
+its mass is drawn; shares of the modes by the flow alone, and by 500 chains of 100 draws of IMH with
+it, whose worst |z| over modes and seeds must be that of noise. RKL starts at N(0, I) with nothing
+from the target; whatever learns from an ensemble (16 384 tempered particles of the project's own)
+starts at the Gaussian mixture fitted to it, whose own figures are those of the row "mixture alone".
+The paper reports an NLL up to 1100 times lower by AdvNF (RKL) than by RKL, on centres of its own.
 
 ![Draws by objective](images/advnf_synthetic.png)
 
@@ -300,7 +300,7 @@ def draw(path: Path, size: Size) -> None:
 
 def main() -> None:
     parser = stored_options(__doc__, STORE)
-    parser.add_argument("--study", action="store_true", help="run the studies too, three seeds")
+    parser.add_argument("--study", action="store_true", help="the studies too, up to three seeds")
     args = parser.parse_args()
     size = Size(args.smoke)
     if args.image:

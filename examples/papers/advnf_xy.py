@@ -514,11 +514,12 @@ PREFACE = """# AdvNF on the XY model
 
 Made by `python examples/papers/advnf_xy.py --write` from the stored runs in
 `examples/papers/results/advnf_xy`; without options it runs what is missing (`--model extended`,
-`--size 16`, `--scaling`, `--study` likewise). One conditional flow for 32 temperatures from 0.05
-to 2.05, batch 256, on one CPU core shared with other work, so minutes are upper bounds. Means over
-the temperatures, ± sd over seeds. In brackets: as many exact draws against exact draws. "raw": 8192
-draws of the flow at each temperature; "imh": 128 chains of 100 draws. Monte Carlo: 256 HMC chains
-of 200 draws at each.
+`--size 16`, `--scaling`, `--study` likewise). The last two tables, of `--study`, are of two seeds,
+some lines of one: it would add those up to three. One conditional flow for 32 temperatures from
+0.05 to 2.05, batch 256, on one CPU core shared with other work, so minutes are upper bounds. Means
+over the temperatures, ± sd over seeds. In brackets: as many exact draws against exact draws. "raw":
+8192 draws of the flow at each temperature; "imh": 128 chains of 100 draws. Monte Carlo: 256 HMC
+chains of 200 draws at each.
 
 The authors' experiments on 8 × 8 give, after IMH, an acceptance of 31.9 %, overlaps of 87.7 and
 86.9 %, earth mover's distances of .0052 and .0130 (energy, |m|).
@@ -548,7 +549,9 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(RING), default="xy")
     parser.add_argument("--size", type=int, default=8)
     parser.add_argument("--scaling", action="store_true", help="how cost and acceptance grow")
-    parser.add_argument("--study", action="store_true", help="of λ1 and of few draws, 4 × 4")
+    parser.add_argument(
+        "--study", action="store_true", help="of λ1 and of few draws, 4 × 4, up to three seeds"
+    )
     parser.add_argument("--pretrained", action="store_true", help="IMH by the stored 8 × 8 flow")
     parser.add_argument("--thinned", action="store_true", help="its chains, thinned")
     parser.add_argument("--device", default="cpu", help="cuda for a GPU")

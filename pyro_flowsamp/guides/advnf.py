@@ -10,7 +10,7 @@ good: it is where the flow learns that there are modes, not how much each weighs
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from ..target import Target
 from ..train import FitOptions, History, fit
 from ..transitions.tempering import EACH, tempered, tempered_ensembles
 from .base import FlowGuide
-from .flow import MAX_COMPONENTS, check_recipe, make_flow
+from .flow import MAX_COMPONENTS, Given, check_recipe, ensemble_points, make_flow
 
 __all__ = ["AutoAdvNF"]
 
@@ -38,9 +38,6 @@ SLACK = 5.0  #: nats by which it may be lower than the ensemble's median
 def fading(progress: float) -> float:
     """One at the start, zero from half-way: draws say where modes are, and not what they weigh."""
     return max(0.0, 1.0 - 2.0 * progress)
-
-
-Given = Callable[[Target], Tensor] | Mapping[str, Tensor] | Tensor | None
 
 
 class AutoAdvNF(FlowGuide):
@@ -128,7 +125,7 @@ class AutoAdvNF(FlowGuide):
         self.adversarial, self.reverse, self.forward = adversarial, reverse, forward
         self.loss, self.pretraining = loss, pretraining
         self._recipe, self._discriminator = (flow,), (discriminator,)
-        self._ensemble: tuple[Given] = (None,)
+        self._ensemble: tuple[Given | None] = (None,)
         self.suspicion: str | None = None
         self.trace = torch.empty(0, 2)
 
@@ -165,7 +162,7 @@ class AutoAdvNF(FlowGuide):
 
     # ---- training -----------------------------------------------------------------------------
 
-    def fit(self, *args: Any, ensemble: Given = None, **kwargs: Any) -> History:
+    def fit(self, *args: Any, ensemble: Given | None = None, **kwargs: Any) -> History:
         """Trains the guide on the posterior of the model with these arguments.
 
         A second call goes on with the flow, and has a new discriminator.
@@ -249,23 +246,9 @@ class AutoAdvNF(FlowGuide):
     def _gathered(self, target: Target, rows: Tensor | None) -> Ensemble:
         (given,) = self._ensemble
         here = target if rows is None else target.at(rows)
-        if callable(given):
-            given = given(here)
         if given is None:
             given = tempered(here).x if rows is None else tempered_ensembles(here, EACH)
-        points = given if isinstance(given, Tensor) else target.pack(given)
-        leading = () if rows is None else (len(rows),)
-        fits = points.dim() == len(leading) + 2 and points.shape[: len(leading)] == leading
-        if not fits or points.shape[-1] != target.dim or points.shape[-2] < 2:
-            wanted = f"({'' if rows is None else f'{len(rows)}, '}M, {target.dim})"
-            raise ValueError(
-                f"the ensemble has shape {tuple(points.shape)}, expected {wanted}: M > 1 draws"
-                f"{'' if rows is None else ' at each of the contexts'}"
-            )
-        bad = int((~torch.isfinite(points)).any(-1).sum())
-        if bad:
-            raise ValueError(f"{bad} draws of the ensemble are not finite: leave them out")
-        points = target.wrap(points.to(target.device, target.dtype))
+        points = ensemble_points(given, here)
         if rows is None:
             return Ensemble(points)
         contexts = rows[:, None].expand(-1, points.shape[1], -1)

@@ -8,21 +8,23 @@ NeuTraReparam take it; :meth:`FlowGuide.fit` trains it with the project's own lo
 
 from __future__ import annotations
 
-import inspect
+import copy
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Size, Tensor, nn
-from torch.distributions import Transform, biject_to
+from torch.distributions import Transform
 
-from .._model import init_to_unconstrained, is_discrete
+from .._model import init_to_unconstrained, is_discrete, named_arguments, signature_of
 from ..flows import FlowDistribution
 from ..proposal import NUM_DIAGNOSTIC, Proposal
 from ..target import Target, Values, same_objects
@@ -126,6 +128,7 @@ class FlowGuide(AutoContinuous):
         context: Sequence[str] = (),
     ) -> None:
         super().__init__(model, init_loc_fn=init_to_unconstrained)
+        _check_names(model, context)
         self._source = (model,)  # in a tuple, so that a model that is a module is not adopted
         self.options = options or FitOptions()
         self.context_names = tuple(context)
@@ -133,7 +136,7 @@ class FlowGuide(AutoContinuous):
         self.flow: nn.Module | None = None
         self.trained = False
         self.history: History | None = None
-        self._pending: dict[str, Any] | None = None
+        self._pending: tuple[dict[str, Any], bool, bool] | None = None
         self._last: tuple[tuple, Target] | None = None
 
     # ---- for subclasses -----------------------------------------------------------------------
@@ -217,7 +220,7 @@ class FlowGuide(AutoContinuous):
 
     def _target(self, args: tuple, kwargs: dict) -> Target:
         """The target of these arguments; the last is kept, for looking at a model takes time."""
-        (source,) = self._source
+        source = self._known_source()
         names = sorted(kwargs)
         key = (source, torch.get_default_dtype(), *args, *names, *(kwargs[k] for k in names))
         if self._last is not None and same_objects(key, self._last[0]):
@@ -228,6 +231,15 @@ class FlowGuide(AutoContinuous):
         self._last = key, target
         return target
 
+    def _known_source(self) -> Callable:
+        (source,) = self._source
+        if source is None:
+            raise ValueError(
+                "this guide was pickled, which leaves its model behind: give it back by "
+                "guide.attach(model), or use the guide with its model in a kernel"
+            )
+        return source
+
     def _ensure_flow(self, target: Target, row: Tensor | None) -> None:
         sites = [(s.name, tuple(s.shape)) for s in target.sites]
         if self.flow is None:
@@ -236,11 +248,16 @@ class FlowGuide(AutoContinuous):
             self._sites = sites
             _check_dimension(self.flow, target, row)
             if self._pending is not None:
-                self.load_state_dict(self._pending)
+                self.load_state_dict(*self._pending)
         elif sites != self._sites:
             raise ValueError(
                 f"this guide was built for the sites {self._sites}, the model has {sites}: make "
                 f"a new guide for it."
+            )
+        elif (dtype := next(self.flow.parameters()).dtype) != target.dtype:
+            raise ValueError(
+                f"this guide's flow is of {dtype}, the model's sites are {target.dtype}: make a "
+                f"new guide for it, or convert this one with guide.to({target.dtype})."
             )
 
     # ---- context ------------------------------------------------------------------------------
@@ -251,8 +268,7 @@ class FlowGuide(AutoContinuous):
         Raises:
             ValueError: A value is missing, or no number.
         """
-        (source,) = self._source
-        named = dict(inspect.signature(source).bind_partial(*args, **kwargs).arguments)
+        named = named_arguments(self._known_source(), args, kwargs)
         missing = [name for name in self.context_names if name not in named]
         if missing:
             raise ValueError(
@@ -327,8 +343,10 @@ class FlowGuide(AutoContinuous):
     # ---- Pyro's side --------------------------------------------------------------------------
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
-        self._create_plates(*args, **kwargs)  # NeuTraReparam wants them of a guide never called
+        self._known_source()
+        with pyro.validation_enabled(False), poutine.block():  # first values may be anywhere
+            super()._setup_prototype(*args, **kwargs)
+            self._create_plates(*args, **kwargs)  # NeuTraReparam wants them of one never called
         if self.flow is None:
             self.bind(*args, **kwargs)
 
@@ -351,16 +369,10 @@ class FlowGuide(AutoContinuous):
 
     @torch.no_grad()
     def _sampled(self, num: int, args: tuple, kwargs: dict) -> Values:
-        if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
-        latent = self.get_posterior(*args, **kwargs).sample((num,))
-        (source,) = self._source
-        if isinstance(source, Target):
-            return source.unpack(latent)
-        return {
-            site["name"]: biject_to(site["fn"].support)(value)
-            for site, value in self._unpack_latent(latent)
-        }
+        if args or kwargs or self._last is None:
+            self.bind(*args, **kwargs)
+        assert self._last is not None
+        return self._last[1].unpack(self.get_posterior(*args, **kwargs).sample((num,)))
 
     def median(self, *args: Any, **kwargs: Any) -> Values:
         """Each site's element-wise median, from 4096 draws (a flow has no closed form)."""
@@ -389,18 +401,30 @@ class FlowGuide(AutoContinuous):
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As any module's; before the first use, kept until the flow has been built."""
         if self.flow is None:
-            self._pending = dict(state_dict)
+            if not any(name.startswith("flow.") for name in state_dict):
+                raise ValueError(
+                    "this state holds no flow: the guide was saved before it was built, by fit "
+                    "or its first use"
+                )
+            self._pending = dict(state_dict), strict, assign
             self.set_extra_state(state_dict.get("_extra_state", {"trained": True}))
-            self.trained = True
             return None
         self._pending = None
         return super().load_state_dict(state_dict, strict, assign)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Drops what may not pickle (models, traces); the next use with arguments restores it."""
+        """Drops what may not pickle (models, traces); :meth:`attach` gives the model back."""
         state = self.__dict__.copy()
         state.update(_model=(None,), _source=(None,), prototype_trace=None, master=None, _last=None)
         return state
+
+    def __deepcopy__(self, memo: dict) -> FlowGuide:
+        """With the very same model."""
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        made._source, made._model = self._source, self._model
+        return made
 
     def attach(self, model: Callable) -> None:
         """Gives an unpickled guide its model back; does nothing where it has one."""
@@ -418,6 +442,19 @@ def _check_dimension(flow: nn.Module, target: Target, row: Tensor | None) -> Non
         )
 
 
+def _check_names(model: Callable, context: Sequence[str]) -> None:
+    if isinstance(context, str):
+        raise ValueError(f"context is a list of names: ['{context}']")
+    parameters = signature_of(model).parameters if context else {}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    unknown = [name for name in context if name not in parameters]
+    if unknown:
+        raise ValueError(
+            f"context {unknown}: no such arguments of the model, which has {list(parameters)}"
+        )
+
+
 def _as_context(value: Any, name: str) -> Tensor:
     try:
         return torch.as_tensor(value)
@@ -427,5 +464,6 @@ def _as_context(value: Any, name: str) -> Tensor:
 
 def _rows(values: Iterable[Tensor]) -> Tensor:
     """Stacked values as rows ``(K, c)``."""
-    parts = [v.reshape(len(v), -1).to(torch.get_default_dtype()) for v in values]
-    return torch.cat(parts, -1)
+    real = torch.get_default_dtype()
+    parts = [v.reshape(len(v), -1) for v in values]
+    return torch.cat([p if p.is_floating_point() else p.to(real) for p in parts], -1)

@@ -25,7 +25,8 @@ NUM_STARTS = 128  #: over-dispersed points from which the Gaussian is sought
 TRUSTED_K = 0.5  #: Pareto k below which weights have a variance, so that their ESS can be trusted
 MAX_COMPONENTS = 16  #: of the latent Gaussian mixture, where there is an ensemble to fit it to
 
-Ensemble = Callable[[Target], Tensor]
+Draws = Mapping[str, Tensor] | Tensor
+Given = Callable[[Target], Draws] | Draws  #: as an ensemble
 
 
 class AutoFlow(FlowGuide):
@@ -48,10 +49,17 @@ class AutoFlow(FlowGuide):
             flow, taken as it is. By default "coupling", or "circular" where there are angles.
         objective: What to descend; by default :class:`~pyro_flowsamp.objectives.PathGradient`.
         ensemble: Draws of (nearly) the posterior to learn modes from, by forward KL beside the
-            objective for the first half of the steps: a callable of the target such as
-            :func:`~pyro_flowsamp.tempered_ensemble`, or constrained draws ``{site: (M, ...)}``.
+            objective for the first half of the steps: constrained draws ``{site: (M, ...)}``,
+            unconstrained points ``(M, d)``, or a callable of the target that returns such, as
+            :func:`~pyro_flowsamp.tempered_ensemble`. At least two; those of several chains in a
+            row, not by chain.
         options: How to train.
         context: Names of model arguments over which the flow is amortised.
+
+    Raises:
+        ValueError: There is no such flow, or there is an ensemble beside a context; in :meth:`fit`,
+            the ensemble has the wrong shape or is not finite, as where a draw lies on the edge of
+            its site's support.
     """
 
     def __init__(
@@ -60,7 +68,7 @@ class AutoFlow(FlowGuide):
         *,
         flow: str | Callable[..., nn.Module] | nn.Module | None = None,
         objective: Objective | None = None,
-        ensemble: Ensemble | Mapping[str, Tensor] | None = None,
+        ensemble: Given | None = None,
         options: FitOptions | None = None,
         context: Sequence[str] = (),
     ) -> None:
@@ -79,7 +87,7 @@ class AutoFlow(FlowGuide):
     def train_flow(self, target: Target, contexts: Tensor | None) -> History:
         assert self.flow is not None
         history = History()
-        draws = None if self.ensemble is None else self._draws(target)
+        draws = None if self.ensemble is None else ensemble_points(self.ensemble, target)
         if isinstance(self.flow, LayeredFlow) and not self.trained:
             history = self._first_rung(target, contexts, draws)
             if history.stopped == "gaussian":
@@ -113,12 +121,6 @@ class AutoFlow(FlowGuide):
         assert self.flow is not None
         closure = self._closure(target, contexts, draws)
         return fit(self.flow.parameters(), closure, ess_fraction, options)
-
-    def _draws(self, target: Target) -> Tensor:
-        if callable(self.ensemble):
-            return self.ensemble(target)
-        assert self.ensemble is not None
-        return target.pack(self.ensemble)
 
     def _first_rung(self, target: Target, contexts: Tensor | None, draws: Tensor | None) -> History:
         """Initialises the affine layer; ends the climb where it is good enough alone."""
@@ -157,6 +159,47 @@ class AutoFlow(FlowGuide):
             return objective(flow, target, num, rows[index])
 
         return closure
+
+
+def ensemble_points(given: Given, target: Target) -> Tensor:
+    r"""An ensemble in unconstrained space, angles in :math:`[-\pi, \pi)`.
+
+    Arguments:
+        given: Constrained draws ``{site: (M, ...)}``, unconstrained points ``(M, d)``, or a
+            callable of the target that returns such; at K contexts with a leading dimension K.
+        target: Of the draws, at its contexts where there are any.
+
+    Returns:
+        ``(M, d)``, or ``(K, M, d)``.
+
+    Raises:
+        ValueError: The draws are no such thing, not finite, or all the same.
+    """
+    draws = given(target) if callable(given) else given
+    if not isinstance(draws, Tensor | Mapping):
+        raise ValueError(
+            f"the ensemble must be draws {{site: (M, ...)}} or points (M, {target.dim}), got "
+            f"{type(draws).__name__}"
+        )
+    points = draws if isinstance(draws, Tensor) else target.pack(draws)
+    leading = () if target.contexts is None else (len(target.contexts),)
+    fits = points.dim() == len(leading) + 2 and points.shape[: len(leading)] == leading
+    if not fits or points.shape[-1] != target.dim or points.shape[-2] < 2:
+        wanted = "".join(f"{count}, " for count in leading)
+        raise ValueError(
+            f"the ensemble has shape {tuple(points.shape)}, expected ({wanted}M, {target.dim}): "
+            f"M > 1 draws{' at each of the contexts' if leading else ''}"
+        )
+    bad = int((~torch.isfinite(points)).any(-1).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} draws of the ensemble are not finite, or on the edge of a site's support: "
+            f"leave them out"
+        )
+    rows = points.flatten(0, -2)
+    if bool((rows == rows[0]).all()):
+        raise ValueError(f"all {len(rows)} draws of the ensemble are the same")
+    return target.wrap(points.to(target.device, target.dtype))
 
 
 def check_recipe(flow: object) -> None:

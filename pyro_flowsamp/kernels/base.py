@@ -281,11 +281,7 @@ class FlowKernel(MCMCKernel):
 
         Flows that know of angles never leave it; any other would see a density without end.
         """
-        log_p = self.target.log_prob(x)
-        if not self.target.circular:
-            return log_p
-        outside = ((x.abs() > pi) & self.target.angles).any(-1)
-        return torch.where(outside, -torch.inf, log_p)
+        return on_one_period(self.target, x)
 
     def _flow_starts(self, num_chains: int) -> Tensor:
         """Independent draws of the flow, redrawn where the target has no density."""
@@ -335,6 +331,7 @@ class FlowKernel(MCMCKernel):
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Binds the model to its arguments and begins a new chain; trains nothing yet."""
         self.bind(*args, **kwargs)
+        self._proposal = None  # the guide may have learnt more since
         self._begin_chain()
         self._warmup_steps = warmup_steps
         if self._user_start:
@@ -390,12 +387,7 @@ class FlowKernel(MCMCKernel):
 
     def proposal_diagnostics(self) -> dict[str, float]:
         """How good the frozen flow is, on 4096 fresh draws; at several contexts, at the worst."""
-        found = self.proposal.quality(lambda x: self.log_prob(x).detach())
-        return {
-            "importance ess": float(found.ess.min()),
-            "pareto k": float(found.pareto_k.max()),
-            "log q gap": found.gap,
-        }
+        return proposal_diagnostics(self.proposal, self.target)
 
     def __getstate__(self) -> dict[str, Any]:
         """Targets, states and proposals stay behind; ``setup`` makes them again."""
@@ -404,6 +396,25 @@ class FlowKernel(MCMCKernel):
             state[name] = None
         state.update(_args=(), _kwargs={})
         return state
+
+
+def on_one_period(target: Target, x: Tensor) -> Tensor:
+    r"""A target's log density ``(N,)``, :math:`-\infty` at angles outside [−π, π]."""
+    log_p = target.log_prob(x)
+    if not target.circular:
+        return log_p
+    outside = ((x.abs() > pi) & target.angles).any(-1)
+    return torch.where(outside, -torch.inf, log_p)
+
+
+def proposal_diagnostics(proposal: Proposal, target: Target) -> dict[str, float]:
+    """How good a proposal is for a target, see :meth:`FlowKernel.proposal_diagnostics`."""
+    found = proposal.quality(lambda x: on_one_period(target, x).detach())
+    return {
+        "importance ess": float(found.ess.min()),
+        "pareto k": float(found.pareto_k.max()),
+        "log q gap": found.gap,
+    }
 
 
 def statistics(state: KernelState, info: StepInfo) -> dict[str, Tensor]:
