@@ -153,39 +153,49 @@ class _Imputed(Messenger):
 
     ``pyro.sample("y", fn, obs=data, obs_mask=mask)`` draws "y_unobserved" for every datum, uses it
     where ``mask`` is false, and leaves it without a density elsewhere: a posterior that is improper
-    in coordinates on which nothing depends. With the density of ``fn`` there, they integrate to
-    one, and all else is as it was. NaN among the data, masked, would make all gradients NaN: their
-    place takes a datum that is not.
+    in coordinates on which nothing depends. With the density of ``fn`` there, whatever the scale of
+    the rest, they integrate to one, and all else is as it was. (What a mask around both hides stays
+    hidden.) NaN among the data, masked, would make all gradients NaN: their place takes a point of
+    the support.
     """
 
     def __enter__(self) -> Any:
-        self._observed: set[str] = set()
+        self._shown: dict[str, Tensor] = {}
         return super().__enter__()
 
     def _pyro_sample(self, msg: Any) -> None:
         stem, _, kind = msg["name"].rpartition("_")
-        if kind == "observed" and isinstance(msg["mask"], Tensor):
-            self._observed.add(stem)
-            msg["infer"] = {**msg["infer"], _DATA: msg["value"]}
-            msg["value"] = _filled(msg["value"], msg["mask"], msg["fn"].event_dim)
-        elif kind == "unobserved" and stem in self._observed:
-            msg["mask"] = None
+        mask, scale, value = msg["mask"], msg["scale"], msg["value"]
+        if not isinstance(mask, Tensor):
+            return
+        if kind == "observed" and isinstance(value, Tensor):
+            self._shown[stem] = mask
+            msg["infer"] = {**msg["infer"], _DATA: value}
+            msg["value"] = _filled(value, mask, msg["fn"])
+        elif kind == "unobserved" and stem in self._shown:
+            shown = self._shown[stem]
+            msg["mask"] = shown | mask
+            if isinstance(scale, Tensor) or scale != 1:
+                msg["scale"] = torch.where(shown & ~mask, 1.0, scale)
 
 
-def _filled(data: Tensor, shown: Tensor, event_dim: int) -> Tensor:
-    """The first datum that is shown in place of each NaN that is not."""
-    batch = torch.broadcast_shapes(data.shape[: data.dim() - event_dim], shown.shape)
-    data = data.expand(batch + data.shape[data.dim() - event_dim :])
-    shown = shown.expand(batch)
-    index = shown.reshape(-1).int().argmax(keepdim=True)
-    first = data.reshape(-1, *data.shape[len(batch) :]).index_select(0, index)[0]
-    hidden = ~shown.reshape(batch + (1,) * event_dim)
-    return torch.where(hidden & data.isnan(), first, data)
+def _filled(data: Tensor, shown: Tensor, fn: Any) -> Tensor:
+    """A point of the support in place of each NaN that is not shown."""
+    if not data.is_floating_point():
+        return data
+    hidden = ~shown.reshape(shown.shape + (1,) * fn.event_dim)
+    try:
+        transform = biject_to(fn.support)
+        inside = transform(data.new_zeros(transform.inverse_shape(fn.event_shape)))
+    except NotImplementedError:  # discrete
+        inside = data.new_zeros(fn.event_shape)
+    return torch.where(hidden & data.isnan(), inside, data)
 
 
 def signature_of(model: Callable) -> inspect.Signature:
-    """A model's own, also where it is a module."""
-    return inspect.signature(model.forward if isinstance(model, torch.nn.Module) else model)
+    """A model's own, also where it is a module, or wrapped."""
+    plain = inspect.unwrap(model)
+    return inspect.signature(plain.forward if isinstance(plain, torch.nn.Module) else plain)
 
 
 def named_arguments(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
@@ -195,19 +205,21 @@ def named_arguments(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any
         ValueError: One of them cannot be given by name.
     """
     bound = signature_of(model).bind_partial(*args, **kwargs)
+    kinds = {name: p.kind for name, p in bound.signature.parameters.items()}
+    nameless = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY
+    for name in bound.arguments:
+        if kinds[name] in nameless:
+            raise ValueError(
+                f"a model that is conditional on some of its arguments needs names for all: "
+                f"'{name}' is positional only"
+            )
     bound.apply_defaults()
     named: dict[str, Any] = {}
-    for name, parameter in bound.signature.parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            named.update(bound.arguments[name])
-        elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
-            if bound.arguments.get(name, ()) != ():
-                raise ValueError(
-                    f"a model that is conditional on some of its arguments needs names for all: "
-                    f"'{name}' is positional only"
-                )
-        elif name in bound.arguments:
-            named[name] = bound.arguments[name]
+    for name, value in bound.arguments.items():
+        if kinds[name] is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        elif kinds[name] not in nameless:
+            named[name] = value
     return named
 
 
@@ -229,6 +241,11 @@ def _check_supported(trace: Trace) -> None:
                     f"density is random, and no exact sampler can use it. Remove subsample_size."
                 )
     for node in _latent_nodes(trace):
+        if is_discrete(node["fn"]) and node["infer"].get("enumerate") == "sequential":
+            raise ValueError(
+                f"site '{node['name']}' asks to be enumerated sequentially: here all its states go "
+                f"at once, enumerate='parallel'."
+            )
         if is_discrete(node["fn"]) and not node["fn"].has_enumerate_support:
             raise ValueError(
                 f"site '{node['name']}' is discrete ({type(node['fn']).__name__}) and cannot be "
@@ -291,7 +308,8 @@ def inspect_model(model: Callable, args: tuple, kwargs: dict) -> Prototype:
     if not continuous:
         raise ValueError("the model has no continuous latent site: there is nothing to sample.")
     if len(continuous) < len(nodes):
-        _check_declared(trace)
+        with pyro.validation_enabled(False):
+            _check_declared(trace)
     dims = [f.dim for n in trace.nodes.values() for f in n.get("cond_indep_stack", ()) if f.dim]
     return Prototype(
         sites=[_site(n) for n in continuous],

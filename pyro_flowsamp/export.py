@@ -144,6 +144,10 @@ def _target(run: Any) -> Target | None:
         known = kernel.target
     except (AttributeError, RuntimeError):  # a kernel of Pyro's, or set up in other processes
         known = None
+    guide: Any = getattr(kernel, "guide", None)
+    if known is None and getattr(guide, "context_names", None):
+        guide.attach(kernel.model)
+        return guide.bind(*run._args, **run._kwargs)
     if kernel.model is None or (known is not None and known.contexts is not None):
         return known
     return Target.from_model(kernel.model, *run._args, **run._kwargs)

@@ -129,7 +129,7 @@ class VectorizedMCMC:
         """
         if self._state is None:
             raise RuntimeError("there is no run to go on from: call run(...) first")
-        if self.kernel.proposal is not self._proposal:
+        if self.kernel._proposal is not self._proposal:
             raise RuntimeError(
                 "the kernel has made another run since, with a flow and step sizes of its own: a "
                 "run that shall go on needs a kernel for itself"
@@ -251,7 +251,7 @@ class VectorizedMCMC:
         """Effective sample size and R-hat by site, and how the kernel fared.
 
         Chains that all sit in one mode have R-hat 1: read the importance ESS and Pareto k too.
-        (A run that was pickled knows its flow no more, and leaves these out.)
+        (A run that was pickled or copied knows its flow no more, and leaves these out.)
 
         Raises:
             ValueError: There are fewer than four draws a chain.
@@ -273,11 +273,10 @@ class VectorizedMCMC:
         return proposal_diagnostics(self._proposal, self.target)
 
     def _check_enough(self) -> None:
-        draws = next(iter(self.get_samples(group_by_chain=True).values())).shape[1]
-        if draws < FEWEST_DRAWS:
+        if self.num_samples < FEWEST_DRAWS and self._samples is not None:
             raise ValueError(
                 f"effective sample sizes and R-hat need {FEWEST_DRAWS} draws a chain, there are "
-                f"{draws}: draw more by resume(...), or look at get_samples() and statistics"
+                f"{self.num_samples}: draw more by resume(...), or look at get_samples()"
             )
 
     def summary(self, prob: float = 0.9) -> None:

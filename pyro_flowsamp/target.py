@@ -521,14 +521,15 @@ def _warn_of_gradient(sites: Sequence[Site], density: Density, x: Tensor, c: Ten
             "any number in their place), as do torch.where and sqrt at 0.",
             stacklevel=5,
         )
-    flat = ((grad == 0) & finite).all(0)
+    angles = torch.tensor([s.circular for s in sites for _ in range(s.size)], device=grad.device)
+    flat = ((grad == 0) & finite).all(0) & ~angles
     if not bool(flat.any()):
         return
     parts = zip(sites, flat.split([s.size for s in sites]))
     found = ", ".join(f"{int(f.sum())} of '{s.name}'" for s, f in parts if bool(f.any()))
     warnings.warn(
-        f"the density does not depend on {found} (coordinates, at the points tried): the "
-        f"posterior is improper there. Give them a prior, or leave them out.",
+        f"the density does not depend on {found} (coordinates, at the two points tried): unless it "
+        f"ends somewhere, the posterior is improper there. Give them a prior, or leave them out.",
         stacklevel=5,
     )
 

@@ -8,6 +8,7 @@ worth having at :math:`e \ge` :data:`WORTH`, so that each chain must make :math:
 
 from __future__ import annotations
 
+import warnings
 from math import ceil, inf
 from typing import NamedTuple
 
@@ -118,7 +119,9 @@ def trial(
     run = VectorizedMCMC(
         kernel, TRIAL, WARMUP, len(starts), initial_params=params, disable_progbar=True
     )
-    run.run()
+    with warnings.catch_warnings():  # what fails is not chosen, and no guide of the user's
+        warnings.filterwarnings("ignore", "only .* of the proposals were accepted")
+        run.run()
     growth = max(1.0, num_chains / len(starts))  # of a step's cost: at most in proportion
     while not run.interrupted:
         pace = run.seconds["sampling"] / run.num_samples * growth

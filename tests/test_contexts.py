@@ -1,5 +1,6 @@
 """One flow over a range of a model's arguments, and chains at several of its values at once."""
 
+import pickle
 import warnings
 from functools import partial
 
@@ -351,10 +352,10 @@ def test_contexts_keep_their_precision():
     def model(t):
         pyro.sample("x", dist.Normal(t.new_zeros(()), t))
 
-    target = AutoFlow(model, context=["t"]).bind(t=torch.tensor(0.1, dtype=torch.double))
-    assert target.dtype == torch.double
-    x = torch.zeros(1, 1, dtype=torch.double)
-    assert float(target.log_prob(x)) == float(dist.Normal(x[0, 0], 0.1).log_prob(x[0, 0]))
+    t = torch.tensor([0.1, 0.7], dtype=torch.double)
+    guide = AutoFlow(model, context=["t"], options=FitOptions(2, progress=False))
+    guide.fit(t=t)
+    assert guide.bind(t=t).contexts[:, 0].equal(t)
 
 
 def test_a_run_keeps_its_contexts(guide):
@@ -371,3 +372,10 @@ def test_a_run_keeps_its_contexts(guide):
     first.run(**{name: values.reshape(3, *shape)})
     later.run(**{name: values[:2].reshape(2, *shape)})
     assert to_arviz(first).posterior.sizes["chain"] == 2
+
+
+def test_a_pickled_run_knows_its_contexts(guide):
+    run = VectorizedMCMC(IMH(scaled, guide=guide), 5, 5, 6, disable_progbar=True)
+    run.run(SCALES)
+    again = pickle.loads(pickle.dumps(run))
+    assert to_arviz(again).posterior.sizes == to_arviz(run).posterior.sizes

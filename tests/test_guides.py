@@ -328,7 +328,8 @@ def test_an_unpickled_guide_asks_for_its_model(guide, data):
         with pytest.raises(ValueError, match=r"guide.attach\(model\)"):
             use(*data)
     again.attach(conjugate)
-    again.fit(*data)
+    again(*data)
+    assert again.median().keys() == guide.median().keys() == copy.deepcopy(guide).median().keys()
 
 
 def test_a_state_without_a_flow():

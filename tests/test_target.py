@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer.mcmc.util import initialize_model
 from torch.testing import assert_close
 
@@ -227,6 +228,62 @@ def test_missing_vectors():
     assert_close(grad, torch.tensor([[4.0, 6.0] + [0.0] * 6]))
 
 
+@pytest.mark.parametrize("all_missing", [False, True])
+def test_missing_one_by_one(all_missing):
+    """Each datum a site of its own, as in a time series; what is missing has no neighbour."""
+    y = torch.tensor([1.0, torch.nan, 2.0])
+    mask = torch.zeros(3, dtype=torch.bool) if all_missing else ~y.isnan()
+
+    def model():
+        scale = pyro.sample("scale", dist.Exponential(1.0))
+        for t in range(3):
+            pyro.sample(f"y_{t}", dist.Exponential(scale), obs=y[t], obs_mask=mask[t])
+
+    x = torch.zeros(1, 4)
+    grad = Target.from_model(model).log_prob_and_grad(x)[1]
+    shown = 0.0 if all_missing else (1.0 - y[mask]).sum()
+    # d/du of u + (u - e^u) for the prior, of u - e^u y for data, and the same for what is imputed
+    assert_close(grad[0, 0], torch.tensor(0.0) + shown + 3 * (1 - x[0, 0].exp()))
+
+
+def test_missing_data_in_a_scale_and_a_mask():
+    """What is there counts twice, its imputed replicate once; what the outer mask hides, never."""
+    y, mask = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([True, True, False])
+    kept = torch.tensor([True, False, True])
+
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3), poutine.scale(scale=2.0), poutine.mask(mask=kept):
+            value = pyro.sample("y", dist.Normal(x, 1.0), obs=y, obs_mask=mask)
+        pyro.sample("w", dist.Normal(value.sum(), 1.0), obs=torch.tensor(0.5))
+
+    normal = dist.Normal(0.0, 1.0)
+    x = torch.randn(5, 4)
+    mean, rest = x[:, 0], x[:, 1:]
+    truth = normal.log_prob(mean) + 2 * normal.log_prob(y[0] - mean)
+    truth = truth + normal.log_prob(rest[:, 0] - mean) + 2 * normal.log_prob(rest[:, 2] - mean)
+    truth = truth + normal.log_prob(0.5 - (y[:2].sum() + rest[:, 2]))
+    with pytest.warns(UserWarning, match="does not depend on 1 of 'y_unobserved'"):
+        target = Target.from_model(model)
+    assert_close(target.log_prob(x), truth)
+
+
+def test_data_in_no_plate_beside_states():
+    """Values outside a support at the first look are no error, nor is a masked NaN."""
+
+    def model():
+        theta = pyro.sample("theta", dist.Gamma(2.0, 1.0))
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        pyro.sample("w", dist.Normal(z, 1.0), obs=torch.tensor(0.5))
+        pyro.sample("y", dist.Uniform(torch.zeros(()), theta), obs=torch.tensor(1.0))
+        with poutine.mask(mask=torch.tensor(False)):
+            pyro.sample("v", dist.Normal(z, 1.0), obs=torch.tensor(torch.nan))
+
+    for seed in range(10):
+        torch.manual_seed(seed)
+        Target.from_model(model)
+
+
 def test_flat_coordinates_are_warned_of():
     def model():
         pyro.sample("level", dist.ImproperUniform(dist.constraints.real, (), (2,)))
@@ -255,6 +312,11 @@ def noisy():
     pyro.sample("y", dist.Normal(x, 1.0), obs=torch.randn(()))
 
 
+def sequential():
+    z = pyro.sample("z", dist.Bernoulli(0.3), infer={"enumerate": "sequential"})
+    pyro.sample("x", dist.Normal(z, 1.0))
+
+
 def undeclared():
     z = pyro.sample("z", dist.Bernoulli(0.3))
     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
@@ -266,6 +328,7 @@ def undeclared():
     [
         (nothing, ValueError, "does not depend on any latent site"),
         (noisy, ModelStructureError, "the density is random"),
+        (sequential, ValueError, "'z' asks to be enumerated sequentially"),
         (undeclared, ValueError, "'y' has a density of shape .2,., whose dimension -1"),
     ],
 )

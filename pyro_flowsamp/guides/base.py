@@ -254,7 +254,8 @@ class FlowGuide(AutoContinuous):
                 f"this guide was built for the sites {self._sites}, the model has {sites}: make "
                 f"a new guide for it."
             )
-        elif (dtype := next(self.flow.parameters()).dtype) != target.dtype:
+        elif any(p.dtype != target.dtype for p in self.flow.parameters()):
+            (dtype,) = {p.dtype for p in self.flow.parameters()}
             raise ValueError(
                 f"this guide's flow is of {dtype}, the model's sites are {target.dtype}: make a "
                 f"new guide for it, or convert this one with guide.to({target.dtype})."
@@ -347,7 +348,7 @@ class FlowGuide(AutoContinuous):
         with pyro.validation_enabled(False), poutine.block():  # first values may be anywhere
             super()._setup_prototype(*args, **kwargs)
             self._create_plates(*args, **kwargs)  # NeuTraReparam wants them of one never called
-        if self.flow is None:
+        if self._last is None:
             self.bind(*args, **kwargs)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
@@ -401,7 +402,7 @@ class FlowGuide(AutoContinuous):
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As any module's; before the first use, kept until the flow has been built."""
         if self.flow is None:
-            if not any(name.startswith("flow.") for name in state_dict):
+            if strict and not any(name.startswith("flow.") for name in state_dict):
                 raise ValueError(
                     "this state holds no flow: the guide was saved before it was built, by fit "
                     "or its first use"
@@ -423,7 +424,7 @@ class FlowGuide(AutoContinuous):
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        made._source, made._model = self._source, self._model
+        made._source, made._model, made._last = self._source, self._model, self._last
         return made
 
     def attach(self, model: Callable) -> None:

@@ -181,7 +181,9 @@ def ensemble_points(given: Given, target: Target) -> Tensor:
             f"the ensemble must be draws {{site: (M, ...)}} or points (M, {target.dim}), got "
             f"{type(draws).__name__}"
         )
-    points = draws if isinstance(draws, Tensor) else target.pack(draws)
+    if isinstance(draws, Mapping):
+        draws = target.pack({name: torch.as_tensor(value) for name, value in draws.items()})
+    points = draws
     leading = () if target.contexts is None else (len(target.contexts),)
     fits = points.dim() == len(leading) + 2 and points.shape[: len(leading)] == leading
     if not fits or points.shape[-1] != target.dim or points.shape[-2] < 2:
