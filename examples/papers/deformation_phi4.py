@@ -264,8 +264,8 @@ lost a mode at N = 32, m = 1, and all of six much of their mass at N = 64 (in 70
 **N = 64** has two seeds in place of three. At m = .5 both flows have both phases, the smaller with
 two fifths of its mass; the weights put P, ⟨φ²⟩ and log Z right within 1.4 standard errors, at a
 reverse ESS of .06 and .30. At m = 1 the smaller phase has .0009 of the mass. One flow has found it
-(both ESS .82); the other has not, with a reverse ESS of .76 and P = 1: nothing in its weights tells,
-and annealing does not either ("evidence missed"). Only the forward ESS does, of exact draws.
+(both ESS .82); the other has not, with a reverse ESS of .76 and P = 1: nothing in its weights
+tells, and annealing does not either ("evidence missed"). Only the forward ESS of exact draws does.
 
 ![Histograms of the mean field](images/deformation_phi4.png)
 """
