@@ -240,13 +240,13 @@ def _check_supported(trace: Trace) -> None:
                     f"plate '{name}' subsamples {fn.subsample_size} of {fn.size} data: its "
                     f"density is random, and no exact sampler can use it. Remove subsample_size."
                 )
-    for node in _latent_nodes(trace):
-        if is_discrete(node["fn"]) and node["infer"].get("enumerate") == "sequential":
+    for node in filter(lambda node: is_discrete(node["fn"]), _latent_nodes(trace)):
+        if node["infer"].get("enumerate") == "sequential":
             raise ValueError(
                 f"site '{node['name']}' asks to be enumerated sequentially: here all its states go "
                 f"at once, enumerate='parallel'."
             )
-        if is_discrete(node["fn"]) and not node["fn"].has_enumerate_support:
+        if not node["fn"].has_enumerate_support:
             raise ValueError(
                 f"site '{node['name']}' is discrete ({type(node['fn']).__name__}) and cannot be "
                 f"enumerated: marginalise it by hand, or observe it."
@@ -339,6 +339,9 @@ class ModelDensity:
         args, kwargs: Its arguments.
         prototype: What :func:`inspect_model` found.
         context: Names of arguments that vary along the batch, given on each call.
+
+    Raises:
+        ValueError: The model has no such arguments, or others without names.
     """
 
     def __init__(
@@ -355,6 +358,11 @@ class ModelDensity:
         self.enumerated, self.conditioned = prototype.enumerated, prototype.conditioned
         if context:
             self.args, self.kwargs = (), named_arguments(model, args, kwargs)
+            unknown = [name for name in context if name not in self.kwargs]
+            if unknown:
+                raise ValueError(
+                    f"{unknown} are no arguments of the model, which has {list(self.kwargs)}"
+                )
 
     def _trace(self, model: Callable, values: Values, context: Values) -> Trace:
         with poutine.block(), _Imputed():

@@ -19,14 +19,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import identity_transform
 
-from ._model import (
-    ModelDensity,
-    ModelStructureError,
-    Site,
-    Values,
-    inspect_model,
-    named_arguments,
-)
+from ._model import ModelDensity, ModelStructureError, Site, Values, inspect_model
 
 __all__ = ["ModelStructureError", "Site", "Target"]
 
@@ -122,10 +115,6 @@ class Target:
         if self._model_density is None:
             raise ValueError("only a target made from a Pyro model has named arguments")
         program = self._model_density
-        known = named_arguments(program.model, program.args, program.kwargs)
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise ValueError(f"{unknown} are no arguments of the model, which has {list(known)}")
         return self._from_model(program.model, program.args, program.kwargs, names)
 
     def at(self, contexts: Tensor) -> Target:
@@ -175,9 +164,10 @@ class Target:
         points = torch.empty(2, sum(s.size for s in sites), dtype=dtype, device=device)
         row = [torch.as_tensor(program.kwargs[name]).reshape(1, -1) for name in context]
         c = torch.cat(row, -1).to(points).expand(2, -1) if context else None
-        batching = _choose({k: density(v) for k, v in ways.items()}, points.uniform_(-1, 1), c)
-        _warn_of_gradient(sites, density(ways[batching]), points, c)
-        target = cls(density(ways[batching]), sites, batching=batching, dtype=dtype, device=device)
+        evaluated = {name: density(way) for name, way in ways.items()}
+        batching, (value, grad) = _choose(evaluated, points.uniform_(-1, 1), c)
+        _warn_of_gradient(sites, value, grad)
+        target = cls(evaluated[batching], sites, batching=batching, dtype=dtype, device=device)
         target._model_density = program
         target.context_names = tuple(context)
         return target
@@ -209,7 +199,7 @@ class Target:
         ways: dict[str, Density] = {"vmap": vmapped, "loop": loop}
         point = torch.cat([prototype[s.name].reshape(-1) for s in sites]).detach()
         points = torch.stack([point, point + 0.1])
-        batching = _choose(ways, points, None)
+        batching, _ = _choose(ways, points, None)
         return cls(ways[batching], sites, batching=batching, dtype=first.dtype, device=first.device)
 
     @classmethod
@@ -510,9 +500,8 @@ def _close(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> bool:
     )
 
 
-def _warn_of_gradient(sites: Sequence[Site], density: Density, x: Tensor, c: Tensor | None) -> None:
+def _warn_of_gradient(sites: Sequence[Site], value: Tensor, grad: Tensor) -> None:
     """Warns of coordinates on which the density does not depend, hence improper, and of NaN."""
-    value, grad = _value_and_grad(density, x, c)
     finite = value.isfinite()[:, None]
     if bool((grad.isnan() & finite).any()):
         warnings.warn(
@@ -534,8 +523,14 @@ def _warn_of_gradient(sites: Sequence[Site], density: Density, x: Tensor, c: Ten
     )
 
 
-def _choose(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> str:
-    """The first way of batching that agrees with the last (the loop) on ``points``."""
+def _choose(
+    ways: dict[str, Density], points: Tensor, c: Tensor | None
+) -> tuple[str, tuple[Tensor, Tensor]]:
+    """The first way of batching that agrees with the last (the loop) on ``points``.
+
+    Returns:
+        Its name, and density and gradient there.
+    """
     *fast, (slow_name, slow) = ways.items()
     reference = _value_and_grad(slow, points, c)
     if not _close(_value_and_grad(slow, points, c), reference):
@@ -555,7 +550,7 @@ def _choose(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> str:
             )
             continue
         if _close(result, reference):
-            return name
+            return name, reference
         reasons.append(f"{name}: its densities differ from the loop's")
     warnings.warn(
         f"the density is evaluated point by point, in a Python loop ({'; '.join(reasons)}). "
@@ -563,4 +558,4 @@ def _choose(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> str:
         f"tensors, .item() or in-place writes.",
         stacklevel=4,
     )
-    return slow_name
+    return slow_name, reference

@@ -361,16 +361,9 @@ def test_contexts_keep_their_precision():
 def test_a_run_keeps_its_contexts(guide):
     """Whatever its kernel has done since."""
     kernel = IMH(guide=guide)
-    first, later = (
-        VectorizedMCMC(kernel, 5, 5, 6, disable_progbar=True),
-        VectorizedMCMC(kernel, 5, 5, 6, disable_progbar=True),
-    )
-    name = guide.context_names[0]
-    low, high = guide._learnt.low, guide._learnt.high
-    values = torch.stack([low.lerp(high, s) for s in (0.2, 0.5, 0.8)])
-    shape = guide._learnt.shapes[name]
-    first.run(**{name: values.reshape(3, *shape)})
-    later.run(**{name: values[:2].reshape(2, *shape)})
+    first, later = (VectorizedMCMC(kernel, 5, 5, 6, disable_progbar=True) for _ in range(2))
+    first.run(SCALES)
+    later.run(SCALES[:2])
     assert to_arviz(first).posterior.sizes["chain"] == 2
 
 

@@ -288,7 +288,7 @@ def test_a_guide_never_fitted_in_plates():
 
 @pytest.mark.parametrize("num", [1, 3])
 def test_medians_in_plates(num):
-    """E[level | y] = (I + 11ᵀ + I)⁻¹ …: by linear algebra."""
+    """E[level | y] = Σ (Σ + I)⁻¹ y, where Σ = I + 11ᵀ."""
     y = torch.arange(float(num)) + 1
     guide = AutoFlow(grouped, options=FitOptions(max_steps=200, progress=False))
     guide.fit(y)

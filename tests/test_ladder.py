@@ -1,6 +1,7 @@
 """sample(): right whatever kernel it chooses, and it chooses what pays."""
 
 import warnings
+from math import inf
 from time import perf_counter
 
 import models
@@ -362,3 +363,17 @@ def test_modes_that_part_along_the_diagonal_only():
     sign = torch.randint(2, (200, 1, 1)).double() * 2 - 1
     x = torch.randn(200, 40, 50) + 0.3 * sign
     assert trial.worth(x) < 2 / 40 < trial.worth(x[..., :1]) / 2
+
+
+def test_a_trial_of_a_bad_flow_is_silent():
+    """It is not chosen; whoever runs such a kernel is told."""
+    target = Target.from_energy(lambda x: 50 * (x - 3).square().sum(-1), 8)
+    guide = pf.AutoFlow(target)
+    guide.bind()
+    guide.trained = True
+    starts = 3 + 0.1 * torch.randn(256, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rung = trial.trial("IMH", pf.IMH(guide=guide), target, starts, 256, 100, inf)
+    assert not rung.reliable
+    assert float(rung.run.statistics["accepted"].double().mean()) < 0.01

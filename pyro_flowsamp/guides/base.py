@@ -254,11 +254,10 @@ class FlowGuide(AutoContinuous):
                 f"this guide was built for the sites {self._sites}, the model has {sites}: make "
                 f"a new guide for it."
             )
-        elif any(p.dtype != target.dtype for p in self.flow.parameters()):
-            (dtype,) = {p.dtype for p in self.flow.parameters()}
+        elif others := {p.dtype for p in self.flow.parameters()} - {target.dtype}:
             raise ValueError(
-                f"this guide's flow is of {dtype}, the model's sites are {target.dtype}: make a "
-                f"new guide for it, or convert this one with guide.to({target.dtype})."
+                f"this guide's flow is of {others.pop()}, the model's sites are {target.dtype}: "
+                f"make a new guide for it, or convert this one with guide.to({target.dtype})."
             )
 
     # ---- context ------------------------------------------------------------------------------
@@ -371,9 +370,10 @@ class FlowGuide(AutoContinuous):
     @torch.no_grad()
     def _sampled(self, num: int, args: tuple, kwargs: dict) -> Values:
         if args or kwargs or self._last is None:
-            self.bind(*args, **kwargs)
-        assert self._last is not None
-        return self._last[1].unpack(self.get_posterior(*args, **kwargs).sample((num,)))
+            target = self.bind(*args, **kwargs)
+        else:
+            _, target = self._last
+        return target.unpack(self.get_posterior(*args, **kwargs).sample((num,)))
 
     def median(self, *args: Any, **kwargs: Any) -> Values:
         """Each site's element-wise median, from 4096 draws (a flow has no closed form)."""
