@@ -22,8 +22,10 @@ variance, and no bias. Three estimators:
 
 - ``"particles"``: the evidence of :math:`q^*` from fresh particles, weighted, resampled and moved
   along the frozen path; unbiased whatever the flow is worth, its standard error from islands.
-- ``"density"``: the mean of :math:`h p / q` over the flow's own draws, by its exact density;
-  unbiased too, but where the flow has thinner tails than :math:`q^*` the error is not to be
+- ``"density"``: the mean of :math:`w = h p / q` over the flow's own draws, by its exact density;
+  unbiased too. Draws cannot tell what the flow never visits, so its standard error is the larger of
+  theirs and of what particles of :math:`q^*` say, for which :math:`\mathrm{Var}_q(w) / Z^2 =
+  \mathbb E_{q^*}[w / Z] - 1`. Where tails are thinner than those of :math:`q^*`, neither is to be
   believed: that is what the Pareto k beside it says.
 - ``"ratio"``: :math:`\mathbb E_{f_K}[h\,p / f_K]` over particles of :math:`f_K`, with the log ratio
   of start and end by classifiers between neighbours, see :mod:`pyro_flowsamp.density_ratio`.
@@ -46,6 +48,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from math import log, nan
 from typing import Any, NamedTuple
 
@@ -95,7 +98,7 @@ class ImportanceEstimate:
         estimates: By each estimator asked for, in that order.
         evaluations: Densities of p asked for, training included.
         clouds: Weighted particles of :math:`h\,p`, for a signed h of :math:`h^+ p` and
-            :math:`h^- p`; none without the estimator "particles".
+            :math:`h^- p`; none for the estimator "ratio" alone.
     """
 
     estimates: dict[str, Estimate]
@@ -130,12 +133,22 @@ class ImportanceEstimate:
 # ---- evidences ----------------------------------------------------------------------------------
 
 
-class Path(NamedTuple):
-    r"""A trained path from the start to :math:`h_\epsilon\,\tilde p`, and h."""
+@dataclass(frozen=True)
+class Path:
+    r"""A trained path from the start to :math:`h_\epsilon\,\tilde p`, h, and how it is sampled."""
 
     target: Target
     part: Integrand
     guide: AutoAnnealingFlow
+    num: int
+    islands: int
+
+    @cached_property
+    def cloud(self) -> Cloud:
+        r"""Fresh weighted particles of :math:`h\,\tilde p`."""
+        cloud = self.guide.particles(self.num, islands=self.islands)
+        log_w = cloud.log_w + self.correction(cloud.x).view_as(cloud.log_w)
+        return cloud._replace(log_w=log_w)
 
     @torch.no_grad()
     def log_h(self, x: Tensor) -> Tensor:
@@ -155,31 +168,59 @@ class Path(NamedTuple):
 
 
 class Weights(NamedTuple):
-    r"""Log weights ``(G, n)`` of independent groups, the mean of each of which estimates Z."""
+    r"""Log weights ``(G, n)`` of independent groups, the mean of each of which estimates Z.
+
+    Attributes:
+        log_w: The weights.
+        pareto_k: The shape of their tail.
+        relative_error: Of their mean, where that is known from elsewhere.
+    """
 
     log_w: Tensor
     pareto_k: float
-    cloud: Cloud | None = None
+    relative_error: Tensor | float = 0.0
 
 
-def _by_particles(path: Path, num: int, islands: int) -> Weights:
-    cloud = path.guide.particles(num, islands=islands)
-    cloud = cloud._replace(log_w=cloud.log_w + path.correction(cloud.x).view_as(cloud.log_w))
-    log_w = cloud.log_w + cloud.log_z[:, None]
-    return Weights(log_w, pareto_k(log_w), cloud)
+def _by_particles(path: Path) -> Weights:
+    log_w = path.cloud.log_w + path.cloud.log_z[:, None]
+    return Weights(log_w, pareto_k(log_w))
 
 
 @torch.no_grad()
-def _by_density(path: Path, num: int, islands: int) -> Weights:
+def _by_density(path: Path) -> Weights:
     assert path.guide.flow is not None
-    x, log_q = path.guide.flow(None).rsample_and_log_prob((num,))
+    flow = path.guide.flow(None)
+    x, log_q = flow.rsample_and_log_prob((path.num,))
     log_w = path.target.log_prob(x).double() + path.log_h(x) - log_q.double()
-    return Weights(log_w.unflatten(0, (islands, -1)), pareto_k(log_w))
+    return Weights(
+        log_w.unflatten(0, (path.islands, -1)), pareto_k(log_w), _error_at_particles(path, flow)
+    )
 
 
-def _by_ratio(path: Path, num: int, islands: int) -> Weights:
+def _error_at_particles(path: Path, flow: Distribution) -> Tensor:
+    r"""Relative error of the mean weight of n draws, by particles of :math:`q^* = h\,p / Z`.
+
+    .. math:: \frac{\mathrm{Var}_q(w)}{n Z^2} = \frac{\mathbb E_{q^*}[w / Z] - 1}{n},
+              \qquad w = h\,p / q
+
+    Particles are also where the flow has no draws. What weighs more than :math:`n Z` counts as
+    :math:`n Z`: of such weights n draws would see none (Chatterjee & Diaconis, 2018,
+    https://arxiv.org/abs/1511.01437), and are short by the mass that they have.
+    """
+    cloud = path.cloud
+    mass = (cloud.log_w + cloud.log_z[:, None]).flatten()
+    log_z = mass.logsumexp(0) - log(len(mass))
+    log_w = path.target.log_prob(cloud.x).double() + path.log_h(cloud.x)
+    excess = torch.nan_to_num(
+        (log_w - flow.log_prob(cloud.x).double() - log_z).exp(), nan=torch.inf
+    )
+    mean = (mass.softmax(0) * excess.clamp(max=path.num)).sum()
+    return ((mean - 1).clamp(min=0) / path.num).sqrt()
+
+
+def _by_ratio(path: Path) -> Weights:
     relaxed = path.guide.bind()
-    states = [resample(c, torch.inf).state for c in path.guide.trail(relaxed, num, GROUPS)]
+    states = [resample(c, torch.inf).state for c in path.guide.trail(relaxed, path.num, GROUPS)]
     x = torch.stack([state.x for state in states]).unflatten(1, (GROUPS, -1))
     phi = torch.stack([state.log_ratio for state in states]).unflatten(1, (GROUPS, -1))
     betas = x.new_tensor(sorted({0.0, *(report.beta for report in path.guide.reports)}))
@@ -202,7 +243,7 @@ class Part(NamedTuple):
 
 def _evidence(weights: Weights) -> Part:
     log_z, error = log_evidence(weights.log_w.logsumexp(-1) - log(weights.log_w.shape[-1]))
-    return Part(log_z, error, weights.pareto_k)
+    return Part(log_z, error.clamp(min=weights.relative_error), weights.pareto_k)
 
 
 def _check_options(annealing: dict[str, Any]) -> None:
@@ -219,7 +260,9 @@ def _check_options(annealing: dict[str, Any]) -> None:
     AutoAnnealingFlow(lambda: None, **annealing)
 
 
-def _anneal(source: Source, part: Integrand, annealing: dict[str, Any]) -> Path:
+def _anneal(
+    source: Source, part: Integrand, *, num: int, islands: int, annealing: dict[str, Any]
+) -> Path:
     p = source.target
 
     def energy(x: Tensor) -> Tensor:
@@ -228,7 +271,7 @@ def _anneal(source: Source, part: Integrand, annealing: dict[str, Any]) -> Path:
     relaxed = Target.from_energy(energy, p.dim, dtype=p.dtype, device=p.device)
     guide = _AnnealingFlow(relaxed, start=source.start, **annealing)
     guide.fit()
-    return Path(p, part, guide)
+    return Path(p, part, guide, num, islands)
 
 
 class _AnnealingFlow(AutoAnnealingFlow):
@@ -314,14 +357,13 @@ def importance_flow(
     source = source_of(model, args, data, guide)
     with torch.no_grad():
         parts = integrands(source, h, event, signed)
-    paths = [_anneal(source, part, annealing) for part in parts]
-    below = None if source.normalised else _anneal(source, ONE, annealing)
+    anneal = partial(_anneal, source, num=num_samples, islands=islands, annealing=annealing)
+    paths = [anneal(part) for part in parts]
+    below = None if source.normalised else anneal(ONE)
     estimates: dict[str, Estimate] = {}
-    clouds: tuple[Cloud, ...] = ()
     for name in estimators:
         estimate = ESTIMATORS[name]
-        above = [estimate(path, num_samples, islands) for path in paths]
-        bottom = None if below is None else _evidence(estimate(below, num_samples, islands))
-        estimates[name] = _combined([_evidence(weights) for weights in above], bottom)
-        clouds += tuple(weights.cloud for weights in above if weights.cloud is not None)
+        bottom = None if below is None else _evidence(estimate(below))
+        estimates[name] = _combined([_evidence(estimate(path)) for path in paths], bottom)
+    clouds = () if set(estimators) == {"ratio"} else tuple(path.cloud for path in paths)
     return ImportanceEstimate(estimates, source.target.evaluations - source.already, clouds)

@@ -1,6 +1,7 @@
 """importance_flow: exact truths by every estimator, posteriors, signs, bad flows and bad input."""
 
 from math import exp
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -84,10 +85,12 @@ def gauss_model(y):
     pyro.sample("s", dist.LogNormal(0.0, 1.0))
 
 
+TAIL = float(torch.special.ndtr(torch.tensor((0.25 - 8) / 2**0.5, dtype=torch.float64)))
+
+
 def test_a_posterior_is_a_ratio_of_evidences():
     """P(x₁ + x₂ + log s > 8 | y), of constrained sites by their names."""
     y = torch.tensor([1.0, -0.5])
-    truth = float(torch.special.ndtr(torch.tensor((0.25 - 8) / 2**0.5, dtype=torch.float64)))
     found = importance_flow(
         gauss_model,
         None,
@@ -96,7 +99,7 @@ def test_a_posterior_is_a_ratio_of_evidences():
         estimators=ALL,
         **SMALL,
     )
-    check(found, truth)
+    check(found, TAIL)
     assert found.relative_error < 0.05
 
 
@@ -142,6 +145,44 @@ def test_bad_flows_stay_unbiased(monkeypatch):
         scores += [z_score(estimate, truth) for estimate in believed]
         assert found.pareto_k < 0.7 and found.relative_error < 0.2
     assert max(abs(score) for score in scores) < 4.5
+
+
+def known_path(draws, target, num):
+    """A path whose particles are exact draws."""
+    cloud = SimpleNamespace(x=draws, log_w=torch.zeros(2, len(draws) // 2), log_z=torch.zeros(2))
+    return SimpleNamespace(cloud=cloud, target=target, log_h=lambda x: torch.zeros(len(x)), num=num)
+
+
+@pytest.mark.parametrize("wider", [1.0, 1.5, 3.0])
+def test_a_density_has_the_error_that_draws_have(wider):
+    """∫ p²/q = s² / √(2s² - 1) for standard normals p and q of standard deviation s."""
+    p, q = normal(1), dist.Normal(torch.zeros(1), wider).to_event(1)
+    target = Target.from_energy(lambda x: -p.log_prob(x), 1)
+    path = known_path(p.sample((40_000,)), target, 1000)
+    variance = wider**2 / (2 * wider**2 - 1) ** 0.5 - 1
+    error = float(expectation._error_at_particles(path, q))
+    assert error == pytest.approx((variance / 1000) ** 0.5, rel=0.05, abs=1e-5)
+
+
+def test_a_density_knows_of_what_the_flow_never_visits():
+    """A tenth of the mass is at 40, where q underflows: 1000 draws are short by as much."""
+    where = torch.where(torch.rand(40_000, 1) < 0.1, 40.0, 0.0)
+    both = dist.MixtureSameFamily(
+        dist.Categorical(torch.tensor([0.9, 0.1])),
+        dist.Normal(torch.tensor([[0.0], [40.0]]), 1.0).to_event(1),
+    )
+    target = Target.from_energy(lambda x: -both.log_prob(x), 1)
+    path = known_path(where + torch.randn(40_000, 1), target, 1000)
+    error = float(expectation._error_at_particles(path, normal(1)))
+    assert error == pytest.approx(0.1**0.5, rel=0.05)
+
+
+def test_a_density_that_misses_much_says_so():
+    """A flow hardly trained, that misses an eighth of the event: nothing in its draws tells."""
+    pyro.set_rng_seed(2)
+    y, event = torch.tensor([1.0, -0.5]), lambda sites: sites["x"].sum(-1) + sites["s"].log() - 8
+    found = importance_flow(gauss_model, None, y, event=event, **SMALL)
+    assert abs(z_score(found.estimates["density"], TAIL)) < 4.5
 
 
 # ---- what it refuses ----------------------------------------------------------------------------
