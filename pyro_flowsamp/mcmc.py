@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from numbers import Integral
 from time import perf_counter
 from typing import Any
 
@@ -23,6 +24,14 @@ __all__ = ["VectorizedMCMC"]
 FEWEST_DRAWS = 4  #: a chain, for effective sample sizes and R-hat
 LEAST_ACCEPTED = 0.01  #: share of proposals, below which a run warns
 FEWEST_PROPOSALS = 300  #: by which that can be told
+
+
+def _check_counts(least: int = 1, **counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, Integral):
+            raise ValueError(f"{name} must be a whole number, got {value}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 class VectorizedMCMC:
@@ -51,7 +60,8 @@ class VectorizedMCMC:
         seconds: Wall-clock time of the run's "training", "warmup" and "sampling".
 
     Raises:
-        ValueError: A count is out of range, or a name in ``save_params`` is not a site.
+        ValueError: A count is no whole number or out of range, or a name in ``save_params`` is not
+            a site.
     """
 
     def __init__(
@@ -66,14 +76,9 @@ class VectorizedMCMC:
         save_params: Sequence[str] | None = None,
         disable_progbar: bool = False,
     ) -> None:
-        for name, value, least in (
-            ("num_samples", num_samples, 1),
-            ("warmup_steps", warmup_steps or 0, 0),
-            ("num_chains", num_chains, 1),
-            ("thin", thin, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        _check_counts(num_samples=num_samples, num_chains=num_chains, thin=thin)
+        if warmup_steps is not None:
+            _check_counts(0, warmup_steps=warmup_steps)
         self.kernel, self._asked = kernel, (num_samples, num_chains, thin)
         self.num_samples, self.num_chains, self.thin = self._asked
         self.warmup_steps = num_samples if warmup_steps is None else warmup_steps
@@ -134,8 +139,7 @@ class VectorizedMCMC:
                 "the kernel has made another run since, with a flow and step sizes of its own: a "
                 "run that shall go on needs a kernel for itself"
             )
-        if num_samples < 1 or thin < 1:
-            raise ValueError(f"counts must be at least 1, got {num_samples} and {thin}")
+        _check_counts(num_samples=num_samples, thin=thin)
         clock = perf_counter()
         with pyro.validation_enabled(False):
             state = self._state

@@ -394,10 +394,11 @@ def test_ensembles_that_either_guide_refuses(train, ensemble, message):
         conjugate_draws(50),
         torch.randn(50, 2),
         torch.randn(50, 2, dtype=torch.double),
+        torch.randn(50, 2).numpy(),
         lambda target: conjugate_draws(50),
         lambda target: torch.randn(50, target.dim),
     ],
-    ids=["draws", "points", "of another type", "made draws", "made points"],
+    ids=["draws", "points", "of another type", "of numpy", "made draws", "made points"],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_ensembles_that_either_guide_takes(train, ensemble):

@@ -205,6 +205,8 @@ def test_initial_params_of_no_density():
         ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
         ({"warmup_steps": -1}, "warmup_steps must be at least 0, got -1"),
         ({"thin": 0}, "thin must be at least 1, got 0"),
+        ({"num_samples": 10.5}, "num_samples must be a whole number, got 10.5"),
+        ({"warmup_steps": 2.0}, "warmup_steps must be a whole number, got 2.0"),
     ],
 )
 def test_counts(options, text):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from numpy import ndarray
 from torch import Tensor, nn
 
 from ..flows import RECIPES, LayeredFlow
@@ -25,7 +26,7 @@ NUM_STARTS = 128  #: over-dispersed points from which the Gaussian is sought
 TRUSTED_K = 0.5  #: Pareto k below which weights have a variance, so that their ESS can be trusted
 MAX_COMPONENTS = 16  #: of the latent Gaussian mixture, where there is an ensemble to fit it to
 
-Draws = Mapping[str, Tensor] | Tensor
+Draws = Mapping[str, Tensor] | Tensor | ndarray
 Given = Callable[[Target], Draws] | Draws  #: as an ensemble
 
 
@@ -176,14 +177,14 @@ def ensemble_points(given: Given, target: Target) -> Tensor:
         ValueError: The draws are no such thing, not finite, or all the same.
     """
     draws = given(target) if callable(given) else given
-    if not isinstance(draws, Tensor | Mapping):
+    if not isinstance(draws, Tensor | ndarray | Mapping):
         raise ValueError(
             f"the ensemble must be draws {{site: (M, ...)}} or points (M, {target.dim}), got "
             f"{type(draws).__name__}"
         )
     if isinstance(draws, Mapping):
         draws = target.pack({name: torch.as_tensor(value) for name, value in draws.items()})
-    points = draws
+    points = torch.as_tensor(draws)
     leading = () if target.contexts is None else (len(target.contexts),)
     fits = points.dim() == len(leading) + 2 and points.shape[: len(leading)] == leading
     if not fits or points.shape[-1] != target.dim or points.shape[-2] < 2:
