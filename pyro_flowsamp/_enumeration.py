@@ -27,13 +27,21 @@ def transpose(a: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def einsum(equation: str, *operands: Tensor) -> Tensor:
-    """Sum-product in log space, by ``logsumexp`` over the aligned sum of the operands."""
+    """Sum-product in log space, by ``logsumexp`` over the aligned sum of the operands.
+
+    Where all that is summed is zero, so is the gradient, which ``logsumexp`` has as NaN.
+    """
     inputs, output = equation.split("->")
     summed = sorted(set(inputs) - set(output) - {","})
     symbols = [*output, *summed]
     total = sum(_align(x, dims, symbols) for x, dims in zip(operands, inputs.split(",")))
     assert isinstance(total, Tensor)
-    return total.logsumexp(tuple(range(len(output), len(symbols)))) if summed else total.clone()
+    if not summed:
+        return total.clone()
+    dims = tuple(range(len(output), len(symbols)))
+    none = total.detach().amax(dims, keepdim=True).isneginf()
+    result = total.masked_fill(none, 0.0).logsumexp(dims)
+    return result.masked_fill(none.reshape(result.shape), -torch.inf)
 
 
 def _align(x: Tensor, dims: str, symbols: list[str]) -> Tensor:

@@ -9,16 +9,17 @@ for a batch of points in one of three ways: ``vmap`` (any model that is free of 
 tensors), an outermost ``plate`` (models annotated for parallel particles), or a Python ``loop``.
 Enumerable discrete sites are summed out, whichever way.
 
-All use of Pyro's private names on the model side is in this file and ``_enumeration.py``.
+All use of Pyro's private names on the model side is in this file, ``_enumeration.py`` and
+``_support.py``.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, wraps
+from typing import Any, NamedTuple, TypeVar
 
 import pyro
 import pyro.distributions as dist
@@ -33,13 +34,24 @@ from torch import Size, Tensor
 from torch.distributions import Transform, biject_to
 
 from ._enumeration import Enumerate, marginal_log_prob
+from ._support import (
+    Guard,
+    bijection,
+    has_bounds,
+    inside,
+    is_transformed,
+    moves,
+    same_bijection,
+    unwrapped,
+)
 
 Values = dict[str, Tensor]
+T = TypeVar("T")
 
 _CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
-_WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 _BATCH_PLATE = "_flowsamp_batch"
 _DATA = "_flowsamp_data"  #: the observed value of a site, as the user gave it
+RADII = 1.0, 1.0, 0.5, 0.1, 0.01  #: of points to try, where a matrix may not be positive definite
 
 
 class ModelStructureError(RuntimeError):
@@ -73,7 +85,7 @@ class Site(NamedTuple):
         """Maps ``(N, *shape)`` to values ``(N, *value_shape)`` and log-dets ``(N,)``."""
         value = self.transform(u)
         ladj = self.transform.log_abs_det_jacobian(u, value)
-        return value, ladj.reshape(len(u), -1).sum(-1)
+        return value, ladj.reshape(len(u), math.prod(ladj.shape[1:])).sum(-1)
 
 
 class Prototype(NamedTuple):
@@ -84,6 +96,24 @@ class Prototype(NamedTuple):
     max_plate_nesting: int
     enumerated: bool
     conditioned: bool
+    guarded: frozenset[str]
+
+
+def at_some_radius(attempt: Callable[[float], T]) -> T:
+    """What ``attempt`` returns at the first radius where the model's matrices can be factorised.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for radius in RADII:
+        try:
+            return attempt(radius)
+        except torch.linalg.LinAlgError as error:
+            failure = error
+    raise ValueError(
+        f"a matrix of the model cannot be factorised at any of the points tried, up to next to the "
+        f"origin of unconstrained space ({failure}): is it positive definite?"
+    ) from failure
 
 
 def is_discrete(fn: Any) -> bool:
@@ -94,57 +124,60 @@ def is_discrete(fn: Any) -> bool:
         return False
 
 
-def init_to_unconstrained(site: dict | None = None) -> Any:
+def init_to_unconstrained(site: dict | None = None, radius: float = 2.0) -> Any:
     r"""Initialises each site at :math:`\mathrm{Uniform}(-2, 2)` in unconstrained space.
 
     Unlike :func:`pyro.infer.autoguide.init_to_uniform` it accepts distributions that cannot be
     sampled, such as :class:`pyro.distributions.ImproperUniform`.
     """
     if site is None:
-        return init_to_unconstrained
+        return partial(init_to_unconstrained, radius=radius)
     fn = site["fn"]
     if is_discrete(fn):
         return fn.sample().detach()
-    transform = _bijection(site)
+    transform = bijection(site)
     try:
         u = transform.inv(fn.sample().detach())
     except NotImplementedError:
         u = torch.empty(transform.inverse_shape(fn.shape()))
-    return transform(torch.empty_like(u).uniform_(-2, 2))
+    return transform(torch.empty_like(u).uniform_(-radius, radius))
 
 
-def _bijection(site: dict) -> Transform:
-    try:
-        return biject_to(site["fn"].support)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"site '{site['name']}': no bijection from R^n onto the support of "
-            f"{site['fn']}; register one with torch.distributions.biject_to, or "
-            f"re-parametrise the site over real numbers."
-        ) from error
+def _components(fn: Any) -> list[Any]:
+    """What a distribution is made of, itself left out."""
+    parts = [getattr(fn, name, None) for name in ("base_dist", "component0", "component1")]
+    found = [part for part in parts if part is not None]
+    return found + [inner for part in found for inner in _components(part)]
 
 
 def _site(node: dict) -> Site:
-    fn, value = node["fn"], node["value"]
-    transform = _bijection(node)
-    base = fn
-    while isinstance(base, _WRAPPERS):
-        base = base.base_dist
-    inner = base
-    while hasattr(inner, "base_dist"):
-        inner = inner.base_dist
-    if isinstance(inner, _CIRCULAR) and not isinstance(base, _CIRCULAR):
+    transform, value = bijection(node), node["value"]
+    fn = unwrapped(node["fn"])
+    angles = [part for part in _components(fn) if isinstance(part, _CIRCULAR)]
+    if angles and not isinstance(fn, _CIRCULAR):
         raise ValueError(
-            f"site '{node['name']}': a transformed angle is no angle of period 2 pi, and has no "
-            f"density on the line; sample the {type(inner).__name__} and transform its value."
+            f"site '{node['name']}': an angle that is transformed or mixed is no angle of period "
+            f"2 pi, and has no density on the line; sample the {type(angles[0]).__name__} and "
+            f"transform its value."
+        )
+    if isinstance(fn, dist.Delta):
+        raise ValueError(
+            f"site '{node['name']}' is a Delta, which has no density: give its value by "
+            f"pyro.deterministic, or observe it."
+        )
+    shape = transform.inv(value).shape
+    if not bool(torch.isfinite(transform(value.new_zeros(shape))).all()):
+        raise ValueError(
+            f"site '{node['name']}': the bijection onto {node['fn'].support} is not finite at 0; "
+            f"re-parametrise the site over real numbers."
         )
     return Site(
         name=node["name"],
-        shape=transform.inv(value).shape,
+        shape=shape,
         value_shape=value.shape,
-        event_dim=fn.event_dim,
+        event_dim=node["fn"].event_dim,
         transform=transform,
-        circular=isinstance(base, _CIRCULAR),
+        circular=isinstance(fn, _CIRCULAR),
     )
 
 
@@ -269,13 +302,54 @@ def _check_same_structure(first: Trace, second: Trace) -> None:
     for node in _latent_nodes(first):
         if is_discrete(node["fn"]):
             continue
-        transforms = [_bijection(trace.nodes[node["name"]]) for trace in (first, second)]
-        u = torch.zeros_like(transforms[0].inv(node["value"]))
-        if not torch.allclose(transforms[0](u), transforms[1](u), equal_nan=True):
-            raise ModelStructureError(
-                f"the support of site '{node['name']}' depends on other sites; re-parametrise "
-                f"it, for example as bound * pyro.sample('fraction', Uniform(0, 1))."
-            )
+        here, there = (bijection(trace.nodes[node["name"]]) for trace in (first, second))
+        _check_support(node["name"], same_bijection(here, there, here.inv(node["value"])))
+
+
+def _check_support(name: str, stays: bool) -> None:
+    if not stays:
+        raise ModelStructureError(
+            f"the support of site '{name}' depends on other sites, or on arguments that vary; "
+            f"re-parametrise it, for example as bound * pyro.sample('fraction', Uniform(0, 1))."
+        )
+
+
+def _is_data(node: dict) -> bool:
+    """Whether a site is observed in earnest: what is deterministic is a Delta, observed."""
+    return node["is_observed"] and not isinstance(unwrapped(node["fn"]), dist.Delta)
+
+
+def _guarded(first: Trace, second: Trace, all_move: bool) -> Iterable[str]:
+    """Sites whose values may leave their supports.
+
+    Raises:
+        ValueError: Observed values lie outside a support that stays where it is.
+    """
+    for node in filter(_is_random, first.nodes.values()):
+        name, fn = node["name"], node["fn"]
+        if not has_bounds(fn):
+            continue
+        if not node["is_observed"]:
+            suspect = is_transformed(fn)
+        else:
+            suspect = all_move or moves(node, second.nodes[name])
+            if not suspect:
+                _check_data(node)
+        if suspect:
+            yield name
+
+
+def _check_data(node: dict) -> None:
+    fn, mask = node["fn"], node["mask"]
+    outside = ~inside(fn, node["value"])
+    if mask is not None:
+        outside = outside & torch.as_tensor(mask, device=outside.device)
+    if bool(outside.any()):
+        raise ValueError(
+            f"site '{node['name']}': {int(outside.sum())} of {outside.numel()} observed values are "
+            f"NaN, or lie outside the support of {fn}, {fn.support}, where the density is zero: "
+            f"correct them, or leave them out (obs_mask=)."
+        )
 
 
 def _check_declared(trace: Trace) -> None:
@@ -296,27 +370,36 @@ def _check_declared(trace: Trace) -> None:
             )
 
 
-def inspect_model(model: Callable, args: tuple, kwargs: dict) -> Prototype:
+def inspect_model(
+    model: Callable, args: tuple, kwargs: dict, context: Sequence[str] = ()
+) -> Prototype:
     """Runs the model twice and returns its latent structure, or says why it has none."""
-    with poutine.block(), _Imputed(), pyro.validation_enabled(False):
-        prototype = poutine.trace(InitMessenger(init_to_unconstrained)(model))
-        trace, again = (prototype.get_trace(*args, **kwargs) for _ in range(2))
+
+    def run(radius: float) -> list[Trace]:
+        start = InitMessenger(partial(init_to_unconstrained, radius=2 * radius))
+        with poutine.block(), _Imputed(), pyro.validation_enabled(False):
+            return [poutine.trace(start(model)).get_trace(*args, **kwargs) for _ in range(2)]
+
+    trace, again = at_some_radius(run)
     _check_supported(trace)
     _check_same_structure(trace, again)
     nodes = _latent_nodes(trace)
     continuous = [n for n in nodes if not is_discrete(n["fn"])]
-    if not continuous:
+    sites, enumerated = [_site(n) for n in continuous], len(continuous) < len(nodes)
+    if not any(site.size for site in sites):
         raise ValueError("the model has no continuous latent site: there is nothing to sample.")
-    if len(continuous) < len(nodes):
-        with pyro.validation_enabled(False):
+    with pyro.validation_enabled(False):
+        if enumerated:
             _check_declared(trace)
+        guarded = frozenset(_guarded(trace, again, all_move=enumerated or bool(context)))
     dims = [f.dim for n in trace.nodes.values() for f in n.get("cond_indep_stack", ()) if f.dim]
     return Prototype(
-        sites=[_site(n) for n in continuous],
+        sites=sites,
         values={n["name"]: n["value"] for n in continuous},
         max_plate_nesting=-min(dims, default=0),
-        enumerated=len(continuous) < len(nodes),
-        conditioned=any(n["is_observed"] for n in trace.nodes.values() if _is_random(n)),
+        enumerated=enumerated,
+        conditioned=any(_is_data(n) for n in trace.nodes.values() if _is_random(n)),
+        guarded=guarded,
     )
 
 
@@ -356,6 +439,7 @@ class ModelDensity:
         self.sites, self.context = prototype.sites, tuple(context)
         self.max_plate_nesting = prototype.max_plate_nesting
         self.enumerated, self.conditioned = prototype.enumerated, prototype.conditioned
+        self.guarded = prototype.guarded
         if context:
             self.args, self.kwargs = (), named_arguments(model, args, kwargs)
             unknown = [name for name in context if name not in self.kwargs]
@@ -365,18 +449,44 @@ class ModelDensity:
                 )
 
     def _trace(self, model: Callable, values: Values, context: Values) -> Trace:
-        with poutine.block(), _Imputed():
+        with poutine.block(), _Imputed(), Guard(self.guarded):
             conditioned = poutine.trace(poutine.condition(model, data=values))
             trace = conditioned.get_trace(*self.args, **{**self.kwargs, **context})
         for site in self.sites:
             if site.name not in trace:
                 raise ModelStructureError(f"site '{site.name}' vanished from the model.")
-        if not self.enumerated:
-            for node in _latent_nodes(trace):
+        for node in _latent_nodes(trace):
+            if not (self.enumerated and is_discrete(node["fn"])):
                 raise ModelStructureError(
                     f"site '{node['name']}' appeared in the model after its first run."
                 )
         return trace
+
+    @_unvalidated
+    def check_supports(self, values: Values) -> None:
+        """Whether supports stay where they are, whatever discrete sites and contexts may be.
+
+        Raises:
+            ModelStructureError: One moves.
+        """
+        model = self._enumerate(self.model, 0) if self.enumerated else self.model
+        for context in self._other_contexts():
+            try:
+                trace = self._trace(model, values, context)
+            except ModelStructureError:
+                raise
+            except Exception:  # of a context that nobody has asked for
+                continue
+            for site in self.sites:
+                other = bijection(trace.nodes[site.name])
+                u = site.transform.inv(values[site.name])
+                _check_support(site.name, same_bijection(site.transform, other, u))
+
+    def _other_contexts(self) -> list[Values]:
+        """The model's own, and one slightly different."""
+        own = {name: torch.as_tensor(self.kwargs[name]) for name in self.context}
+        other = {k: 1.1 * v + 0.01 for k, v in own.items() if v.is_floating_point()}
+        return [{}, other] if other else [{}]
 
     def _single(self, values: Values, context: Values) -> Tensor:
         trace = self._trace(self.model, values, context)
@@ -405,6 +515,10 @@ class ModelDensity:
         if context:
             raise ValueError("a plate cannot carry per-point model arguments")
         num, dim = len(next(iter(values.values()))), -1 - self.max_plate_nesting
+        if self.enumerated and num == 1:  # Pyro's enumeration drops a plate of one
+            return self.plate({k: v.expand(2, *v.shape[1:]) for k, v in values.items()}, context)[
+                :1
+            ]
 
         def batched(*args: Any, **kwargs: Any) -> None:
             with pyro.plate(_BATCH_PLATE, num, dim=dim):
@@ -459,10 +573,9 @@ class ModelDensity:
             node
             for node in trace.nodes.values()
             if _is_random(node)
-            and node["is_observed"]
+            and _is_data(node)
             and node["name"] not in latent
             and not site_is_factor(node)
-            and not node["infer"].get("_deterministic")
         ]
 
     @_unvalidated

@@ -19,11 +19,19 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import identity_transform
 
-from ._model import ModelDensity, ModelStructureError, Site, Values, inspect_model
+from ._model import (
+    ModelDensity,
+    ModelStructureError,
+    Site,
+    Values,
+    at_some_radius,
+    inspect_model,
+)
 
 __all__ = ["ModelStructureError", "Site", "Target"]
 
 Density = Callable[[Tensor, Tensor | None], Tensor]
+FAR = 3.0, 10.0, 100.0  #: radii of points by which others must not be changed
 
 
 @dataclass
@@ -144,9 +152,12 @@ class Target:
     def _from_model(
         cls, model: Callable, args: tuple, kwargs: dict, context: Sequence[str]
     ) -> Target:
-        prototype = inspect_model(model, args, kwargs)
+        prototype = inspect_model(model, args, kwargs, context)
         program = ModelDensity(model, args, kwargs, prototype, context)
-        shapes = {name: torch.as_tensor(program.kwargs[name]).shape for name in context}
+        if context or program.enumerated:
+            program.check_supports(prototype.values)
+        own = {name: torch.as_tensor(program.kwargs[name]) for name in context}
+        shapes = {name: value.shape for name, value in own.items()}
         sites = prototype.sites
 
         def density(evaluate: Callable) -> Density:
@@ -162,10 +173,12 @@ class Target:
         device = next(iter(prototype.values.values())).device
         ways = {"vmap": program.vmap, "plate": program.plate, "loop": program.loop}
         points = torch.empty(2, sum(s.size for s in sites), dtype=dtype, device=device)
-        row = [torch.as_tensor(program.kwargs[name]).reshape(1, -1) for name in context]
-        c = torch.cat(row, -1).to(points).expand(2, -1) if context else None
+        row = [value.reshape(1, -1).to(points) for value in own.values()]
+        c = torch.cat(row, -1).expand(2, -1) if context else None
         evaluated = {name: density(way) for name, way in ways.items()}
-        batching, (value, grad) = _choose(evaluated, points.uniform_(-1, 1), c)
+        batching, (value, grad) = at_some_radius(
+            lambda radius: _choose(evaluated, points.uniform_(-radius, radius), c)
+        )
         _warn_of_gradient(sites, value, grad)
         target = cls(evaluated[batching], sites, batching=batching, dtype=dtype, device=device)
         target._model_density = program
@@ -277,24 +290,29 @@ class Target:
         """
         if x.dim() != 2 or x.shape[-1] != self.dim:
             raise ValueError(f"expected points of shape (N, {self.dim}), got {tuple(x.shape)}")
+        if not len(x):
+            return x.sum(-1)
         self._tally.evaluations += len(x)
         context = self._own_context(len(x)) if context is None else context
         if x.requires_grad:
             x = x.view_as(x)
             x.register_hook(_finite_or_zero)
-        try:
-            log_p = self._density(x, context)
-        except torch.linalg.LinAlgError:  # one bad matrix fails the whole batch: find it
-            log_p = torch.stack([self._one(x, context, i) for i in range(len(x))])
+        log_p = self._searched(x, context)
         bad = ~torch.isfinite(log_p)
         self._tally.nonfinite = self._tally.nonfinite + bad.sum().detach()
         return torch.where(bad, -torch.inf, log_p)
 
-    def _one(self, x: Tensor, context: Tensor | None, i: int) -> Tensor:
+    def _searched(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """The density; one bad matrix fails a whole batch, and is sought by halves."""
         try:
-            return self._density(x[i : i + 1], None if context is None else context[i : i + 1])[0]
+            return self._density(x, context)
         except torch.linalg.LinAlgError:
-            return torch.full((), -torch.inf, dtype=x.dtype, device=x.device)
+            if len(x) == 1:
+                return torch.full_like(x[:, 0], -torch.inf)
+        halves = [slice(None, len(x) // 2), slice(len(x) // 2, None)]
+        return torch.cat(
+            [self._searched(x[h], None if context is None else context[h]) for h in halves]
+        )
 
     def log_prob_and_grad(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r""":math:`\log \tilde p(x)` and its gradient, ``(N,)`` and ``(N, d)``, detached."""
@@ -500,6 +518,24 @@ def _close(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> bool:
     )
 
 
+def _couples(density: Density, points: Tensor) -> bool:
+    """Whether densities depend on what else is in the batch: on far points, by value or gradient.
+
+    A model may sum over a plate that it does not know of, or branch on ``x.any()``.
+    """
+    far = torch.cat([torch.empty_like(points).uniform_(-r, r) for r in FAR for _ in range(4)])
+    with torch.enable_grad():
+        x = torch.cat([points, far]).requires_grad_()
+        try:
+            near = density(x, None)[: len(points)]
+            alone = density(points, None)
+            (grad,) = torch.autograd.grad(near.sum(), x)
+        except Exception:  # of points that nobody has asked for
+            return False
+    same = torch.allclose(near, alone, rtol=1e-4, atol=1e-5, equal_nan=True)
+    return not same or bool((grad[len(points) :].nan_to_num(nan=0.0) != 0).any())
+
+
 def _warn_of_gradient(sites: Sequence[Site], value: Tensor, grad: Tensor) -> None:
     """Warns of coordinates on which the density does not depend, hence improper, and of NaN."""
     finite = value.isfinite()[:, None]
@@ -549,9 +585,14 @@ def _choose(
                 f"{name}: {str(error).strip().splitlines()[0] if str(error) else error!r}"
             )
             continue
-        if _close(result, reference):
+        if not _close(result, reference):
+            reasons.append(f"{name}: its densities differ from the loop's")
+        elif name == "plate" and _couples(density, points):
+            reasons.append(
+                f"{name}: points that are evaluated together change each other's density"
+            )
+        else:
             return name, reference
-        reasons.append(f"{name}: its densities differ from the loop's")
     warnings.warn(
         f"the density is evaluated point by point, in a Python loop ({'; '.join(reasons)}). "
         f"Expect it to be a thousand times slower than a model without Python branches on "

@@ -13,7 +13,8 @@ DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
 MAY_IMPORT = {
     "_zuko": "zuko",
     "_enumeration": "",
-    "_model": "_enumeration",
+    "_support": "",
+    "_model": "_enumeration _support",
     "target": "_model",
     "train": "",
     "gaussian": "",
