@@ -98,7 +98,7 @@ def _same(one: Any, two: Any) -> bool:
         return type(one) is type(two) and _same(list(vars(one).values()), list(vars(two).values()))
     if isinstance(one, list | tuple) and isinstance(two, list | tuple):
         return len(one) == len(two) and all(map(_same, one, two))
-    return bool(one == two)
+    return one is two or bool(one == two)
 
 
 def inside(fn: Any, value: Any) -> Tensor:

@@ -256,17 +256,15 @@ with importance weights, their z-scores against the exact values. "Evidence miss
 annealing finds where the flow has next to no density, in units of the flow's own, for every seed;
 `fit` warns above .01.
 
-The rows m = 1 of N = 16, and all of N = 32 and 64, are of the present code. The others were run
-when training had no points that return from the target, explorers that are resampled by their full
-weights only and six points of each kind in place of four; with these settings two flows of three
-lost a mode at N = 32, m = 1, and all of six much of their mass at N = 64 (in 7000 steps).
+"Reverse KL" is the same network and base, trained by reverse KL alone for 400 steps, two to four
+minutes: too few for the reverse ESS of the paper's.
 
-**N = 64** has two seeds in place of three. At m = .5 both flows have both phases, the smaller with
-two fifths and a third of its mass; the weights put P, ⟨φ²⟩ and log Z right within 1.2 standard
-errors, at a reverse ESS of .30 and .06. At m = 1 the smaller phase has .0009 of the mass. One flow
-has found it (both ESS .82); the other has not, with a reverse ESS of .76 and P = 1: nothing in its
-weights tells, and annealing does not either ("evidence missed"). Only the forward ESS of exact
-draws does.
+**N = 64** has three seeds at m = 1, two at m = .5. At m = .5 both flows have both phases, the
+smaller with two fifths and a third of its mass; the weights put P, ⟨φ²⟩ and log Z right within 1.2
+standard errors, at a reverse ESS of .30 and .06. At m = 1 the smaller phase has .0009 of the mass.
+Two flows have found it (forward ESS .82 and .36, P within 1.3 standard errors); the other has not,
+with a reverse ESS of .76 and P = 1: nothing in its weights tells, and annealing does not either
+("evidence missed"). Only the forward ESS of exact draws does.
 
 ![Histograms of the mean field](images/deformation_phi4.png)
 """
