@@ -56,8 +56,8 @@ def pareto_k(log_weights: Tensor) -> float:
     r"""Shape :math:`\hat k` of a generalised Pareto tail fitted to the largest weights.
 
     Below 0.7 the weights' averages can be trusted, above they cannot (Vehtari et al., 2024,
-    https://arxiv.org/abs/1507.02646). Infinite where fewer than five weights are positive, minus
-    infinite where all are equal.
+    https://arxiv.org/abs/1507.02646). Infinite where the tail, which is a fifth of the
+    weights at most, has fewer than five of them; minus infinite where these are all equal.
     """
     log_w = log_weights.detach().double().reshape(-1)
     log_w = log_w[torch.isfinite(log_w)].sort().values
@@ -68,7 +68,8 @@ def pareto_k(log_weights: Tensor) -> float:
     excess = relative[-tail:] - relative[-tail - 1]
     if excess[-1] < ROUNDING:
         return -torch.inf  # weights that differ by rounding have no tail
-    if excess[0] <= 0:
+    excess = excess[excess > 0]  # not those that equal the threshold
+    if len(excess) < 5:
         return torch.inf
     with excess.device:  # where Pyro makes its tensors
         return float(fit_generalized_pareto(excess)[0])

@@ -60,8 +60,8 @@ class VectorizedMCMC:
         seconds: Wall-clock time of the run's "training", "warmup" and "sampling".
 
     Raises:
-        ValueError: A count is no whole number or out of range, or a name in ``save_params`` is not
-            a site.
+        ValueError: A count is no whole number or out of range, or ``save_params`` is no list of
+            names; on :meth:`run`, one of them is no site.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class VectorizedMCMC:
         _check_counts(num_samples=num_samples, num_chains=num_chains, thin=thin)
         if warmup_steps is not None:
             _check_counts(0, warmup_steps=warmup_steps)
+        if isinstance(save_params, str) or (save_params is not None and not len(save_params)):
+            raise ValueError(f"save_params must be a list of one site or more, got {save_params!r}")
         self.kernel, self._asked = kernel, (num_samples, num_chains, thin)
         self.num_samples, self.num_chains, self.thin = self._asked
         self.warmup_steps = num_samples if warmup_steps is None else warmup_steps
@@ -98,23 +100,29 @@ class VectorizedMCMC:
         self._args, self._kwargs, self._samples, self._state = args, kwargs, None, None
         self.num_samples, self.num_chains, self.thin = self._asked
         kernel, starts = self.kernel, self._starts()
-        if starts is not None:
-            kernel.initial_params = {k: v[0] for k, v in starts.items()}
-        with pyro.validation_enabled(False):
-            kernel.setup(self.warmup_steps, *args, **kwargs)
-            self._columns = self._kept_columns()
-            clock = [perf_counter()]
-            self._train()
-            self.target, self._proposal = kernel.target, kernel.proposal
-            clock.append(perf_counter())
-            state = self._warm_up(kernel.start(self.num_chains, starts))
-            clock.append(perf_counter())
-            self._state = self._draw(state, self.num_samples, self.thin)
-            clock.append(perf_counter())
-        kernel.cleanup()
+        try:
+            if starts is not None:
+                kernel.initial_params = {k: v[0] for k, v in starts.items()}
+            with pyro.validation_enabled(False):
+                self._run(starts)
+        finally:
+            kernel.cleanup()  # else another run would begin where this one was told to
+        self._warn_rejecting()
+
+    def _run(self, starts: Values | None) -> None:
+        kernel = self.kernel
+        kernel.setup(self.warmup_steps, *self._args, **self._kwargs)
+        self._columns = self._kept_columns()
+        clock = [perf_counter()]
+        self._train()
+        self.target, self._proposal = kernel.target, kernel.proposal
+        clock.append(perf_counter())
+        state = self._warm_up(kernel.start(self.num_chains, starts))
+        clock.append(perf_counter())
+        self._state = self._draw(state, self.num_samples, self.thin)
+        clock.append(perf_counter())
         spans = (b - a for a, b in pairwise(clock))
         self.seconds = dict(zip(("training", "warmup", "sampling"), spans))
-        self._warn_rejecting()
 
     def resume(self, num_samples: int, thin: int = 1, initial_params: Values | None = None) -> None:
         """Goes on after :meth:`run`, everything frozen: new draws in place of the old.
@@ -162,13 +170,14 @@ class VectorizedMCMC:
     def _starts(self) -> Values | None:
         if self.initial_params is None:
             return None
-        for name, value in self.initial_params.items():
+        starts = {name: torch.as_tensor(value) for name, value in self.initial_params.items()}
+        for name, value in starts.items():
             if value.shape[:1] != (self.num_chains,):
                 raise ValueError(
                     f"initial_params['{name}'] has shape {tuple(value.shape)}; its leading "
                     f"dimension must be num_chains={self.num_chains}"
                 )
-        return self.initial_params
+        return starts
 
     def _kept_columns(self) -> Tensor:
         sites = self.kernel.target.sites
@@ -249,7 +258,9 @@ class VectorizedMCMC:
         """
         if self._samples is None:
             raise RuntimeError("there are no draws yet: call run(...) first")
-        return select_samples(self._samples, num_samples, group_by_chain)
+        if num_samples is not None:
+            return select_samples(self._samples, num_samples, group_by_chain)
+        return {k: v if group_by_chain else v.flatten(0, 1) for k, v in self._samples.items()}
 
     def diagnostics(self) -> dict[str, Any]:
         """Effective sample size and R-hat by site, and how the kernel fared.
@@ -261,7 +272,7 @@ class VectorizedMCMC:
             ValueError: There are fewer than four draws a chain.
         """
         self._check_enough()
-        result: dict[str, Any] = diagnostics(self.get_samples(group_by_chain=True))
+        result: dict[str, Any] = diagnostics(self._summarised())
         diverging = self.statistics["diverging"]
         result["divergences"] = {
             f"chain {i}": row.nonzero()[:, 0].tolist() for i, row in enumerate(diverging)
@@ -270,6 +281,11 @@ class VectorizedMCMC:
         result["acceptance rate"] = {f"chain {i}": float(a) for i, a in enumerate(accepted)}
         result.update(self._quality())
         return result
+
+    def _summarised(self) -> Values:
+        """Draws by chain of what has any: Pyro's summaries know no empty sites."""
+        draws = self.get_samples(group_by_chain=True)
+        return {name: value for name, value in draws.items() if value.numel()}
 
     def _quality(self) -> dict[str, float]:
         if self._proposal is None or self.target is None:
@@ -290,7 +306,7 @@ class VectorizedMCMC:
             ValueError: There are fewer than four draws a chain.
         """
         self._check_enough()
-        print_summary(self.get_samples(group_by_chain=True), prob=prob)
+        print_summary(self._summarised(), prob=prob)
         print(f"Number of divergences: {int(self.statistics['diverging'].sum())}")
         print(f"Acceptance rate: {float(self.statistics['accepted'].double().mean()):.3f}")
         print("  ".join(f"{name}: {value:.3g}" for name, value in self._quality().items()))

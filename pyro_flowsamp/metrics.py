@@ -122,7 +122,8 @@ def hausdorff(modes: Tensor, draws: Tensor) -> Tensor:
         modes: ``(K, d)``.
         draws: ``(N, d)``.
     """
-    nearest = [torch.cdist(m, draws.to(modes)).min(-1).values for m in modes.split(CHUNK)]
+    modes, draws = modes.double(), draws.to(modes.device).double()
+    nearest = [torch.cdist(m, draws).min(-1).values for m in modes.split(CHUNK)]
     return torch.cat(nearest).max()
 
 

@@ -214,6 +214,12 @@ def test_counts(options, text):
         vectorized(IMH(normal), **options)
 
 
+@pytest.mark.parametrize("names", ["x", []])
+def test_save_params_that_are_no_list(names):
+    with pytest.raises(ValueError, match="save_params must be a list of one site or more, got"):
+        vectorized(IMH(normal), save_params=names)
+
+
 def test_unknown_save_params():
     with pytest.raises(ValueError, match=r"save_params: \['mu'\] are not sites of the model"):
         vectorized(IMH(normal), save_params=["mu"]).run()

@@ -72,6 +72,14 @@ def test_pareto_k_of_extremes():
     assert pareto_k(torch.randn(10)) == torch.inf
 
 
+def test_pareto_k_where_the_threshold_is_shared():
+    """Bounded weights, most of them the same: no tail, as ArviZ finds."""
+    log_w = torch.cat([torch.zeros(960), torch.rand(40)]).double()
+    assert pareto_k(log_w) == pytest.approx(float(az.psislw(log_w.numpy())[1]), abs=1e-6)
+    assert pareto_k(log_w) < 0.5
+    assert pareto_k(torch.cat([torch.zeros(997), torch.rand(3)])) == torch.inf  # too few to tell
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_perfect_proposal_has_no_tail(dtype):
     """Weights that differ by rounding alone: many are equal, the threshold among them."""

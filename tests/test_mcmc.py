@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from models import QUICK, conjugate, conjugate_data
+from pyro.infer import MCMC
 
 from pyro_flowsamp import IMH, AutoFlow, LatentMALA, VectorizedMCMC
 
@@ -132,6 +134,55 @@ def test_a_run_stays_with_its_own_target_and_flow(kind):
     with pytest.raises(RuntimeError, match="the kernel has made another run since"):
         first.resume(5)
     later.resume(5)
+
+
+def test_a_run_that_fails_leaves_no_starts_behind(guide):
+    """A start far away is refused for one chain; the next run is not to begin at another."""
+    kernel = LatentMALA(guide=guide, step_size=1e-3)
+    far = {"mean": torch.tensor([1e3, torch.nan]), "rate": torch.zeros(2)}
+    bad = VectorizedMCMC(kernel, 5, 0, 2, initial_params=far, disable_progbar=True)
+    with pytest.raises(ValueError, match=r"density is zero or NaN for chains \[1\]"):
+        bad.run(*conjugate_data())
+    plain = MCMC(kernel, 5, 0, disable_progbar=True)
+    plain.run(*conjugate_data())
+    assert plain.get_samples()["mean"].abs().max() < 100
+
+
+def test_starts_of_other_sites_are_refused(guide):
+    starts = {"mean": [0.0, 0.1], "rate": torch.zeros(2), "other": torch.zeros(2)}
+    run = VectorizedMCMC(IMH(guide=guide), 5, 0, 2, initial_params=starts, disable_progbar=True)
+    with pytest.raises(ValueError, match=r"initial_params: \['other'\] are not sites"):
+        run.run(*conjugate_data())
+    del starts["other"]
+    run.run(*conjugate_data())
+    assert run.num_samples == 5
+
+
+@pytest.mark.parametrize("wrap", [VectorizedMCMC, MCMC])
+def test_one_potential_at_several_layouts(wrap):
+    kernel = LatentMALA(potential_fn=lambda q: q["u"].square().sum() / 2)
+    for like in (torch.zeros(2), torch.zeros(3), torch.zeros(3).double(), torch.zeros(3).double()):
+        before = kernel.guide
+        many = {"num_chains": 6} if wrap is VectorizedMCMC else {}
+        starts = {"u": like.expand(6, -1) if many else like}
+        run = wrap(kernel, 4, 4, initial_params=starts, disable_progbar=True, **many)
+        run.run()
+        found = run.get_samples()["u"]
+        assert found.shape[1:] == like.shape and found.dtype == like.dtype
+    assert kernel.guide is before  # the same layout: no second training
+
+
+def test_empty_sites_have_no_summary(capsys):
+    def model():
+        pyro.sample("none", dist.Normal(torch.zeros(0), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    guide = AutoFlow(model, flow="gaussian", options=QUICK)
+    mcmc = VectorizedMCMC(IMH(model, guide=guide), 5, 5, 10, disable_progbar=True)
+    mcmc.run()
+    assert mcmc.get_samples()["none"].shape == (50, 0)
+    mcmc.summary()
+    assert "x" in capsys.readouterr().out and "none" not in mcmc.diagnostics()
 
 
 def test_what_the_guide_has_learnt_since_is_used():

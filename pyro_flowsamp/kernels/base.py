@@ -107,6 +107,7 @@ class FlowKernel(MCMCKernel):
         self._target: Target | None = None
         self._proposal: Proposal | None = None
         self._bound: tuple | None = None
+        self._laid_out: Any = None
         self._args: tuple = ()
         self._kwargs: dict = {}
         self._warmup_steps = 0
@@ -166,7 +167,8 @@ class FlowKernel(MCMCKernel):
             ValueError: The guide was trained for another model, or is amortised and untrained.
         """
         key = (*args, *sorted(kwargs), *(kwargs[k] for k in sorted(kwargs)))
-        if self._bound is not None and same_objects(self._bound, key):
+        layout = self._layout()
+        if self._bound is not None and same_objects(self._bound, key) and layout == self._laid_out:
             return
         if self._owns_guide and self._bound is not None:
             self.guide = None  # trained for other data
@@ -184,7 +186,13 @@ class FlowKernel(MCMCKernel):
         self._check_guide(source, args, kwargs)
         self._target = self.guide.bind(*args, **kwargs)
         self._proposal = None
-        self._bound, self._args, self._kwargs = key, args, kwargs
+        self._bound, self._args, self._kwargs, self._laid_out = key, args, kwargs, layout
+
+    def _layout(self) -> Any:
+        """What a potential's target is made of; where nothing says so, it stays as it is."""
+        if self.potential_fn is None or self._initial_params is None:
+            return self._laid_out
+        return {k: (v.shape, v.dtype, v.device) for k, v in self._initial_params.items()}
 
     def _source_or_potential(self) -> Any:
         if self.potential_fn is None:
@@ -256,6 +264,9 @@ class FlowKernel(MCMCKernel):
             ValueError: A shape or dtype of ``params`` is wrong, the density there is not finite, or
                 the chains cannot be shared out among the contexts.
         """
+        unknown = set(params) - {site.name for site in self.target.sites}
+        if unknown:
+            raise ValueError(f"initial_params: {sorted(unknown)} are not sites of the model")
         x = self.target.pack_unconstrained(params).reshape(-1, self.target.dim)
         num_chains = num_chains or len(x)
         self._check_number(num_chains)
@@ -263,7 +274,7 @@ class FlowKernel(MCMCKernel):
         bad = ~torch.isfinite(state.log_p - state.log_q)
         if bad.any():
             raise ValueError(
-                f"initial_params: the density is zero or NaN for chains {bad.nonzero().tolist()}"
+                f"initial_params: the density is zero or NaN for chains {bad.nonzero()[:, 0].tolist()}"
             )
         return state
 
