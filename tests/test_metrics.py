@@ -110,8 +110,8 @@ def test_hausdorff(monkeypatch):
 
 def test_hausdorff_far_out():
     """Squares of many float32 draws far from 0 would round the distance off."""
-    modes = 1000 * torch.tensor([[1.0, 0.3], [-0.7, 1.0], [0.2, -1.0]])
-    draws = modes.repeat(100, 1) + torch.tensor([0.3, 0.0])
+    modes = 1000 * torch.tensor([[1.0, 0.3], [-0.7, 1.0], [0.2, -1.0]], dtype=torch.float32)
+    draws = modes.repeat(100, 1) + torch.tensor([0.3, 0.0], dtype=torch.float32)
     truth = (draws[:3].double() - modes.double()).norm(dim=-1).max()
     assert hausdorff(modes, draws).item() == pytest.approx(float(truth), rel=1e-6)
     assert hausdorff(torch.tensor([[0, 4]]), torch.tensor([[0.0, 1.0]])).item() == 3.0

@@ -273,9 +273,8 @@ class FlowKernel(MCMCKernel):
         state = self.init(x.reshape(num_chains, self.target.dim))
         bad = ~torch.isfinite(state.log_p - state.log_q)
         if bad.any():
-            raise ValueError(
-                f"initial_params: the density is zero or NaN for chains {bad.nonzero()[:, 0].tolist()}"
-            )
+            chains = bad.nonzero()[:, 0].tolist()
+            raise ValueError(f"initial_params: the density is zero or NaN for chains {chains}")
         return state
 
     def _check_number(self, num_chains: int) -> None:
