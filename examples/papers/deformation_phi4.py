@@ -259,12 +259,12 @@ annealing finds where the flow has next to no density, in units of the flow's ow
 "Reverse KL" is the same network and base, trained by reverse KL alone for 400 steps, two to four
 minutes: too few for the reverse ESS of the paper's.
 
-**N = 64** at m = .5: all three flows have both phases, two of them the smaller with two fifths and a
-third of its mass, at a reverse ESS of .30 and .06, the third with nine tenths, at .89. The weights
-put P, ⟨φ²⟩ and log Z right within 1.4 standard errors. At m = 1 the smaller phase has .0009 of the
-mass. Two flows have found it (forward ESS .82 and .36, P within 1.3 standard errors); the other has
-not, with a reverse ESS of .76 and P = 1: nothing in its weights tells, and annealing does not
-either ("evidence missed"). Only the forward ESS of exact draws does.
+**N = 64** at m = .5: all three flows have both phases, two of them the smaller with two fifths and
+a third of its mass, at a reverse ESS of .30 and .06, the third with nine tenths, at .89. The
+weights put P, ⟨φ²⟩ and log Z right within 1.4 standard errors. At m = 1 the smaller phase has .0009
+of the mass. Two flows have found it (forward ESS .82 and .36, P within 1.3 standard errors); the
+other has not, with a reverse ESS of .76 and P = 1: nothing in its weights tells, and annealing does
+not either ("evidence missed"). Only the forward ESS of exact draws does.
 
 ![Histograms of the mean field](images/deformation_phi4.png)
 """
