@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from math import pi, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -176,10 +176,12 @@ class Target:
         row = [value.reshape(1, -1).to(points) for value in own.values()]
         c = torch.cat(row, -1).expand(2, -1) if context else None
         evaluated = {name: density(way) for name, way in ways.items()}
-        batching, (value, grad) = at_some_radius(
+        chosen = at_some_radius(
             lambda radius: _choose(evaluated, points.uniform_(-radius, radius), c)
         )
-        _warn_of_gradient(sites, value, grad)
+        _warn_of_loop(chosen)
+        _warn_of_gradient(sites, chosen.value, chosen.grad)
+        batching = chosen.name
         target = cls(evaluated[batching], sites, batching=batching, dtype=dtype, device=device)
         target._model_density = program
         target.context_names = tuple(context)
@@ -212,8 +214,10 @@ class Target:
         ways: dict[str, Density] = {"vmap": vmapped, "loop": loop}
         point = torch.cat([prototype[s.name].reshape(-1) for s in sites]).detach()
         points = torch.stack([point, point + 0.1])
-        batching, _ = _choose(ways, points, None)
-        return cls(ways[batching], sites, batching=batching, dtype=first.dtype, device=first.device)
+        chosen = _choose(ways, points, None)
+        _warn_of_loop(chosen, stacklevel=3)
+        density, name = ways[chosen.name], chosen.name
+        return cls(density, sites, batching=name, dtype=first.dtype, device=first.device)
 
     @classmethod
     def from_energy(
@@ -544,7 +548,7 @@ def _warn_of_gradient(sites: Sequence[Site], value: Tensor, grad: Tensor) -> Non
             "the density is finite where its gradient is NaN, which counts as zero: training and "
             "kernels that follow it are lamed. NaN or infinite data that a mask hides do that (put "
             "any number in their place), as do torch.where and sqrt at 0.",
-            stacklevel=5,
+            stacklevel=4,
         )
     angles = torch.tensor([s.circular for s in sites for _ in range(s.size)], device=grad.device)
     flat = ((grad == 0) & finite).all(0) & ~angles
@@ -555,18 +559,21 @@ def _warn_of_gradient(sites: Sequence[Site], value: Tensor, grad: Tensor) -> Non
     warnings.warn(
         f"the density does not depend on {found} (coordinates, at the two points tried): unless it "
         f"ends somewhere, the posterior is improper there. Give them a prior, or leave them out.",
-        stacklevel=5,
+        stacklevel=4,
     )
 
 
-def _choose(
-    ways: dict[str, Density], points: Tensor, c: Tensor | None
-) -> tuple[str, tuple[Tensor, Tensor]]:
-    """The first way of batching that agrees with the last (the loop) on ``points``.
+class Chosen(NamedTuple):
+    """A way of batching: density and gradient at some points, and why faster ways will not do."""
 
-    Returns:
-        Its name, and density and gradient there.
-    """
+    name: str
+    value: Tensor
+    grad: Tensor
+    reasons: Sequence[str]
+
+
+def _choose(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> Chosen:
+    """The first way of batching that agrees with the last (the loop) on ``points``."""
     *fast, (slow_name, slow) = ways.items()
     reference = _value_and_grad(slow, points, c)
     if not _close(_value_and_grad(slow, points, c), reference):
@@ -592,11 +599,16 @@ def _choose(
                 f"{name}: points that are evaluated together change each other's density"
             )
         else:
-            return name, reference
+            return Chosen(name, *reference, reasons)
+    return Chosen(slow_name, *reference, reasons)
+
+
+def _warn_of_loop(chosen: Chosen, stacklevel: int = 4) -> None:
+    if chosen.name != "loop":
+        return
     warnings.warn(
-        f"the density is evaluated point by point, in a Python loop ({'; '.join(reasons)}). "
+        f"the density is evaluated point by point, in a Python loop ({'; '.join(chosen.reasons)}). "
         f"Expect it to be a thousand times slower than a model without Python branches on "
         f"tensors, .item() or in-place writes.",
-        stacklevel=4,
+        stacklevel=stacklevel,
     )
-    return slow_name, reference
