@@ -340,19 +340,15 @@ PREFACE = """# Deformation flows on Gaussian mixtures
 Made by `python examples/papers/deformation_gmm.py --write` from the stored runs in
 `examples/papers/results/deformation_gmm`; without options it runs what is missing. Mean ± sd over
 seeds, float32, hidden layers of 64 units as in the paper. Each run had one CPU core, shared with
-other work (and some of "linear" a core of a busier machine), so seconds are upper bounds. 10 000
-draws for each figure, 4096 for the Hausdorff distance, whose 99 % quantile over exact draws is .109
-for Eq. (2) and .083 for Eq. (11).
+other work, so seconds are upper bounds. 10 000 draws for each figure, 4096 for the Hausdorff
+distance, whose 99 % quantile over exact draws is .109 for Eq. (2) and .083 for Eq. (11).
 
 "Trainable" and "linear" learn at walkers kept near the path; the "trajectories" row is the paper's
 trainer for no fewer seconds than the walkers took. "Briefly" are 2500 steps in place of 8000, and
 "polished" goes on from there with 100 steps of the path gradient of the reverse KL, which gain
 nothing here: more steps at walkers do. "Distilled" is a spline flow fitted to corrected draws of
 the diffusion's flow (its seconds and evaluations are its own). Reverse KL is the same network and
-base. "Trainable" is of the present code; "linear", "briefly", "polished", "diffusion" and
-"distilled" were run with 600 points a step in place of 900, none of which returned from the target,
-and explorers that are resampled by their full weights only. (Of the present code, 600 points leave
-a few draws between the modes of Eq. (11) in one seed of five, which make its reverse KL .0025.)
+base, for 500 steps.
 
 ![Trajectories by three interpolations](images/deformation_gmm.png)
 """
