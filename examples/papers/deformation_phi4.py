@@ -250,11 +250,11 @@ PREFACE = """# Deformation flows on φ⁴
 
 Made by `python examples/papers/deformation_phi4.py --write` from the stored runs in
 `examples/papers/results/deformation_phi4`; `--sites 16|32|64` runs what is missing. Mean ± sd over
-seeds, float32. Seconds are upper bounds: of one CPU core shared with other work (two runs of N =
-32, m = 1 had but a third of one). 10 000 draws, and 100 chains of 50 draws through IMH; exact values by the transfer operator. P and ⟨φ²⟩ are of draws
-with importance weights, their z-scores against the exact values. "Evidence missed" is what
-annealing finds where the flow has next to no density, in units of the flow's own, for every seed;
-`fit` warns above .01.
+seeds, float32. Seconds are upper bounds: of one CPU core shared with other work (two runs of
+N = 32, m = 1 had but a third of one). 10 000 draws, and 100 chains of 50 draws through IMH; exact
+values by the transfer operator. P and ⟨φ²⟩ are of draws with importance weights, their z-scores
+against the exact values. "Evidence missed" is what annealing finds where the flow has next to no
+density, in units of the flow's own, for every seed; `fit` warns above .01.
 
 "Reverse KL" is the same network and base, trained by reverse KL alone for 400 steps, two to four
 minutes: too few for the reverse ESS of the paper's.
