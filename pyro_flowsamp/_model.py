@@ -85,7 +85,7 @@ class Site(NamedTuple):
         """Maps ``(N, *shape)`` to values ``(N, *value_shape)`` and log-dets ``(N,)``."""
         value = self.transform(u)
         ladj = self.transform.log_abs_det_jacobian(u, value)
-        return value, ladj.reshape(len(u), math.prod(ladj.shape[1:])).sum(-1)
+        return value, ladj.reshape(len(u), -1).sum(-1)
 
 
 class Prototype(NamedTuple):
@@ -125,7 +125,7 @@ def is_discrete(fn: Any) -> bool:
 
 
 def init_to_unconstrained(site: dict | None = None, radius: float = 2.0) -> Any:
-    r"""Initialises each site at :math:`\mathrm{Uniform}(-2, 2)` in unconstrained space.
+    r"""Initialises each site at :math:`\mathrm{Uniform}(-r, r)` in unconstrained space.
 
     Unlike :func:`pyro.infer.autoguide.init_to_uniform` it accepts distributions that cannot be
     sampled, such as :class:`pyro.distributions.ImproperUniform`.

@@ -522,8 +522,10 @@ def _close(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> bool:
     )
 
 
-def _couples(density: Density, points: Tensor) -> bool:
-    """Whether densities depend on what else is in the batch: on far points, by value or gradient.
+def _couples(density: Density, points: Tensor, alone: Tensor) -> bool:
+    """Whether densities, ``alone`` of these points, change with what else is in the batch.
+
+    Far points are added, on which neither values nor gradients may depend.
 
     A model may sum over a plate that it does not know of, or branch on ``x.any()``.
     """
@@ -532,7 +534,6 @@ def _couples(density: Density, points: Tensor) -> bool:
         x = torch.cat([points, far]).requires_grad_()
         try:
             near = density(x, None)[: len(points)]
-            alone = density(points, None)
             (grad,) = torch.autograd.grad(near.sum(), x)
         except Exception:  # of points that nobody has asked for
             return False
@@ -594,7 +595,7 @@ def _choose(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> Chose
             continue
         if not _close(result, reference):
             reasons.append(f"{name}: its densities differ from the loop's")
-        elif name == "plate" and _couples(density, points):
+        elif name == "plate" and _couples(density, points, result[0]):
             reasons.append(
                 f"{name}: points that are evaluated together change each other's density"
             )
