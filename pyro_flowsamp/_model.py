@@ -26,6 +26,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
+from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -374,6 +375,9 @@ def inspect_model(
     model: Callable, args: tuple, kwargs: dict, context: Sequence[str] = ()
 ) -> Prototype:
     """Runs the model twice and returns its latent structure, or says why it has none."""
+    if isinstance(model, AutoGuide):
+        kind = type(model).__name__
+        raise ValueError(f"this {kind} is a guide, not a model: a kernel takes it as guide=...")
 
     def run(radius: float) -> list[Trace]:
         start = InitMessenger(partial(init_to_unconstrained, radius=2 * radius))

@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from math import pi, prod
+from functools import reduce
+from math import pi
 from typing import Any, NamedTuple
 
 import pyro
@@ -157,19 +158,18 @@ class Target:
         if context or program.enumerated:
             program.check_supports(prototype.values)
         own = {name: torch.as_tensor(program.kwargs[name]) for name in context}
-        shapes = {name: value.shape for name, value in own.items()}
         sites = prototype.sites
+        dtypes = {name: value.dtype for name, value in prototype.values.items()}
 
         def density(evaluate: Callable) -> Density:
             def log_prob(x: Tensor, c: Tensor | None) -> Tensor:
                 values, ladj = _constrain(sites, x)
-                return evaluate(values, _unflatten(c, shapes)) + ladj
+                values = {name: value.to(dtypes[name]) for name, value in values.items()}
+                return evaluate(values, _unflatten(c, own)) + ladj
 
             return log_prob
 
-        dtype = next(iter(prototype.values.values())).dtype
-        for value in prototype.values.values():
-            dtype = torch.promote_types(dtype, value.dtype)
+        dtype = reduce(torch.promote_types, dtypes.values())
         device = next(iter(prototype.values.values())).device
         ways = {"vmap": program.vmap, "plate": program.plate, "loop": program.loop}
         points = torch.empty(2, sum(s.size for s in sites), dtype=dtype, device=device)
@@ -488,16 +488,29 @@ def _constrain(sites: Sequence[Site], x: Tensor) -> tuple[Values, Tensor]:
     return {name: value for name, (value, _) in pairs.items()}, ladj
 
 
-def _unflatten(context: Tensor | None, shapes: Mapping[str, Size]) -> Values:
-    if not shapes:
+def _unflatten(context: Tensor | None, own: Values) -> Values:
+    """Rows of numbers as arguments of the model, integers and bools again where its ``own`` are."""
+    if not own:
         return {}
     if context is None:
-        raise ValueError(f"this target is conditional: give context for {list(shapes)}")
-    blocks = context.split([prod(shape) for shape in shapes.values()], -1)
+        raise ValueError(f"this target is conditional: give context for {list(own)}")
+    blocks = context.split([value.numel() for value in own.values()], -1)
     return {
-        name: block.reshape(block.shape[:-1] + shape)
-        for (name, shape), block in zip(shapes.items(), blocks)
+        name: _like(value, block.reshape(block.shape[:-1] + value.shape), name)
+        for (name, value), block in zip(own.items(), blocks)
     }
+
+
+def _like(own: Tensor, value: Tensor, name: str) -> Tensor:
+    if own.is_floating_point():
+        return value
+    exact = value.to(own.dtype)
+    if bool((exact != value).any()):
+        raise ValueError(
+            f"context '{name}': the target was made with {own.dtype} values, which these are not; "
+            f"make it with floating-point ones"
+        )
+    return exact
 
 
 def _value_and_grad(density: Density, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -247,6 +247,12 @@ def test_kernel_arguments():
 
 
 @pytest.mark.parametrize("make", [vectorized, sequential])
+def test_a_guide_is_no_model(make):
+    with pytest.raises(ValueError, match="this AutoFlow is a guide, not a model: .* guide="):
+        make(IMH(AutoFlow(normal))).run()
+
+
+@pytest.mark.parametrize("make", [vectorized, sequential])
 def test_potential_fn_needs_initial_params(make):
     with pytest.raises(ValueError, match=r"needs initial_params.*initial_params=\{'x': "):
         make(IMH(potential_fn=models.normal_potential)).run()

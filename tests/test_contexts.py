@@ -81,6 +81,53 @@ def test_a_target_at_several_contexts():
         Target.from_model(scaled, 1.0).at(SCALES[:, None])
 
 
+GROUPS = torch.tensor([0.0, 5.0, 10.0])
+
+
+def chosen(k, shift=0.0):
+    """N(one of GROUPS, 1), by its number."""
+    x = pyro.sample("x", dist.Normal(0.0, 10.0))
+    pyro.sample("y", dist.Normal(x, 1.0), obs=GROUPS[k] + shift)
+
+
+def shown(mask):
+    x = pyro.sample("x", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", 3), pyro.poutine.mask(mask=mask):
+        pyro.sample("y", dist.Normal(x, 1.0), obs=GROUPS)
+
+
+@pytest.mark.parametrize("first", [0, torch.tensor(0)])
+def test_a_number_of_a_group_as_context(first):
+    """Integers stay such on their way through rows of floats: the model may index with them."""
+    target = Target.from_model(chosen, first, shift=1.0).amortize("k", "shift")
+    x, rows = torch.randn(3, 1), torch.tensor([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]])
+    expected = [
+        Target.from_model(chosen, k, s).log_prob(x[[k]]) for k, s in enumerate([1.0, 2.0, 3.0])
+    ]
+    assert target.batching == "vmap"
+    assert_close(target.log_prob(x, rows), torch.cat(expected))
+    with pytest.raises(ValueError, match="'k': the target was made with torch.int64 values"):
+        target.log_prob(x, rows + 0.5)
+
+
+def test_a_mask_as_context():
+    masks = torch.tensor([[True, False, True], [False, True, True]])
+    target = Target.from_model(shown, masks[0]).amortize("mask")
+    x = torch.randn(2, 1)
+    expected = [Target.from_model(shown, m).log_prob(v[None]) for m, v in zip(masks, x)]
+    assert_close(target.log_prob(x, masks.float()), torch.cat(expected))
+
+
+def test_a_flow_for_every_group():
+    torch.manual_seed(0)
+    guide = AutoFlow(chosen, context=["k"], flow="coupling", options=OPTIONS)
+    guide.fit(torch.arange(3))
+    mcmc = VectorizedMCMC(IMH(guide=guide), num_samples=50, num_chains=300, disable_progbar=True)
+    mcmc.run(torch.arange(3))
+    means = mcmc.get_samples(group_by_chain=True)["x"].unflatten(0, (-1, 3)).mean((0, 2))
+    assert_close(means, GROUPS / 1.01, rtol=0, atol=0.15)
+
+
 def test_a_proposal_at_several_contexts():
     flow = coupling(2, 1)
     for parameter in flow.parameters():

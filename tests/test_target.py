@@ -111,6 +111,26 @@ def test_dtype_is_the_models(default, dtype):
     assert {t.dtype for t in (x, log_p, grad, *values)} == {target.dtype} == {dtype}
 
 
+def test_each_site_keeps_its_precision():
+    """Data of a float32 site are float32: the model sees it so, though points are float64."""
+    data = torch.randn(4, 3)
+
+    def model():
+        wide = pyro.sample("wide", dist.Normal(torch.zeros(2, dtype=torch.float64), 1).to_event(1))
+        x = pyro.sample("x", dist.Normal(torch.zeros(3), 1).to_event(1))
+        with pyro.plate("data", 4):
+            pyro.sample("y", dist.Normal(data @ x, 1.0), obs=wide.sum() + torch.zeros(4))
+
+    target = Target.from_model(model)
+    points = torch.randn(5, 5, dtype=torch.float64)
+    wide, x = points.split([2, 3], -1)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    likelihood = normal.log_prob(wide.sum(-1, keepdim=True) - x @ data.T.double()).sum(-1)
+    assert (target.dtype, target.batching) == (torch.float64, "vmap")
+    expected = normal.log_prob(points).sum(-1) + likelihood
+    assert_close(target.log_prob(points), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_angles_wrap():
     target = Target.from_model(models.turned, torch.tensor(1.0))
     assert target.circular and target.angles.tolist() == [False, True]
