@@ -6,6 +6,7 @@ import pickle
 
 import models
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Importance, Predictive, Trace_ELBO
@@ -15,6 +16,7 @@ from pyro_flowsamp import IMH, AutoAnnealingFlow, FitOptions, Target, Vectorized
 from pyro_flowsamp.flows import gaussian
 from pyro_flowsamp.guides import annealing
 from pyro_flowsamp.targets import exp_gauss, gmm, unequal_pair
+from pyro_flowsamp.transitions import bridge, transport
 
 QUICK = FitOptions(
     max_steps=40, batch_size=256, learning_rate=5e-3, anneal=True, enough=0.99, progress=False
@@ -312,6 +314,59 @@ def test_a_model_with_a_constrained_site(dtype):
     for name, (mean, _) in models.CONJUGATE_TRUTH.items():
         found = cloud.mean(sites[name])
         assert abs(found.value - mean) < 4.5 * found.standard_error, name
+
+
+def squared(y):
+    """Two modes for a, and a wall e^{-c / s²} at small s, away from which blocks draw."""
+    a = pyro.sample("a", dist.Normal(1.0, 3.0))
+    s = pyro.sample("s", dist.HalfNormal(1.0))
+    with pyro.plate("data", 4):
+        pyro.sample("y", dist.Normal(a.square(), s), obs=y)
+
+
+SQUARES = torch.tensor([8.6, 9.3, 9.1, 8.8])
+
+
+def _squared_log_evidence():
+    """By quadrature over a and log s."""
+    a, log_s = torch.linspace(-12, 12, 6001).double(), torch.linspace(-12, 2.5, 4001).double()
+    s = log_s.exp()[:, None]
+    log_p = dist.Normal(1.0, 3.0).log_prob(a) + dist.HalfNormal(1.0).log_prob(s) + log_s[:, None]
+    for y in SQUARES.double():
+        log_p = log_p + dist.Normal(a.square(), s).log_prob(y)
+    return float(log_p.flatten().logsumexp(0) + ((a[1] - a[0]) * (log_s[1] - log_s[0])).log())
+
+
+def test_a_target_with_steep_walls():
+    """What blocks leave behind has its weight; were all to follow them, it would be lost unseen."""
+    truth = _squared_log_evidence()
+    guide = AutoAnnealingFlow(squared, **SMALL)
+    guide.fit(SQUARES)
+    log_z, error = guide.particles(32000, SQUARES, islands=64).evidence
+    assert error < 0.05 and abs(log_z - truth) < 4.5 * error
+    assert any(report.stay > 0.02 for report in guide.reports)
+
+
+def _toward(shift):
+    """Particles of N(0, 1), the next density N(1, 1), and a block that shifts by so much."""
+    block = annealing.Block(1, 8)  # which moves nothing yet
+    block.velocity.out_bias.data.fill_(shift)
+    ones = torch.ones(1)
+    base = bridge.Base(torch.zeros(1), ones, torch.zeros(1, dtype=torch.bool))
+    target = Target.from_energy(lambda x: 0.5 * (x[:, 0] - 1).square(), 1)
+    cloud = transport.init(base.sample(20000), bridge.density(target, base, 0 * ones[0], ones))
+    density = bridge.density(target, base, ones[0], ones)
+    unmoved = transport.push(cloud, transport.Stage(None, density, ones, ones[0]))
+    return annealing._share_to_stay(block, cloud, unmoved, lambda x: base.log_prob_and_grad(x)[0])
+
+
+@pytest.mark.parametrize("shift, share", [(1.0, 0.02), (-3.0, 1.0), (0.0, 1.0)])
+def test_few_stay_behind_where_a_block_is_right(shift, share):
+    assert _toward(shift) == share
+
+
+def test_some_stay_behind_where_it_is_not():
+    assert 0.02 < _toward(1.5) < 1
 
 
 def test_a_funnel_that_needs_stages_of_all_lengths():

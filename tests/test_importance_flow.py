@@ -61,7 +61,8 @@ def test_a_rare_event_by_every_estimator():
 
 def test_a_smooth_function_of_a_flow():
     """E exp(2 x₁) = e² under a standard normal, here a flow."""
-    more = {**SMALL, "num_samples": 65536}  # the ratio has the largest error
+    options = FitOptions(150, 512, 5e-3, anneal=True, enough=0.999, progress=False)
+    more = {**SMALL, "num_samples": 65536, "options": options}  # the ratio has the largest error
     found = importance_flow(gaussian(2), lambda x: (2 * x[:, 0]).exp(), estimators=ALL, **more)
     check(found, exp(2.0))
     assert all(abs(e.value / exp(2.0) - 1) < 0.05 for e in found.estimates.values())

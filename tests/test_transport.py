@@ -1,7 +1,9 @@
 """Particles carried by maps: unbiased whatever the maps, and mistakes show."""
 
 import math
+from functools import partial
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch.testing import assert_close
@@ -21,7 +23,7 @@ def _energy(x):
     return 0.5 * scaled.square().sum(-1) + math.log(2 * math.pi) - math.log(7)
 
 
-def _run(moves=2, below=0.5):
+def _run(moves=2, below=0.5, stay=0.0):
     """A bad map at each of three stages."""
     target = Target.from_energy(_energy, 2)
     start = bridge.Base(torch.zeros(2), 3 * torch.ones(2), torch.zeros(2, dtype=torch.bool))
@@ -29,13 +31,15 @@ def _run(moves=2, below=0.5):
     cloud = transport.init(
         start.sample(ISLANDS * NUM), bridge.density(target, start, 0 * ones[0], ones), ISLANDS
     )
+    previous = 0.0
     for beta, shift, factor in ((0.2, 0.3, 0.9), (0.6, 0.2, 1.1), (1.0, -0.2, 0.8)):
         scale = torch.tensor([0.7, 1.3])
         log_det = torch.tensor(2 * math.log(factor))
         bad = AffineMap(shift * ones, factor * ones, log_det, None)
         density = bridge.density(target, start, ones[0] * beta, scale)
-        stage = transport.Stage(bad, density, scale, torch.tensor(0.8))
-        cloud = transport.advance(cloud, stage, moves, below)
+        before = partial(bridge.log_path, beta=torch.tensor(previous))
+        stage = transport.Stage(bad, density, scale, torch.tensor(0.8), stay, before)
+        cloud, previous = transport.advance(cloud, stage, moves, below), beta
     return cloud
 
 
@@ -51,8 +55,9 @@ def _worst(cloud):
 
 @pytest.mark.parametrize("moves", [0, 2])
 @pytest.mark.parametrize("below", [0.0, 0.5, math.inf])
-def test_particles_are_properly_weighted(moves, below):
-    assert _worst(_run(moves, below)) < 4.5
+@pytest.mark.parametrize("stay", [0.0, 0.1, 0.5, 1.0])
+def test_particles_are_properly_weighted(moves, below, stay):
+    assert _worst(_run(moves, below, stay)) < 4.5
 
 
 def _no_log_det(patch):
@@ -83,6 +88,105 @@ def _weights_survive_resampling(patch):
 def test_the_check_sees_mistakes(mistake, monkeypatch):
     mistake(monkeypatch)
     assert _worst(_run(below=math.inf)) > 9
+
+
+def _no_log_det_back(patch):
+    pull = AffineMap.pull
+    patch.setattr(AffineMap, "pull", lambda self, x: (pull(self, x)[0], torch.zeros(len(x))))
+
+
+def _stale_origin(patch):
+    """Those that stay behind are taken to have the density of where they are."""
+    patch.setattr(AffineMap, "pull", lambda self, x: (x, torch.zeros(len(x))))
+
+
+def _later_before(patch):
+    log_path = bridge.log_path
+    patch.setattr(bridge, "log_path", lambda state, beta: log_path(state, beta + 0.2))
+
+
+@pytest.mark.parametrize(
+    "mistake, moves",
+    [(_no_log_det, 2), (_no_log_det_back, 2), (_stale_origin, 0), (_later_before, 2)],
+)
+def test_the_check_sees_mistakes_in_the_mixture(mistake, moves, monkeypatch):
+    mistake(monkeypatch)
+    assert _worst(_run(moves, math.inf, 0.5)) > 9
+
+
+def _cliff(x):
+    """exp(-x - e^{-x}) on the line, Z = 1: a steep wall to the left."""
+    return x[:, 0] + (-x[:, 0]).exp()
+
+
+def _over_the_cliff(stay):
+    """A map from the target to itself that draws away from the wall, before moves that mend it."""
+    target = Target.from_energy(_cliff, 1)
+    base = bridge.Base(torch.zeros(1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
+    one = torch.ones(1)
+    density = bridge.density(target, base, one[0], one)
+    x = dist.Gumbel(0.0, 1.0).sample((ISLANDS * NUM, 1))
+    away = AffineMap(3.0 * one, one, torch.zeros(()), None)
+    before = partial(bridge.log_path, beta=one[0])
+    stage = transport.Stage(away, density, one, torch.tensor(0.1), stay, before)
+    return transport.push(transport.init(x, density, ISLANDS), stage)
+
+
+def test_what_a_map_leaves_behind_is_not_lost():
+    """Alone, it hides more than half of the mass behind weights that no crowd has."""
+    cloud = _over_the_cliff(0.1)
+    log_z, error = cloud.evidence
+    assert error < 0.02 and abs(log_z) < 4.5 * error
+    assert cloud.log_w.max() < math.log(10) + 1e-9
+    assert _over_the_cliff(0.0).evidences.median() < -0.5
+
+
+def test_where_no_way_leads_particles_stay(monkeypatch):
+    """Off the map's image, or nearly, its inverse may be anything, NaN too."""
+    pull = AffineMap.pull
+
+    def partly(self, x):
+        z, ladj = pull(self, x)
+        return torch.where(x < 0, torch.nan, z), ladj
+
+    monkeypatch.setattr(AffineMap, "pull", partly)
+    log_z, error = _aside(3.0, 1).evidence
+    assert error < 0.02 and abs(log_z) < 4.5 * error
+
+
+def _aside(shift, times):
+    """N(0, 1), shifted and mended by weights alone, some times over."""
+    target = Target.from_energy(lambda x: 0.5 * (x.square() + math.log(2 * math.pi)).sum(-1), 1)
+    base = bridge.Base(torch.zeros(1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
+    one = torch.ones(1)
+    density = bridge.density(target, base, one[0], one)
+    aside = AffineMap(shift * one, one, torch.zeros(()), None)
+    before = partial(bridge.log_path, beta=0.5 * one[0])
+    stage = transport.Stage(aside, density, one, torch.tensor(0.1), 0.3, before)
+    cloud = transport.init(torch.randn(ISLANDS * NUM, 1), density, ISLANDS)
+    for _ in range(times):
+        cloud = transport.advance(cloud, stage, 0, math.inf)
+    return cloud
+
+
+def _twice_aside():
+    """z of the mean."""
+    cloud = _aside(1.5, 2)
+    mean = cloud.mean(cloud.x)
+    return abs(float(mean.value / mean.standard_error))
+
+
+def test_who_stays_is_drawn_afresh(monkeypatch):
+    """Systematic resampling keeps the order: the first would always be those that stayed before."""
+    assert _twice_aside() < 4.5
+    in_order = torch.arange(NUM).expand(ISLANDS, NUM)
+    monkeypatch.setattr(torch, "rand_like", lambda x: in_order)
+    assert _twice_aside() > 9
+
+
+def test_all_may_stay_where_they_are():
+    cloud = _over_the_cliff(1.0)
+    assert_close(cloud.log_w, torch.zeros_like(cloud.log_w))
 
 
 def test_the_evidence_not_its_log_is_unbiased():

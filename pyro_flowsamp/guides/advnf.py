@@ -122,7 +122,8 @@ class AutoAdvNF(FlowGuide):
             if adversarial == 0:
                 raise ValueError("adversarial, reverse and forward are all zero: nothing to train")
             pretraining = 0.0  # by what?
-        self.adversarial, self.reverse, self.forward = adversarial, reverse, forward
+        self.adversarial, self.reverse = adversarial, reverse
+        self._forward_kl = forward  # nn.Module has a method called forward
         self.loss, self.pretraining = loss, pretraining
         self._recipe, self._discriminator = (flow,), (discriminator,)
         self._ensemble: tuple[Given | None] = (None,)
@@ -132,7 +133,7 @@ class AutoAdvNF(FlowGuide):
     @property
     def taught(self) -> bool:
         """Whether it learns from an ensemble."""
-        return self.adversarial != 0 or self.forward != 0
+        return self.adversarial != 0 or self._forward_kl != 0
 
     # ---- building -----------------------------------------------------------------------------
 
@@ -201,7 +202,7 @@ class AutoAdvNF(FlowGuide):
             assert ensemble is not None
             adversary = self._adversary(target, ensemble)
         objective = AdversarialKL(
-            ensemble, adversary, self.adversarial, self.reverse, self.forward, self.pretraining
+            ensemble, adversary, self.adversarial, self.reverse, self._forward_kl, self.pretraining
         )
         history = fit(
             self.flow.parameters(),

@@ -25,9 +25,9 @@ Flow: Wu & Xie, 2025, https://arxiv.org/abs/2409.20547). Three losses train it, 
 A block trusts the one before it, but tempering moves mass between modes, which no transport can. So
 the particles are weighted, resampled and moved along the way, in training and, by
 :meth:`AutoAnnealingFlow.particles`, afresh with everything frozen, for an unbiased evidence and the
-right weight of every mode; see :mod:`pyro_flowsamp.transitions.transport`. Where the target has
-edges, a block that draws away from one carries the flow but no particles, which would miss what is
-left behind.
+right weight of every mode; see :mod:`pyro_flowsamp.transitions.transport`. A share of them stays
+behind at every block, lest one that draws away from an edge or a steep slope lose what is there:
+few where the block is good, all where it does more harm than good.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ EVEN = 0.9  #: ESS fraction of weights that no block needs to mend
 FEWEST = 10  #: particles' worth of weight that must be left after a stage
 FEWEST_PARTICLES = 10 * FEWEST  #: that blocks can be trained on
 NUM_REFINE = 1024  #: particles on which the integrator is checked
+NUM_WEIGHED = 4096  #: on which the share of particles that a block leaves behind is chosen
+SHARES = 1.0, 0.4, 0.2, 0.1, 0.05, 0.02  #: of which it is
+TIE = 1e-9  #: nats, between shares that differ by rounding: a block may move nothing
 STEP_TOLERANCE = 2e-4  #: nats by which the integrator may be off in each block
 FLOW_TOLERANCE = 5e-4  #: nats by which the flow's sampling and scoring may differ
 DOUBLINGS = 3  #: of all steps, until they do not
@@ -81,7 +84,7 @@ class BlockReport(NamedTuple):
         steps: Optimiser steps, of the last try.
         integration_steps: Steps of the integrator that its log density needs.
         gap: What is left of its error, in nats on 99.9 % of particles.
-        covers: Whether it reaches all of the target's support from the support.
+        stay: Share of particles that it leaves behind: all, where it would rather do harm.
         seconds: Wall-clock time.
     """
 
@@ -92,8 +95,13 @@ class BlockReport(NamedTuple):
     steps: int
     integration_steps: int
     gap: float
-    covers: bool
+    stay: float
     seconds: float
+
+    @property
+    def covers(self) -> bool:
+        """Whether any particles go by it."""
+        return self.stay < 1
 
 
 class Standardized(VelocityMLP):
@@ -126,20 +134,20 @@ class Block(ContinuousTransform):
     It is trained by a single midpoint step, which is cheap, and then integrated to the end.
     """
 
-    SAVED = ("beta", "refinement", "covers", "method")
+    SAVED = ("beta", "refinement", "stay", "method")
     scale: Tensor
     step_size: Tensor
 
     def __init__(self, features: int, hidden_features: int) -> None:
         super().__init__(Standardized(features, hidden_features), 1, "midpoint")
-        self.beta, self.refinement, self.covers = 1.0, False, True
+        self.beta, self.refinement, self.stay = 1.0, False, 0.0
         self.register_buffer("scale", torch.ones(features))
         self.register_buffer("step_size", torch.tensor(langevin.optimal_step_size(features)))
 
     @property
     def map(self) -> transport.Pushes | None:
-        """How it carries particles; None where it must not, as some would be lost to it."""
-        return self(None) if self.covers else None
+        """How it carries particles; None where they are better off without."""
+        return self(None) if self.stay < 1 else None
 
     def get_extra_state(self) -> dict[str, Any]:
         return {**super().get_extra_state(), **{name: getattr(self, name) for name in self.SAVED}}
@@ -444,13 +452,14 @@ class AutoAnnealingFlow(FlowGuide):
         assert isinstance(self.flow, AnnealedFlow)
         clock, following = time.perf_counter(), self._next_beta(cloud, beta)
         stage = self._unmoved(target, cloud, following)
-        before = _ess(transport.push(cloud, stage))
+        unmoved = transport.push(cloud, stage)
+        before = _ess(unmoved)
         block, history, rollbacks = self._trained(target, cloud, following, before, stage.scale)
         density = _path_density(target, Start(self.flow.start), beta)
         gap = refine(block, _spread_out(cloud.x), STEP_TOLERANCE, density)
-        block.covers = beta == 0 or _covers(block, cloud.x, target)
-        stage = stage._replace(map=block.map)
-        pushed = transport.push(cloud, stage)
+        block.stay = _share_to_stay(block, cloud, unmoved, density)
+        stage = _with_map(stage, block, beta)
+        pushed = transport.push(cloud, stage) if block.stay < 1 else unmoved
         ess = _ess(pushed)
         if not ess * self.num_particles >= FEWEST:
             raise ValueError(
@@ -474,7 +483,7 @@ class AutoAnnealingFlow(FlowGuide):
                 history.steps,
                 block.steps,
                 gap,
-                block.covers,
+                block.stay,
                 seconds,
             )
         )
@@ -573,7 +582,7 @@ class AutoAnnealingFlow(FlowGuide):
         ess = float(ess_fraction(log_w))
         self.reports.append(
             BlockReport(
-                1.0, before, ess, rollbacks, history.steps, block.steps, gap, block.covers, seconds
+                1.0, before, ess, rollbacks, history.steps, block.steps, gap, block.stay, seconds
             )
         )
 
@@ -652,22 +661,65 @@ class AutoAnnealingFlow(FlowGuide):
         ones = torch.ones_like(x[0])
         cloud = transport.init(x, bridge.density(target, start, 0 * ones[0], ones), islands)
         yield cloud
+        beta = 0.0
         for block in self._annealing_blocks():
-            cloud = transport.advance(cloud, self._stage(target, block), self.moves)
+            cloud = transport.advance(cloud, self._stage(target, block, beta), self.moves)
+            beta = block.beta
             yield cloud
 
-    def _stage(self, target: Target, block: Block) -> transport.Stage:
-        """What a finished block does to particles."""
+    def _stage(self, target: Target, block: Block, beta: float) -> transport.Stage:
+        """What a finished block does to particles from beta."""
         assert isinstance(self.flow, AnnealedFlow)
         at = block.scale.new_tensor(block.beta)
         density = bridge.density(target, Start(self.flow.start), at, block.scale)
-        return transport.Stage(block.map, density, block.scale, block.step_size)
+        stage = transport.Stage(None, density, block.scale, block.step_size)
+        return _with_map(stage, block, beta)
 
 
 def _check_schedule(schedule: Sequence[float]) -> None:
     rising = all(a < b for a, b in pairwise(schedule))
     if len(schedule) < 2 or schedule[0] != 0 or schedule[-1] != 1 or not rising:
         raise ValueError(f"a schedule rises from 0 to 1, got {list(schedule)}")
+
+
+def _with_map(stage: transport.Stage, block: Block, beta: float) -> transport.Stage:
+    """The stage by way of a block that begins at ``beta``."""
+    here = block.scale.new_tensor(beta)
+    return stage._replace(
+        map=block.map, stay=block.stay, before=lambda state: bridge.log_path(state, here)
+    )
+
+
+@torch.no_grad()
+def _share_to_stay(
+    block: Block,
+    cloud: transport.Cloud,
+    unmoved: transport.Cloud,
+    density: Callable[[Tensor], Tensor],
+) -> float:
+    r"""The share of particles to leave behind, of :data:`SHARES`, for the most even weights.
+
+    With :math:`w = f_k / q_\epsilon` the weights by the mixture, that which has the least
+    :math:`\mathbb E_{f_k} w^3`, a Rényi divergence of :math:`f_k` from :math:`q_\epsilon`. It is
+    estimated on particles of :math:`f_{k-1}` weighted to :math:`f_k`: those that the block has
+    moved do not know what it left behind.
+
+    Arguments:
+        block: Trained.
+        cloud: Equally weighted particles where it starts.
+        unmoved: The same at the next density, where they are.
+        density: :math:`\log\tilde f_{k-1}`.
+    """
+    rows = slice(None, None, max(1, len(cloud.x) // NUM_WEIGHED))
+    z, ladj = block(None).pull(cloud.x[rows])
+    here, there = cloud.state.log_pi[rows], unmoved.state.log_pi[rows]
+    carried = density(z).double() + ladj.double()
+    carried = torch.where(carried.isnan(), -torch.inf, carried)
+    share = carried.new_tensor(SHARES)[:, None]
+    mixture = torch.logaddexp(share.log() + here, (-share).log1p() + carried)
+    cubes = (there - here) + 3 * (there - mixture)
+    moments = torch.where(cubes.isnan(), -torch.inf, cubes).logsumexp(-1)
+    return SHARES[int((moments <= moments.min() + TIE).double().argmax())]
 
 
 def _path_density(target: Target, start: Start, beta: float) -> Callable[[Tensor], Tensor]:
@@ -682,17 +734,6 @@ def _path_density(target: Target, start: Start, beta: float) -> Callable[[Tensor
 @torch.no_grad()
 def _pushed(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
     return block(None).push(x)
-
-
-@torch.no_grad()
-def _covers(block: Block, x: Tensor, target: Target) -> bool:
-    """Whether each particle, on the support, could have come from a point on the support.
-
-    Else there is mass that the block leads nobody to, and no weight would make up for.
-    """
-    if not target.nonfinite:
-        return True
-    return bool(target.log_prob(block(None).pull(x)[0]).isfinite().all())
 
 
 def _spread_out(x: Tensor) -> Tensor:

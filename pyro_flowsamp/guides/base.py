@@ -415,6 +415,8 @@ class FlowGuide(AutoContinuous):
 
     def __getstate__(self) -> dict[str, Any]:
         """Drops what may not pickle (models, traces); :meth:`attach` gives the model back."""
+        for parameter in self.parameters():  # Pyro's note for SVI, which it makes at every step
+            parameter.__dict__.pop("unconstrained", None)
         state = self.__dict__.copy()
         state.update(_model=(None,), _source=(None,), prototype_trace=None, master=None, _last=None)
         return state

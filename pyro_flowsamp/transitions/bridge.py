@@ -21,6 +21,7 @@ __all__ = [
     "State",
     "density",
     "local_scale",
+    "log_path",
     "next_beta",
     "next_betas",
     "overdispersed_base",
@@ -92,11 +93,16 @@ class State(NamedTuple):
         return torch.nan_to_num(self.log_p - self.log_q, nan=-torch.inf, neginf=-torch.inf)
 
 
-def place(state: State, beta: Tensor, scale: Tensor) -> State:
-    r"""The same points at other :math:`\beta` ``(N,)`` in units of ``scale``; no evaluation."""
+def log_path(state: State, beta: Tensor) -> Tensor:
+    r""":math:`\log\pi_\beta` of the same points at other :math:`\beta` ``(N,)``; no evaluation."""
     mixed = (1 - beta) * state.log_q + beta * state.log_p
     mixed = torch.where(beta < 1, mixed, state.log_p)  # 0 times infinity
-    log_pi = torch.where(beta > 0, mixed, state.log_q)
+    return torch.where(beta > 0, mixed, state.log_q)
+
+
+def place(state: State, beta: Tensor, scale: Tensor) -> State:
+    r"""The same points at other :math:`\beta` ``(N,)`` in units of ``scale``; no evaluation."""
+    log_pi = log_path(state, beta)
     slope = beta.to(scale).unsqueeze(-1)
     grad = torch.nan_to_num((1 - slope) * state.grad_b + slope * state.grad_p) * scale
     return state._replace(z=state.x / scale, log_pi=log_pi, grad=grad)

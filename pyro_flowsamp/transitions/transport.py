@@ -16,7 +16,20 @@ https://arxiv.org/abs/2102.07501). The product of the mean weights is an unbiase
 not the particles decide when to resample.
 
 One condition: :math:`\tilde f_{k-1}` is positive wherever :math:`\tilde f_k \circ T_k` is. A map
-that draws away from the edge of a support leaves mass behind that no weight makes up for.
+that draws away from the edge of a support leaves mass behind that no weight makes up for; away from
+a steep slope it leaves weights so large and so rare that no crowd shows them, and their mean comes
+out too low, with a small error. So a stage may leave a random share :math:`\epsilon` of the
+particles behind, and weigh all by the mixture of the two ways to be at :math:`x'` (a defensive one:
+Hesterberg, 1995, https://doi.org/10.1080/00401706.1995.10484303),
+
+.. math:: \Delta\log w = \log\tilde f_k(x') - \log\Bigl[(1 - \epsilon)\,\tilde f_{k-1}
+          \bigl(T_k^{-1} x'\bigr) \bigl|\det \partial T_k^{-1} / \partial x'\bigr| +
+          \epsilon\,\tilde f_{k-1}(x')\Bigr] .
+
+With each particle left behind with probability :math:`\epsilon`, whatever its place, the bracket is
+the density of where it ends when it starts from :math:`\tilde f_{k-1}`: particles stay properly
+weighted. Now :math:`\Delta\log w \le \log\tilde f_k(x') - \log\tilde f_{k-1}(x') -
+\log\epsilon`: however bad the map, weights are at most :math:`1/\epsilon` times those without it.
 
 Particles live on *islands* that never exchange any: each island's estimate is independent of the
 others', and their spread is an honest standard error.
@@ -24,7 +37,8 @@ others', and their spread is an honest standard error.
 
 from __future__ import annotations
 
-from math import log
+from collections.abc import Callable
+from math import ceil, log
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -112,9 +126,11 @@ class Cloud(NamedTuple):
 
 
 class Pushes(Protocol):
-    """What is used of a map."""
+    """What is used of a map; its inverse only where some particles stay behind."""
 
     def push(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def pull(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Stage(NamedTuple):
@@ -125,12 +141,18 @@ class Stage(NamedTuple):
         density: :math:`\tilde f_k`, in the coordinates z = x / scale.
         scale: Widths of the moves in each coordinate, ``(d,)``, or of each particle's.
         step_size: Of the moves, 0-d, or of each island's, ``(R,)``.
+        stay: The share :math:`\epsilon` of particles that the map leaves behind; unless it is zero,
+            all particles have the same scale and density.
+        before: :math:`\log\tilde f_{k-1}`, ``(N,)``, read off states of :math:`\tilde f_k`; needed
+            where some stay behind.
     """
 
     map: Pushes | None
     density: langevin.Density
     scale: Tensor
     step_size: Tensor
+    stay: float = 0.0
+    before: Callable[[Any], Tensor] | None = None
 
 
 def init(x: Tensor, density: langevin.Density, islands: int = 1) -> Cloud:
@@ -153,11 +175,36 @@ def reweight(cloud: Cloud, state: Any, ladj: Tensor | float = 0.0) -> Cloud:
 
 @torch.no_grad()
 def push(cloud: Cloud, stage: Stage) -> Cloud:
-    """Carries every particle by the stage's map, with its weight."""
+    """Carries particles by the stage's map, all or most, with their weights."""
+    if stage.map is not None and stage.stay > 0:
+        assert stage.before is not None
+        return _push_most(cloud, stage, stage.map, stage.before)
     x, ladj = cloud.x, torch.zeros_like(cloud.state.log_pi)
     if stage.map is not None:
         x, ladj = stage.map.push(x)
     return reweight(cloud, langevin.init(x / stage.scale, stage.density), ladj.double())
+
+
+def _push_most(cloud: Cloud, stage: Stage, map: Pushes, before: Callable[[Any], Tensor]) -> Cloud:
+    """A random part of every island stays behind: see the module's docstring."""
+    islands, num = cloud.log_w.shape
+    count, log_pi = ceil(stage.stay * num), cloud.state.log_pi
+    order = torch.rand_like(cloud.log_w).argsort(1)
+    order = order + num * torch.arange(islands, device=order.device)[:, None]
+    stay, go = (rows.flatten() for rows in order.split([count, num - count], 1))
+
+    pushed, ladj = map.push(cloud.x[go])
+    x = cloud.x.index_copy(0, go, pushed)
+    state = langevin.init(x / stage.scale, stage.density)
+    z, ladj_back = map.pull(cloud.x[stay])
+    origin = before(langevin.init(z / stage.scale, stage.density)) + ladj_back.double()
+
+    stayed = before(state).index_copy(0, stay, log_pi[stay])
+    carried = log_pi.index_copy(0, go, log_pi[go] - ladj.double()).index_copy(0, stay, origin)
+    stayed, carried = (torch.where(v.isnan(), -torch.inf, v) for v in (stayed, carried))
+    share = log_pi.new_tensor(count / num)
+    mixture = torch.logaddexp(share.log() + stayed, (-share).log1p() + carried)
+    return reweight(cloud._replace(state=cloud.state._replace(log_pi=mixture)), state)
 
 
 def systematic(log_w: Tensor, draws: int | None = None) -> Tensor:
