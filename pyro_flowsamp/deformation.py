@@ -293,6 +293,19 @@ class BoltzmannPath(nn.Module):
             energy, slope = energy + more, slope + steeper
         return Spot(u, -energy.double(), -slope, u, *fixed[1:])
 
+    def log_prob_at(self, s: float, spot: Spot, t: float) -> Tensor:
+        """:math:`-f_s`, ``(N,)``, at points looked at at time t > 0, the target not asked again."""
+        earlier, later = (torch.full_like(spot.rate, time) for time in (s, t))
+        if self.given is not None:
+            return -self._given(earlier, spot.x).energy.double()
+        if s == 0:
+            return -self.base(spot.x)[0].double()
+        (before, _), (after, pace) = self.clock(earlier), self.clock(later)
+        energy = (before - after) / pace * spot.rate
+        if self.detour is not None:
+            energy = energy + self.learnt(earlier, spot.x)[0] - self.learnt(later, spot.x)[0]
+        return spot.log_pi - energy.double()
+
     @torch.no_grad()
     def check(self, target: Target, u: Tensor) -> None:
         """Sets :attr:`constants`, where energies are given.

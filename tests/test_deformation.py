@@ -405,6 +405,26 @@ WAYS = [by_path, by_flow, by_particles, by_one_slice, by_uneven_slices]
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("before, after", [(0.0, 0.3), (0.2, 0.5), (0.7, 1.0)])
+def test_what_was_looked_at_later_is_known_earlier(kind, before, after):
+    guide = bad_guide(kind)
+    path, target = guide.flow.path, guide.bind()
+    u = torch.randn(50, 2)
+    early, late = (path.spot(target, torch.full((50,), t), u) for t in (before, after))
+    asked = target.evaluations
+    assert_close(path.log_prob_at(before, late, after), early.log_pi, rtol=1e-5, atol=1e-5)
+    assert target.evaluations == asked
+
+
+def test_the_base_has_density_off_the_target_s_support():
+    edge = Target.from_energy(lambda x: torch.where(x > 0, x.square(), torch.inf).sum(-1), 1)
+    guide = AutoDeformationFlow(edge, interpolation="linear")
+    target, u = guide.bind(), torch.randn(50, 1)
+    late = guide.flow.path.spot(target, torch.full((50,), 0.3), u)
+    assert bool(guide.flow.path.log_prob_at(0.0, late, 0.3).isfinite().all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", WAYS)
 def test_the_mean_weight(way, kind):
     evidence = way(bad_guide(kind))

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import count, pairwise
 from math import ceil, gamma, inf, log
 from typing import Any, NamedTuple
@@ -52,6 +53,7 @@ NUM_REFINE = 256  #: draws on which the integrator is checked
 NUM_COMPARE = 4096  #: draws for the flow's own evidence
 POLISH_RATE = 1e-4  #: learning rate of polishing
 SIGMAS, NATS = 4.0, 0.1  #: by how much evidences may differ
+STAY = 0.1  #: share of the particles that no slice carries, lest it hide what it draws away from
 SPARSE = 5.0  #: nats by which the flow's density may fall short of what its evidence promises
 MOST_MISSED = 0.01  #: of the flow's evidence, where it falls shorter
 
@@ -366,9 +368,10 @@ class AutoDeformationFlow(FlowGuide):
         r"""Draws corrected on the way: weighted, resampled and moved after every slice of time.
 
         A slice from t to t' adds to the weight what it takes to get from :math:`e^{-f_t}` to
-        :math:`e^{-f_{t'}}`, see :mod:`pyro_flowsamp.transitions.transport`; Langevin moves leave
-        the latter as it is and add nothing. All step sizes date from :meth:`fit`, so that the mean
-        weight is an unbiased estimate of Z, on slices of any number and length.
+        :math:`e^{-f_{t'}}`, a tenth of the particles staying behind, see
+        :mod:`pyro_flowsamp.transitions.transport`; Langevin moves leave the latter as it is and add
+        nothing. All step sizes date from :meth:`fit`, so that the mean weight is an unbiased
+        estimate of Z, on slices of any number and length.
 
         Arguments:
             num: How many, a multiple of ``islands``.
@@ -382,7 +385,7 @@ class AutoDeformationFlow(FlowGuide):
         if islands < 1 or num < 1 or num % islands:
             raise ValueError(f"{num} particles do not divide into {islands} islands")
         target, flow = self.bind(*args, **kwargs), self._flow
-        path, times = flow.path, self.times
+        path, times, ones = flow.path, self.times, torch.ones_like(flow.path.loc)
 
         def density(t: float) -> Callable[[Tensor], Spot]:
             return lambda u: path.spot(target, u.new_full(u.shape[:1], t), u)
@@ -391,7 +394,8 @@ class AutoDeformationFlow(FlowGuide):
         for (start, end), size in zip(pairwise(times), flow.step_sizes[1:]):
             steps = ceil(flow.block.steps * (end - start) - 1e-9)  # no longer than refined ones
             segment = ContinuousMap(flow.velocity, steps, flow.block.method, False, start, end)
-            stage = transport.Stage(segment, density(end), torch.ones_like(path.loc), size)
+            before = partial(path.log_prob_at, start, t=end)
+            stage = transport.Stage(segment, density(end), ones, size, STAY, before)
             cloud = transport.advance(cloud, stage, moves)
         state = cloud.state._replace(x=path.loc + path.scale * cloud.x)
         return cloud._replace(state=state, log_z=cloud.log_z + self.get_base_dist().log_z)
