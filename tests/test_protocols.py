@@ -3,13 +3,16 @@
 import multiprocessing
 import pickle
 import warnings
+from copy import deepcopy
 from functools import cache
 from math import atan2, hypot
 
 import models
+import pyro
 import pytest
 import torch
 from models import CONJUGATE_TRUTH, QUICK, conjugate, conjugate_data, data, turned
+from pyro.infer import SVI, Importance, Predictive, Trace_ELBO
 from pyro.infer.mcmc.api import MCMC, StreamingMCMC
 from scipy.special import ive
 from torch.testing import assert_close
@@ -165,6 +168,25 @@ def test_every_combination(flow, kernel, runner, dtype):
     for name, value in samples.items():
         mean, sd = truth[name]
         assert abs(float(value.mean()) - mean) < within * sd, name
+
+
+@pytest.mark.parametrize("flow", [*RECIPES, "annealing", "deformation", "adversarial"])
+def test_every_guide_is_one_of_pyro_s(flow):
+    """Predictive, SVI and Importance take it, and it can be pickled afterwards."""
+    shared, args = trained(flow, torch.float32)
+    guide, model = deepcopy(shared), turned if flow == "circular" else conjugate
+    assert guide(*args).keys() >= ({"height"} if flow == "circular" else {"mean", "rate"})
+    draws = Predictive(model, guide=guide, num_samples=100)(*args)
+    for name in draws.keys() & CONJUGATE_TRUTH.keys():
+        mean, sd = CONJUGATE_TRUTH[name]
+        assert abs(float(draws[name].mean()) - mean) < 0.5 * sd, name
+    assert Importance(model, guide, num_samples=40).run(*args).get_ESS() > 10
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found vars in model but not guide")
+        SVI(model, guide, pyro.optim.Adam({"lr": 1e-6}), Trace_ELBO()).step(*args)
+    again = pickle.loads(pickle.dumps(guide))
+    for one, two in zip(guide.parameters(), again.parameters()):
+        assert_close(one, two)
 
 
 @pytest.mark.parametrize("runner", [two_chains, vectorized])
