@@ -280,11 +280,11 @@ class Ladder:
         """Goes on until every chain has moved, and as long again: particles weigh modes and tails
         with an error that all chains have in common, which their spread does not show.
 
-        Where steps are cheap it takes more of them, for a tenth of the time spent so far: a tail
-        that a flow draws too seldom from is entered as seldom as it is left.
+        Where steps are cheap it takes more of them, for a tenth of the evaluations so far: a tail
+        that a flow draws too seldom from is entered as seldom as it is left. (Not of the seconds,
+        lest draws depend on the clock.)
         """
-        clock, spent = perf_counter(), sum(self.seconds.values())
-        run, blocks = best.run, 0
+        run, blocks, spent = best.run, 0, self.target.evaluations
         moved = torch.zeros(self.num_chains, dtype=torch.bool, device=self.target.device)
         while not bool(moved.all()) and blocks < max(1, self.num_samples // FORGETTING):
             run.resume(FORGETTING * best.thin, 1, starts)
@@ -292,7 +292,7 @@ class Ladder:
                 return
             starts, blocks = None, blocks + 1
             moved = moved | run.statistics["accepted"].any(1)
-        more = spent / 10 / (perf_counter() - clock)
+        more = spent / 10 / max(1, self.target.evaluations - spent)
         run.resume(ceil(blocks * max(1.0, more)), FORGETTING * best.thin)
         if not bool(moved.all()):
             warnings.warn(

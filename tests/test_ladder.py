@@ -67,6 +67,18 @@ def no_training(monkeypatch):
     monkeypatch.setattr(ladder.Ladder, "_taught", lambda self, flow, draws, best: None)
 
 
+def test_draws_do_not_depend_on_the_clock(monkeypatch):
+    """The burn-in is counted in evaluations: a machine that slows down has the same draws."""
+    small = {"num_samples": 5, "num_chains": 20, **QUIET}
+    first = pf.sample(conjugate, *conjugate_data(), **small)
+    start = perf_counter()
+    monkeypatch.setattr(ladder, "perf_counter", lambda: (perf_counter() - start) ** 3)
+    again = pf.sample(conjugate, *conjugate_data(), **small)
+    assert first.attrs["method"] == again.attrs["method"]
+    for site in CONJUGATE_TRUTH:
+        assert torch.equal(values(first, site), values(again, site))
+
+
 def test_conjugate_model():
     data = pf.sample(conjugate, *conjugate_data(), num_samples=50, num_chains=400, **QUIET)
     assert dict(data["posterior"].sizes)["chain"] == 400
