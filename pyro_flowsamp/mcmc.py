@@ -141,7 +141,10 @@ class VectorizedMCMC:
                 :meth:`FlowKernel.state_at`.
         """
         if self._state is None:
-            raise RuntimeError("there is no run to go on from: call run(...) first")
+            raise RuntimeError(
+                "there is no run to go on from: call run(...) first (copies and unpickled runs have "
+                "the draws, but not the chains)"
+            )
         if self.kernel._proposal is not self._proposal:
             raise RuntimeError(
                 "the kernel has made another run since, with a flow and step sizes of its own: a "

@@ -238,16 +238,24 @@ class Target:
             dtype, device: Of the points; torch's defaults where None.
 
         Raises:
-            ValueError: ``fn`` does not return one energy per row.
+            ValueError: ``fn`` does not return a tensor of one energy per row, or there are no such
+                coordinates as ``angles``.
         """
         dtype = dtype or torch.get_default_dtype()
         device = torch.device(device) if device is not None else torch.get_default_device()
+        if not all(-dim <= index < dim for index in angles):
+            raise ValueError(f"angles are indices of {dim} coordinates, got {list(angles)}")
         mask = torch.zeros(dim, dtype=torch.bool, device="cpu")
         mask[list(angles)] = True
-        shape = fn(torch.zeros(2, dim, dtype=dtype, device=device)).shape
-        if shape != (2,):
+        energies = fn(torch.zeros(2, dim, dtype=dtype, device=device))
+        if not isinstance(energies, Tensor):
             raise ValueError(
-                f"the energy of a batch of shape (2, {dim}) has shape {tuple(shape)}; "
+                f"the energy returns a {type(energies).__name__}, not a tensor: write it with "
+                f"torch functions, so that it has a gradient."
+            )
+        if energies.shape != (2,):
+            raise ValueError(
+                f"the energy of a batch of shape (2, {dim}) has shape {tuple(energies.shape)}; "
                 f"it must be (2,), one energy per row."
             )
         return cls(

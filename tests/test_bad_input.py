@@ -246,6 +246,31 @@ def test_kernel_arguments():
         LatentMALA(normal, target_accept_prob=1.0)
 
 
+@pytest.mark.parametrize(
+    "energy, options, message",
+    [
+        (lambda x: x.numpy().sum(-1), {}, "returns a ndarray, not a tensor: write it with torch"),
+        (lambda x: x.sum(-1), {"angles": [0, 3]}, r"indices of 3 coordinates, got \[0, 3\]"),
+    ],
+)
+def test_energies(energy, options, message):
+    with pytest.raises(ValueError, match=message):
+        Target.from_energy(energy, 3, **options)
+
+
+def test_a_flow_that_is_no_flow():
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, context=None):
+            return torch.distributions.MultivariateNormal(self.loc, torch.eye(1))
+
+    with pytest.raises(ValueError, match="MultivariateNormal, which cannot draw and score in one"):
+        AutoFlow(normal, flow=Plain()).fit()
+
+
 @pytest.mark.parametrize("make", [vectorized, sequential])
 def test_a_guide_is_no_model(make):
     with pytest.raises(ValueError, match="this AutoFlow is a guide, not a model: .* guide="):

@@ -538,7 +538,7 @@ class AutoAnnealingFlow(FlowGuide):
                 f"{RETRIES + 1} trainings, down to a rate of {3 * options.learning_rate:.1e}: it "
                 f"leaves particles where they are. Try a lower options.learning_rate, or more "
                 f"options.max_steps.",
-                stacklevel=6,
+                stacklevel=5,
             )
         return block, history, RETRIES + 1
 

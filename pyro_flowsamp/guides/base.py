@@ -437,7 +437,13 @@ class FlowGuide(AutoContinuous):
 
 
 def _check_dimension(flow: nn.Module, target: Target, row: Tensor | None) -> None:
-    shape = flow(None if row is None else row.to(next(flow.parameters()))).event_shape
+    distribution = flow(None if row is None else row.to(next(flow.parameters())))
+    if not hasattr(distribution, "rsample_and_log_prob"):
+        raise ValueError(
+            f"the flow returns a {type(distribution).__name__}, which cannot draw and score in one "
+            f"pass (rsample_and_log_prob): return a zuko.distributions.NormalizingFlow."
+        )
+    shape = distribution.event_shape
     if tuple(shape) != (target.dim,):
         sizes = ", ".join(f"{s.name}: {s.size}" for s in target.sites)
         raise ValueError(

@@ -233,7 +233,8 @@ class FlowKernel(MCMCKernel):
             if warmup_steps == 0:
                 raise RuntimeError(
                     "the guide is untrained and warmup_steps=0 leaves no step to train it in: "
-                    "call guide.fit(...) first, or use warmup_steps > 0."
+                    "call guide.fit(...) first, or use warmup_steps > 0 (after training of your "
+                    "own, by SVI, say so: guide.trained = True)."
                 )
             if multiprocessing.parent_process() is not None:
                 warnings.warn(
