@@ -142,8 +142,8 @@ class VectorizedMCMC:
         """
         if self._state is None:
             raise RuntimeError(
-                "there is no run to go on from: call run(...) first (copies and unpickled runs have "
-                "the draws, but not the chains)"
+                "there is no run to go on from: call run(...) first (a copied or unpickled run has "
+                "its draws, but no chains)"
             )
         if self.kernel._proposal is not self._proposal:
             raise RuntimeError(
