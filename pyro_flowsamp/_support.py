@@ -139,13 +139,24 @@ class _Bounded(dist.TorchDistribution):
         return torch.where(inside(self.base_dist, value), log_prob, -torch.inf)
 
 
+class _Counts(_Bounded):
+    """A multinomial whose density vmap can batch: torch's writes where a mask of booleans is."""
+
+    def log_prob(self, value: Any) -> Tensor:
+        seen = torch.where(value == 0, 0.0, self.base_dist.logits)  # 0 log 0 = 0
+        ways = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
+        return ways + (value * seen).sum(-1)
+
+
 class Guard(Messenger):
-    """Bounds the distributions of some sites, by name."""
+    """Bounds the distributions of some sites, by name; gives multinomials a density to batch."""
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__()
         self.names = names
 
     def _pyro_post_sample(self, msg: Any) -> None:
+        if type(msg["fn"]) is dist.Multinomial:
+            msg["fn"] = _Counts(msg["fn"])
         if msg["name"] in self.names:
             msg["fn"] = _Bounded(msg["fn"])

@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer.reparam import LocScaleReparam
 from torch.distributions import AffineTransform
+from torch.testing import assert_close
 
 from pyro_flowsamp import Target
 from pyro_flowsamp.target import ModelStructureError
@@ -317,3 +318,59 @@ def test_a_late_site_beside_discrete_ones():
 
 def test_no_points_at_all():
     assert Target.from_model(normal).log_prob(torch.zeros(0, 1)).shape == (0,)
+
+
+# ---- distributions that torch does not batch ----------------------------------------------------
+
+
+def choices(X, counts):
+    w = pyro.sample("w", dist.Normal(torch.zeros(3, 4), 1.0).to_event(2))
+    with pyro.plate("data", len(X)):
+        pyro.sample("counts", dist.Multinomial(11, logits=X @ w), obs=counts)
+
+
+def ordinal(X, y):
+    """As the docs have it, for want of an OrderedLogistic that can be batched."""
+    b = pyro.sample("b", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    eta, cuts = X @ b, torch.tensor([-1.0, 1.0])
+    below = torch.sigmoid(cuts - eta[..., None])
+    edges = torch.cat(
+        [torch.zeros_like(eta)[..., None], below, torch.ones_like(eta)[..., None]], -1
+    )
+    with pyro.plate("data", len(X)):
+        pyro.sample("y", dist.Categorical(probs=edges.diff()), obs=y)
+
+
+def test_multinomials_are_batched():
+    X = torch.randn(20, 3)
+    counts = dist.Multinomial(11, logits=torch.randn(20, 4)).sample()
+    target, x = Target.from_model(choices, X, counts), torch.randn(5, 12)
+    w = x.view(5, 3, 4)
+    expected = dist.Normal(0.0, 1.0).log_prob(x).sum(-1)
+    rows = [dist.Multinomial(11, logits=X @ v).log_prob(counts) for v in w]
+    assert target.batching == "vmap"
+    assert_close(target.log_prob(x), expected + torch.stack(rows).sum(-1))
+    assert_close(target.pointwise_log_likelihood({"w": w})["counts"], torch.stack(rows))
+
+
+def test_a_count_of_what_cannot_be():
+    probs = torch.tensor([0.0, 0.4, 0.6])
+
+    def model(counts):
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("counts", dist.Multinomial(5, probs=probs), obs=counts)
+
+    for counts in (torch.tensor([0.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 2.0])):
+        expected = dist.Multinomial(5, probs=probs).log_prob(counts)
+        log_p = Target.from_model(model, counts).log_prob(torch.zeros(1, 1))
+        found = log_p + 0.5 * torch.tensor(2 * torch.pi).log()
+        assert_close(found[0].exp(), expected.exp())
+
+
+def test_ordinal_regression_by_hand():
+    X, y = torch.randn(20, 3), torch.randint(3, (20,))
+    target, x = Target.from_model(ordinal, X, y), torch.randn(5, 3)
+    logistic = [dist.OrderedLogistic(X @ b, torch.tensor([-1.0, 1.0])).log_prob(y) for b in x]
+    expected = dist.Normal(0.0, 1.0).log_prob(x).sum(-1) + torch.stack(logistic).sum(-1)
+    assert target.batching == "vmap"
+    assert_close(target.log_prob(x), expected, rtol=1e-4, atol=1e-4)
