@@ -515,11 +515,8 @@ parted. In the last table Euler's method is missing: it does not get a block's l
 2e-4 nats in 256 steps, and `fit` says so. W2 and MMD² are between 1000 draws and 1000 exact ones;
 the row "exact" is their noise.
 
-The stored runs date from before the optimiser read every gradient in its own memory layout: the
-blocks' last layers learnt from scrambled ones. Since then the flows themselves are better, here on
-the Gaussians in a ring of radius 6, 8 and 10, seeds 0 and 1: ESS of the flow alone .958, .942 then
-and .966, .965 now; .878, .817 and .900, .885; .854, .803 and .897, .880
-(`annealing_flow.py gmm --seeds 2 --results <elsewhere>`). Corrected draws are exact either way.
+The tables of 1024 modes and of schedules are of older runs, in which the optimiser scrambled the
+gradients of the blocks' last layers, and all particles followed every block: flows are better since.
 
 The logistic regressions have their coefficients non-centred, start at N(0, 9 I), and take 10 moves
 a block with 16 000 particles (iris), 50 with 16 000 (wine, whose classes a plane separates: its

@@ -253,10 +253,6 @@ Made by `python examples/papers/importance_flow.py all --table` from the stored 
 Errors are relative to the truth: the mean over seeds with its sign, the worst seed without; the
 standard error is the one that comes with the answer, also relative. Float32 on one CPU core shared
 with other work, so seconds are upper bounds.
-
-The stored runs date from before a mistake of the optimiser was mended
-([docs/annealing_flow.md](annealing_flow.md)); flows are better since. The density's standard
-error is here of its own draws; now it is never below what particles say of it.
 """
 TEXTS = {
     "truncated": "## A normal outside a ball\n\nP(\\|x\\| > c) for x ~ N(0, I): the path "
