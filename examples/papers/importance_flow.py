@@ -263,7 +263,8 @@ TEXTS = {
     "IMH have the same number of target evaluations, warm-up and training included.",
     "data": "## Data alone\n\n10 000 draws of a known distribution, and nothing else: p is a flow "
     "fitted to them, and the answer is that flow's. The standard error does not know how well the "
-    "flow fits; the error against the truth does. Beside it the share of the draws themselves.",
+    "flow fits; the error against the truth does. Beside it the share of the draws themselves, of "
+    "which some nine lie beyond the banana's tip: there they say more than the flow.",
 }
 
 
