@@ -516,7 +516,7 @@ parted. In the last table Euler's method is missing: it does not get a block's l
 the row "exact" is their noise.
 
 The tables of 1024 modes and of schedules are of older runs, in which the optimiser scrambled the
-gradients of the blocks' last layers, and all particles followed every block: flows are better since.
+gradients of the blocks' last layers, and all particles followed each block. Flows are better since.
 
 The logistic regressions have their coefficients non-centred, start at N(0, 9 I), and take 10 moves
 a block with 16 000 particles (iris), 50 with 16 000 (wine, whose classes a plane separates: its
