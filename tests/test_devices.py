@@ -177,7 +177,7 @@ def test_particles(name, context):
     guide = _annealed(target)
     with context():
         cloud = guide.particles(128, islands=4)
-        stage = guide._stage(target, guide.flow.blocks[-1])
+        stage = guide._stage(target, guide.flow.blocks[-1], 0.0)
         cloud, _ = transport.tune(cloud, stage, 2, 0.574)
         assert cloud.evidence.log_z.shape == () and cloud.draw(10).shape == (10, target.dim)
         assert cloud.mean(cloud.x).value.shape == (target.dim,)
