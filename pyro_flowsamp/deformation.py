@@ -301,10 +301,8 @@ class BoltzmannPath(nn.Module):
         if s == 0:
             return -self.base(spot.x)[0].double()
         (before, _), (after, pace) = self.clock(earlier), self.clock(later)
-        energy = (before - after) / pace * spot.rate
-        if self.detour is not None:
-            energy = energy + self.learnt(earlier, spot.x)[0] - self.learnt(later, spot.x)[0]
-        return spot.log_pi - energy.double()
+        detour = self.learnt(earlier, spot.x)[0] - self.learnt(later, spot.x)[0]
+        return spot.log_pi - ((before - after) / pace * spot.rate + detour).double()
 
     @torch.no_grad()
     def check(self, target: Target, u: Tensor) -> None:

@@ -334,9 +334,8 @@ def ordinal(X, y):
     b = pyro.sample("b", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     eta, cuts = X @ b, torch.tensor([-1.0, 1.0])
     below = torch.sigmoid(cuts - eta[..., None])
-    edges = torch.cat(
-        [torch.zeros_like(eta)[..., None], below, torch.ones_like(eta)[..., None]], -1
-    )
+    none = torch.zeros_like(eta)[..., None]
+    edges = torch.cat([none, below, 1 + none], -1)
     with pyro.plate("data", len(X)):
         pyro.sample("y", dist.Categorical(probs=edges.diff()), obs=y)
 

@@ -38,6 +38,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -684,10 +685,8 @@ def _check_schedule(schedule: Sequence[float]) -> None:
 
 def _with_map(stage: transport.Stage, block: Block, beta: float) -> transport.Stage:
     """The stage by way of a block that begins at ``beta``."""
-    here = block.scale.new_tensor(beta)
-    return stage._replace(
-        map=block.map, stay=block.stay, before=lambda state: bridge.log_path(state, here)
-    )
+    before = partial(bridge.log_path, beta=block.scale.new_tensor(beta))
+    return stage._replace(map=block.map, stay=block.stay, before=before)
 
 
 @torch.no_grad()
@@ -714,9 +713,7 @@ def _share_to_stay(
     z, ladj = block(None).pull(cloud.x[rows])
     here, there = cloud.state.log_pi[rows], unmoved.state.log_pi[rows]
     carried = density(z).double() + ladj.double()
-    carried = torch.where(carried.isnan(), -torch.inf, carried)
-    share = carried.new_tensor(SHARES)[:, None]
-    mixture = torch.logaddexp(share.log() + here, (-share).log1p() + carried)
+    mixture = transport.log_mixture(carried.new_tensor(SHARES)[:, None], here, carried)
     cubes = (there - here) + 3 * (there - mixture)
     moments = torch.where(cubes.isnan(), -torch.inf, cubes).logsumexp(-1)
     return SHARES[int((moments <= moments.min() + TIE).double().argmax())]

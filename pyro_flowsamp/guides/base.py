@@ -246,7 +246,7 @@ class FlowGuide(AutoContinuous):
             flow = self.build_flow(target, 0 if row is None else len(row))
             self.flow = flow.to(device=target.device, dtype=target.dtype)
             self._sites = sites
-            _check_dimension(self.flow, target, row)
+            _check_flow(self.flow, target, row)
             if self._pending is not None:
                 self.load_state_dict(*self._pending)
         elif sites != self._sites:
@@ -436,7 +436,7 @@ class FlowGuide(AutoContinuous):
             self._model = (InitMessenger(init_to_unconstrained)(model),)
 
 
-def _check_dimension(flow: nn.Module, target: Target, row: Tensor | None) -> None:
+def _check_flow(flow: nn.Module, target: Target, row: Tensor | None) -> None:
     distribution = flow(None if row is None else row.to(next(flow.parameters())))
     if not hasattr(distribution, "rsample_and_log_prob"):
         raise ValueError(

@@ -53,6 +53,7 @@ __all__ = [
     "Stage",
     "advance",
     "init",
+    "log_mixture",
     "move",
     "push",
     "resample",
@@ -201,10 +202,14 @@ def _push_most(cloud: Cloud, stage: Stage, map: Pushes, before: Callable[[Any], 
 
     stayed = before(state).index_copy(0, stay, log_pi[stay])
     carried = log_pi.index_copy(0, go, log_pi[go] - ladj.double()).index_copy(0, stay, origin)
-    stayed, carried = (torch.where(v.isnan(), -torch.inf, v) for v in (stayed, carried))
-    share = log_pi.new_tensor(count / num)
-    mixture = torch.logaddexp(share.log() + stayed, (-share).log1p() + carried)
+    mixture = log_mixture(log_pi.new_tensor(count / num), stayed, carried)
     return reweight(cloud._replace(state=cloud.state._replace(log_pi=mixture)), state)
+
+
+def log_mixture(share: Tensor, stayed: Tensor, carried: Tensor) -> Tensor:
+    """Of two log densities, the first with this share; NaN, where no way leads, has no density."""
+    stayed, carried = (torch.where(v.isnan(), -torch.inf, v) for v in (stayed, carried))
+    return torch.logaddexp(share.log() + stayed, (-share).log1p() + carried)
 
 
 def systematic(log_w: Tensor, draws: int | None = None) -> Tensor:
