@@ -157,8 +157,8 @@ def _site(node: dict) -> Site:
     angles = [part for part in _components(fn) if isinstance(part, _CIRCULAR)]
     if angles and not isinstance(fn, _CIRCULAR):
         raise ValueError(
-            f"site '{node['name']}': a transformed angle is no angle of period 2 pi, nor is a "
-            f"mixture of angles, and neither has a density on the line; sample the "
+            f"site '{node['name']}': an angle that is transformed or mixed has no density on the "
+            f"line, and a transformed angle no period of 2 pi; sample the "
             f"{type(angles[0]).__name__} and transform its value."
         )
     if isinstance(fn, dist.Delta):
