@@ -365,8 +365,9 @@ def test_few_stay_behind_where_a_block_is_right(shift, share):
     assert _toward(shift) == share
 
 
-def test_some_stay_behind_where_it_is_not():
-    assert 0.02 < _toward(1.5) < 1
+@pytest.mark.parametrize("shift", [1.5, 4.0])
+def test_some_stay_behind_where_it_is_not(shift):
+    assert 0.02 < _toward(shift) < 1
 
 
 def test_a_funnel_that_needs_stages_of_all_lengths():

@@ -353,14 +353,14 @@ def test_multinomials_are_batched():
 
 
 def test_a_count_of_what_cannot_be():
-    probs = torch.tensor([0.0, 0.4, 0.6])
+    logits = torch.tensor([-inf, log(0.4), log(0.6)])
 
     def model(counts):
         pyro.sample("x", dist.Normal(0.0, 1.0))
-        pyro.sample("counts", dist.Multinomial(5, probs=probs), obs=counts)
+        pyro.sample("counts", dist.Multinomial(5, logits=logits), obs=counts)
 
     for counts in (torch.tensor([0.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 2.0])):
-        expected = dist.Multinomial(5, probs=probs).log_prob(counts)
+        expected = dist.Multinomial(5, logits=logits).log_prob(counts)
         log_p = Target.from_model(model, counts).log_prob(torch.zeros(1, 1))
         found = log_p + 0.5 * torch.tensor(2 * torch.pi).log()
         assert_close(found[0].exp(), expected.exp())
