@@ -30,7 +30,7 @@ test-arviz1: $(ARVIZ1)/.installed  ## run the export tests with ArviZ 1.x on Pyt
 	OMP_NUM_THREADS=1 $(ARVIZ1)/bin/python -m $(PYTEST) tests/test_export.py
 
 bench: $(VENV)/.bench  ## compare with NumPyro's NUTS
-	$(VENV)/bin/python examples/benchmarks/against_nuts.py
+	$(VENV)/bin/python examples/benchmarks/suites/against_nuts.py
 
 lint: $(VENV)/.installed  ## check style, formatting and types
 	$(VENV)/bin/ruff check

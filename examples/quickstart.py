@@ -13,13 +13,16 @@ import time
 START = time.perf_counter()
 
 import argparse  # noqa: E402
+import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import arviz as az  # noqa: E402
 import matplotlib  # noqa: E402
 import pyro  # noqa: E402
-from models import load  # noqa: E402
 from pyro.infer import MCMC, NUTS  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmarks"))
+from problems.models import load  # noqa: E402
 
 from pyro_flowsamp import IMH, AutoFlow, FitOptions, VectorizedMCMC, to_arviz  # noqa: E402
 

@@ -19,7 +19,6 @@ MAY_IMPORT = {
     "train": "",
     "gaussian": "",
     "importance": "",
-    "metrics": "importance",
     "mixture": "",
     "proposal": "target importance",
     "velocity": "",

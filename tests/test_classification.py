@@ -1,16 +1,12 @@
 """The data sets of the papers' logistic regression."""
 
-import runpy
-from pathlib import Path
-
 import pytest
 import torch
+from problems import classification
 
 from pyro_flowsamp import Target
 from pyro_flowsamp.targets import accuracy, log_predictive, logistic_regression
 
-PAPERS = Path(__file__).parents[1] / "examples" / "papers"
-data = runpy.run_path(str(PAPERS / "classification.py"))
 SIZES = {  # rows, and columns with the intercept
     "german_credit": (1000, 25),
     "breast_cancer": (569, 31),
@@ -23,11 +19,11 @@ SIZES = {  # rows, and columns with the intercept
 def load(name, **options):
     if name != "german_credit":
         pytest.importorskip("sklearn")
-    return data["load"](name, **options)
+    return classification.load(name, **options)
 
 
 def test_all_are_tested():
-    assert set(data["TABLES"]) == set(SIZES)
+    assert set(classification.TABLES) == set(SIZES)
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from baselines.parallel_tempering import parallel_tempering
 from pyro.infer import MCMC
 from scenarios import SCENARIOS, THRESHOLD, assert_exact, shake, spoil, starts
 from test_devices import started
@@ -42,7 +43,6 @@ from pyro_flowsamp import (
 from pyro_flowsamp.guides.trainers import TRAINERS, Trainer
 from pyro_flowsamp.targets import funnel, mog4, phi4, rings4, unequal_pair, xy, xy_model
 from pyro_flowsamp.train import Stepper
-from pyro_flowsamp.transitions.parallel import parallel_tempering
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

@@ -1,21 +1,13 @@
 """The models of the examples: they can be vmapped, and NumPyro agrees with their densities."""
 
-import runpy
-import sys
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pyro
 import pytest
 import torch
+from baselines import nuts
+from problems.models import MODELS, load
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
-# Run, not imported: the tests have a module of that name themselves.
-examples = SimpleNamespace(**runpy.run_path(str(EXAMPLES / "models.py")))
-load, MODELS = examples.load, examples.MODELS
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +16,9 @@ def float64(clean_slate):
 
 
 @pytest.fixture
-def numpyro_models(monkeypatch):
+def numpyro_models():
     pytest.importorskip("numpyro")
-    monkeypatch.setattr(sys, "path", sys.path[:])
-    monkeypatch.setitem(sys.modules, "models", examples)
-    return runpy.run_path(str(EXAMPLES / "benchmarks" / "nuts_baselines.py"))["numpyro_models"]()
+    return nuts.numpyro_models()
 
 
 def latent_sites(model, data):

@@ -3,6 +3,7 @@
 import pyro
 import pytest
 import torch
+from baselines.hmc import density_of, sample, spread
 from scenarios import SCENARIOS, THRESHOLD, Scenario, assert_exact, starts, z_scores
 from scipy.special import polygamma, psi
 from test_devices import NoWaiting, default_device_elsewhere
@@ -40,7 +41,7 @@ def _sample(name, num_chains=2000):
     pyro.set_rng_seed(0)
     target = CASES[name].source()
     x0 = target.pack_unconstrained(starts(target, CASES[name], num_chains))
-    return hamiltonian.sample(target, x0, 20, 200, 2, target_accept_prob=0.6)
+    return sample(target, x0, 20, 200, 2, target_accept_prob=0.6)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -113,7 +114,7 @@ def _ready(name="gaussian", num_chains=64):
     energy = Target.from_energy(lambda x: 0.5 * x.square().sum(-1) + 0.1 * x.pow(4).sum(-1), 5)
     target = energy if name == "gaussian" else scenario.source()
     x = target.pack_unconstrained(starts(target, scenario, num_chains))
-    density = hamiltonian._density(target)
+    density = density_of(target)
     return langevin.init(x, density), density, torch.randn_like(x)
 
 
@@ -193,7 +194,7 @@ def test_a_trajectory_through_nan_is_rejected():
 def test_passing_where_the_density_is_zero_is_rejected_too():
     """The far side is finite again, and the far side's energy would be accepted."""
     wall = Target.from_energy(lambda x: torch.where((x > 1) & (x < 2), torch.inf, 0 * x)[:, 0], 1)
-    density = hamiltonian._density(wall)
+    density = density_of(wall)
     state = langevin.init(torch.tensor([[0.5]]), density)
     one, zero = torch.ones(1, 1), torch.zeros(1)
     for step_size, num_steps, accepted in ((2.0, 1, True), (1.0, 2, False), (1.0, 1, False)):
@@ -221,7 +222,7 @@ def test_it_counts_its_gradients_and_freezes(monkeypatch):
     monkeypatch.setattr(hamiltonian, "hmc", watched)
     target = CASES["gaussian"].source()
     before = target.evaluations
-    draws = hamiltonian.sample(target, torch.zeros(32, 5), 7, 40, 3)
+    draws = sample(target, torch.zeros(32, 5), 7, 40, 3)
     assert draws.x.shape == (32, 7, 5) and draws.diverging.shape == (32,)
     assert target.evaluations - before == draws.gradients == 32 * (1 + 47 * 3)
     assert len(seen) == 47 and 1 < max(seen) < 1.5
@@ -230,17 +231,17 @@ def test_it_counts_its_gradients_and_freezes(monkeypatch):
 def test_scales_are_found():
     scale = torch.tensor([0.1, 1.0, 10.0])
     target = Target.from_energy(lambda x: 0.5 * (x / scale).square().sum(-1), 3)
-    draws = hamiltonian.sample(target, target.initial_points(200), 20, 400, 5)
+    draws = sample(target, target.initial_points(200), 20, 400, 5)
     torch.testing.assert_close(draws.scale / scale, torch.ones(3), rtol=0.15, atol=0)
     assert 0.3 < draws.step_size < 2
-    same = hamiltonian.sample(hamiltonian._density(target), target.initial_points(9), 5, 20, 5)
+    same = sample(density_of(target), target.initial_points(9), 5, 20, 5)
     assert same.x.shape == (9, 5, 3)
 
 
 @pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
 def test_a_step_waits_for_nothing(context):
     target = CASES["half space"].source()
-    density = hamiltonian._density(target)
+    density = density_of(target)
     state = langevin.init(target.initial_points(8), density)
     step_size = hamiltonian.StepSize(state.z.new_tensor(0.5), 0.8)
     with context():
@@ -249,4 +250,4 @@ def test_a_step_waits_for_nothing(context):
         _, info = hamiltonian.hmc(state, density, epsilon, 3, momentum, log_u)
         step_size.adapt(info.accept_prob.mean())
         step_size.freeze()
-        hamiltonian.spread(state.x)
+        spread(state.x)

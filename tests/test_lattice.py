@@ -5,6 +5,8 @@ from math import cos, exp, isnan, log, pi, sin, sqrt
 
 import pytest
 import torch
+from baselines import hmc
+from baselines.parallel_tempering import parallel_tempering
 from pyro import poutine
 from pyro.infer import Predictive
 from scipy.special import ive
@@ -29,8 +31,6 @@ from pyro_flowsamp.targets import (
     xy_observables,
     xy_torus_truth,
 )
-from pyro_flowsamp.transitions import hamiltonian
-from pyro_flowsamp.transitions.parallel import parallel_tempering
 
 SHAPES = [(2,), (5,), (2, 2), (3, 4), (2, 3, 4)]
 MASSES = [0.25, 0.5, 0.75, 1.0]
@@ -396,7 +396,7 @@ def chains(shape, temperature, k=0.0, num=200, start=pi):
     """HMC draws ``(C, S, d)``."""
     target = xy(shape, temperature, ring_exchange=k).target
     x0 = start * (2 * torch.rand(48, target.dim) - 1)
-    return hamiltonian.sample(target, x0, num, 150, 10).x
+    return hmc.sample(target, x0, num, 150, 10).x
 
 
 @pytest.mark.parametrize("temperature, k", [(0.5, 0.0), (1.0, 0.0), (1.0, 1.0)])

@@ -16,8 +16,8 @@ from pyro_flowsamp import IMH, AutoFlow, LatentMALA, VectorizedMCMC
 
 MILLION = """
 import resource, sys, torch
-sys.path.insert(0, "examples")
-from models import load
+sys.path.insert(0, "examples/benchmarks")
+from problems.models import load
 from pyro_flowsamp import IMH, AutoFlow, FitOptions, VectorizedMCMC
 
 torch.set_num_threads(1)

@@ -3,12 +3,10 @@
 import builtins
 from math import exp, log, sqrt
 
+import metrics
 import pytest
 import torch
-from scipy import stats
-
-from pyro_flowsamp import metrics
-from pyro_flowsamp.metrics import (
+from metrics import (
     ess_forward,
     ess_reverse,
     forward_kl,
@@ -18,6 +16,7 @@ from pyro_flowsamp.metrics import (
     reverse_kl,
     wasserstein2,
 )
+from scipy import stats
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,13 @@ from math import log, pi, sqrt
 import pyro
 import pytest
 import torch
+from baselines import hmc
+from baselines import parallel_tempering as parallel
 from scenarios import SCENARIOS, THRESHOLD, Scenario, assert_exact, starts, z_scores
 from test_devices import NoWaiting, default_device_elsewhere
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.transitions import bridge, hamiltonian, parallel
+from pyro_flowsamp.transitions import bridge, hamiltonian
 
 WIDTH = 0.5
 
@@ -65,7 +67,7 @@ def test_draws_are_exact(name):
 def test_one_temperature_alone_does_not_find_the_weights():
     target = _far_modes()
     x0 = target.pack_unconstrained(starts(target, CASES["far modes"], 500))
-    draws = hamiltonian.sample(target, x0, 20, 160, 3)
+    draws = hmc.sample(target, x0, 20, 160, 3)
     assert abs(z_scores({"x": draws.x}, CASES["far modes"])["right"]) > THRESHOLD
 
 
@@ -127,7 +129,7 @@ def _ready(name="half space", num_chains=16, num_replicas=5):
     target = CASES[name].source()
     base = bridge.Base(torch.ones(target.dim), torch.full((target.dim,), 2.0), target.angles)
     betas = torch.linspace(1, 0, num_replicas) ** 2
-    ladder = parallel.Ladder(betas, 0.5 + torch.rand(num_replicas, target.dim))
+    ladder = parallel.TemperatureLadder(betas, 0.5 + torch.rand(num_replicas, target.dim))
     x = target.initial_points(num_chains * num_replicas)
     beta, scale = ladder.rows(len(x))
     state = bridge.density(target, base, beta, scale)(x / scale)

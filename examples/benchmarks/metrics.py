@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .importance import ess_fraction
+from pyro_flowsamp import ess_fraction
 
 __all__ = [
     "ChiSquare",

@@ -24,18 +24,16 @@ be drawn for each trajectory, independently of the pair.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor
 
-from ..target import Target
-from . import langevin
 from .langevin import State
 from .select import Info, metropolis, select
 
-__all__ = ["Draws", "Info", "State", "StepSize", "hmc", "leapfrog", "sample"]
+__all__ = ["Info", "State", "StepSize", "hmc", "jitter", "leapfrog"]
 
 
 class Point(Protocol):
@@ -97,7 +95,7 @@ def hmc(
     return select(accepted, end, state), info  # type: ignore[type-var]  # a P is a named tuple
 
 
-# ---- a sampler that tunes itself ---------------------------------------------------------------
+# ---- step sizes ---------------------------------------------------------------------------------
 
 
 class StepSize:
@@ -123,100 +121,3 @@ class StepSize:
 def jitter(step_size: Tensor) -> Tensor:
     """Step sizes times uniforms on (0.8, 1.2), against resonance with a period of the target."""
     return step_size * torch.empty_like(step_size).uniform_(0.8, 1.2)
-
-
-def spread(x: Tensor) -> Tensor:
-    """Standard deviations of draws ``(N, ..., d)`` over N, drawn to 0.03 where N is small."""
-    num = len(x)
-    variance = x.double().var(0, unbiased=False)
-    return ((num * variance + 5e-3) / (num + 5)).sqrt().to(x)
-
-
-class Draws(NamedTuple):
-    """Draws of C chains.
-
-    Attributes:
-        x: Positions, ``(C, S, d)``.
-        accept_prob: Mean acceptance of each chain, ``(C,)``.
-        diverging: How many trajectories of each chain diverged, ``(C,)``.
-        step_size: As frozen, in the coordinates x / scale; 0-d.
-        scale: Of the coordinates, ``(d,)``.
-        gradients: How many were evaluated, warm-up and all chains included.
-    """
-
-    x: Tensor
-    accept_prob: Tensor
-    diverging: Tensor
-    step_size: Tensor
-    scale: Tensor
-    gradients: int
-
-
-def _density(target: Target) -> langevin.Density:
-    def density(x: Tensor) -> State:
-        log_p, grad = target.log_prob_and_grad(x)
-        return State(x, log_p.double(), grad, x, log_p.double(), torch.zeros_like(log_p).double())
-
-    return density
-
-
-def _rescaled(density: langevin.Density, scale: Tensor) -> langevin.Density:
-    """The same density of z = x / scale, up to a constant."""
-
-    def rescaled(z: Tensor) -> State:
-        state = density(z * scale)
-        return state._replace(z=z, grad=state.grad * scale)
-
-    return rescaled
-
-
-def sample(
-    density: Target | langevin.Density,
-    x0: Tensor,
-    num_samples: int,
-    warmup_steps: int,
-    num_steps: int,
-    *,
-    target_accept_prob: float = 0.8,
-) -> Draws:
-    """Draws by HMC with a diagonal mass matrix, tuned over all chains in warm-up and then fixed.
-
-    Arguments:
-        density: A target, or a density as in :func:`langevin.init`.
-        x0: Where the chains start, ``(C, d)``.
-        num_samples, warmup_steps: Trajectories a chain, kept and before.
-        num_steps: Leapfrog steps a trajectory.
-        target_accept_prob: What the step size is adapted to.
-    """
-    wrap = density.wrap if isinstance(density, Target) else lambda x: x
-    density = _density(density) if isinstance(density, Target) else density
-    num_chains, dim = x0.shape
-    scale, first = torch.ones_like(x0[0]), torch.full_like(x0[0, 0], dim**-0.25)
-    step_size = StepSize(first, target_accept_prob)
-    state, rescaled = langevin.init(x0, density), density
-    window, kept, infos = [], [], []
-    for t in range(-warmup_steps, num_samples):
-        epsilon = jitter(step_size.value.expand(num_chains, 1).clone())
-        momentum, log_u = torch.randn_like(state.z), torch.rand_like(state.log_pi).log()
-        state, info = hmc(state, rescaled, epsilon, num_steps, momentum, log_u)
-        if t >= 0:
-            kept.append(wrap(state.x))
-            infos.append(info)
-            continue
-        step_size.adapt(info.accept_prob.mean())
-        window.append(wrap(state.x))
-        if t == -1:
-            step_size.freeze()
-        elif -t in (3 * warmup_steps // 4, warmup_steps // 2, warmup_steps // 4):
-            new = spread(torch.cat(window))
-            state = state._replace(z=state.z * scale / new, grad=state.grad * new / scale)
-            scale, rescaled, window = new, _rescaled(density, new), []
-            step_size = StepSize(first, target_accept_prob)
-    return Draws(
-        torch.stack(kept, 1),
-        torch.stack([info.accept_prob for info in infos], 1).mean(1),
-        torch.stack([info.diverging for info in infos], 1).sum(1),
-        step_size.value,
-        scale,
-        num_chains * (1 + (warmup_steps + num_samples) * num_steps),
-    )

@@ -2,7 +2,7 @@ r"""NUTS on the benchmark models, with Pyro and with NumPyro: the times to beat.
 
 ::
 
-    python examples/benchmarks/nuts_baselines.py --model eight_schools --sampler numpyro --seed 0
+    python examples/benchmarks/baselines/nuts.py --model eight_schools --sampler numpyro --seed 0
 
 prints one measurement as JSON. Compilation counts, so take each measurement in a new process, as
 here; imports do not count. With :math:`f` the seconds spent whatever the number of draws
@@ -27,11 +27,11 @@ import torch
 from pyro.infer import MCMC, NUTS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from models import load
+from problems.models import load
 
 
 def numpyro_models() -> dict[str, Callable[..., None]]:
-    """The models of ``examples/models.py``, in NumPyro: same sites, arguments and density."""
+    """The models of ``problems/models.py``, in NumPyro: same sites, arguments and density."""
     import numpyro
     import numpyro.distributions as dist
     from numpyro import sample

@@ -1,7 +1,7 @@
 r"""Parallel tempering: chains at several temperatures, which exchange their states.
 
 The replicas :math:`x_0, \dots, x_{R-1}` of an ensemble have the joint density
-:math:`\prod_i \pi_{\beta_i}(x_i)` on the path of :mod:`.bridge`,
+:math:`\prod_i \pi_{\beta_i}(x_i)` on the path of :mod:`pyro_flowsamp.transitions.bridge`,
 :math:`1 = \beta_0 > \dots > \beta_{R-1} = 0`. Local moves (here HMC, and at :math:`\beta = 0`
 independent draws of the base) leave each factor invariant. The exchange of :math:`x_i` and
 :math:`x_j` is its own inverse and preserves volume; with :math:`\ell = \log\tilde p - \log b`
@@ -31,16 +31,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..importance import Evidence
-from ..target import Target
-from . import bridge, hamiltonian
-from .bridge import Base, State
-from .select import metropolis
+from pyro_flowsamp import Target
+from pyro_flowsamp.importance import Evidence
+from pyro_flowsamp.transitions import bridge, hamiltonian
+from pyro_flowsamp.transitions.bridge import Base, State
+from pyro_flowsamp.transitions.select import metropolis
 
-__all__ = ["Draws", "Ladder", "State", "explore", "parallel_tempering", "swap"]
+from .hmc import spread
+
+__all__ = ["TemperatureLadder", "TemperingDraws", "explore", "parallel_tempering", "swap"]
 
 
-class Ladder(NamedTuple):
+class TemperatureLadder(NamedTuple):
     """What is tuned, in order of falling betas.
 
     Attributes:
@@ -58,7 +60,7 @@ class Ladder(NamedTuple):
         return self.betas.unsqueeze(1).expand(-1, each).flatten(), scale.flatten(0, 1)
 
 
-class Draws(NamedTuple):
+class TemperingDraws(NamedTuple):
     """Draws at the target itself.
 
     Attributes:
@@ -77,7 +79,12 @@ class Draws(NamedTuple):
 
 
 def explore(
-    state: State, ladder: Ladder, target: Target, base: Base, step_size: Tensor, num_steps: int
+    state: State,
+    ladder: TemperatureLadder,
+    target: Target,
+    base: Base,
+    step_size: Tensor,
+    num_steps: int,
 ) -> tuple[State, hamiltonian.Info]:
     """A trajectory of each replica, step sizes ``(R - 1,)``; the hottest are drawn afresh.
 
@@ -95,7 +102,9 @@ def explore(
     return State(*(torch.cat(pair) for pair in zip(local, hot))), info
 
 
-def swap(state: State, ladder: Ladder, parity: int, log_u: Tensor) -> tuple[State, Tensor]:
+def swap(
+    state: State, ladder: TemperatureLadder, parity: int, log_u: Tensor
+) -> tuple[State, Tensor]:
     """Exchanges neighbours ``(i, i + 1)``, i of one parity; evaluates nothing.
 
     Arguments:
@@ -150,7 +159,7 @@ def parallel_tempering(
     num_steps: int = 5,
     target_accept_prob: float = 0.8,
     base: Base | None = None,
-) -> Draws:
+) -> TemperingDraws:
     """Runs ``num_chains`` ensembles; all that is tuned is tuned over them in warm-up, then fixed.
 
     Arguments:
@@ -174,7 +183,7 @@ def parallel_tempering(
     if not (given[0] == 1 and given[-1] == 0 and all(a > b for a, b in zip(given, given[1:]))):
         raise ValueError(f"betas must fall from 1 to 0, got {given}")
     beta = torch.tensor(given, dtype=torch.double, device=target.device)
-    ladder = Ladder(beta, base.scale.expand(len(beta), -1))
+    ladder = TemperatureLadder(beta, base.scale.expand(len(beta), -1))
     x = base.sample(num_chains * len(beta))
     with torch.no_grad():
         inside = torch.isfinite(target.log_prob(x)).unsqueeze(-1)
@@ -206,12 +215,12 @@ def parallel_tempering(
             swaps = []
         elif t in rounds:
             rejection = 1 - torch.stack(swaps).mean(0)
-            scale = hamiltonian.spread(torch.cat(window))
+            scale = spread(torch.cat(window))
             new = ladder.betas if betas is not None else _equalised(ladder.betas, rejection)
-            ladder, window, swaps = Ladder(new, scale), [], []
+            ladder, window, swaps = TemperatureLadder(new, scale), [], []
             state = bridge.place(state, *ladder.rows(len(state.x)))
             step_size = hamiltonian.StepSize(first, target_accept_prob)
-    return Draws(
+    return TemperingDraws(
         torch.stack(kept, 1),
         ladder.betas,
         torch.stack(swaps).mean(0),

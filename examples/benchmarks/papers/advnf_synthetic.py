@@ -2,16 +2,17 @@ r"""AdvNF on MOG-4, MOG-8 and Rings-4: which objective finds every mode.
 
 ::
 
-    python examples/papers/advnf_synthetic.py                  # every run that is not stored yet
-    python examples/papers/advnf_synthetic.py --study          # and the studies
-    python examples/papers/advnf_synthetic.py --write          # docs/advnf_synthetic.md
-    python examples/papers/advnf_synthetic.py --image docs/images/advnf_synthetic.png
+    python examples/benchmarks/papers/advnf_synthetic.py  # every run that is not stored yet
+    python examples/benchmarks/papers/advnf_synthetic.py --study  # and the studies
+    python examples/benchmarks/papers/advnf_synthetic.py --write  # docs/advnf_synthetic.md
+    python examples/benchmarks/papers/advnf_synthetic.py --image docs/images/advnf_synthetic.png
 
 MOG-4 is :math:`\frac14 \sum N((\pm8, \pm8), I)`, MOG-8 eight unit Gaussians on a circle of radius
 10, Rings-4 has radii 1, 2, 3, 4 of equal mass and radial width 0.1: the paper's own centres are not
 public. The negative log-likelihood (NLL) is that of 20 000 exact draws; none is below the entropy.
 """
 
+import sys
 import warnings
 from functools import partial
 from math import inf, isfinite
@@ -21,15 +22,17 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from stored import RESULTS, collect, load, markdown, spread
-from stored import options as stored_options
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from stored_runs import RESULTS, collect, load, markdown, spread
+from stored_runs import options as stored_options
 
 from pyro_flowsamp import IMH, AutoAdvNF, FitOptions, Target, VectorizedMCMC, ess_fraction, tempered
 from pyro_flowsamp.flows import spline
 from pyro_flowsamp.targets import Known, mog4, mog8, rings4
 
 STORE = RESULTS / "advnf_synthetic"
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 TARGETS = {"MOG-4": mog4, "MOG-8": mog8, "Rings-4": rings4}
 COMPONENTS = 64  #: at most, of the mixture under a flow that starts from an ensemble
 FOUND = 0.1  #: of its mass, from which a mode counts as found
@@ -240,15 +243,16 @@ STUDIES = {
 
 PREFACE = """# AdvNF on mixtures
 
-Made by `python examples/papers/advnf_synthetic.py --write` from the stored runs in
-`examples/papers/results/advnf_synthetic`; without options it runs what is missing, with `--study`
-the studies too, whose tables are of two seeds each: it would add a third. Mean ± sd over seeds; NLL
-of 20 000 exact draws, in nats, of which none is below the entropy; a mode is found if a tenth of
-its mass is drawn; shares of the modes by the flow alone, and by 500 chains of 100 draws of IMH with
-it, whose worst |z| over modes and seeds must be that of noise. RKL starts at N(0, I) with nothing
-from the target; whatever learns from an ensemble (16 384 tempered particles of the project's own)
-starts at the Gaussian mixture fitted to it, whose own figures are those of the row "mixture alone".
-The paper reports an NLL up to 1100 times lower by AdvNF (RKL) than by RKL, on centres of its own.
+Made by `python examples/benchmarks/papers/advnf_synthetic.py --write` from the stored runs in
+`examples/benchmarks/results/advnf_synthetic`; without options it runs what is missing, with
+`--study` the studies too, whose tables are of two seeds each: it would add a third. Mean ± sd over
+seeds; NLL of 20 000 exact draws, in nats, of which none is below the entropy; a mode is found if a
+tenth of its mass is drawn; shares of the modes by the flow alone, and by 500 chains of 100 draws of
+IMH with it, whose worst |z| over modes and seeds must be that of noise. RKL starts at N(0, I) with
+nothing from the target; whatever learns from an ensemble (16 384 tempered particles of the
+project's own) starts at the Gaussian mixture fitted to it, whose own figures are those of the row
+"mixture alone". The paper reports an NLL up to 1100 times lower by AdvNF (RKL) than by RKL, on
+centres of its own.
 
 ![Draws by objective](images/advnf_synthetic.png)
 

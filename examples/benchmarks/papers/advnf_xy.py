@@ -2,15 +2,15 @@ r"""AdvNF on the XY model: one flow for 32 temperatures, made exact by Metropoli
 
 ::
 
-    python examples/papers/advnf_xy.py                              # 8 × 8, five seeds
-    python examples/papers/advnf_xy.py --model extended             # with ring exchange
-    python examples/papers/advnf_xy.py --size 16
-    python examples/papers/advnf_xy.py --scaling                    # how cost and acceptance grow
-    python examples/papers/advnf_xy.py --study                      # of λ1, and of few draws
-    python examples/papers/advnf_xy.py --pretrained                 # IMH by the stored flow
-    python examples/papers/advnf_xy.py --thinned --model extended   # its chains, thinned
-    python examples/papers/advnf_xy.py --write                      # docs/advnf_xy.md
-    python examples/papers/advnf_xy.py --image docs/images/advnf_xy.png
+    python examples/benchmarks/papers/advnf_xy.py  # 8 × 8, five seeds
+    python examples/benchmarks/papers/advnf_xy.py --model extended  # with ring exchange
+    python examples/benchmarks/papers/advnf_xy.py --size 16
+    python examples/benchmarks/papers/advnf_xy.py --scaling  # how cost and acceptance grow
+    python examples/benchmarks/papers/advnf_xy.py --study  # of λ1, and of few draws
+    python examples/benchmarks/papers/advnf_xy.py --pretrained  # IMH by the stored flow
+    python examples/benchmarks/papers/advnf_xy.py --thinned --model extended  # its chains, thinned
+    python examples/benchmarks/papers/advnf_xy.py --write  # docs/advnf_xy.md
+    python examples/benchmarks/papers/advnf_xy.py --image docs/images/advnf_xy.png
 
 :math:`H = -\sum \cos(\theta_i - \theta_j)`, and for the extended model
 :math:`-\sum_\square \cos(\theta_1 - \theta_2 + \theta_3 - \theta_4)` besides, on a periodic lattice
@@ -22,6 +22,7 @@ chains of 200 draws at each temperature, from tempered particles; it knows nothi
 """
 
 import json
+import sys
 import warnings
 from functools import cache, partial
 from math import prod
@@ -31,9 +32,12 @@ from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import wasserstein_distance
-from stored import RESULTS, collect, load, markdown, spread
-from stored import options as stored_options
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from baselines import hmc
+from stored_runs import RESULTS, collect, load, markdown, spread
+from stored_runs import options as stored_options
 
 from pyro_flowsamp import (
     IMH,
@@ -53,10 +57,10 @@ from pyro_flowsamp.targets import (
     xy_model,
     xy_observables,
 )
-from pyro_flowsamp.transitions import hamiltonian, langevin
+from pyro_flowsamp.transitions import langevin
 
 STORE = RESULTS / "advnf_xy"
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 RING = {"xy": 0.0, "extended": 1.0}
 THIN = (1, 4)  #: every how many draws of a chain are kept, where a stored flow is judged again
 #: 8 × 8, Monte Carlo: energy per site and |m|, with standard errors, by temperature
@@ -145,7 +149,7 @@ def monte_carlo(lattice: Lattice, chains: int, samples: int) -> Tensor:
     with torch.random.fork_rng():
         torch.manual_seed(12345)  # the same for all seeds of the flows
         x = tempered_ensembles(lattice.target(grid()), chains).flatten(0, 1)
-        found = hamiltonian.sample(density, x / unit, samples, max(20, samples // 4), 8)
+        found = hmc.sample(density, x / unit, samples, max(20, samples // 4), 8)
     return found.x.view(len(grid()), chains, samples, -1)
 
 
@@ -512,8 +516,8 @@ def draw(path: Path, results: Path, lattice: Lattice, size: Size) -> None:
 
 PREFACE = """# AdvNF on the XY model
 
-Made by `python examples/papers/advnf_xy.py --write` from the stored runs in
-`examples/papers/results/advnf_xy`; without options it runs what is missing (`--model extended`,
+Made by `python examples/benchmarks/papers/advnf_xy.py --write` from the stored runs in
+`examples/benchmarks/results/advnf_xy`; without options it runs what is missing (`--model extended`,
 `--size 16`, `--scaling`, `--study` likewise). The last two tables, of `--study`, are of two seeds,
 some lines of one: it would add those up to three. One conditional flow for 32 temperatures from
 0.05 to 2.05, batch 256, on one CPU core shared with other work, so minutes are upper bounds. Means

@@ -1,11 +1,12 @@
-"""Annealing Flow, corrected: the paper's targets, unequal weights, funnels, logistic regression.
+r"""Annealing Flow, corrected: the paper's targets, unequal weights, funnels, logistic regression.
 
-    python examples/papers/annealing_flow.py gmm|expgauss|unequal|funnel|logistic|schedule
+    python examples/benchmarks/papers/annealing_flow.py \
+        gmm|expgauss|unequal|funnel|logistic|schedule
 
-runs what is not stored yet under ``examples/papers/results/annealing_flow`` and prints the table;
-``all`` prints every table and writes them to ``docs/annealing_flow.md``. Beside it stand batched
-HMC, parallel tempering and reverse KL, each on the number of target evaluations that the annealing
-flow has used, training and corrected draws together.
+runs what is not stored yet under ``examples/benchmarks/results/annealing_flow`` and prints the
+table; ``all`` prints every table and writes them to ``docs/annealing_flow.md``. Beside it stand
+batched HMC, parallel tempering and reverse KL, each on the number of target evaluations that the
+annealing flow has used, training and corrected draws together.
 
 Annealing Flow: Wu & Xie, 2025, https://arxiv.org/abs/2409.20547.
 """
@@ -28,12 +29,14 @@ from pyro.infer.reparam import LocScaleReparam
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from classification import load as load_classes
-from stored import RESULTS, collect, load, markdown, spread
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from baselines import hmc
+from baselines.parallel_tempering import parallel_tempering
+from metrics import mmd, mode_chi2, wasserstein2
+from problems.classification import load as load_classes
+from stored_runs import RESULTS, collect, load, markdown, spread
 
 from pyro_flowsamp import AutoAnnealingFlow, AutoFlow, FitOptions, ReverseKL, Target, ess_fraction
-from pyro_flowsamp.metrics import mmd, mode_chi2, wasserstein2
 from pyro_flowsamp.targets import (
     Known,
     accuracy,
@@ -45,10 +48,9 @@ from pyro_flowsamp.targets import (
     logistic_regression,
     unequal_pair,
 )
-from pyro_flowsamp.transitions import hamiltonian, parallel
 
 matplotlib.use("Agg")
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 STORE = RESULTS / "annealing_flow"
 ISLANDS = 16
 
@@ -106,7 +108,7 @@ def run_hmc(known: Known, budget: int, size: Size) -> Tensor:
     chains, leaps = (20, 3) if size.smoke else (1000, 10)
     steps = max(20, budget // (chains * leaps))
     x0 = torch.randn(chains, known.target.dim)
-    draws = hamiltonian.sample(known.target, x0, steps // 2, steps // 2, leaps).x
+    draws = hmc.sample(known.target, x0, steps // 2, steps // 2, leaps).x
     return draws[:, -max(1, size.draws // chains) :].flatten(0, 1)
 
 
@@ -114,7 +116,7 @@ def run_tempering(known: Known, budget: int, size: Size) -> Tensor:
     """Parallel tempering, ten replicas of five leapfrog steps."""
     chains = 4 if size.smoke else 100
     steps = max(20, budget // (chains * 10 * 5))
-    draws = parallel.parallel_tempering(known.target, chains, steps // 2, steps // 2).x
+    draws = parallel_tempering(known.target, chains, steps // 2, steps // 2).x
     return draws[:, -max(1, size.draws // chains) :].flatten(0, 1)
 
 
@@ -503,11 +505,11 @@ TITLES = {
 }
 PREFACE = """# Annealing Flow, corrected
 
-Made by `python examples/papers/annealing_flow.py all --table` from the stored runs in
-`examples/papers/results/annealing_flow`; without `--table` it runs what is missing. Mean ± sd over
-seeds; 20 000 draws; float32 on one CPU core shared with other work, so seconds are upper bounds.
-HMC (1000 chains from N(0, I)), parallel tempering (100 ensembles of ten) and reverse KL each have
-the number of target evaluations that the annealing flow has used in all.
+Made by `python examples/benchmarks/papers/annealing_flow.py all --table` from the stored runs in
+`examples/benchmarks/results/annealing_flow`; without `--table` it runs what is missing. Mean ± sd
+over seeds; 20 000 draws; float32 on one CPU core shared with other work, so seconds are upper
+bounds. HMC (1000 chains from N(0, I)), parallel tempering (100 ensembles of ten) and reverse KL
+each have the number of target evaluations that the annealing flow has used in all.
 
 "Annealing" are the corrected particles, "flow alone" the flow's own draws: no transport can move
 mass between modes that are already apart, so those have the weights that the modes had when they

@@ -1,9 +1,10 @@
 """Table 1 of the deformation paper: four modes, and two of unequal weight, by three interpolations.
 
-    python examples/papers/deformation_gmm.py
+    python examples/benchmarks/papers/deformation_gmm.py
 
-runs what is not stored yet under ``examples/papers/results/deformation_gmm`` and prints the table;
-``--table`` only prints it, and ``--write`` also writes ``docs/deformation_gmm.md`` and its picture.
+runs what is not stored yet under ``examples/benchmarks/results/deformation_gmm`` and prints the
+table; ``--table`` only prints it, and ``--write`` also writes ``docs/deformation_gmm.md`` and its
+picture.
 
 Learning Interpolations between Boltzmann Densities: Máté & Fleuret, 2023,
 https://arxiv.org/abs/2301.07388.
@@ -19,10 +20,11 @@ from typing import Any
 import matplotlib
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from deformation_runs import options, through_imh, train, train_by_reverse_kl
-from stored import RESULTS, collect, load, markdown, spread
-from stored import options as stored_options
+from metrics import ess_forward, ess_reverse, forward_kl, hausdorff, reverse_kl
+from stored_runs import RESULTS, collect, load, markdown, spread
+from stored_runs import options as stored_options
 
 from pyro_flowsamp import (
     AutoDeformationFlow,
@@ -30,11 +32,10 @@ from pyro_flowsamp import (
     diffusion,
     log_evidence,
 )
-from pyro_flowsamp.metrics import ess_forward, ess_reverse, forward_kl, hausdorff, reverse_kl
 from pyro_flowsamp.targets import Known, mog4, unequal_pair
 
 matplotlib.use("Agg")
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 STORE = RESULTS / "deformation_gmm"
 
 Result = dict[str, Any]
@@ -337,10 +338,10 @@ def draw(path: Path, size: Size) -> None:
 
 PREFACE = """# Deformation flows on Gaussian mixtures
 
-Made by `python examples/papers/deformation_gmm.py --write` from the stored runs in
-`examples/papers/results/deformation_gmm`; without options it runs what is missing. Mean ± sd over
-seeds, float32, hidden layers of 64 units as in the paper. Each run had one CPU core, shared with
-other work, so seconds are upper bounds. 10 000 draws for each figure, 4096 for the Hausdorff
+Made by `python examples/benchmarks/papers/deformation_gmm.py --write` from the stored runs in
+`examples/benchmarks/results/deformation_gmm`; without options it runs what is missing. Mean ± sd
+over seeds, float32, hidden layers of 64 units as in the paper. Each run had one CPU core, shared
+with other work, so seconds are upper bounds. 10 000 draws for each figure, 4096 for the Hausdorff
 distance, whose 99 % quantile over exact draws is .109 for Eq. (2) and .083 for Eq. (11).
 
 "Trainable" and "linear" learn at walkers kept near the path; the "trajectories" row is the paper's

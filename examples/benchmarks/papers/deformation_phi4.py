@@ -1,11 +1,11 @@
 """Table 2 of the deformation paper: phi^4 on a circle, against the exact solution.
 
-    python examples/papers/deformation_phi4.py [--sites 32]
-    python examples/papers/deformation_phi4.py --write                  # docs/deformation_phi4.md
-    python examples/papers/deformation_phi4.py --image docs/images/deformation_phi4.png
+    python examples/benchmarks/papers/deformation_phi4.py [--sites 32]
+    python examples/benchmarks/papers/deformation_phi4.py --write  # docs/deformation_phi4.md
+    python examples/benchmarks/papers/deformation_phi4.py --image docs/images/deformation_phi4.png
 
-The first runs what is not stored yet under ``examples/papers/results/deformation_phi4``, and all
-but the last print the table.
+The first runs what is not stored yet under ``examples/benchmarks/results/deformation_phi4``, and
+all but the last print the table.
 
 Learning Interpolations between Boltzmann Densities: Máté & Fleuret, 2023,
 https://arxiv.org/abs/2301.07388.
@@ -21,20 +21,20 @@ import matplotlib
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from deformation_runs import options, through_imh, train, train_by_reverse_kl
-from stored import RESULTS, collect, load, markdown, spread
-from stored import options as stored_options
+from metrics import ess_forward, ess_reverse, hausdorff, reverse_kl
+from stored_runs import RESULTS, collect, load, markdown, spread
+from stored_runs import options as stored_options
 
 from pyro_flowsamp import (
     AutoDeformationFlow,
     log_evidence,
 )
-from pyro_flowsamp.metrics import ess_forward, ess_reverse, hausdorff, reverse_kl
 from pyro_flowsamp.targets import Known, lattice_symmetries, phi4, phi4_truth
 
 matplotlib.use("Agg")
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 STORE = RESULTS / "deformation_phi4"
 MASSES = (0.25, 0.5, 0.75, 1.0)
 RATES = {4: 2e-2, 16: 2e-2, 32: 2e-2, 64: 1e-2}  #: the widest layers take smaller steps
@@ -248,10 +248,10 @@ def draw(store: Path, path: Path, sites: int) -> None:
 
 PREFACE = """# Deformation flows on φ⁴
 
-Made by `python examples/papers/deformation_phi4.py --write` from the stored runs in
-`examples/papers/results/deformation_phi4`; `--sites 16|32|64` runs what is missing. Mean ± sd over
-seeds, float32. Seconds are upper bounds: of one CPU core shared with other work (two runs of
-N = 32, m = 1 had but a third of one). 10 000 draws, and 100 chains of 50 draws through IMH; exact
+Made by `python examples/benchmarks/papers/deformation_phi4.py --write` from the stored runs in
+`examples/benchmarks/results/deformation_phi4`; `--sites 16|32|64` runs what is missing. Mean ± sd
+over seeds, float32. Seconds are upper bounds: of one CPU core shared with other work (two runs of N
+= 32, m = 1 had but a third of one). 10 000 draws, and 100 chains of 50 draws through IMH; exact
 values by the transfer operator. P and ⟨φ²⟩ are of draws with importance weights, their z-scores
 against the exact values. "Evidence missed" is what annealing finds where the flow has next to no
 density, in units of the flow's own, for every seed; `fit` warns above .01.

@@ -1,9 +1,9 @@
 """Importance flow: rare events of a normal, of a posterior, and of data alone, against truths.
 
-    python examples/papers/importance_flow.py truncated|posterior|data
+    python examples/benchmarks/papers/importance_flow.py truncated|posterior|data
 
-runs what is not stored yet under ``examples/papers/results/importance_flow`` and prints the table;
-``all`` prints every table and writes them to ``docs/importance_flow.md``.
+runs what is not stored yet under ``examples/benchmarks/results/importance_flow`` and prints the
+table; ``all`` prints every table and writes them to ``docs/importance_flow.md``.
 
 Importance flow: Wu & Xie, 2025, https://arxiv.org/abs/2409.20547.
 """
@@ -22,10 +22,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-from models import eight_schools, load_eight_schools
-from stored import RESULTS, collect, load, markdown, spread
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from baselines import hmc
+from problems.models import eight_schools, load_eight_schools
+from stored_runs import RESULTS, collect, load, markdown, spread
 
 from pyro_flowsamp import (
     IMH,
@@ -37,9 +37,8 @@ from pyro_flowsamp import (
     importance_flow,
 )
 from pyro_flowsamp.targets import banana, truncated_normal
-from pyro_flowsamp.transitions import hamiltonian
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 STORE = RESULTS / "importance_flow"
 ESTIMATORS = ("particles", "density", "ratio")
 
@@ -153,7 +152,7 @@ def by_hmc(budget: int, bound: float, size: Size) -> float:
     target = Target.from_model(eight_schools, *load_eight_schools())
     steps = max(20, budget // (chains * leaps))
     x0 = target.initial_points(chains)
-    draws = hamiltonian.sample(target, x0, steps - steps // 4, steps // 4, leaps).x
+    draws = hmc.sample(target, x0, steps - steps // 4, steps // 4, leaps).x
     return float((first_school(target.unpack(draws)) > bound).double().mean())
 
 
@@ -247,8 +246,8 @@ def data_table(store: Path) -> str:
 
 PREFACE = """# Importance flow
 
-Made by `python examples/papers/importance_flow.py all --table` from the stored runs in
-`examples/papers/results/importance_flow`; without `--table` it runs what is missing. Every run:
+Made by `python examples/benchmarks/papers/importance_flow.py all --table` from the stored runs in
+`examples/benchmarks/results/importance_flow`; without `--table` it runs what is missing. Every run:
 4096 particles in training, stages that keep an ESS of .5, 32 768 fresh draws for each estimator.
 Errors are relative to the truth: the mean over seeds with its sign, the worst seed without; the
 standard error is the one that comes with the answer, also relative. Float32 on one CPU core shared

@@ -1,10 +1,10 @@
 """NF-MALA: flows trained on data alone, sampled naively and by Langevin in their latent space.
 
-    python examples/papers/latent_langevin.py moons|ring|corners|digits
+    python examples/benchmarks/papers/latent_langevin.py moons|ring|corners|digits
 
-runs what is not stored yet under ``examples/papers/results/latent_langevin`` and prints the tables;
-``all`` prints every table and writes them to ``docs/latent_langevin.md``, ``picture`` draws that
-page's picture.
+runs what is not stored yet under ``examples/benchmarks/results/latent_langevin`` and prints the
+tables; ``all`` prints every table and writes them to ``docs/latent_langevin.md``, ``picture`` draws
+that page's picture.
 
 Normalizing flow sampling with Langevin dynamics in the latent space: Coeurdoux, Dobigeon &
 Chainais, 2023, https://arxiv.org/abs/2305.12149.
@@ -25,18 +25,18 @@ import torch
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from stored import RESULTS, collect, load, markdown, spread
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from metrics import mmd, wasserstein2
+from stored_runs import RESULTS, collect, load, markdown, spread
 
 from pyro_flowsamp import FitOptions, ForwardKL, LatentMALA, VectorizedMCMC, ess_fraction
 from pyro_flowsamp.flows import LayeredFlow, coupling, spline
-from pyro_flowsamp.metrics import mmd, wasserstein2
 from pyro_flowsamp.mixture import Mixture
 from pyro_flowsamp.proposal import Proposal
 from pyro_flowsamp.train import fit
 
 matplotlib.use("Agg")
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 STORE = RESULTS / "latent_langevin"
 
 Result = dict[str, Any]
@@ -451,9 +451,10 @@ def along(axis: Any, log_det: Tensor, norms: Tensor) -> None:
 
 PREFACE = """# NF-MALA: Langevin in the latent space of a flow trained on data
 
-Made by `python examples/papers/latent_langevin.py all --table` from the stored runs in
-`examples/papers/results/latent_langevin`; without `--table` it runs what is missing. Mean ± sd over
-seeds, each with data, flow and chains of its own; float32 on one CPU core shared with other work.
+Made by `python examples/benchmarks/papers/latent_langevin.py all --table` from the stored runs in
+`examples/benchmarks/results/latent_langevin`; without `--table` it runs what is missing. Mean ± sd
+over seeds, each with data, flow and chains of its own; float32 on one CPU core shared with other
+work.
 
 **NF-MALA does not sample the data's density, nor the flow's.** Its target is the flow sharpened,
 q_X(x)² / q_Z(f⁻¹(x)): fewer draws off the data, because |det J| is large on the bridges between

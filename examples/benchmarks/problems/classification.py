@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CREDIT = Path(__file__).parents[1] / "data" / "german_credit.csv"
+CREDIT = Path(__file__).parents[2] / "data" / "german_credit.csv"
 
 Table = tuple[np.ndarray, np.ndarray]
 Part = tuple[Tensor, Tensor]

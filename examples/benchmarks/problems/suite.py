@@ -5,7 +5,6 @@ truth is exact, or a long NUTS run's; its own standard error counts.
 """
 
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import permutations
@@ -18,12 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from models import load
-
 from pyro_flowsamp import Target
 
-NUTS_RUNS = Path(__file__).parent / "results" / "against_nuts"
+from .models import load
+
+NUTS_RUNS = Path(__file__).parents[1] / "results" / "against_nuts"
 
 Draws = dict[str, np.ndarray]  #: by site, ``(chains, draws, ...)``
 Truth = dict[str, tuple[float, float]]  #: by statistic: mean, and its standard error

@@ -2,12 +2,12 @@
 
 ::
 
-    python examples/benchmarks/against_nuts.py            # all measurements, then the table
-    python examples/benchmarks/against_nuts.py --table    # the table of what is stored
+    python examples/benchmarks/suites/against_nuts.py            # all measurements, then the table
+    python examples/benchmarks/suites/against_nuts.py --table    # the table of what is stored
 
 Every measurement runs in a process of its own, one at a time, and is stored under ``results/`` as
 it finishes; a rerun does what is missing. Training and compilation count, imports do not. What
-"seconds to 10 000" means is in ``nuts_baselines.py``; for the flow samplers the fixed part is
+"seconds to 10 000" means is in ``baselines/nuts.py``; for the flow samplers the fixed part is
 training and warm-up.
 """
 
@@ -22,9 +22,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-from processes import collect, measured  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from stored_runs import RESULTS, collect_measured, measured
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
 
 MODELS = ("eight_schools", "german_credit", "radon")
 OURS = ("imh", "latent-mala", "gaussian-imh")
@@ -34,8 +35,8 @@ NUTS = ("numpyro", "numpyro-parallel", "pyro", "pyro-eager")
 def measure(model_name: str, sampler: str, seed: int, smoke: bool) -> dict[str, Any]:
     """One measurement of ours, in this process."""
     import pyro
-    from models import load
-    from nuts_baselines import report
+    from baselines.nuts import report
+    from problems.models import load
 
     from pyro_flowsamp import IMH, AutoFlow, FitOptions, LatentMALA, VectorizedMCMC
 
@@ -68,12 +69,14 @@ def measure(model_name: str, sampler: str, seed: int, smoke: bool) -> dict[str, 
 def run(model: str, sampler: str, smoke: bool, seed: int) -> dict[str, Any]:
     """One measurement in a new process."""
     if sampler in OURS:
-        script, arguments = "against_nuts.py", ["--one", model, sampler]
+        script, arguments = "suites/against_nuts.py", ["--one", model, sampler]
         brief = ["--smoke"]
     else:
-        script, arguments = "nuts_baselines.py", ["--model", model, "--sampler", sampler]
+        script, arguments = "baselines/nuts.py", ["--model", model, "--sampler", sampler]
         brief = ["--num-samples", "20", "--warmup", "20"]
-    return measured(HERE / script, [*arguments, "--seed", str(seed), *(brief if smoke else [])])
+    return measured(
+        BENCHMARKS / script, [*arguments, "--seed", str(seed), *(brief if smoke else [])]
+    )
 
 
 def table(results: Path) -> str:
@@ -111,7 +114,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--samplers", nargs="+", default=[*OURS, *NUTS])
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "against_nuts")
+    parser.add_argument("--results", type=Path, default=RESULTS / "against_nuts")
     parser.add_argument("--table", action="store_true", help="only print what is stored")
     parser.add_argument("--smoke", action="store_true", help="seconds, ours only, for the tests")
     args = parser.parse_args()
@@ -126,7 +129,7 @@ def main() -> None:
             for model in args.models
             for sampler in args.samplers
         }
-        collect(args.results, runs, args.seeds, "{seconds_to_10000:8.2f} s to 10 000")
+        collect_measured(args.results, runs, args.seeds, "{seconds_to_10000:8.2f} s to 10 000")
     print(table(args.results))
 
 

@@ -1,6 +1,6 @@
 """What glibc's allocator costs: training and drawing by its defaults, and with large blocks kept.
 
-    python examples/benchmarks/allocator.py
+    python examples/benchmarks/suites/allocator.py
 
 glibc maps blocks above a threshold that grows to 32 MB at most, and unmaps them when freed. Tensors
 above it, some ten thousand points in hidden layers, are fetched and zeroed page by page at every
@@ -12,10 +12,12 @@ import argparse
 import json
 import os
 import statistics
+import sys
 from pathlib import Path
 from time import perf_counter
 
-from processes import measured
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from stored_runs import measured
 
 KEEP = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 PARTS = ("training", "drawing")

@@ -2,22 +2,25 @@
 
 ::
 
-    python examples/galaxies.py
+    python examples/benchmarks/suites/galaxies.py
 
 Tempered particles find the modes, a spline flow learns them (forward and reverse KL together), and
 IMH makes its draws exact. Chains of NUTS stay in the mode they fall into. One picture shows both.
 """
 
 import argparse
+import sys
 from itertools import permutations
 from pathlib import Path
 
 import matplotlib
 import pyro
 import torch
-from models import load
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from problems.models import load
 
 from pyro_flowsamp import (
     IMH,

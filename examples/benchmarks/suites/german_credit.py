@@ -2,18 +2,22 @@
 
 ::
 
-    python examples/german_credit.py
+    python examples/benchmarks/suites/german_credit.py
 
 prints how good the Gaussian alone and the trained flow are as proposals, then draws by IMH and by
 LatentMALA; both must tell the same posterior.
 """
 
 import argparse
+import sys
 import time
+from pathlib import Path
 
 import arviz as az
 import pyro
-from models import load
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from problems.models import load
 
 from pyro_flowsamp import IMH, AutoFlow, FitOptions, LatentMALA, VectorizedMCMC, to_arviz
 

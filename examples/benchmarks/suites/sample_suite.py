@@ -2,13 +2,13 @@
 
 ::
 
-    python examples/benchmarks/sample_suite.py            # all measurements, then the table
-    python examples/benchmarks/sample_suite.py --table    # the table of what is stored
-    python examples/benchmarks/sample_suite.py --write    # and docs/sample.md
+    python examples/benchmarks/suites/sample_suite.py            # all measurements, then the table
+    python examples/benchmarks/suites/sample_suite.py --table    # the table of what is stored
+    python examples/benchmarks/suites/sample_suite.py --write    # and docs/sample.md
 
 Every measurement runs in a process of its own, one at a time, and is stored under ``results/`` as
 it finishes; a rerun does what is missing. Training, warm-up and compilation count, imports do not.
-Effective draws are ArviZ's bulk ESS, the least of all scalar statistics of ``suite_problems.py``;
+Effective draws are ArviZ's bulk ESS, the least of all scalar statistics of ``problems/suite.py``;
 z-scores are against their truths. NumPyro and flowMC are needed for their rows only (the ``bench``
 extra); NUTS takes the energies as they are, flowMC takes energies only.
 """
@@ -28,13 +28,11 @@ from typing import Any
 import arviz as az
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "papers")]
-from processes import collect, measured  # noqa: E402
-from stored import load, markdown, spread  # noqa: E402
-from suite_problems import PROBLEMS, Draws, Problem  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from problems.suite import PROBLEMS, Draws, Problem
+from stored_runs import RESULTS, collect_measured, load, markdown, measured, spread
 
-DOCS = HERE.parents[1] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 OURS = ("sample", "mala")
 SAMPLERS = (*OURS, "pyro", "numpyro", "flowmc")
 LIMIT = 600.0  #: seconds, imports included, after which a measurement is stopped
@@ -101,8 +99,8 @@ def by_pyro(problem: Problem, seed: int, smoke: bool) -> Measured:
 def by_numpyro(problem: Problem, seed: int, smoke: bool) -> Measured:
     """Four chains of NumPyro's NUTS, vectorised."""
     import jax
+    from baselines.nuts import numpyro_models
     from numpyro.infer import MCMC, NUTS
-    from nuts_baselines import numpyro_models
 
     key, start = jax.random.split(jax.random.PRNGKey(seed))
     if problem.log_density is None:
@@ -258,7 +256,7 @@ def table(results: Path) -> str:
 
 PREFACE = """# sample() and others
 
-Made by `python examples/benchmarks/sample_suite.py --write` from the stored runs in
+Made by `python examples/benchmarks/suites/sample_suite.py --write` from the stored runs in
 `examples/benchmarks/results/sample_suite`; without options it runs what is missing. {machine}.
 Seconds are those of a whole run, with training, warm-up and compilation. The least ESS is the bulk
 ESS of the worst scalar statistic, the worst |z| that of the worst of all seeds against the truth:
@@ -286,7 +284,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS))
     parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS))
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "sample_suite")
+    parser.add_argument("--results", type=Path, default=RESULTS / "sample_suite")
     parser.add_argument("--table", action="store_true", help="only print what is stored")
     parser.add_argument("--write", action="store_true", help="print it, and write docs/sample.md")
     parser.add_argument("--smoke", action="store_true", help="seconds, ours only, for the tests")
@@ -303,7 +301,7 @@ def main() -> None:
             for sampler in args.samplers
             if possible(name, sampler)
         }
-        collect(args.results, runs, args.seeds, "{seconds:8.1f} s")
+        collect_measured(args.results, runs, args.seeds, "{seconds:8.1f} s")
     text = table(args.results)
     print(text)
     if args.write:

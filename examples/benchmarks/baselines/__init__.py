@@ -1,0 +1,1 @@
+"""Samplers from outside the package that the studies compare with."""

@@ -1,0 +1,1 @@
+"""Models, posteriors and data sets of the studies."""
