@@ -1,50 +1,160 @@
-"""Runs stored one by one: what was interrupted goes on where it stopped, tables come from files.
+"""Stored runs: a study continues after an interruption, and its tables are made from the file.
 
-A *run* is a named function of a seed that returns numbers (and short lists of numbers). Each is
-written to ``results/<name>-<seed>.json`` as it finishes, with its wall-clock seconds, and not
-computed again.
+A *run* is a named function that returns numbers, and lists of numbers, for one seed. The runs of a
+study are the lines of one file, ``results/<study>.jsonl``. A line is a JSON object with the name of
+the run, its seed and its results. It is appended as soon as the run has finished, and a run that is
+stored is not computed again. Several processes may work on one study at the same time.
 """
 
 import argparse
+import fcntl
 import json
+import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 Result = dict[str, Any]
 Run = Callable[[], Result]
+Key = tuple[str, int]  #: name and seed
 
 
-def collect(results: Path, runs: Mapping[str, Run], seeds: Iterable[int]) -> None:
-    """Computes what is not stored yet, seed by seed, so that all runs advance together."""
+# ---- the file -----------------------------------------------------------------------------------
+
+
+def stored(store: Path) -> dict[Key, Result]:
+    """Returns every run of a study by name and seed; none where the file does not exist.
+
+    A process that is killed while it writes leaves a line without an end. This line is ignored, and
+    a sentence on the error output says so.
+    """
+    if not store.exists():
+        return {}
+    with store.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        return _parsed(file.read(), store)
+
+
+def _parsed(content: bytes, store: Path) -> dict[Key, Result]:
+    found: dict[Key, Result] = {}
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
+        try:
+            result = json.loads(line)
+        except ValueError:  # it covers invalid UTF-8 too
+            if line.endswith(b"\n"):
+                raise ValueError(f"line {number} of {store} is not JSON") from None
+            _tell(f"The last line of {store} is incomplete. It is ignored, and its run is missing.")
+            break
+        found.setdefault((result.pop("name"), result.pop("seed")), result)
+    return found
+
+
+@cache
+def _tell(sentence: str) -> None:
+    """Prints a sentence once."""
+    print(sentence, file=sys.stderr)
+
+
+def append(store: Path, name: str, seed: int, result: Result) -> None:
+    """Stores a run, unless another process has stored it in the meantime.
+
+    The file is locked while this looks at it, and the line is written at once. An incomplete last
+    line is removed first.
+    """
+    line = json.dumps({"name": name, "seed": seed, **result}, ensure_ascii=False).encode() + b"\n"
+    store.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(store, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # closing the file releases the lock
+        content = store.read_bytes()
+        if (name, seed) in _parsed(content, store):
+            return
+        last = content[content.rfind(b"\n") + 1 :]
+        if last and _is_json(last):
+            line = b"\n" + line
+        elif last:
+            os.ftruncate(descriptor, len(content) - len(last))
+        if os.write(descriptor, line) != len(line):
+            raise OSError(f"{store} has not taken the whole line of {name}, seed {seed}")
+    finally:
+        os.close(descriptor)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def names(store: Path) -> list[str]:
+    """Returns the names of the stored runs, sorted."""
+    return sorted({name for name, _ in stored(store)})
+
+
+def load(store: Path, name: str) -> list[Result]:
+    """Returns the stored results of a run, in the order of its seeds."""
+    found = {seed: result for (run, seed), result in stored(store).items() if run == name}
+    return [found[seed] for seed in sorted(found)]
+
+
+# ---- running what is missing --------------------------------------------------------------------
+
+
+def missing(store: Path, names: Iterable[str], seeds: Iterable[int]) -> Iterator[Key]:
+    """Yields what is not stored yet, seed by seed, so that all runs advance together."""
+    names = list(names)
+    for seed in seeds:
+        for name in names:
+            if (name, seed) not in stored(store):
+                yield name, seed
+
+
+def collect(store: Path, runs: Mapping[str, Run], seeds: Iterable[int]) -> None:
+    """Computes what is not stored yet in this process, and stores the wall-clock seconds too."""
     import pyro
 
-    results.mkdir(parents=True, exist_ok=True)
-    for seed in seeds:
-        for name, run in runs.items():
-            path = results / f"{name}-{seed}.json"
-            if path.exists():
-                continue
-            pyro.set_rng_seed(seed)
-            start = perf_counter()
-            result = {**run(), "seconds": perf_counter() - start}
-            path.write_text(json.dumps(result, indent=1) + "\n")
-            print(f"{name} seed {seed}: {result['seconds']:.1f} s", flush=True)
+    for name, seed in missing(store, runs, seeds):
+        pyro.set_rng_seed(seed)
+        start = perf_counter()
+        result = {**runs[name](), "seconds": perf_counter() - start}
+        append(store, name, seed, result)
+        print(f"{name} seed {seed}: {result['seconds']:.1f} s", flush=True)
+
+
+def collect_measured(
+    store: Path, runs: Mapping[str, Callable[[int], Result]], seeds: Iterable[int], told: str
+) -> None:
+    """Computes what is not stored yet by functions of the seed, which measure in a new process.
+
+    Arguments:
+        store: The file of the study.
+        runs: Functions of the seed, by name; see :func:`measured`.
+        seeds: The seeds.
+        told: The text that is printed for a result, with its fields in braces.
+    """
+    for name, seed in missing(store, runs, seeds):
+        result = runs[name](seed)
+        append(store, name, seed, result)
+        print(f"{name:32s}seed {seed}  {told.format(**result)}", flush=True)
 
 
 def measured(script: Path, arguments: Sequence[str], limit: float | None = None) -> Result:
-    """What a script prints, as JSON, in the last line of its output.
+    """Runs a script and returns the JSON object in the last line of its output.
 
     After ``limit`` seconds it is stopped: ``{"stopped": True, "seconds": limit}``.
 
     Raises:
-        RuntimeError: It failed; with the end of what it said.
+        RuntimeError: The script failed. The message has the end of its error output.
     """
     command = [sys.executable, str(script), *arguments]
     try:
@@ -56,34 +166,7 @@ def measured(script: Path, arguments: Sequence[str], limit: float | None = None)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def collect_measured(
-    results: Path,
-    runs: Mapping[str, Callable[[int], Result]],
-    seeds: int,
-    told: str,
-) -> None:
-    """Runs what is not stored yet, seed by seed, so that all advance together.
-
-    Arguments:
-        results: Where ``<name>-<seed>.json`` are.
-        runs: By name, of a seed.
-        seeds: How many.
-        told: What is printed of a result, with its fields in braces.
-    """
-    results.mkdir(parents=True, exist_ok=True)
-    for seed in range(seeds):
-        for name, run in runs.items():
-            path = results / f"{name}-{seed}.json"
-            if path.exists():
-                continue
-            result = run(seed)
-            path.write_text(json.dumps(result))
-            print(f"{name:32s}seed {seed}  {told.format(**result)}", flush=True)
-
-
-def load(results: Path, name: str) -> list[dict[str, Any]]:
-    """What is stored of a run, in order of its seeds."""
-    return [json.loads(p.read_text()) for p in sorted(results.glob(f"{name}-[0-9]*.json"))]
+# ---- tables and the command line ----------------------------------------------------------------
 
 
 def spread(values: Iterable[float], digits: int = 3) -> str:
@@ -96,17 +179,17 @@ def spread(values: Iterable[float], digits: int = 3) -> str:
 
 
 def markdown(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A table."""
+    """Returns a table in Markdown."""
     header = list(header)
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def options(description: str, results: Path) -> argparse.ArgumentParser:
-    """What every script takes that stores runs, prints a table, writes a page and draws."""
+def options(description: str) -> argparse.ArgumentParser:
+    """Returns a parser with the options of a script that stores runs, writes a page and draws."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the stored runs")
     parser.add_argument("--image", type=Path, help="only draw the picture, to this file")
     parser.add_argument("--table", action="store_true", help="only print what is stored")
     parser.add_argument("--write", action="store_true", help="write the page in docs as well")

@@ -24,15 +24,14 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from stored_runs import RESULTS, collect, load, markdown, spread
+from stored_runs import DOCS, collect, load, markdown, names, spread
 from stored_runs import options as stored_options
 
 from pyro_flowsamp import IMH, AutoAdvNF, FitOptions, Target, VectorizedMCMC, ess_fraction, tempered
 from pyro_flowsamp.flows import spline
 from pyro_flowsamp.targets import Known, mog4, mog8, rings4
 
-STORE = RESULTS / "advnf_synthetic"
-DOCS = Path(__file__).resolve().parents[3] / "docs"
+STUDY = "advnf_synthetic.jsonl"  #: the file of its stored runs
 TARGETS = {"MOG-4": mog4, "MOG-8": mog8, "Rings-4": rings4}
 COMPONENTS = 64  #: at most, of the mixture under a flow that starts from an ensemble
 FOUND = 0.1  #: of its mass, from which a mode counts as found
@@ -146,14 +145,14 @@ def judged(known: Known, guide: AutoAdvNF, size: Size) -> dict[str, Any]:
     }
 
 
-def collect_all(results: Path, size: Size, seeds: int) -> None:
+def collect_all(store: Path, size: Size, seeds: int) -> None:
     runs = {
         f"{name}-{method}": partial(run, name, how, size)
         for name in size.targets
         for method, how in METHODS.items()
         if method in size.methods
     }
-    collect(results, runs, range(seeds))
+    collect(store, runs, range(seeds))
 
 
 # ---- the studies: a flow that has to find its modes by training ---------------------------------
@@ -208,27 +207,27 @@ HEADER = [
 ]
 
 
-def table(results: Path) -> str:
+def table(store: Path) -> str:
     rows = []
     for name, make in TARGETS.items():
         known = make()
         rows.append([f"{name}: entropy {known.entropy:.3f}", *[""] * 10])
         for method in METHODS:
-            if runs := load(results, f"{name}-{method}"):
+            if runs := load(store, f"{name}-{method}"):
                 rows.append(row(runs, name, method))
-        pairs = [load(results, f"{name}-{m}") for m in ("RKL", "AdvNF(RKL)")]
+        pairs = [load(store, f"{name}-{m}") for m in ("RKL", "AdvNF(RKL)")]
         if all(pairs):
             ratio = mean(r["nll"] for r in pairs[0]) / mean(r["nll"] for r in pairs[1])
             rows.append([name, f"NLL of RKL over AdvNF(RKL): {ratio:.3g}", *[""] * 9])
     return markdown(["target", "objective", *HEADER], rows)
 
 
-def study_table(results: Path, prefix: str, header: list[str]) -> str:
+def study_table(store: Path, prefix: str, header: list[str]) -> str:
     rows = []
-    if prefix == "loss" and (runs := load(results, "lambda-auto")):
+    if prefix == "loss" and (runs := load(store, "lambda-auto")):
         rows.append(row(runs, "gan"))
     for name in studies(Size(True)):
-        if name.startswith(prefix + "-") and (runs := load(results, name)):
+        if name.startswith(prefix + "-") and (runs := load(store, name)):
             rows.append(row(runs, *name.removeprefix(prefix + "-").split("-")))
     return markdown([*header, *HEADER], rows)
 
@@ -244,7 +243,7 @@ STUDIES = {
 PREFACE = """# AdvNF on mixtures
 
 Made by `python examples/benchmarks/papers/advnf_synthetic.py --write` from the stored runs in
-`examples/benchmarks/results/advnf_synthetic`; without options it runs what is missing, with
+`examples/benchmarks/results/advnf_synthetic.jsonl`; without options it runs what is missing, with
 `--study` the studies too, whose tables are of two seeds each: it would add a third. Mean ± sd over
 seeds; NLL of 20 000 exact draws, in nats, of which none is below the entropy; a mode is found if a
 tenth of its mass is drawn; shares of the modes by the flow alone, and by 500 chains of 100 draws of
@@ -303,21 +302,22 @@ def draw(path: Path, size: Size) -> None:
 
 
 def main() -> None:
-    parser = stored_options(__doc__, STORE)
+    parser = stored_options(__doc__)
     parser.add_argument("--study", action="store_true", help="the studies too, up to three seeds")
     args = parser.parse_args()
+    store = args.results / STUDY
     size = Size(args.smoke)
     if args.image:
         draw(args.image, size)
         return
     if not (args.table or args.write):
-        collect_all(args.results, size, 1 if args.smoke else args.seeds)
+        collect_all(store, size, 1 if args.smoke else args.seeds)
         if args.study:
-            collect(args.results, studies(size), range(3))
-    parts = [table(args.results)]
+            collect(store, studies(size), range(3))
+    parts = [table(store)]
     for prefix, (title, header) in STUDIES.items():
-        if any(args.results.glob(f"{prefix}-*")):
-            parts.append(f"## {title}\n\n{study_table(args.results, prefix, header)}")
+        if any(name.startswith(f"{prefix}-") for name in names(store)):
+            parts.append(f"## {title}\n\n{study_table(store, prefix, header)}")
     print("\n\n".join(parts))
     if args.write:
         (DOCS / "advnf_synthetic.md").write_text("\n\n".join([PREFACE, *parts]) + "\n")

@@ -21,7 +21,6 @@ and after IMH; the same of exact draws against exact draws is the ceiling. Monte
 chains of 200 draws at each temperature, from tempered particles; it knows nothing of any flow.
 """
 
-import json
 import sys
 import warnings
 from functools import cache, partial
@@ -36,7 +35,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from baselines import hmc
-from stored_runs import RESULTS, collect, load, markdown, spread
+from stored_runs import DOCS, RESULTS, collect, load, markdown, names, spread
 from stored_runs import options as stored_options
 
 from pyro_flowsamp import (
@@ -59,8 +58,8 @@ from pyro_flowsamp.targets import (
 )
 from pyro_flowsamp.transitions import langevin
 
-STORE = RESULTS / "advnf_xy"
-DOCS = Path(__file__).resolve().parents[3] / "docs"
+STUDY = "advnf_xy.jsonl"  #: the file of its stored runs
+FLOWS = "advnf_xy"  #: the folder of trained flows beside it
 RING = {"xy": 0.0, "extended": 1.0}
 THIN = (1, 4)  #: every how many draws of a chain are kept, where a stored flow is judged again
 #: 8 × 8, Monte Carlo: energy per site and |m|, with standard errors, by temperature
@@ -402,19 +401,19 @@ def studies(size: Size) -> dict[str, Any]:
     return runs
 
 
-def weights_table(results: Path) -> str:
-    rows = [study_row(results, f"lambda-{weight}", weight) for weight in LAMBDAS]
+def weights_table(store: Path) -> str:
+    rows = [study_row(store, f"lambda-{weight}", weight) for weight in LAMBDAS]
     return markdown(["λ1", *COLUMNS], filter(None, rows))
 
 
-def draws_table(results: Path) -> str:
-    rows = [study_row(results, studied(name, num), name, num) for num in FEW for name in OBJECTIVES]
+def draws_table(store: Path) -> str:
+    rows = [study_row(store, studied(name, num), name, num) for num in FEW for name in OBJECTIVES]
     return markdown(["objective", "draws at each temperature", *COLUMNS], filter(None, rows))
 
 
-def study_row(results: Path, name: str, *first: object) -> list[object]:
+def study_row(store: Path, name: str, *first: object) -> list[object]:
     """Empty where nothing is stored."""
-    if not (runs := load(results, name)):
+    if not (runs := load(store, name)):
         return []
     shown = [spread(over(runs, key)) for key in ("acceptance", "ess")]
     shown += [spread(r["auc"] for r in runs), f"{runs[0]['trained']:.0f}"]
@@ -435,11 +434,12 @@ def over(results: list[dict[str, Any]], *keys: str) -> list[float]:
     return found
 
 
-def table(results: Path) -> str:
+def table(store: Path) -> str:
     rows = []
-    found = [p for model in RING for p in results.glob(f"{model}-*-[0-9]*.json")]
-    for stored in sorted({p.stem.rsplit("-", 1)[0] for p in found}):
-        runs = load(results, stored)
+    for stored in names(store):
+        if not stored.startswith(tuple(f"{model}-" for model in RING)):
+            continue
+        runs = load(store, stored)
         for kind in ("raw", "imh"):
             cells = []
             for name in ("overlap_energy", "overlap_m", "emd_energy", "emd_m"):
@@ -453,9 +453,9 @@ def table(results: Path) -> str:
     return markdown(header, rows)
 
 
-def truth_table(results: Path) -> str:
+def truth_table(store: Path) -> str:
     rows = []
-    runs = [r["truth"] for r in load(results, "xy-8x8") if r.get("truth")]
+    runs = [r["truth"] for r in load(store, "xy-8x8") if r.get("truth")]
     for t, ((e, e_error), (m, m_error)) in TRUTH.items():
         found = [r[str(t)] for r in runs]
         if found:
@@ -467,14 +467,15 @@ def truth_table(results: Path) -> str:
     return markdown(header, rows)
 
 
-def scaling_table(results: Path) -> str:
+def scaling_table(store: Path) -> str:
     rows = []
-    for path in sorted(results.glob("scaling-*.json")):
-        run = json.loads(path.read_text())
-        name = path.stem.removeprefix("scaling-").rsplit("-", 1)[0]
+    runs = [(name, run) for name in names(store) for run in load(store, name)]
+    for name, run in runs:
+        if not name.startswith("scaling-"):
+            continue
         rows.append(
             [
-                name.replace("-from-", ", from "),
+                name.removeprefix("scaling-").replace("-from-", ", from "),
                 run["parameters"],
                 f"{1e3 * run['step']:.0f}",
                 *(f"{100 * a:.0f}" for a in run["acceptance"]),
@@ -486,11 +487,11 @@ def scaling_table(results: Path) -> str:
     return markdown([*header, *(f"sd of log w at {t}" for t in named)], rows)
 
 
-def draw(path: Path, results: Path, lattice: Lattice, size: Size) -> None:
+def draw(path: Path, store: Path, lattice: Lattice, size: Size) -> None:
     """Observables against temperature: IMH of the first seed, and Monte Carlo with error bars."""
     import matplotlib.pyplot as plt
 
-    run = load(results, lattice.name)[0]
+    run = load(store, lattice.name)[0]
     reference = observed(lattice, monte_carlo(lattice, size.chains, size.samples))
     figure, axes = plt.subplots(2, 4, figsize=(14, 6))
     t = grid()
@@ -517,13 +518,13 @@ def draw(path: Path, results: Path, lattice: Lattice, size: Size) -> None:
 PREFACE = """# AdvNF on the XY model
 
 Made by `python examples/benchmarks/papers/advnf_xy.py --write` from the stored runs in
-`examples/benchmarks/results/advnf_xy`; without options it runs what is missing (`--model extended`,
-`--size 16`, `--scaling`, `--study` likewise). The last two tables, of `--study`, are of two seeds,
-some lines of one: it would add those up to three. One conditional flow for 32 temperatures from
-0.05 to 2.05, batch 256, on one CPU core shared with other work, so minutes are upper bounds. Means
-over the temperatures, ± sd over seeds. In brackets: as many exact draws against exact draws. "raw":
-8192 draws of the flow at each temperature; "imh": 128 chains of 100 draws. Monte Carlo: 256 HMC
-chains of 200 draws at each.
+`examples/benchmarks/results/advnf_xy.jsonl`; without options it runs what is missing (`--model
+extended`, `--size 16`, `--scaling`, `--study` likewise). The last two tables, of `--study`, are of
+two seeds, some lines of one: it would add those up to three. One conditional flow for 32
+temperatures from 0.05 to 2.05, batch 256, on one CPU core shared with other work, so minutes are
+upper bounds. Means over the temperatures, ± sd over seeds. In brackets: as many exact draws against
+exact draws. "raw": 8192 draws of the flow at each temperature; "imh": 128 chains of 100 draws.
+Monte Carlo: 256 HMC chains of 200 draws at each.
 
 The authors' experiments on 8 × 8 give, after IMH, an acceptance of 31.9 %, overlaps of 87.7 and
 86.9 %, earth mover's distances of .0052 and .0130 (energy, |m|).
@@ -549,7 +550,7 @@ larger one no better than random weights.
 
 
 def main() -> None:
-    parser = stored_options(__doc__, STORE)
+    parser = stored_options(__doc__)
     parser.add_argument("--model", choices=sorted(RING), default="xy")
     parser.add_argument("--size", type=int, default=8)
     parser.add_argument("--scaling", action="store_true", help="how cost and acceptance grow")
@@ -560,10 +561,11 @@ def main() -> None:
     parser.add_argument("--thinned", action="store_true", help="its chains, thinned")
     parser.add_argument("--device", default="cpu", help="cuda for a GPU")
     args = parser.parse_args()
+    store = args.results / STUDY
     torch.set_default_device(args.device)
     size, lattice = Size(args.smoke), Lattice(args.model, (args.size, args.size))
     if args.image:
-        draw(args.image, args.results, lattice, size)
+        draw(args.image, store, lattice, size)
         return
     if args.pretrained:
         print_pretrained(size)
@@ -579,19 +581,19 @@ def main() -> None:
         for small, large in zip(shapes, shapes[1:4]):
             name = f"scaling-{'x'.join(map(str, large))}-from-{'x'.join(map(str, small))}"
             runs[name] = partial(scaling_run, large, small, size)
-        collect(args.results, runs, range(1))
+        collect(store, runs, range(1))
     elif args.study:
-        collect(args.results, studies(size), range(1 if args.smoke else 3))
+        collect(store, studies(size), range(1 if args.smoke else 3))
     elif not (args.table or args.write):
-        save = args.results / f"{args.model}-{args.size}.pt"
+        save = args.results / FLOWS / f"{args.model}-{args.size}.pt"
         runs = {lattice.name: partial(run, lattice, size, save)}
-        collect(args.results, runs, range(1 if args.smoke else args.seeds))
-    parts = [table(args.results), "## Against published Monte Carlo", truth_table(args.results)]
-    parts += ["## Larger lattices, short trainings", scaling_table(args.results)]
+        collect(store, runs, range(1 if args.smoke else args.seeds))
+    parts = [table(store), "## Against published Monte Carlo", truth_table(store)]
+    parts += ["## Larger lattices, short trainings", scaling_table(store)]
     parts += ["## λ1 (4 × 4, 100 draws at each temperature, 400 steps)"]
-    parts += [weights_table(args.results)]
+    parts += [weights_table(store)]
     parts += ["## How few draws suffice (4 × 4)"]
-    parts += [draws_table(args.results)]
+    parts += [draws_table(store)]
     print("\n\n".join(parts))
     if args.write:
         (DOCS / "advnf_xy.md").write_text("\n\n".join([PREFACE, *parts]) + "\n")
@@ -599,7 +601,7 @@ def main() -> None:
 
 def stored_flow(lattice: Lattice, size: Size) -> AutoAdvNF:
     guide = made(lattice, size.options(lattice))
-    stored = STORE / f"{lattice.model}-{lattice.shape[0]}.pt"
+    stored = RESULTS / FLOWS / f"{lattice.model}-{lattice.shape[0]}.pt"
     guide.load_state_dict(torch.load(stored, weights_only=True))
     return guide
 

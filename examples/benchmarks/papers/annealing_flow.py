@@ -3,8 +3,8 @@ r"""Annealing Flow, corrected: the paper's targets, unequal weights, funnels, lo
     python examples/benchmarks/papers/annealing_flow.py \
         gmm|expgauss|unequal|funnel|logistic|schedule
 
-runs what is not stored yet under ``examples/benchmarks/results/annealing_flow`` and prints the
-table; ``all`` prints every table and writes them to ``docs/annealing_flow.md``. Beside it stand
+runs what is not stored yet under ``examples/benchmarks/results/annealing_flow.jsonl`` and prints
+the table; ``all`` prints every table and writes them to ``docs/annealing_flow.md``. Beside it stand
 batched HMC, parallel tempering and reverse KL, each on the number of target evaluations that the
 annealing flow has used, training and corrected draws together.
 
@@ -34,7 +34,7 @@ from baselines import hmc
 from baselines.parallel_tempering import parallel_tempering
 from metrics import mmd, mode_chi2, wasserstein2
 from problems.classification import load as load_classes
-from stored_runs import RESULTS, collect, load, markdown, spread
+from stored_runs import DOCS, RESULTS, collect, load, markdown, spread
 
 from pyro_flowsamp import AutoAnnealingFlow, AutoFlow, FitOptions, ReverseKL, Target, ess_fraction
 from pyro_flowsamp.targets import (
@@ -50,8 +50,7 @@ from pyro_flowsamp.targets import (
 )
 
 matplotlib.use("Agg")
-DOCS = Path(__file__).resolve().parents[3] / "docs"
-STORE = RESULTS / "annealing_flow"
+STUDY = "annealing_flow.jsonl"  #: the file of its stored runs
 ISLANDS = 16
 
 Result = dict[str, Any]
@@ -506,8 +505,8 @@ TITLES = {
 PREFACE = """# Annealing Flow, corrected
 
 Made by `python examples/benchmarks/papers/annealing_flow.py all --table` from the stored runs in
-`examples/benchmarks/results/annealing_flow`; without `--table` it runs what is missing. Mean ± sd
-over seeds; 20 000 draws; float32 on one CPU core shared with other work, so seconds are upper
+`examples/benchmarks/results/annealing_flow.jsonl`; without `--table` it runs what is missing. Mean
+± sd over seeds; 20 000 draws; float32 on one CPU core shared with other work, so seconds are upper
 bounds. HMC (1000 chains from N(0, I)), parallel tempering (100 ensembles of ten) and reverse KL
 each have the number of target evaluations that the annealing flow has used in all.
 
@@ -573,14 +572,16 @@ def studies(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", choices=[*studies(Size.of(True), STORE), "picture", "all"])
+    choices = [*studies(Size.of(True), RESULTS / STUDY), "picture", "all"]
+    parser.add_argument("study", choices=choices)
     parser.add_argument("--dim", type=int, help="of ExpGauss only")
     parser.add_argument("--seeds", type=int, help="fewer or more than the study's own")
-    parser.add_argument("--results", type=Path, default=STORE)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--image", type=Path, default=DOCS / "images" / "annealing_flow.png")
     parser.add_argument("--table", action="store_true", help="only print what is stored")
     parser.add_argument("--smoke", action="store_true", help="seconds, for the tests")
     args = parser.parse_args()
+    store = args.results / STUDY
     size = Size.of(args.smoke)
     if args.study == "picture":
         torch.manual_seed(0)
@@ -588,7 +589,7 @@ def main() -> None:
         print(f"wrote {args.image}")
         return
     every = args.study == "all"
-    every_study = studies(size, args.results)
+    every_study = studies(size, store)
     chosen = every_study if every else {args.study: every_study[args.study]}
     tables = []
     for name, (runs, seeds, table) in chosen.items():
@@ -598,8 +599,8 @@ def main() -> None:
             runs = {k: v for k, v in runs.items() if k.endswith(next(iter(runs)).split("-")[-1])}
         for seed in range(0 if args.table else 1 if args.smoke else args.seeds or seeds):
             wanted = {k: v for k, v in runs.items() if seed < LONG.get(k, seed + 1)}
-            collect(args.results, wanted, [seed])
-        tables.append(f"## {TITLES[name]}\n\n{table(args.results)}\n")
+            collect(store, wanted, [seed])
+        tables.append(f"## {TITLES[name]}\n\n{table(store)}\n")
         print(f"\n{tables[-1]}", flush=True)
     if every and not args.smoke:
         (DOCS / "annealing_flow.md").write_text("\n".join([PREFACE, *tables]))

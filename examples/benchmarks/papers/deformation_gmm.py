@@ -2,9 +2,9 @@
 
     python examples/benchmarks/papers/deformation_gmm.py
 
-runs what is not stored yet under ``examples/benchmarks/results/deformation_gmm`` and prints the
-table; ``--table`` only prints it, and ``--write`` also writes ``docs/deformation_gmm.md`` and its
-picture.
+runs what is not stored yet under ``examples/benchmarks/results/deformation_gmm.jsonl`` and prints
+the table; ``--table`` only prints it, and ``--write`` also writes ``docs/deformation_gmm.md`` and
+its picture.
 
 Learning Interpolations between Boltzmann Densities: Máté & Fleuret, 2023,
 https://arxiv.org/abs/2301.07388.
@@ -23,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from deformation_runs import options, through_imh, train, train_by_reverse_kl
 from metrics import ess_forward, ess_reverse, forward_kl, hausdorff, reverse_kl
-from stored_runs import RESULTS, collect, load, markdown, spread
+from stored_runs import DOCS, collect, load, markdown, spread
 from stored_runs import options as stored_options
 
 from pyro_flowsamp import (
@@ -35,8 +35,7 @@ from pyro_flowsamp import (
 from pyro_flowsamp.targets import Known, mog4, unequal_pair
 
 matplotlib.use("Agg")
-DOCS = Path(__file__).resolve().parents[3] / "docs"
-STORE = RESULTS / "deformation_gmm"
+STUDY = "deformation_gmm.jsonl"  #: the file of its stored runs
 
 Result = dict[str, Any]
 
@@ -339,8 +338,8 @@ def draw(path: Path, size: Size) -> None:
 PREFACE = """# Deformation flows on Gaussian mixtures
 
 Made by `python examples/benchmarks/papers/deformation_gmm.py --write` from the stored runs in
-`examples/benchmarks/results/deformation_gmm`; without options it runs what is missing. Mean ± sd
-over seeds, float32, hidden layers of 64 units as in the paper. Each run had one CPU core, shared
+`examples/benchmarks/results/deformation_gmm.jsonl`; without options it runs what is missing. Mean ±
+sd over seeds, float32, hidden layers of 64 units as in the paper. Each run had one CPU core, shared
 with other work, so seconds are upper bounds. 10 000 draws for each figure, 4096 for the Hausdorff
 distance, whose 99 % quantile over exact draws is .109 for Eq. (2) and .083 for Eq. (11).
 
@@ -356,20 +355,19 @@ base, for 500 steps.
 
 
 def main() -> None:
-    parser = stored_options(__doc__, STORE)
+    parser = stored_options(__doc__)
     args = parser.parse_args()
+    store = args.results / STUDY
     size = Size(args.smoke)
     if args.image:
         torch.manual_seed(0)
         draw(args.image, size)
         return
     if not (args.table or args.write):
-        collect_all(args.results, size, 1 if args.smoke else args.seeds)
-        collect(
-            args.results, {"cost": partial(cost_run, "pair", size)}, range(1 if args.smoke else 3)
-        )
-    parts = [f"## {title}\n\n{table(args.results, name)}\n" for name, title in TITLES.items()]
-    parts.append(f"## Cost of a step\n\n{cost_table(args.results)}\n")
+        collect_all(store, size, 1 if args.smoke else args.seeds)
+        collect(store, {"cost": partial(cost_run, "pair", size)}, range(1 if args.smoke else 3))
+    parts = [f"## {title}\n\n{table(store, name)}\n" for name, title in TITLES.items()]
+    parts.append(f"## Cost of a step\n\n{cost_table(store)}\n")
     print("\n".join(parts))
     if args.write:
         (DOCS / "deformation_gmm.md").write_text("\n".join([PREFACE, *parts]))

@@ -4,8 +4,8 @@
     python examples/benchmarks/papers/deformation_phi4.py --write  # docs/deformation_phi4.md
     python examples/benchmarks/papers/deformation_phi4.py --image docs/images/deformation_phi4.png
 
-The first runs what is not stored yet under ``examples/benchmarks/results/deformation_phi4``, and
-all but the last print the table.
+The first runs what is not stored yet under ``examples/benchmarks/results/deformation_phi4.jsonl``,
+and all but the last print the table.
 
 Learning Interpolations between Boltzmann Densities: Máté & Fleuret, 2023,
 https://arxiv.org/abs/2301.07388.
@@ -24,7 +24,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from deformation_runs import options, through_imh, train, train_by_reverse_kl
 from metrics import ess_forward, ess_reverse, hausdorff, reverse_kl
-from stored_runs import RESULTS, collect, load, markdown, spread
+from stored_runs import DOCS, collect, load, markdown, names, spread
 from stored_runs import options as stored_options
 
 from pyro_flowsamp import (
@@ -34,8 +34,7 @@ from pyro_flowsamp import (
 from pyro_flowsamp.targets import Known, lattice_symmetries, phi4, phi4_truth
 
 matplotlib.use("Agg")
-DOCS = Path(__file__).resolve().parents[3] / "docs"
-STORE = RESULTS / "deformation_phi4"
+STUDY = "deformation_phi4.jsonl"  #: the file of its stored runs
 MASSES = (0.25, 0.5, 0.75, 1.0)
 RATES = {4: 2e-2, 16: 2e-2, 32: 2e-2, 64: 1e-2}  #: the widest layers take smaller steps
 EDGES = torch.linspace(-5, 5, 81)  #: of the histogram of the mean field
@@ -249,12 +248,12 @@ def draw(store: Path, path: Path, sites: int) -> None:
 PREFACE = """# Deformation flows on φ⁴
 
 Made by `python examples/benchmarks/papers/deformation_phi4.py --write` from the stored runs in
-`examples/benchmarks/results/deformation_phi4`; `--sites 16|32|64` runs what is missing. Mean ± sd
-over seeds, float32. Seconds are upper bounds: of one CPU core shared with other work (two runs of N
-= 32, m = 1 had but a third of one). 10 000 draws, and 100 chains of 50 draws through IMH; exact
-values by the transfer operator. P and ⟨φ²⟩ are of draws with importance weights, their z-scores
-against the exact values. "Evidence missed" is what annealing finds where the flow has next to no
-density, in units of the flow's own, for every seed; `fit` warns above .01.
+`examples/benchmarks/results/deformation_phi4.jsonl`; `--sites 16|32|64` runs what is missing. Mean
+± sd over seeds, float32. Seconds are upper bounds: of one CPU core shared with other work (two runs
+of N = 32, m = 1 had but a third of one). 10 000 draws, and 100 chains of 50 draws through IMH;
+exact values by the transfer operator. P and ⟨φ²⟩ are of draws with importance weights, their
+z-scores against the exact values. "Evidence missed" is what annealing finds where the flow has next
+to no density, in units of the flow's own, for every seed; `fit` warns above .01.
 
 "Reverse KL" is the same network and base, trained by reverse KL alone for 400 steps, two to four
 minutes: too few for the reverse ESS of the paper's.
@@ -271,24 +270,26 @@ not either ("evidence missed"). Only the forward ESS of exact draws does.
 
 
 def main() -> None:
-    parser = stored_options(__doc__, STORE)
+    parser = stored_options(__doc__)
     parser.add_argument(
         "--sites", type=int, choices=sorted(RATES), help="of the circle; 16 is the paper's"
     )
     parser.add_argument("--device", default="cpu", help="cuda for a GPU")
     args = parser.parse_args()
+    store = args.results / STUDY
     torch.set_default_device(args.device)
     size = Size(args.smoke)
     sites = args.sites or size.sites
     if args.image:
-        draw(args.results, args.image, sites)
+        draw(store, args.image, sites)
         return
     if not (args.table or args.write):
-        collect(args.results, runs_of(sites, size), range(1 if args.smoke else args.seeds))
-    shown = (
-        [n for n in (16, 32, 64) if any(args.results.glob(f"N{n}-*"))] if args.write else [sites]
-    )
-    parts = [f"## N = {n}\n\n{table(args.results, n)}\n" for n in shown]
+        collect(store, runs_of(sites, size), range(1 if args.smoke else args.seeds))
+    shown = [sites]
+    if args.write:
+        stored = {name.split("-")[0] for name in names(store)}
+        shown = [n for n in (16, 32, 64) if f"N{n}" in stored]
+    parts = [f"## N = {n}\n\n{table(store, n)}\n" for n in shown]
     print("\n".join(parts))
     if args.write:
         (DOCS / "deformation_phi4.md").write_text("\n".join([PREFACE, *parts]))

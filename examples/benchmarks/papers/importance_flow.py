@@ -2,8 +2,8 @@
 
     python examples/benchmarks/papers/importance_flow.py truncated|posterior|data
 
-runs what is not stored yet under ``examples/benchmarks/results/importance_flow`` and prints the
-table; ``all`` prints every table and writes them to ``docs/importance_flow.md``.
+runs what is not stored yet under ``examples/benchmarks/results/importance_flow.jsonl`` and prints
+the table; ``all`` prints every table and writes them to ``docs/importance_flow.md``.
 
 Importance flow: Wu & Xie, 2025, https://arxiv.org/abs/2409.20547.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from baselines import hmc
 from problems.models import eight_schools, load_eight_schools
-from stored_runs import RESULTS, collect, load, markdown, spread
+from stored_runs import DOCS, RESULTS, collect, load, markdown, spread
 
 from pyro_flowsamp import (
     IMH,
@@ -38,8 +38,7 @@ from pyro_flowsamp import (
 )
 from pyro_flowsamp.targets import banana, truncated_normal
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
-STORE = RESULTS / "importance_flow"
+STUDY = "importance_flow.jsonl"  #: the file of its stored runs
 ESTIMATORS = ("particles", "density", "ratio")
 
 Result = dict[str, Any]
@@ -247,11 +246,11 @@ def data_table(store: Path) -> str:
 PREFACE = """# Importance flow
 
 Made by `python examples/benchmarks/papers/importance_flow.py all --table` from the stored runs in
-`examples/benchmarks/results/importance_flow`; without `--table` it runs what is missing. Every run:
-4096 particles in training, stages that keep an ESS of .5, 32 768 fresh draws for each estimator.
-Errors are relative to the truth: the mean over seeds with its sign, the worst seed without; the
-standard error is the one that comes with the answer, also relative. Float32 on one CPU core shared
-with other work, so seconds are upper bounds.
+`examples/benchmarks/results/importance_flow.jsonl`; without `--table` it runs what is missing.
+Every run: 4096 particles in training, stages that keep an ESS of .5, 32 768 fresh draws for each
+estimator. Errors are relative to the truth: the mean over seeds with its sign, the worst seed
+without; the standard error is the one that comes with the answer, also relative. Float32 on one CPU
+core shared with other work, so seconds are upper bounds.
 """
 TEXTS = {
     "truncated": "## A normal outside a ball\n\nP(\\|x\\| > c) for x ~ N(0, I): the path "
@@ -286,10 +285,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=[*TEXTS, "all"])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--results", type=Path, default=STORE)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only print what is stored")
     parser.add_argument("--smoke", action="store_true", help="seconds, for the tests")
     args = parser.parse_args()
+    store = args.results / STUDY
     every = args.study == "all"
     warnings.simplefilter("ignore")  # of harm done by blocks: the tables show what came of it
     tables = []
@@ -299,8 +299,8 @@ def main() -> None:
         if args.smoke:
             runs = dict(list(runs.items())[:1])
         if not args.table:
-            collect(args.results, runs, range(1 if args.smoke else args.seeds))
-        tables.append(f"{TEXTS[name]}\n\n{table(args.results)}\n")
+            collect(store, runs, range(1 if args.smoke else args.seeds))
+        tables.append(f"{TEXTS[name]}\n\n{table(store)}\n")
         print(f"\n{tables[-1]}", flush=True)
     if every and not args.smoke:
         (DOCS / "importance_flow.md").write_text("\n".join([PREFACE, *tables]))

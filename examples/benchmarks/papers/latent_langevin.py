@@ -2,9 +2,9 @@
 
     python examples/benchmarks/papers/latent_langevin.py moons|ring|corners|digits
 
-runs what is not stored yet under ``examples/benchmarks/results/latent_langevin`` and prints the
-tables; ``all`` prints every table and writes them to ``docs/latent_langevin.md``, ``picture`` draws
-that page's picture.
+runs what is not stored yet under ``examples/benchmarks/results/latent_langevin.jsonl`` and prints
+the tables; ``all`` prints every table and writes them to ``docs/latent_langevin.md``, ``picture``
+draws that page's picture.
 
 Normalizing flow sampling with Langevin dynamics in the latent space: Coeurdoux, Dobigeon &
 Chainais, 2023, https://arxiv.org/abs/2305.12149.
@@ -27,7 +27,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from metrics import mmd, wasserstein2
-from stored_runs import RESULTS, collect, load, markdown, spread
+from stored_runs import DOCS, RESULTS, collect, load, markdown, spread
 
 from pyro_flowsamp import FitOptions, ForwardKL, LatentMALA, VectorizedMCMC, ess_fraction
 from pyro_flowsamp.flows import LayeredFlow, coupling, spline
@@ -36,8 +36,7 @@ from pyro_flowsamp.proposal import Proposal
 from pyro_flowsamp.train import fit
 
 matplotlib.use("Agg")
-DOCS = Path(__file__).resolve().parents[3] / "docs"
-STORE = RESULTS / "latent_langevin"
+STUDY = "latent_langevin.jsonl"  #: the file of its stored runs
 
 Result = dict[str, Any]
 
@@ -452,9 +451,9 @@ def along(axis: Any, log_det: Tensor, norms: Tensor) -> None:
 PREFACE = """# NF-MALA: Langevin in the latent space of a flow trained on data
 
 Made by `python examples/benchmarks/papers/latent_langevin.py all --table` from the stored runs in
-`examples/benchmarks/results/latent_langevin`; without `--table` it runs what is missing. Mean ± sd
-over seeds, each with data, flow and chains of its own; float32 on one CPU core shared with other
-work.
+`examples/benchmarks/results/latent_langevin.jsonl`; without `--table` it runs what is missing. Mean
+± sd over seeds, each with data, flow and chains of its own; float32 on one CPU core shared with
+other work.
 
 **NF-MALA does not sample the data's density, nor the flow's.** Its target is the flow sharpened,
 q_X(x)² / q_Z(f⁻¹(x)): fewer draws off the data, because |det J| is large on the bridges between
@@ -513,11 +512,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=[*DATA, "picture", "all"])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--results", type=Path, default=STORE)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--image", type=Path, default=DOCS / "images" / "latent_langevin.png")
     parser.add_argument("--table", action="store_true", help="only print what is stored")
     parser.add_argument("--smoke", action="store_true", help="seconds, for the tests")
     args = parser.parse_args()
+    store = args.results / STUDY
     size = Size(args.smoke)
     if args.study == "picture":
         picture(args.image, size)
@@ -528,10 +528,10 @@ def main() -> None:
     for name in chosen:
         if not args.table:
             runs = {key(name, flow): partial(flow_run, name, flow, size) for flow in flows}
-            collect(args.results, runs, range(1 if args.smoke else args.seeds))
-        print(f"\n{tables(args.results, name)}", flush=True)
+            collect(store, runs, range(1 if args.smoke else args.seeds))
+        print(f"\n{tables(store, name)}", flush=True)
     if args.study == "all" and not args.smoke:
-        pages = [tables(args.results, name) for name in DATA]
+        pages = [tables(store, name) for name in DATA]
         (DOCS / "latent_langevin.md").write_text("\n".join([PREFACE, *pages]))
 
 

@@ -4,16 +4,15 @@ Every problem says what to look at: *statistics*, scalar functions of draws with
 truth is exact, or a long NUTS run's; its own standard error counts.
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
 from itertools import permutations
 from math import log
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
+import stored_runs
 import torch
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from pyro_flowsamp import Target
 
 from .models import load
 
-NUTS_RUNS = Path(__file__).parents[1] / "results" / "against_nuts"
+NUTS_RUNS = stored_runs.RESULTS / "against_nuts.jsonl"
 
 Draws = dict[str, np.ndarray]  #: by site, ``(chains, draws, ...)``
 Truth = dict[str, tuple[float, float]]  #: by statistic: mean, and its standard error
@@ -63,7 +62,7 @@ def by_component(means: dict[str, Any]) -> dict[str, float]:
 
 def long_nuts(name: str) -> Truth:
     """The means of three runs of NumPyro's NUTS, 10 000 draws each."""
-    runs = [json.loads(p.read_text()) for p in sorted(NUTS_RUNS.glob(f"{name}-numpyro-[0-9].json"))]
+    runs = stored_runs.load(NUTS_RUNS, f"{name}-numpyro")
     flat = [
         {
             f"{k}[{i}]": x

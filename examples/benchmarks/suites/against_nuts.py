@@ -5,10 +5,10 @@
     python examples/benchmarks/suites/against_nuts.py            # all measurements, then the table
     python examples/benchmarks/suites/against_nuts.py --table    # the table of what is stored
 
-Every measurement runs in a process of its own, one at a time, and is stored under ``results/`` as
-it finishes; a rerun does what is missing. Training and compilation count, imports do not. What
-"seconds to 10 000" means is in ``baselines/nuts.py``; for the flow samplers the fixed part is
-training and warm-up.
+Every measurement runs in a process of its own, one at a time, and is stored in
+``results/against_nuts.jsonl`` as it finishes; a rerun does what is missing. Training and
+compilation count, imports do not. What "seconds to 10 000" means is in ``baselines/nuts.py``; for
+the flow samplers the fixed part is training and warm-up.
 """
 
 import argparse
@@ -23,8 +23,9 @@ from time import perf_counter
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from stored_runs import RESULTS, collect_measured, measured
+from stored_runs import RESULTS, collect_measured, load, measured
 
+STUDY = "against_nuts.jsonl"  #: the file of its stored runs
 BENCHMARKS = Path(__file__).resolve().parents[1]
 
 MODELS = ("eight_schools", "german_credit", "radon")
@@ -36,12 +37,12 @@ def measure(model_name: str, sampler: str, seed: int, smoke: bool) -> dict[str, 
     """One measurement of ours, in this process."""
     import pyro
     from baselines.nuts import report
-    from problems.models import load
+    from problems import models
 
     from pyro_flowsamp import IMH, AutoFlow, FitOptions, LatentMALA, VectorizedMCMC
 
     pyro.set_rng_seed(seed)
-    model, data = load(model_name)
+    model, data = models.load(model_name)
     options = FitOptions(progress=False, **({"max_steps": 50} if smoke else {}))
     flow = "gaussian" if sampler == "gaussian-imh" else None
     start = perf_counter()
@@ -79,7 +80,7 @@ def run(model: str, sampler: str, smoke: bool, seed: int) -> dict[str, Any]:
     )
 
 
-def table(results: Path) -> str:
+def table(store: Path) -> str:
     """Mean ± spread of what is stored, and ratios to the better of our kernels."""
     lines = [
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
@@ -90,9 +91,8 @@ def table(results: Path) -> str:
     for model in MODELS:
         rows = {}
         for sampler in (*OURS, *NUTS):
-            stored = sorted(results.glob(f"{model}-{sampler}-[0-9]*.json"))
-            if stored:
-                rows[sampler] = [json.loads(p.read_text()) for p in stored]
+            if stored := load(store, f"{model}-{sampler}"):
+                rows[sampler] = stored
         times = {s: [r["seconds_to_10000"] for r in rs] for s, rs in rows.items()}
         flows = [statistics.mean(times[s]) for s in ("imh", "latent-mala") if s in times]
         for sampler, values in times.items():
@@ -114,10 +114,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--samplers", nargs="+", default=[*OURS, *NUTS])
-    parser.add_argument("--results", type=Path, default=RESULTS / "against_nuts")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only print what is stored")
     parser.add_argument("--smoke", action="store_true", help="seconds, ours only, for the tests")
     args = parser.parse_args()
+    store = args.results / STUDY
     if args.one:
         print(json.dumps(measure(*args.one, args.seed, args.smoke)))
         return
@@ -129,8 +130,8 @@ def main() -> None:
             for model in args.models
             for sampler in args.samplers
         }
-        collect_measured(args.results, runs, args.seeds, "{seconds_to_10000:8.2f} s to 10 000")
-    print(table(args.results))
+        collect_measured(store, runs, range(args.seeds), "{seconds_to_10000:8.2f} s to 10 000")
+    print(table(store))
 
 
 if __name__ == "__main__":

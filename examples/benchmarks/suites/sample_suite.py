@@ -6,11 +6,12 @@
     python examples/benchmarks/suites/sample_suite.py --table    # the table of what is stored
     python examples/benchmarks/suites/sample_suite.py --write    # and docs/sample.md
 
-Every measurement runs in a process of its own, one at a time, and is stored under ``results/`` as
-it finishes; a rerun does what is missing. Training, warm-up and compilation count, imports do not.
-Effective draws are ArviZ's bulk ESS, the least of all scalar statistics of ``problems/suite.py``;
-z-scores are against their truths. NumPyro and flowMC are needed for their rows only (the ``bench``
-extra); NUTS takes the energies as they are, flowMC takes energies only.
+Every measurement runs in a process of its own, one at a time, and is stored in
+``results/sample_suite.jsonl`` as it finishes; a rerun does what is missing. Training, warm-up and
+compilation count, imports do not. Effective draws are ArviZ's bulk ESS, the least of all scalar
+statistics of ``problems/suite.py``; z-scores are against their truths. NumPyro and flowMC are
+needed for their rows only (the ``bench`` extra); NUTS takes the energies as they are, flowMC takes
+energies only.
 """
 
 import argparse
@@ -30,9 +31,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from problems.suite import PROBLEMS, Draws, Problem
-from stored_runs import RESULTS, collect_measured, load, markdown, measured, spread
+from stored_runs import DOCS, RESULTS, collect_measured, load, markdown, measured, spread
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
+STUDY = "sample_suite.jsonl"  #: the file of its stored runs
 OURS = ("sample", "mala")
 SAMPLERS = (*OURS, "pyro", "numpyro", "flowmc")
 LIMIT = 600.0  #: seconds, imports included, after which a measurement is stopped
@@ -224,13 +225,13 @@ def possible(name: str, sampler: str) -> bool:
 # ---- the table -----------------------------------------------------------------------------------
 
 
-def table(results: Path) -> str:
+def table(store: Path) -> str:
     """Mean ± spread of what is stored, and ratios of effective draws a second to ``sample()``."""
     rows = []
     for name in PROBLEMS:
-        ours = [r["ess_per_second"] for r in load(results, f"{name}-sample")]
+        ours = [r["ess_per_second"] for r in load(store, f"{name}-sample")]
         for sampler in SAMPLERS:
-            runs = load(results, f"{name}-{sampler}")
+            runs = load(store, f"{name}-{sampler}")
             if stopped := [r for r in runs if r.get("stopped")]:
                 rows.append([name, sampler, len(runs), f"over {stopped[0]['seconds']:.0f}"])
                 rows[-1] += ["–"] * 6
@@ -257,15 +258,15 @@ def table(results: Path) -> str:
 PREFACE = """# sample() and others
 
 Made by `python examples/benchmarks/suites/sample_suite.py --write` from the stored runs in
-`examples/benchmarks/results/sample_suite`; without options it runs what is missing. {machine}.
-Seconds are those of a whole run, with training, warm-up and compilation. The least ESS is the bulk
-ESS of the worst scalar statistic, the worst |z| that of the worst of all seeds against the truth:
-where it is large the ESS means nothing. MALA: 1000 chains in the space that the same annealed
-particles whiten. NUTS: Pyro's, one chain of 300 + 1000 steps; NumPyro's, four of 500 + 2500,
-vectorised. flowMC: its bundle of splines and MALA, 20 chains, 20 + 20 loops of 100 local and 10
-global steps. Evaluations: NumPyro's count warm-up as a fifth of sampling, since its steps are not
-kept; flowMC's are those steps. flowMC and Pyro's NUTS take long, and have fewer seeds, none on the
-banana. A measurement of more than {limit:.0f} seconds, imports included, is stopped.
+`examples/benchmarks/results/sample_suite.jsonl`; without options it runs what is missing.
+{machine}. Seconds are those of a whole run, with training, warm-up and compilation. The least ESS
+is the bulk ESS of the worst scalar statistic, the worst |z| that of the worst of all seeds against
+the truth: where it is large the ESS means nothing. MALA: 1000 chains in the space that the same
+annealed particles whiten. NUTS: Pyro's, one chain of 300 + 1000 steps; NumPyro's, four of 500 +
+2500, vectorised. flowMC: its bundle of splines and MALA, 20 chains, 20 + 20 loops of 100 local and
+10 global steps. Evaluations: NumPyro's count warm-up as a fifth of sampling, since its steps are
+not kept; flowMC's are those steps. flowMC and Pyro's NUTS take long, and have fewer seeds, none on
+the banana. A measurement of more than {limit:.0f} seconds, imports included, is stopped.
 
 Truths: of both eight schools one integral, of the regressions long runs of NumPyro's NUTS, of
 galaxies that the six orders of three components are equally likely, of the others exact.
@@ -284,11 +285,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS))
     parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS))
-    parser.add_argument("--results", type=Path, default=RESULTS / "sample_suite")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only print what is stored")
     parser.add_argument("--write", action="store_true", help="print it, and write docs/sample.md")
     parser.add_argument("--smoke", action="store_true", help="seconds, ours only, for the tests")
     args = parser.parse_args()
+    store = args.results / STUDY
     if args.one:
         print(json.dumps(measure(*args.one, args.seed, args.smoke)))
         return
@@ -301,8 +303,8 @@ def main() -> None:
             for sampler in args.samplers
             if possible(name, sampler)
         }
-        collect_measured(args.results, runs, args.seeds, "{seconds:8.1f} s")
-    text = table(args.results)
+        collect_measured(store, runs, range(args.seeds), "{seconds:8.1f} s")
+    text = table(store)
     print(text)
     if args.write:
         machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
