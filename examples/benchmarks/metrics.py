@@ -1,4 +1,4 @@
-r"""How far draws are from a known distribution, and weights from constant.
+r"""Distances of draws from a known distribution, and effective sample sizes of weights.
 
 Two samples against each other: :func:`mmd`, :func:`wasserstein2`. Draws against modes:
 :func:`hausdorff`, :func:`mode_chi2`. A flow :math:`q` against a density :math:`\tilde p = Z p`, by
@@ -63,7 +63,7 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | Tensor | None = None) -> Tensor
 
 
 def _kernel_sum(x: Tensor, y: Tensor, bandwidth: float | Tensor) -> Tensor:
-    """By blocks of rows: ten thousand points each would need a gigabyte at once."""
+    """Sums the kernel by blocks of rows: two sets of ten thousand points would need a gigabyte."""
     total = x.new_zeros(())
     for rows in x.split(CHUNK):
         total = total + torch.cdist(rows, y).div_(bandwidth).square_().mul_(-0.5).exp_().sum()
@@ -174,7 +174,7 @@ def ess_reverse(log_weights: Tensor) -> Tensor:
 
 
 def ess_forward(log_weights: Tensor) -> Tensor:
-    r"""The same effective sample size, of :math:`w = \tilde p / q` at draws of p, not q.
+    r"""Effective sample size of :math:`w = \tilde p / q`, estimated from draws of p instead of q.
 
     As :math:`\mathbb E_q w^2 = Z\, \mathbb E_p w` and :math:`1 / Z = \mathbb E_p[1/w]`, it is
 

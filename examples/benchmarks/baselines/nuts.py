@@ -151,7 +151,7 @@ def pyro_nuts(
 
 
 def report(draws: dict[str, Any], seconds: float, sampling: float) -> dict[str, Any]:
-    """What every measurement stores, of draws ``{site: (chains, draws, ...)}``."""
+    """Returns the results to store for draws ``{site: (chains, draws, ...)}``."""
     arrays = {name: np.asarray(x) for name, x in draws.items()}
     ess = min(float(x.min()) for x in az.ess(arrays, method="bulk").values())
     return {

@@ -43,7 +43,7 @@ __all__ = ["TemperatureLadder", "TemperingDraws", "explore", "parallel_tempering
 
 
 class TemperatureLadder(NamedTuple):
-    """What is tuned, in order of falling betas.
+    """Temperatures and scales that warm-up tunes, in order of falling betas.
 
     Attributes:
         betas: Inverse temperatures, ``(R,)``, float64; from one to zero.
@@ -54,7 +54,7 @@ class TemperatureLadder(NamedTuple):
     scale: Tensor
 
     def rows(self, num_rows: int) -> tuple[Tensor, Tensor]:
-        """Both for each row of a state, which holds all of the coldest replicas first."""
+        """Returns the beta and the scale of each row of a state; the coldest come first."""
         each = num_rows // len(self.betas)
         scale = self.scale.unsqueeze(1).expand(-1, each, -1)
         return self.betas.unsqueeze(1).expand(-1, each).flatten(), scale.flatten(0, 1)
@@ -141,7 +141,7 @@ def _equalised(betas: Tensor, rejection: Tensor) -> Tensor:
 
 
 def _evidence(log_sums: Tensor, num: int) -> Evidence:
-    """Of the logs of sums of ``num`` weights, ``(R - 1, C)``."""
+    """Log evidence from the logs of sums of ``num`` weights, ``(R - 1, C)``."""
     log_means = log_sums - log(num)
     log_mean = log_means.logsumexp(1, keepdim=True) - log(log_means.shape[1])
     contributions = (log_means - log_mean).exp().sum(0)

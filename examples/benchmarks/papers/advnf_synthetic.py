@@ -50,7 +50,7 @@ SIZES = (10, 100, 1000, 5000)
 
 
 class Size:
-    """How much is done."""
+    """Amounts of work: everything, or a little for the tests."""
 
     def __init__(self, smoke: bool) -> None:
         self.steps, self.batch = (20, 64) if smoke else (1000, 512)
@@ -84,7 +84,7 @@ def plain(features: int, context: int = 0, angles: Any = None) -> torch.nn.Modul
 def rich(
     features: int, context: int = 0, angles: Any = None, components: int = 1
 ) -> torch.nn.Module:
-    """The same on a Gaussian mixture, where there is an ensemble to fit one to."""
+    """Splines on a Gaussian mixture, where there is an ensemble to fit one to."""
     count = 1 if components == 1 else COMPONENTS
     return spline(features, context, angles, hidden_features=(64, 64), bins=16, components=count)
 
@@ -104,12 +104,12 @@ def run(
 
 
 def given(guide: AutoAdvNF, num: int) -> Any:
-    """What a guide learns from, if it does."""
+    """Returns the ensemble that a guide learns from, or None where it needs none."""
     return partial(ensemble, num=num) if guide.taught else None
 
 
 def ensemble(target: Target, num: int) -> torch.Tensor:
-    """As many of at least 512 tempered particles."""
+    """Draws ``num`` of at least 512 tempered particles."""
     x = tempered(target, max(num, 512)).x
     return x[torch.randperm(len(x))[:num]]
 
@@ -159,7 +159,7 @@ def collect_all(store: Path, size: Size, seeds: int) -> None:
 
 
 def studies(size: Size) -> dict[str, Any]:
-    """On MOG-8, splines on one Gaussian; what the default weights of AutoAdvNF rest on."""
+    """Runs on MOG-8, splines on one Gaussian: the default weights of AutoAdvNF rest on them."""
     runs = {}
     for weight in (*LAMBDAS, "auto"):
         how = {"adversarial": weight}

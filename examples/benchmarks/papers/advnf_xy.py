@@ -78,7 +78,7 @@ def grid() -> Tensor:
 
 
 class Size:
-    """How much is done."""
+    """Amounts of work: everything, or a little for the tests."""
 
     def __init__(self, smoke: bool) -> None:
         self.steps, self.batch = (3, 32) if smoke else (3000, 256)
@@ -102,7 +102,7 @@ class Size:
 
 
 class Lattice(NamedTuple):
-    """Which model, of what shape."""
+    """A model on a lattice of some shape."""
 
     model: str
     shape: tuple[int, ...]
@@ -178,7 +178,7 @@ def fitted(guide: AutoAdvNF, lattice: Lattice, temperatures: Tensor, num: int) -
 
 @torch.no_grad()
 def log_weights(guide: AutoAdvNF, lattice: Lattice, temperatures: Tensor, num: int) -> Tensor:
-    """Of ``num`` draws at each temperature, ``(num, K)``."""
+    """Log weights of ``num`` draws at each temperature, ``(num, K)``."""
     proposal = guide.proposal(**lattice.arguments, temperature=temperatures)
     x, log_q = proposal.sample_and_log_prob(num * len(temperatures))
     log_w = lattice.target(temperatures).log_prob(x).double() - log_q.double()
@@ -275,7 +275,7 @@ def overlap(a: Tensor, b: Tensor, bins: int, low: float, high: float) -> float:
 
 
 def ceiling(lattice: Lattice, reference: Tensor, *counts: int) -> dict[str, dict[str, list[float]]]:
-    """Of as many exact draws against the others."""
+    """Compares as many exact draws with the other exact draws."""
     draws = reference.flatten(1, 2)
     e, m = looks(lattice, draws[:, torch.randperm(draws.shape[1])])
     return {

@@ -58,7 +58,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done: everything, or a little for the tests."""
+    """Amounts of work: everything, or a little for the tests."""
 
     smoke: bool
     draws: int

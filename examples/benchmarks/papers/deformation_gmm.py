@@ -63,7 +63,7 @@ HIDDEN = 64  #: units of both hidden layers, as in the paper
 
 
 class Size:
-    """How much is done: everything, or a little for the tests."""
+    """Amounts of work: everything, or a little for the tests."""
 
     def __init__(self, smoke: bool) -> None:
         self.smoke = smoke
@@ -150,7 +150,7 @@ def by_diffusion(name: str, size: Size) -> Result:
 
 
 def briefly(name: str, size: Size) -> Result:
-    """What the polished flows are before they are polished."""
+    """The flows that are polished, before that."""
     return by_walkers(name, size, size.fewer)
 
 
@@ -190,7 +190,7 @@ def by_trajectories(name: str, size: Size, store: Path, seed: int) -> Result:
 
 
 def by_reverse_kl(name: str, size: Size) -> Result:
-    """The same network and base, trained by reverse KL alone."""
+    """Trains an equal network and base by reverse KL alone."""
     make, scale, _ = TARGETS[name]
     known = make()
     guide = made(known, scale)

@@ -51,7 +51,7 @@ Result = dict[str, Any]
 
 
 class Size:
-    """How much is done: everything, or a little for the tests."""
+    """Amounts of work: everything, or a little for the tests."""
 
     def __init__(self, smoke: bool) -> None:
         self.smoke = smoke
@@ -155,7 +155,7 @@ def by_deformation(mass: float, sites: int, size: Size) -> Result:
 
 
 def by_reverse_kl(mass: float, sites: int, size: Size) -> Result:
-    """The same network and base, trained by reverse KL alone."""
+    """Trains an equal network and base by reverse KL alone."""
     known = phi4(sites, mass)
     guide = make(known)
     guide.bind()
@@ -217,7 +217,7 @@ def table(store: Path, sites: int) -> str:
 
 
 def missed(runs: list[Result]) -> str:
-    """Of every seed, where `fit` has looked for it."""
+    """The missed evidence of every seed, where `fit` has looked for it."""
     return ", ".join(f"{r['missed']:.1g}" for r in runs if "missed" in r) or "–"
 
 

@@ -1,4 +1,4 @@
-"""What the two deformation experiments share: training, its rival, and chains with the result."""
+"""Code that both deformation studies share: training, training by reverse KL, and chains."""
 
 import warnings
 from typing import Any
@@ -39,7 +39,7 @@ def train(guide: AutoDeformationFlow) -> History:
 
 
 def train_by_reverse_kl(guide: AutoDeformationFlow, known: Known, steps: int) -> History:
-    """The same network and base by reverse KL alone; the guide must have been bound."""
+    """Trains the network and base of a guide by reverse KL alone; the guide must be bound."""
     assert guide.flow is not None
     flow = guide.flow
     history = fit(

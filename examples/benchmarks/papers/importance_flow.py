@@ -45,7 +45,7 @@ Result = dict[str, Any]
 
 
 class Size:
-    """How much is done: everything, or a little for the tests."""
+    """Amounts of work: everything, or a little for the tests."""
 
     def __init__(self, smoke: bool) -> None:
         steps, batch = (10, 64) if smoke else (100, 512)
@@ -156,7 +156,7 @@ def by_hmc(budget: int, bound: float, size: Size) -> float:
 
 
 def by_imh(budget: int, bound: float, size: Size) -> float:
-    """The same of independent Metropolis-Hastings, whose flow's training is part of the budget."""
+    """The share of draws by IMH beyond the bound; training the flow is part of the budget."""
     chains, data = 100 if size.smoke else 1000, load_eight_schools()
     guide = AutoFlow(eight_schools, options=FitOptions(progress=False))
     left, shares = budget - guide.fit(*data).evaluations, []

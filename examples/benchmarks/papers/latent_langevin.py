@@ -42,7 +42,7 @@ Result = dict[str, Any]
 
 
 class Size:
-    """How much is done: everything, or a little for the tests."""
+    """Amounts of work: everything, or a little for the tests."""
 
     def __init__(self, smoke: bool) -> None:
         self.smoke = smoke
@@ -56,7 +56,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Data:
-    """What flows are trained on, what their draws are compared with, and its components.
+    """Data to train flows on, data to compare draws with, and their components.
 
     Attributes:
         seen: The training data, ``(N, d)``.
@@ -132,7 +132,7 @@ def mixture(weights: list[float], locs: Tensor, size: Size) -> Data:
 
 
 def between_centres(x: Tensor, locs: Tensor) -> Tensor:
-    """In the middle three tenths between the two nearest centres, √d + 1 or less off the line."""
+    """Whether x is in the middle between two centres: three tenths, at most √d + 1 off the line."""
     near = locs[torch.cdist(x, locs).topk(2, largest=False).indices]
     line = near[:, 1] - near[:, 0]
     along = ((x - near[:, 0]) * line).sum(-1) / line.square().sum(-1)
@@ -205,7 +205,7 @@ FLOWS: dict[str, Callable[[int], LayeredFlow]] = {
 
 
 def trained(data: Data, recipe: Callable[[int], LayeredFlow], size: Size) -> LayeredFlow:
-    """By maximum likelihood, in rounds; the one that predicts best is kept."""
+    """Trains by maximum likelihood, in rounds; the one that predicts best is kept."""
     flow = recipe(data.seen.shape[-1])
     # One copy of each: a mixture is chosen by points that its components have not seen.
     flow.initialize_from(data.seen[: len(data.seen) // data.copies])
@@ -272,7 +272,7 @@ def nearest(x: Tensor, seen: Tensor) -> Tensor:
 
 
 def told_apart(x: Tensor, y: Tensor) -> float:
-    """How often a small network is right about which of both unseen points are of."""
+    """Accuracy of a small network that tells unseen points of ``x`` from those of ``y``."""
     from sklearn.model_selection import cross_val_score
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline

@@ -46,7 +46,7 @@ def eight_schools(y: Tensor, sigma: Tensor) -> None:
 
 
 def centred_eight_schools(y: Tensor, sigma: Tensor) -> None:
-    r"""The same posterior, a funnel: :math:`\theta_j \sim N(\mu, \tau)` are sampled themselves."""
+    r"""Eight schools, centred: :math:`\theta_j \sim N(\mu, \tau)` are sampled, a funnel."""
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = pyro.sample("tau", dist.HalfCauchy(5.0))
     with pyro.plate("schools", y.shape[-1]):

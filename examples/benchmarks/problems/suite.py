@@ -102,7 +102,7 @@ ORDERS = list(permutations(range(3)))
 
 
 def orders(draws: Draws) -> Draws:
-    """In which of the six orders the galaxies' components are."""
+    """Indicators of the six orders that the galaxies' components can be in."""
     found = draws["means"].argsort(-1)
     return {str(o): (found == np.array(o)).all(-1).astype(float) for o in ORDERS}
 

@@ -1,4 +1,4 @@
-"""What glibc's allocator costs: training and drawing by its defaults, and with large blocks kept.
+"""The cost of glibc's allocator: training and drawing with its defaults and with blocks kept.
 
     python examples/benchmarks/suites/allocator.py
 

@@ -39,7 +39,7 @@ ORDERS = list(permutations(range(3)))
 
 
 def occupancy(means: Tensor) -> Tensor:
-    """Which of the six orders of the components each draw is in, as a one-hot ``(..., 6)``."""
+    """Indicators of the six orders that the components of a draw can be in, ``(..., 6)``."""
     order = means.argsort(-1)
     return torch.stack([(order == torch.tensor(o)).all(-1) for o in ORDERS], -1).double()
 

@@ -194,7 +194,7 @@ def effective(draws: np.ndarray) -> float:
 
 
 def z_score(draws: np.ndarray, truth: float, error: float) -> float:
-    """Of a mean; its standard error by ArviZ, over independent chains where there are many."""
+    """The z-score of a mean; its error is ArviZ's, or over chains where there are many."""
     if len(draws) >= 100:
         own = float(draws.mean(1).std(ddof=1)) / len(draws) ** 0.5
     else:
