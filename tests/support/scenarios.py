@@ -78,6 +78,20 @@ def shake(flow: LayeredFlow, size: float = 0.1) -> LayeredFlow:
     return flow
 
 
+FAR_WIDTH = 0.5
+
+
+def far_modes() -> Target:
+    """A mixture of a third and two thirds, sixteen standard deviations apart."""
+    centres = torch.tensor([[-4.0, 0.0], [4.0, 1.0]])
+
+    def energy(x):
+        squares = (x[:, None] - centres).square().sum(-1) / FAR_WIDTH**2
+        return -(torch.tensor([1 / 3, 2 / 3]).log() - 0.5 * squares).logsumexp(-1)
+
+    return Target.from_energy(energy, 2)
+
+
 def starts(target: Target, scenario: Scenario, num_chains: int) -> Draws:
     """Where chains begin: spread over a box, which is not how any of the targets looks."""
     loc, scale = torch.tensor(scenario.loc), torch.tensor(scenario.scale)
@@ -94,6 +108,11 @@ def z_scores(draws: Draws, scenario: Scenario) -> dict[str, float]:
         means = values.mean(1)
         scores[name] = float((means.mean() - truth) / means.std() * sqrt(len(means)))
     return scores
+
+
+def largest_score(draws: Draws, scenario: Scenario) -> float:
+    """The largest of all absolute z-scores."""
+    return max(map(abs, z_scores(draws, scenario).values()))
 
 
 def assert_exact(draws: Draws, scenario: Scenario) -> None:
@@ -116,7 +135,7 @@ def _product(site: str, i: int, j: int) -> Callable[[Draws], Tensor]:
 
 # ---- real spaces -------------------------------------------------------------------------------
 
-_ROOT = torch.tensor(
+GAUSSIAN_ROOT = torch.tensor(
     [
         [1.0, 0.0, 0.0, 0.0, 0.0],
         [0.6, 0.8, 0.0, 0.0, 0.0],
@@ -125,18 +144,18 @@ _ROOT = torch.tensor(
         [0.2, 0.0, 0.5, 1.0, 2.0],
     ]
 )
-_MEAN = torch.tensor([1.0, -2.0, 0.0, 3.0, 0.5])
+GAUSSIAN_MEAN = torch.tensor([1.0, -2.0, 0.0, 3.0, 0.5])
 
 
 def _gaussian() -> Target:
-    density = torch.distributions.MultivariateNormal(_MEAN, scale_tril=_ROOT)
+    density = torch.distributions.MultivariateNormal(GAUSSIAN_MEAN, scale_tril=GAUSSIAN_ROOT)
     return Target.from_energy(lambda x: -density.log_prob(x) + 7.0, 5)
 
 
 def _gaussian_moments() -> dict:
-    second = _ROOT @ _ROOT.T + torch.outer(_MEAN, _MEAN)
+    second = GAUSSIAN_ROOT @ GAUSSIAN_ROOT.T + torch.outer(GAUSSIAN_MEAN, GAUSSIAN_MEAN)
     pairs = itertools.combinations_with_replacement(range(5), 2)
-    moments = {f"x{i}": (_power("x", i), float(_MEAN[i])) for i in range(5)}
+    moments = {f"x{i}": (_power("x", i), float(GAUSSIAN_MEAN[i])) for i in range(5)}
     return moments | {
         f"x{i}x{j}": (_product("x", i, j), float(second[i, j]))
         for i, j in itertools.islice(pairs, 0, 15)
@@ -314,8 +333,8 @@ def _scenarios() -> dict[str, Scenario]:
         "gaussian": Scenario(
             _gaussian,
             _small(coupling, 5),
-            _MEAN.tolist(),
-            (_ROOT @ _ROOT.T).diagonal().sqrt().tolist(),
+            GAUSSIAN_MEAN.tolist(),
+            (GAUSSIAN_ROOT @ GAUSSIAN_ROOT.T).diagonal().sqrt().tolist(),
             _gaussian_moments(),
         ),
         "funnel": Scenario(

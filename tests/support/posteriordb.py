@@ -14,7 +14,7 @@ import torch
 from pyro.distributions.transforms import OrderedTransform
 from torch import Tensor
 
-DATA = Path(__file__).parent / "data" / "posteriordb"
+DATA = Path(__file__).parents[1] / "data" / "posteriordb"
 
 
 @dataclass(frozen=True)

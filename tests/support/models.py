@@ -4,6 +4,7 @@ from math import factorial, log, pi
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 
 from pyro_flowsamp import FitOptions
@@ -181,3 +182,8 @@ BATCHING = [
     (asserting_enumerated, _Y, "plate"),
     (reading, _Y, "loop"),
 ]
+
+
+def named(cases):
+    """Parameters of pytest for ``BATCHING``, with the models' names as ids."""
+    return [pytest.param(*case, id=case[0].__name__) for case in cases]

@@ -1,0 +1,7 @@
+"""Statistics of independent draws."""
+
+from math import sqrt
+
+
+def z_score(values, mean):
+    return (values.mean(0) - mean) / (values.std(0) / sqrt(len(values)))
