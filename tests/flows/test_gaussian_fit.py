@@ -1,11 +1,11 @@
-"""Batch and match: the update solves the problem it claims to solve, and finds Gaussians."""
+"""A Gaussian is fitted by matching scores."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.gaussian import ascend, fit_gaussian, match
+from pyro_flowsamp.gaussian import fit_gaussian, match
 
 
 @pytest.fixture(autouse=True)
@@ -96,15 +96,3 @@ def test_a_half_space_holds_most_of_the_gaussian():
     assert (x[:, 0] > 0).double().mean() > 0.4
     assert_close(root[1, 1], torch.tensor(1.0), rtol=0, atol=0.2)
     assert 0.3 < root[0, 0] < 1.5
-
-
-def test_ascent_goes_uphill_and_stops_at_an_edge():
-    def energy(x):
-        return torch.where(x[:, 0] > 1, torch.inf, -x[:, 0] + 0.5 * x[:, 1].square())
-
-    target = Target.from_energy(energy, 2)
-    x = torch.empty(20, 2).uniform_(-2, 0)
-    stages = ascend(target, x)
-    assert stages.shape == (3, 20, 2)
-    log_p = torch.stack([target.log_prob(stage) for stage in stages])
-    assert log_p.isfinite().all() and (log_p[-1] > target.log_prob(x)).all()

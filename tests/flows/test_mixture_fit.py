@@ -1,4 +1,4 @@
-"""The Gaussian mixture that flows start from."""
+"""The Gaussian mixture that flows start from is fitted to draws."""
 
 import torch
 from torch.testing import assert_close

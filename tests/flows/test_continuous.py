@@ -1,12 +1,12 @@
-"""Continuous flows: integrators of the right order, log-dets of the map that is really used."""
+"""Continuous flows: integrators have the right order, log-dets are those of the discrete map."""
 
 from functools import partial
 from math import exp, log
 
 import pytest
 import torch
-from test_devices import NoWaiting, default_device_elsewhere
-from test_velocity import rough
+from support.devices import NoWaiting, default_device_elsewhere
+from support.networks import rough
 from torch.testing import assert_close
 
 from pyro_flowsamp import paths
@@ -23,11 +23,6 @@ from pyro_flowsamp.proposal import Proposal
 from pyro_flowsamp.velocity import VelocityMLP
 
 ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4, "dopri5": 5}
-
-
-@pytest.fixture
-def double():
-    torch.set_default_dtype(torch.float64)
 
 
 def block(features=2, size=0.5, steps=8, method="rk4", recompute=False, **options):

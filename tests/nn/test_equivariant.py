@@ -1,4 +1,4 @@
-"""Tied networks: equivariant and invariant, before and after training, also as copies."""
+"""Networks with shared weights are equivariant or invariant, before and after training."""
 
 import copy
 import pickle
@@ -57,7 +57,7 @@ def shaken(nets, elements, steps=3):
         optimiser.step()
 
 
-def broken(nets, elements):
+def symmetry_errors(nets, elements):
     """How far a velocity is from equivariant, an energy from invariant; and the values' sizes."""
     velocity, energy = nets
     dim = elements.order.shape[1]
@@ -92,7 +92,7 @@ def test_equivariant_and_invariant_after_training(elements, kernels):
     nets = networks(elements, kernels)
     with tied(nets, elements):
         shaken(nets, elements)
-        gap_v, gap_e, v, e = broken(nets, elements)
+        gap_v, gap_e, v, e = symmetry_errors(nets, elements)
     assert max(gap_v, gap_e) < 1e-12 and e > 1e-3
     assert v > 1e-3
 
@@ -102,7 +102,7 @@ def test_untied_training_breaks_it(elements):
     for net in nets:
         tie(net, elements)
     shaken(nets, elements)
-    gap_v, gap_e, _, _ = broken(nets, elements)
+    gap_v, gap_e, _, _ = symmetry_errors(nets, elements)
     assert min(gap_v, gap_e) > 1e-3
 
 
@@ -113,10 +113,10 @@ def test_a_tied_start(elements):
         for net in nets:
             net.out_weight.normal_()
             net.out_bias.normal_()
-    assert broken(nets, elements)[0] > 1e-2
+    assert symmetry_errors(nets, elements)[0] > 1e-2
     for net in nets:
         tie(net, elements)
-    gap_v, gap_e, v, e = broken(nets, elements)
+    gap_v, gap_e, v, e = symmetry_errors(nets, elements)
     assert max(gap_v, gap_e) < 1e-12 and min(v, e) > 1e-2
     before = [p.clone() for net in nets for p in net.parameters()]
     for net in nets:
@@ -134,7 +134,7 @@ def test_copies_train_as_tied(duplicate):
         copies = duplicate(nets)
     with tied(copies, elements):
         shaken(copies, elements)
-    assert max(broken(copies, elements)[:2]) < 1e-12
+    assert max(symmetry_errors(copies, elements)[:2]) < 1e-12
 
 
 def test_the_gradient_is_free_again():
@@ -143,7 +143,7 @@ def test_the_gradient_is_free_again():
     with tied(nets, elements):
         pass
     shaken(nets, elements)
-    assert min(broken(nets, elements)[:2]) > 1e-3
+    assert min(symmetry_errors(nets, elements)[:2]) > 1e-3
 
 
 @pytest.mark.parametrize("sizes", [4, 6, (2, 3), (3, 3)])

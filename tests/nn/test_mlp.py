@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from support.networks import rough
 from torch.testing import assert_close
 
 from pyro_flowsamp.velocity import ACTIVATIONS, TimeMLP, VelocityMLP
@@ -13,15 +14,6 @@ TIMES = {
     "0-d": lambda: torch.tensor(0.3),
     "per point": lambda: torch.rand(6),
 }
-
-
-def rough(make, size=1.0):
-    """A network with no zero weight left."""
-    network = make()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += size * torch.randn_like(parameter) / parameter.shape[-1] ** 0.5
-    return network
 
 
 @pytest.fixture(params=ACTIVATIONS)
