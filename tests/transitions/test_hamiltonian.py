@@ -1,106 +1,19 @@
-"""HMC: the leapfrog's properties, exact draws, and mistakes that the check must see."""
+"""The Hamiltonian step: the leapfrog's properties, its metrics, and values that are not finite."""
 
 import pyro
 import pytest
 import torch
-from scenarios import SCENARIOS, THRESHOLD, Scenario, assert_exact, starts, z_scores
-from scipy.special import polygamma, psi
-from test_devices import NoWaiting, default_device_elsewhere
+from support.devices import NoWaiting, default_device_elsewhere
+from support.latent import shaken
+from support.scenarios import (
+    SCENARIOS,
+    starts,
+)
+from torch.testing import assert_close
 
-from pyro_flowsamp import Target
-from pyro_flowsamp.transitions import hamiltonian, langevin
-
-SHAPE = 0.7
-
-
-def _log_gamma():
-    """The logarithm of a gamma variable: a tail that is exponential on the left only."""
-    return Target.from_energy(lambda x: (x.exp() - SHAPE * x).sum(-1), 1)
-
-
-CASES = {name: SCENARIOS[name] for name in ("gaussian", "funnel", "half space", "cylinder")} | {
-    "skewed": Scenario(
-        _log_gamma,
-        None,
-        [-1.2],
-        [1.3],
-        {
-            "x": (lambda d: d["x"][..., 0], float(psi(SHAPE))),
-            "x squared": (
-                lambda d: d["x"][..., 0] ** 2,
-                float(psi(SHAPE) ** 2 + polygamma(1, SHAPE)),
-            ),
-            "exp x": (lambda d: d["x"][..., 0].exp(), SHAPE),
-        },
-    )
-}
-
-
-def _sample(name, num_chains=2000):
-    pyro.set_rng_seed(0)
-    target = CASES[name].source()
-    x0 = target.pack_unconstrained(starts(target, CASES[name], num_chains))
-    return hamiltonian.sample(target, x0, 20, 200, 2, target_accept_prob=0.6)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_draws_are_exact(name):
-    draws = _sample(name)
-    assert 0.5 < draws.accept_prob.mean() < 0.7
-    assert_exact({"x": draws.x}, CASES[name])
-
-
-# ---- mistakes, each made on purpose -------------------------------------------------------------
-
-
-def _no_last_half_step(patch):
-    leapfrog = hamiltonian.leapfrog
-
-    def unfinished(state, density, step_size, num_steps, momentum):
-        end, last, finite = leapfrog(state, density, step_size, num_steps, momentum)
-        return end, last - 0.5 * step_size * end.grad, finite
-
-    patch.setattr(hamiltonian, "leapfrog", unfinished)
-
-
-def _no_kinetic_energy(patch):
-    leapfrog = hamiltonian.leapfrog
-
-    def still(state, density, step_size, num_steps, momentum):
-        end, _, finite = leapfrog(state, density, step_size, num_steps, momentum)
-        return end, momentum, finite
-
-    patch.setattr(hamiltonian, "leapfrog", still)
-
-
-def _keep(field):
-    def mistake(patch):
-        hmc = hamiltonian.hmc
-
-        def stale(state, *args):
-            new, info = hmc(state, *args)
-            return new._replace(**{field: getattr(state, field)}), info
-
-        patch.setattr(hamiltonian, "hmc", stale)
-
-    return mistake
-
-
-MISTAKES = {
-    "no last half step in the energy": (_no_last_half_step, "gaussian"),
-    "no kinetic energy": (_no_kinetic_energy, "skewed"),
-    "gradient not refreshed": (_keep("grad"), "gaussian"),
-    "log pi not refreshed": (_keep("log_pi"), "skewed"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_the_check_sees_mistakes(mistake, monkeypatch):
-    make, name = MISTAKES[mistake]
-    make(monkeypatch)
-    scores = z_scores({"x": _sample(name).x}, CASES[name])
-    assert max(map(abs, scores.values())) > 2 * THRESHOLD
-
+from pyro_flowsamp import AutoFlow, LatentHMC, Target
+from pyro_flowsamp.flows import spline
+from pyro_flowsamp.transitions import hamiltonian, langevin, latent
 
 # ---- the leapfrog -------------------------------------------------------------------------------
 
@@ -109,7 +22,7 @@ def _ready(name="gaussian", num_chains=64):
     """Float64 states near a target, their density, and momenta."""
     torch.set_default_dtype(torch.float64)
     pyro.set_rng_seed(1)
-    scenario = CASES[name]
+    scenario = SCENARIOS[name]
     energy = Target.from_energy(lambda x: 0.5 * x.square().sum(-1) + 0.1 * x.pow(4).sum(-1), 5)
     target = energy if name == "gaussian" else scenario.source()
     x = target.pack_unconstrained(starts(target, scenario, num_chains))
@@ -211,35 +124,9 @@ def test_a_large_energy_error_is_a_divergence():
 # ---- the sampler --------------------------------------------------------------------------------
 
 
-def test_it_counts_its_gradients_and_freezes(monkeypatch):
-    seen, hmc = [], hamiltonian.hmc
-
-    def watched(state, density, step_size, *args):
-        seen.append(float(step_size.max() / step_size.min()))
-        return hmc(state, density, step_size, *args)
-
-    monkeypatch.setattr(hamiltonian, "hmc", watched)
-    target = CASES["gaussian"].source()
-    before = target.evaluations
-    draws = hamiltonian.sample(target, torch.zeros(32, 5), 7, 40, 3)
-    assert draws.x.shape == (32, 7, 5) and draws.diverging.shape == (32,)
-    assert target.evaluations - before == draws.gradients == 32 * (1 + 47 * 3)
-    assert len(seen) == 47 and 1 < max(seen) < 1.5
-
-
-def test_scales_are_found():
-    scale = torch.tensor([0.1, 1.0, 10.0])
-    target = Target.from_energy(lambda x: 0.5 * (x / scale).square().sum(-1), 3)
-    draws = hamiltonian.sample(target, target.initial_points(200), 20, 400, 5)
-    torch.testing.assert_close(draws.scale / scale, torch.ones(3), rtol=0.15, atol=0)
-    assert 0.3 < draws.step_size < 2
-    same = hamiltonian.sample(hamiltonian._density(target), target.initial_points(9), 5, 20, 5)
-    assert same.x.shape == (9, 5, 3)
-
-
 @pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
 def test_a_step_waits_for_nothing(context):
-    target = CASES["half space"].source()
+    target = SCENARIOS["half space"].source()
     density = hamiltonian._density(target)
     state = langevin.init(target.initial_points(8), density)
     step_size = hamiltonian.StepSize(state.z.new_tensor(0.5), 0.8)
@@ -250,3 +137,90 @@ def test_a_step_waits_for_nothing(context):
         step_size.adapt(info.accept_prob.mean())
         step_size.freeze()
         hamiltonian.spread(state.x)
+
+
+def _pulled(num=16):
+    """A kernel in the Jacobian metric on a curved flow, states, momenta; in float64."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(3)
+    target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1) + 0.1 * x.pow(4).sum(-1), 2)
+    flow = shaken(spline(2, transforms=2, hidden_features=(16,)), 0.1)
+    guide = AutoFlow(target, flow=flow)
+    guide.bind()
+    guide.trained = True
+    kernel = LatentHMC(guide=guide, metric="jacobian")
+    kernel.setup(0)
+    kernel.prepare(0)
+    return kernel, kernel.start(num), torch.randn(num, 2)
+
+
+def test_one_step_is_mala():
+    kernel, state, noise = _pulled()
+    kernel.metric = "identity"
+    state = kernel.density(state.z)
+    step_size, log_u = torch.tensor(0.8), torch.rand(16).log()
+    ours, info = latent.step(state, kernel.density, latent.IDENTITY, step_size, 1, noise, log_u)
+    theirs, other = langevin.mala(state, kernel.density, step_size, noise, log_u)
+    assert_close(tuple(ours), tuple(theirs))
+    assert_close(info.accept_prob, other.accept_prob)
+
+
+def test_the_jacobian_metric_in_the_letters_of_the_paper():
+    kernel, state, noise = _pulled()
+    step_size = torch.tensor(0.3)
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda z: kernel.proposal.push(z)[0]))
+
+    def drift(s):
+        return step_size * latent.kick(s.grad, step_size)
+
+    def log_g(to, s):
+        """A normal density around μ(z), by Jacobians in full."""
+        J = jacobians(s.z)
+        off = (J @ (to.z - s.z)[..., None])[..., 0] - drift(s)
+        return -off.square().sum(-1) / (2 * step_size**2) + torch.linalg.slogdet(J).logabsdet
+
+    move = torch.linalg.solve(jacobians(state.z), drift(state) + step_size * noise)
+    end = kernel.density(state.z + move)
+    log_alpha = end.log_pi - state.log_pi + log_g(state, end) - log_g(end, state)
+    log_u = torch.full((16,), -torch.inf)  # accepts whatever is possible
+    ours, info = latent.step(state, kernel.density, kernel._frame, step_size, 1, noise, log_u)
+    assert_close(ours.z, end.z)
+    assert_close(info.accept_prob, log_alpha.clamp(max=0).exp())
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_trajectories_are_reversible_and_of_known_volume(num_steps):
+    kernel, state, momentum = _pulled()
+    step_size = torch.tensor(0.2)
+
+    def flow(pair):
+        z, r = pair.chunk(2, -1)
+        return latent.trajectory(
+            kernel.density(z), kernel.density, kernel._frame, step_size, num_steps, r
+        )
+
+    end, last, finite = flow(torch.cat([state.z, momentum], -1))
+    assert finite.all()
+    back, first, _ = flow(torch.cat([end.z, -last], -1))
+    assert_close(back.z, state.z, rtol=0, atol=1e-9)
+    assert_close(first, -momentum, rtol=0, atol=1e-8)
+
+    pair, h = torch.cat([state.z, momentum], -1), 1e-5
+
+    def image(pair):
+        end, last, _ = flow(pair)
+        return torch.cat([end.z, last], -1)
+
+    columns = [(image(pair + h * e) - image(pair - h * e)) / (2 * h) for e in torch.eye(4)]
+    found = torch.linalg.slogdet(torch.stack(columns, -1)).logabsdet
+    expected = kernel._frame.log_det(end) - kernel._frame.log_det(state)
+    assert expected.abs().max() > 0.1
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_products_with_the_jacobian():
+    kernel, state, v = _pulled()
+    proposal = kernel.proposal
+    J = torch.func.vmap(torch.func.jacrev(lambda z: proposal.push(z)[0]))(state.z)
+    assert_close(proposal.push_vector(state.z, v), (J @ v[..., None])[..., 0])
+    assert_close(proposal.pull_vector(state.x, v), torch.linalg.solve(J, v))
