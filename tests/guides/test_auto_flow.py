@@ -1,18 +1,18 @@
-"""AutoFlow wherever Pyro takes a guide, and its own training."""
+"""AutoFlow works wherever Pyro takes a guide, and trains itself."""
 
 import copy
 import io
 import pickle
 
-import models
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 import zuko
-from models import CONJUGATE_LOG_EVIDENCE, CONJUGATE_TRUTH, QUICK, conjugate, location
 from pyro.infer import MCMC, NUTS, SVI, Importance, Predictive, Trace_ELBO
 from pyro.infer.reparam import NeuTraReparam
+from support import models
+from support.models import CONJUGATE_LOG_EVIDENCE, CONJUGATE_TRUTH, QUICK, conjugate, location
 from torch.testing import assert_close
 
 from pyro_flowsamp import (

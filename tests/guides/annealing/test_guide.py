@@ -1,27 +1,23 @@
-"""AutoAnnealingFlow: right evidence and mode weights, blocks that help, and what it refuses."""
+"""AutoAnnealingFlow: right evidence and mode weights, copies, and input that it refuses."""
 
 import copy
 import math
 import pickle
 
-import models
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Importance, Predictive, Trace_ELBO
+from support import models
+from support.annealing import QUICK, SMALL, normal_target
+from support.mutations import must_fail, mutation
 from torch.testing import assert_close
 
 from pyro_flowsamp import IMH, AutoAnnealingFlow, FitOptions, Target, VectorizedMCMC
 from pyro_flowsamp.flows import gaussian
 from pyro_flowsamp.guides import annealing
 from pyro_flowsamp.targets import exp_gauss, gmm, unequal_pair
-from pyro_flowsamp.transitions import bridge, transport
-
-QUICK = FitOptions(
-    max_steps=40, batch_size=256, learning_rate=5e-3, anneal=True, enough=0.99, progress=False
-)
-SMALL = {"num_particles": 2048, "hidden_features": 32, "options": QUICK}
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +37,19 @@ def test_corrected_weights_of_modes_and_evidence(pair):
     assert abs(share.value - known.weights[0]) < 4.5 * share.standard_error
 
 
-def test_a_wrong_log_det_shows(pair, monkeypatch):
-    push = annealing.transport.push
+@mutation(annealing.transport, "push")
+def flipped_log_det(push, cloud, stage):
+    right = push(cloud, stage)
+    ladj = stage.map.push(cloud.x)[1].detach().double().view_as(right.log_w)
+    return right._replace(log_w=right.log_w - 2 * ladj)
 
-    def flipped(cloud, stage):
-        right = push(cloud, stage)
-        ladj = stage.map.push(cloud.x)[1].detach().double().view_as(right.log_w)
-        return right._replace(log_w=right.log_w - 2 * ladj)
 
-    monkeypatch.setattr(annealing.transport, "push", flipped)
-    log_z, error = pair.particles(16384, islands=32).evidence
-    assert abs(log_z) > 9 * error
+def test_a_wrong_log_det_shows(pair):
+    def z_score():
+        log_z, error = pair.particles(16384, islands=32).evidence
+        return abs(log_z) / error
+
+    must_fail(flipped_log_det, score=z_score, above=9)
 
 
 def test_blocks_make_weights_even():
@@ -159,50 +157,6 @@ def test_particles_need_a_path_that_ends():
         guide.particles(64)
 
 
-# ---- a single block between Gaussians N(0, a I) → N(0, b I) --------------------------------------
-
-
-def _normal(variance):
-    return Target.from_energy(lambda x: 0.5 * x.square().sum(-1) / variance, 2)
-
-
-def _block(a, b, **options):
-    """Slope and residual of the trained displacement, against x."""
-    guide = AutoAnnealingFlow(
-        _normal(b),
-        start=a**0.5,
-        schedule=[0, 1],
-        num_particles=8192,
-        options=FitOptions(300, 1024, 2e-3, anneal=True, enough=1.0, progress=False),
-        **options,
-    )
-    guide.fit()
-    x = a**0.5 * torch.randn(4000, 2)
-    moved = (guide.flow.blocks[0](None).push(x)[0] - x).detach()
-    slope = float((x * moved).sum() / x.square().sum())
-    return slope, float((moved - slope * x).norm() / x.norm())
-
-
-def test_an_infinitesimal_block_is_the_difference_of_scores():
-    """Theorem 3.3: as h → 0, v = ∇log f_k − ∇log f_{k−1} = x (1/a − 1/b)."""
-    a, b, h = 2.0, 1.0, 0.02
-    slope, residual = _block(a, b, objective="linear", wasserstein=1 / (2 * h))
-    assert slope / h == pytest.approx(1 / a - 1 / b, rel=0.08)
-    assert residual < 0.1 * abs(slope)
-
-
-def test_a_block_of_finite_time_is_the_optimal_map():
-    """s a/b − 1/s + (s − 1) a/h = 0 for x → s x, with γ = 1/(2h)."""
-    slope, residual = _block(2.0, 1.0, objective="kl", wasserstein=0.5)
-    assert 1 + slope == pytest.approx((1 + 5**0.5) / 4, rel=0.02)
-    assert residual < 0.05
-
-
-def test_the_default_block_is_the_whole_map():
-    slope, _ = _block(2.0, 1.0)
-    assert 1 + slope == pytest.approx(0.5**0.5, rel=0.02)
-
-
 # ---- paths that lead nowhere ---------------------------------------------------------------------
 
 
@@ -216,53 +170,6 @@ def test_a_start_too_narrow_for_one_stage():
     target = Target.from_energy(lambda x: 0.5 * (x - 30).square().sum(-1), 2)
     with pytest.raises(ValueError, match="lost their weight at beta = 1.*more stages"):
         AutoAnnealingFlow(target, start=0.1, schedule=[0, 1], **SMALL).fit()
-
-
-class NotFinite:
-    """Spoils the velocity in the first few trainings, and keeps what each of them reported."""
-
-    def __init__(self, monkeypatch, times):
-        self.times, self.histories, self.rates = times, [], []
-        self.with_divergence = annealing.VelocityMLP.with_divergence
-        self.fit = annealing.fit
-        spoilt = lambda network, t, x: self.spoilt(network, t, x)  # noqa: E731
-        monkeypatch.setattr(annealing.VelocityMLP, "with_divergence", spoilt)
-        monkeypatch.setattr(annealing, "fit", self.counted)
-
-    def spoilt(self, network, t, x):
-        velocity, divergence = self.with_divergence(network, t, x)
-        if len(self.histories) < self.times and torch.is_grad_enabled():
-            return velocity * torch.nan, divergence
-        return velocity, divergence
-
-    def counted(self, parameters, closure, ess, options):
-        history = self.fit(parameters, closure, ess, options)
-        self.histories.append(history)
-        self.rates.append(options.learning_rate)
-        return history
-
-
-@pytest.mark.filterwarnings("ignore:.*where the start has no draws")
-def test_a_velocity_that_is_not_finite_is_rolled_back(monkeypatch):
-    spoilt = NotFinite(monkeypatch, 1)
-    guide = AutoAnnealingFlow(_normal(2.0), start=1.0, schedule=[0, 1], **SMALL)
-    history = guide.fit()
-    assert spoilt.histories[0].skipped == QUICK.max_steps
-    assert spoilt.rates == pytest.approx([QUICK.learning_rate, QUICK.learning_rate / 3])
-    assert guide.reports[0].rollbacks == history.skipped == 1
-    assert guide.reports[0].ess > guide.reports[0].ess_before
-
-
-@pytest.mark.filterwarnings("ignore:.*where the start has no draws")
-def test_a_velocity_that_is_never_finite_is_given_up(monkeypatch):
-    NotFinite(monkeypatch, 100)
-    guide = AutoAnnealingFlow(_normal(2.0), start=1.0, schedule=[0, 1], **SMALL)
-    with pytest.warns(UserWarning, match="beta = 1 did harm, or was not finite, in 3 trainings"):
-        guide.fit()
-    assert guide.reports[0].rollbacks == 3
-    x = torch.randn(10, 2)
-    with torch.no_grad():
-        assert_close(guide.flow.blocks[0](None).push(x)[0], x)
 
 
 def test_a_density_that_is_nowhere_finite():
@@ -347,29 +254,6 @@ def test_a_target_with_steep_walls():
     assert any(report.stay > 0.02 for report in guide.reports)
 
 
-def _toward(shift):
-    """Particles of N(0, 1), the next density N(1, 1), and a block that shifts by so much."""
-    block = annealing.Block(1, 8)  # which moves nothing yet
-    block.velocity.out_bias.data.fill_(shift)
-    ones = torch.ones(1)
-    base = bridge.Base(torch.zeros(1), ones, torch.zeros(1, dtype=torch.bool))
-    target = Target.from_energy(lambda x: 0.5 * (x[:, 0] - 1).square(), 1)
-    cloud = transport.init(base.sample(20000), bridge.density(target, base, 0 * ones[0], ones))
-    density = bridge.density(target, base, ones[0], ones)
-    unmoved = transport.push(cloud, transport.Stage(None, density, ones, ones[0]))
-    return annealing._share_to_stay(block, cloud, unmoved, lambda x: base.log_prob_and_grad(x)[0])
-
-
-@pytest.mark.parametrize("shift, share", [(1.0, 0.02), (-3.0, 1.0), (0.0, 1.0)])
-def test_few_stay_behind_where_a_block_is_right(shift, share):
-    assert _toward(shift) == share
-
-
-@pytest.mark.parametrize("shift", [1.5, 4.0])
-def test_some_stay_behind_where_it_is_not(shift):
-    assert 0.02 < _toward(shift) < 1
-
-
 def test_a_funnel_that_needs_stages_of_all_lengths():
     """Centred eight schools: densities spread over many powers of ten under a wide start."""
     y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]) / 10
@@ -401,7 +285,9 @@ def test_other_data_begin_another_path():
 
 def test_a_start_of_ones_own_is_left_alone():
     start = gaussian(2)
-    guide = AutoAnnealingFlow(_normal(2.0), start=start, schedule=torch.tensor([0, 1.0]), **SMALL)
+    guide = AutoAnnealingFlow(
+        normal_target(2.0), start=start, schedule=torch.tensor([0, 1.0]), **SMALL
+    )
     guide.fit()
     assert all(parameter.requires_grad for parameter in start.parameters())
     assert guide.reports[0].beta == 1.0
@@ -484,7 +370,7 @@ def test_a_state_dict_before_the_first_use(pair):
 def test_one_seed_one_flow():
     def draws(seed):
         pyro.set_rng_seed(seed)
-        guide = AutoAnnealingFlow(_normal(4.0), start=1.0, schedule=[0, 0.5, 1], **SMALL)
+        guide = AutoAnnealingFlow(normal_target(4.0), start=1.0, schedule=[0, 0.5, 1], **SMALL)
         guide.fit()
         return guide.particles(256).x
 
@@ -494,7 +380,7 @@ def test_one_seed_one_flow():
 
 def test_an_interrupted_block_is_trained_again(monkeypatch):
     """Ctrl-C amid the second block keeps the first."""
-    guide = AutoAnnealingFlow(_normal(4.0), start=1.0, schedule=[0, 0.5, 1], **SMALL)
+    guide = AutoAnnealingFlow(normal_target(4.0), start=1.0, schedule=[0, 0.5, 1], **SMALL)
     loss, calls = guide._loss, []
 
     def interrupt(move):
