@@ -1,4 +1,4 @@
-"""The data sets of the papers' logistic regression."""
+"""Data sets of the papers' logistic regression."""
 
 import runpy
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from pyro_flowsamp import Target
 from pyro_flowsamp.targets import accuracy, log_predictive, logistic_regression
 
-PAPERS = Path(__file__).parents[1] / "examples" / "papers"
+PAPERS = Path(__file__).parents[2] / "examples" / "papers"
 data = runpy.run_path(str(PAPERS / "classification.py"))
 SIZES = {  # rows, and columns with the intercept
     "german_credit": (1000, 25),

@@ -1,4 +1,4 @@
-"""Metrics: closed forms, unbiasedness, and what they are blind to."""
+"""Metrics: closed forms, unbiasedness, and their limits."""
 
 import builtins
 from math import exp, log, sqrt
