@@ -1,4 +1,4 @@
-"""The flow from coarse to fine: its order of sites, its determinant, its symmetry, its draws."""
+"""The flow from coarse to fine lattices: order of sites, determinant, symmetry, draws."""
 
 from functools import partial
 from itertools import product

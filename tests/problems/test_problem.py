@@ -1,23 +1,20 @@
-"""Known targets: sampler, density, evidence, entropy, modes and masses agree with each other."""
+"""Test problems: sampler, density, evidence, entropy and modes agree with each other."""
 
 from math import log, sqrt
 
-import pyro
 import pytest
 import torch
 from pyro import poutine
+from support.statistics import z_score
 
 from pyro_flowsamp import Target
 from pyro_flowsamp.targets import (
     Known,
-    accuracy,
     banana,
     exp_gauss,
     exp_gauss_unequal,
     funnel,
     gmm,
-    log_predictive,
-    logistic_regression,
     mog4,
     mog8,
     rings4,
@@ -46,10 +43,6 @@ NUM = 20_000
 @pytest.fixture(autouse=True)
 def float64(clean_slate):
     torch.set_default_dtype(torch.float64)
-
-
-def z_score(values, mean):
-    return (values.mean(0) - mean) / (values.std(0) / sqrt(len(values)))
 
 
 # ---- one truth, seen from all sides -------------------------------------------------------------
@@ -109,84 +102,6 @@ def test_evidence_by_quadrature(name):
     assert log_z.item() == pytest.approx(known.log_z, abs=2e-3 if rough else 2e-5)
 
 
-# ---- values known elsewhere ---------------------------------------------------------------------
-
-
-def test_entropies():
-    assert mog4().entropy == pytest.approx(4.22417, abs=1e-5)
-    assert mog8().entropy == pytest.approx(4.917, abs=1e-3)
-    assert rings4().entropy == pytest.approx(3.13324, abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    "dim, radius, probability",
-    [
-        (2, 3, 1.1109e-2),
-        (2, 4, 3.35463e-4),
-        (2, 6, 1.52300e-8),
-        (5, 4, 6.84407e-3),
-        (5, 6, 9.4981e-7),
-        (10, 6, 8.4176e-5),
-    ],
-)
-def test_rare_events(dim, radius, probability):
-    assert truncated_normal(dim, radius).log_z == pytest.approx(log(probability), abs=1e-5)
-
-
-@pytest.mark.parametrize("dim, radius", [(1, 0.5), (2, 6), (10, 6), (200, 15)])
-def test_tail_of_the_normal(dim, radius):
-    """Survival at the draws is uniform, also far in the tail."""
-    r2 = truncated_normal(dim, radius).sample(NUM).square().sum(-1)
-    half = torch.tensor(dim / 2)
-    ratio = torch.special.gammaincc(half, r2 / 2) / torch.special.gammaincc(
-        half, torch.tensor(radius**2 / 2)
-    )
-    assert (r2 > radius**2).all()
-    assert abs(z_score(ratio, 0.5)) < 4
-    assert abs(z_score(ratio.square(), 1 / 3)) < 4
-
-
-def test_no_density_inside_the_ball():
-    target = truncated_normal(2, 3.0).target
-    log_p, grad = target.log_prob_and_grad(torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, 0.1]]))
-    assert log_p[:2].isneginf().all() and log_p[2].isfinite()
-    torch.testing.assert_close(grad, torch.tensor([[0.0, 0.0], [0.0, 0.0], [-3.0, -0.1]]))
-
-
-def test_exp_gauss():
-    known = exp_gauss()
-    assert known.log_z == pytest.approx(552.8783985, abs=1e-6)
-    assert known.modes.shape == (1024, 50)
-    x = known.sample(NUM)
-    assert (x[:, :10].abs() > 5).all()
-    assert len(known.assign(x).unique()) > 1018  # all but 3e-6 in the mean
-
-
-def test_unequal_masses():
-    known = exp_gauss_unequal()
-    assert (known.weights.max() / known.weights.min()).item() == pytest.approx(653.1, abs=0.1)
-    x = known.sample(NUM)[:, :10]
-    w = torch.linspace(0.2, 0.5, 10)
-    assert (z_score((x < 0).double(), w).abs() < 4).all()
-    variance = torch.tensor([0.5, 1.0]).repeat(5)
-    residual = x.abs() - torch.linspace(5, 10, 10)
-    assert (z_score(residual.square(), variance).abs() < 4).all()
-
-
-def test_funnel_moments():
-    x = funnel().sample(NUM)
-    assert abs(z_score(x[:, 0].square(), 0.81)) < 4
-    assert (z_score(x[:, 1:].square(), 1.49930).abs() < 4).all()
-
-
-def test_banana_is_bent():
-    x = banana().sample(NUM)
-    square, second = x[:, 0].square(), x[:, 1]
-    assert abs(z_score(square, 100.0)) < 4
-    assert abs(z_score(second, 0.0)) < 4
-    assert torch.corrcoef(torch.stack([square, second]))[0, 1] > 0.9
-
-
 # ---- modes --------------------------------------------------------------------------------------
 
 
@@ -196,17 +111,6 @@ def test_a_mode_belongs_to_itself(name):
     if known.modes is not None:
         assert known.modes.shape == (len(known.weights), known.target.dim)
         torch.testing.assert_close(known.assign(known.modes), torch.arange(len(known.modes)))
-
-
-def test_sign_patterns_are_the_nearest_modes():
-    for known in exp_gauss(6, 4), exp_gauss_unequal(6, 4):
-        x = known.sample(200)
-        torch.testing.assert_close(known.assign(x), torch.cdist(x, known.modes).argmin(-1))
-
-
-def test_rings_are_assigned_by_radius():
-    x = torch.tensor([[0.0, 0.1], [0.0, -2.2], [2.0, 2.0], [5.0, 5.0]])
-    assert rings4().assign(x).tolist() == [0, 1, 2, 3]
 
 
 def test_weighted_fractions():
@@ -222,12 +126,6 @@ def test_no_modes():
     target = Target.from_energy(lambda x: x.square().sum(-1), 2)
     with pytest.raises(ValueError, match="not known"):
         Known(target, modes=torch.zeros(1, 2)).mode_fractions(torch.zeros(3, 2))
-
-
-@pytest.mark.parametrize("make", [exp_gauss, exp_gauss_unequal])
-def test_too_many_active(make):
-    with pytest.raises(ValueError, match="4 active coordinates in 3 dimensions"):
-        make(3, 4)
 
 
 # ---- dtype and device ---------------------------------------------------------------------------
@@ -254,36 +152,3 @@ def test_a_target_is_a_pyro_model():
     known = mog4()
     trace = poutine.trace(poutine.condition(known.target, {"x": known.modes[0]})).get_trace()
     torch.testing.assert_close(trace.log_prob_sum(), known.target.log_prob(known.modes[:1])[0])
-
-
-# ---- logistic regression ------------------------------------------------------------------------
-
-X = torch.tensor([[1.0, -1.0], [1.0, 0.5], [1.0, 2.0]], dtype=torch.float64)
-Y = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)
-
-
-def test_logistic_regression_density():
-    target = Target.from_model(logistic_regression, X, Y)
-    assert target.batching == "vmap" and target.dim == 3
-    alpha, beta = torch.tensor([2.0, 30.0]), torch.tensor([[0.1, -0.3], [1.0, 2.0]])
-    prior = torch.distributions.Gamma(1.0, 0.01).log_prob(alpha)
-    prior = prior + torch.distributions.Normal(0.0, alpha.rsqrt()[:, None]).log_prob(beta).sum(-1)
-    likelihood = torch.distributions.Bernoulli(logits=beta @ X.T).log_prob(Y).sum(-1)
-    log_p = target.log_prob(target.pack({"alpha": alpha, "beta": beta}))
-    torch.testing.assert_close(log_p, prior + likelihood + alpha.log())
-
-
-def test_logistic_regression_in_parallel():
-    with pyro.plate("particles", 7, dim=-2):
-        trace = poutine.trace(logistic_regression).get_trace(X, Y)
-    assert trace.nodes["beta"]["value"].shape == (7, 2)
-    assert torch.isfinite(trace.log_prob_sum())
-
-
-def test_predictions():
-    beta = torch.tensor([[0.0, 1.0], [0.5, 2.0], [-3.0, 0.1]])
-    probability = torch.sigmoid(beta @ X.T).mean(0)
-    density = torch.where(Y == 1, probability, 1 - probability)
-    torch.testing.assert_close(log_predictive(beta, X, Y), density.log().mean())
-    assert accuracy(beta, X, Y) == ((probability > 0.5) == (Y == 1)).double().mean()
-    assert accuracy(-beta[:2], X, Y) == 0
