@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 # Run, not imported: the tests have a module of that name themselves.
 examples = SimpleNamespace(**runpy.run_path(str(EXAMPLES / "models.py")))
 load, MODELS = examples.load, examples.MODELS

@@ -1,4 +1,4 @@
-"""One flow over a range of a model's arguments, and chains at several of its values at once."""
+"""One flow serves a range of a model's arguments, and chains run at several of its values."""
 
 import pickle
 import warnings
@@ -171,6 +171,7 @@ def two_modes(share):
     pyro.factor("two", mixture.log_prob(x))
 
 
+@pytest.mark.slow
 def test_each_context_has_particles_of_its_own():
     shares = torch.tensor([0.15, 0.5, 0.85])
     target = Target.from_model(two_modes, torch.tensor(0.5)).amortize("share").at(shares[:, None])
@@ -182,6 +183,7 @@ def test_each_context_has_particles_of_its_own():
 # ---- kernels ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kernel", [IMH, LatentMALA, LatentHMC, lambda **how: JumpHMC(**how, num_proposals=3)]
 )
@@ -196,6 +198,7 @@ def test_every_chain_keeps_its_context(guide, kernel):
     assert 0 < mcmc.kernel.proposal_diagnostics()["importance ess"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [IMH, partial(JumpHMC, local_steps=1, num_steps=1)])
 def test_jumps_of_a_bad_flow(guide, kernel):
     """A proposal weighed at another's context, or for another chain, would show."""

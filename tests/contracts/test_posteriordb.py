@@ -1,10 +1,10 @@
-"""Eight posteriors with reference draws: both kernels within the bounds that posteriordb gives."""
+"""Both kernels reproduce the reference draws of eight posteriors of posteriordb."""
 
 import arviz as az
 import pyro
 import pytest
 import torch
-from posteriordb import NAMES, load
+from support.posteriordb import NAMES, load
 
 from pyro_flowsamp import IMH, AutoFlow, FitOptions, LatentMALA, VectorizedMCMC
 
@@ -24,6 +24,7 @@ def trained(request):
     torch.set_default_dtype(default)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [IMH, LatentMALA])
 def test_means_and_sds(trained, make):
     posterior, guide = trained

@@ -1,9 +1,9 @@
-"""The posteriordb models batch, and their references are points of their supports."""
+"""Models of posteriordb are batched, and contain their references."""
 
-import posteriordb
 import pyro
 import pytest
 import torch
+from support import posteriordb
 from torch.testing import assert_close
 
 

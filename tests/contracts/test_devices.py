@@ -1,15 +1,15 @@
-"""What would starve a GPU, or end on the wrong device, seen without one.
+"""Steps never wait for the device, and make all tensors on the device of the flow.
 
-Inside kernels' steps and training steps nothing waits for the device, and every tensor is made on
-the device of the flow: with "meta" as the default device, one made elsewhere would break the step.
+No GPU is needed: "meta" is the default device, so that a tensor made elsewhere breaks the step.
 """
 
 from functools import partial
 
-import models
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from support import models
+from support.devices import NoWaiting, default_device_elsewhere, started
+from support.marks import slow
 
 from pyro_flowsamp import (
     IMH,
@@ -23,7 +23,6 @@ from pyro_flowsamp import (
     PathGradient,
     ReverseKL,
     Target,
-    VectorizedMCMC,
     WeightedSum,
 )
 from pyro_flowsamp.guides import annealing
@@ -32,25 +31,6 @@ from pyro_flowsamp.guides.trainers import TRAINERS, Trainer
 from pyro_flowsamp.symmetry import group, tied
 from pyro_flowsamp.train import FitOptions, Stepper
 from pyro_flowsamp.transitions import bridge, transport
-
-aten = torch.ops.aten
-WAITS = (aten._local_scalar_dense, aten.nonzero, aten.is_nonzero, aten.item, aten.equal)
-
-
-class NoWaiting(TorchDispatchMode):
-    """Raises wherever the host would have to know a value."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        masks = func.overloadpacket in (aten.index, aten.index_put, aten.index_put_) and any(
-            i is not None and i.dtype == torch.bool for i in args[1]
-        )
-        if func.overloadpacket in WAITS or masks:
-            raise AssertionError(f"{func} waits for the device")
-        return func(*args, **(kwargs or {}))
-
-
-def default_device_elsewhere():
-    return torch.device("meta")
 
 
 def torus(x):
@@ -74,6 +54,7 @@ CASES = [
     ("annealing", "energy"),
     ("annealing", "model"),
 ]
+SLOW = [case for case in CASES if "annealing" in case]
 
 
 def _annealed(target, **arguments):
@@ -85,7 +66,9 @@ def _annealed(target, **arguments):
     return guide
 
 
-@pytest.fixture(params=CASES, ids=" on ".join)
+@pytest.fixture(
+    params=slow(CASES, *SLOW), ids=" on ".join
+)
 def guide(request):
     flow, name = request.param
     options = FitOptions(max_steps=2, batch_size=8, enough=1.0, progress=False)
@@ -108,17 +91,8 @@ SAMPLERS = {
 }
 
 
-def started(kernel, num_chains):
-    """Chains before their first step of warm-up, and who runs them."""
-    mcmc = VectorizedMCMC(kernel, 5, 1, num_chains, disable_progbar=True)
-    kernel.setup(1)
-    mcmc._columns = mcmc._kept_columns()
-    kernel.prepare(1)
-    return mcmc, kernel.start(num_chains)
-
-
 @pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
-@pytest.mark.parametrize("kernel", SAMPLERS)
+@pytest.mark.parametrize("kernel", slow(SAMPLERS, "LatentMALA, Jacobian metric"))
 def test_sampling(kernel, guide, context):
     kernel = SAMPLERS[kernel](guide=guide)
     mcmc, state = started(kernel, 8)

@@ -1,15 +1,15 @@
-"""Whatever cannot work says what is wrong and what to do about it."""
+"""Errors say what is wrong and what to do about it."""
 
 import warnings
 
-import models
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 import zuko
-from models import QUICK
 from pyro.infer import MCMC
+from support import models
+from support.models import QUICK
 
 from pyro_flowsamp import (
     IMH,

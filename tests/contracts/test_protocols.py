@@ -1,4 +1,4 @@
-"""Every guide with every kernel under every runner; and Pyro's contract, as its runners keep it."""
+"""Every guide, kernel and runner works with every other, and with Pyro's own."""
 
 import multiprocessing
 import pickle
@@ -7,14 +7,15 @@ from copy import deepcopy
 from functools import cache
 from math import atan2, hypot
 
-import models
 import pyro
 import pytest
 import torch
-from models import CONJUGATE_TRUTH, QUICK, conjugate, conjugate_data, data, turned
 from pyro.infer import SVI, Importance, Predictive, Trace_ELBO
 from pyro.infer.mcmc.api import MCMC, StreamingMCMC
 from scipy.special import ive
+from support import models
+from support.marks import slow
+from support.models import CONJUGATE_TRUTH, QUICK, conjugate, conjugate_data, data, turned
 from torch.testing import assert_close
 
 from pyro_flowsamp import (
@@ -60,6 +61,7 @@ def four_cores(monkeypatch, cores):
 
 pytestmark = pytest.mark.filterwarnings("ignore:num_chains=2 is more than available_cpu")
 
+
 # ---- runners: kernel, data → {site: (chains, draws, ...)} --------------------------------------
 
 
@@ -98,6 +100,8 @@ RUNNERS = {
 
 
 # ---- guides and what they are trained on -------------------------------------------------------
+
+FLOWS = [*RECIPES, "annealing", "deformation", "adversarial"]
 
 
 def turned_truth():
@@ -148,9 +152,11 @@ def _trained(flow):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("runner", RUNNERS, ids=lambda runner: runner.__name__)
+@pytest.mark.parametrize(
+    "runner", slow(RUNNERS, chain, two_chains, streaming), ids=lambda runner: runner.__name__
+)
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("flow", [*RECIPES, "annealing", "deformation", "adversarial"])
+@pytest.mark.parametrize("flow", slow(FLOWS, "annealing", "deformation"))
 def test_every_combination(flow, kernel, runner, dtype):
     torch.set_default_dtype(dtype)
     guide, args = trained(flow, dtype)
@@ -170,7 +176,7 @@ def test_every_combination(flow, kernel, runner, dtype):
         assert abs(float(value.mean()) - mean) < within * sd, name
 
 
-@pytest.mark.parametrize("flow", [*RECIPES, "annealing", "deformation", "adversarial"])
+@pytest.mark.parametrize("flow", FLOWS)
 def test_every_guide_is_one_of_pyro_s(flow):
     """Predictive, SVI and Importance take it, and it can be pickled afterwards."""
     shared, args = trained(flow, torch.float32)
@@ -190,7 +196,7 @@ def test_every_guide_is_one_of_pyro_s(flow):
 
 
 @pytest.mark.parametrize("runner", [two_chains, vectorized])
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", slow(KERNELS, latent_hmc, jump_hmc))
 def test_same_seed_same_draws(kernel, runner):
     def run(seed):
         torch.manual_seed(seed)
@@ -361,7 +367,7 @@ def test_save_params():
     assert samples.keys() == {"rate"} and samples["rate"].shape == (50, 60)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", slow(KERNELS, latent_hmc, jump_hmc))
 def test_reports(kernel, capsys):
     guide, args = trained("coupling", torch.float32)
     mcmc = MCMC(kernel(guide=guide), DRAWS, WARMUP, num_chains=2, disable_progbar=True)
@@ -447,6 +453,7 @@ def forget_how_to_train(guide):
     return guide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_parallel_chains_of_a_trained_guide(context, four_cores, capfd):
     guide = forget_how_to_train(pickle.loads(pickle.dumps(trained("coupling", torch.float32)[0])))
@@ -458,6 +465,7 @@ def test_parallel_chains_of_a_trained_guide(context, four_cores, capfd):
     assert "trains its own copy" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_parallel_chains_of_an_untrained_guide_say_what_to_do(four_cores, capfd):
     kernel = IMH(conjugate, guide=AutoFlow(conjugate, flow="gaussian", options=QUICK))
     samples = parallel(kernel, "spawn").get_samples()

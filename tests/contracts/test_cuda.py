@@ -1,20 +1,20 @@
-"""The whole library on a GPU: exact draws, nothing made elsewhere, no step waits for the host.
+"""The library on a GPU: exact draws, all tensors on the device, and steps that never wait.
 
-The default device stays the CPU, and everything has to follow the data; one test of kernels looks
-at the other habit, :func:`torch.set_default_device`.
+The default device stays the CPU, so that everything has to follow the data. One test of kernels
+uses :func:`torch.set_default_device` instead.
 """
 
 from contextlib import contextmanager
 from functools import partial
 
-import models
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import MCMC
-from scenarios import SCENARIOS, THRESHOLD, assert_exact, shake, spoil, starts
-from test_devices import started
+from support import models
+from support.devices import started
+from support.scenarios import SCENARIOS, THRESHOLD, assert_exact, shake, spoil, starts
 from torch.testing import assert_close
 
 from pyro_flowsamp import (
@@ -45,7 +45,6 @@ from pyro_flowsamp.train import Stepper
 from pyro_flowsamp.transitions.parallel import parallel_tempering
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-
 DEVICE = "cuda"
 QUICK = FitOptions(60, 256, enough=1.0, progress=False)
 KERNELS = {
