@@ -157,12 +157,14 @@ def test_factors_are_data():
         pf.sample(model, num_samples=5, **QUIET)
 
 
+@pytest.mark.slow
 def test_an_improper_posterior():
     target = Target.from_energy(lambda x: 0 * x.sum(-1), 2)
     with pytest.warns(UserWarning, match="run away"):
         pf.sample(target, num_samples=50, num_chains=200, **QUIET)
 
 
+@pytest.mark.slow
 def test_chains_that_disagree(bad_flows, no_training, monkeypatch):
     monkeypatch.setattr(trial, "LONGEST_TRIAL", 0)
     with pytest.warns(UserWarning, match="the chains disagree"):
@@ -215,6 +217,7 @@ def hopeless(monkeypatch, no_training):
     monkeypatch.setattr(trial, "worth", lambda x: 0.01)
 
 
+@pytest.mark.slow
 def test_the_user_is_told_where_no_kernel_mixes(hopeless):
     with pytest.warns(UserWarning, match="no kernel has been seen to mix"):
         data = pf.sample(mixture(2), num_samples=3, **QUIET)
@@ -223,6 +226,7 @@ def test_the_user_is_told_where_no_kernel_mixes(hopeless):
     assert data.attrs["thin"] == trial.MOST_THINNED
 
 
+@pytest.mark.slow
 def test_a_kernel_that_fails_is_left_out(monkeypatch, bad_flows, no_training):
     def refuse(self):
         raise RuntimeError("warm-up drove the step size to nothing")

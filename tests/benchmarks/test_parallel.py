@@ -187,6 +187,7 @@ def test_nothing_changes_after_warmup(monkeypatch):
     assert (seen[0][1] != seen[160][1]).all()
 
 
+@pytest.mark.slow
 def test_the_standard_error_of_the_evidence_is_honest():
     pyro.set_rng_seed(0)
     target, scores = CASES["gaussian"].source(), []

@@ -60,6 +60,7 @@ def test_a_rare_event_by_every_estimator():
     assert bool((cloud.draw(200).norm(dim=-1) > 6).all())
 
 
+@pytest.mark.slow
 def test_a_smooth_function_of_a_flow():
     """E exp(2 x₁) = e² under a standard normal, here a flow."""
     options = FitOptions(150, 512, 5e-3, anneal=True, enough=0.999, progress=False)
@@ -110,6 +111,7 @@ def one_normal(scale=1.0):
     pyro.sample("x", dist.Normal(0.0, scale))
 
 
+@pytest.mark.slow
 def test_a_posterior_of_one_dimension():
     """P(x > 3) of a single scalar site."""
     found = importance_flow(one_normal, event=lambda sites: sites["x"] - 3, **SMALL)
@@ -181,6 +183,7 @@ def test_a_density_knows_of_what_the_flow_never_visits():
     assert error == pytest.approx(0.1**0.5, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_density_that_misses_much_says_so():
     """A flow hardly trained, that misses an eighth of the event: nothing in its draws tells."""
     pyro.set_rng_seed(2)
@@ -219,6 +222,7 @@ def test_an_event_that_is_impossible(estimator):
         importance_flow(normal(), event=lambda x: -1 - x[:, 0].square(), **options)
 
 
+@pytest.mark.slow
 def test_a_given_guide_is_left_as_it_was():
     target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
     guide = AutoFlow(target, options=FitOptions(progress=False))

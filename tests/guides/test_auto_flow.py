@@ -171,6 +171,7 @@ def test_any_zuko_flow(data, make, built):
     assert_truth(mcmc.get_samples(), within=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flow, dtype", [("spline", torch.float32), ("coupling", torch.float64)])
 def test_context(flow, dtype):
     options = FitOptions(max_steps=150, batch_size=128, learning_rate=0.01, progress=False)

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from support.latent import FOREIGN, run, shaken
+from support.marks import slow
 from support.scenarios import (
     THRESHOLD,
     Scenario,
@@ -56,8 +57,8 @@ def _as_scenario(truth):
     return Scenario(None, None, [], [], moments)
 
 
-@pytest.mark.parametrize("kernel", TEMPERED)
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("kernel", slow(TEMPERED, "MALA in the Jacobian metric"))
+@pytest.mark.parametrize("name", slow(FOREIGN, "splines in 2-D"))
 def test_tempered_draws_are_those_of_quadrature(name, kernel):
     flow = FOREIGN[name]()
     make, *budget = TEMPERED[kernel]

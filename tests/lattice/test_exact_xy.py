@@ -133,6 +133,7 @@ def chains(shape, temperature, k=0.0, num=200, start=pi):
     return hamiltonian.sample(target, x0, num, 150, 10).x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature, k", [(0.5, 0.0), (1.0, 0.0), (1.0, 1.0)])
 def test_hmc_on_the_torus(temperature, k):
     truth = xy_torus_truth((2, 2), temperature, ring_exchange=k)
@@ -147,6 +148,7 @@ def test_hmc_on_the_torus(temperature, k):
     assert abs(z_score(heat, (high - low) / 2e-3)) < 4.5
 
 
+@pytest.mark.slow
 def test_hmc_on_the_ring():
     truth = xy_chain_truth(8)
     observed = xy_observables(chains(8, 1.0), 8)
@@ -158,6 +160,7 @@ def test_hmc_on_the_ring():
     assert abs(z_score(observed.helicity, 8 * winding)) < 4.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "temperature, start, energy, magnetization",
     [

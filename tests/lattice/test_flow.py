@@ -157,6 +157,7 @@ def test_levels_of_a_smaller_lattice():
 # ---- draws --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape, temperature, ring",
     [((2, 2), 1.0, 0.0), ((2, 2), 0.5, 0.0), ((2, 2), 1.0, 1.0), ((3, 3), 1.0, 0.0), (8, 0.5, 0.0)],
@@ -184,6 +185,7 @@ def test_exact_by_imh_whatever_the_flow(shape, temperature, ring):
         assert abs(z) < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [LatentHMC, partial(JumpHMC, local_steps=1)])
 def test_latent_angles_are_a_circle(kernel):
     """Chains that leave [-π, π] in latent space go round; nothing is flat or forbidden there."""

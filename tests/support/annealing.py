@@ -9,4 +9,5 @@ SMALL = {"num_particles": 2048, "hidden_features": 32, "options": QUICK}
 
 
 def normal_target(variance):
+    """Make the target N(0, variance I) in two dimensions, not normalised."""
     return Target.from_energy(lambda x: 0.5 * x.square().sum(-1) / variance, 2)

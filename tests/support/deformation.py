@@ -24,6 +24,7 @@ SMALL = {"times": 4, "hidden_features": 16, "options": QUICK}
 
 
 def sixteen_steps(block, *args, **options):
+    """Set the number of integration steps without a check."""
     block.steps = 16
 
 
@@ -32,12 +33,12 @@ def quartic_energy(x):
 
 
 def _bent(t, x):
-    """From |x / 2|^3 to the target, with a constant on top that depends on time."""
+    """Go from |x / 2|^3 to the target; a constant that depends on time is added."""
     return (1 - t**2) * (x / 2).abs().pow(3).sum(-1) + t**2 * quartic_energy(x) + 5 * t.sin()
 
 
 def make_path(kind):
-    """A path at some place and scale, and its energy written down once more."""
+    """Make a path, its target, and its energy written a second time."""
     target = Target.from_energy(quartic_energy, 2)
     detour = roughened(EnergyMLP(2, 8, 3), 1.0) if kind == "trainable" else None
     path = BoltzmannPath(2, 3.0, detour, _bent if kind == "given" else None)
@@ -66,7 +67,7 @@ KINDS = ["linear", "trainable", "given"]
 
 
 class Linear:
-    """V = shift(t) + growth(t) (u - centre(t)) of a moving Gaussian, with its divergence."""
+    """Velocity of a moving Gaussian: shift(t) + growth(t) (u - centre(t))."""
 
     def __init__(self, centre, spread):
         self.centre, self.spread = centre, spread
@@ -89,7 +90,7 @@ def _still(t):
 
 
 def spreading():
-    """N(0, 1/2) to N(0, 3), and an energy 5 too high; the path is linear in the precision."""
+    """Go from N(0, 1/2) to N(0, 3) with an energy 5 too high; the precision is linear in time."""
     target = Target.from_energy(lambda x: x.square().sum(-1) / 6 + 5, 3)
     path = BoltzmannPath(3, 2.0, None, None)
 
@@ -113,7 +114,7 @@ def narrow(x):
 
 
 def bad_guide(kind, times=8):
-    """Never trained: a random velocity, and a random detour."""
+    """Make a guide that was never trained: its velocity and its detour are random."""
     guide = AutoDeformationFlow(
         Target.from_energy(narrow, 2),
         interpolation=shifted if kind == "given" else kind,
@@ -150,7 +151,7 @@ SURE = {"scale": 1.0}
 
 
 def edged(edge):
-    """No density beyond an edge, which cuts off so much of the base N(0, 1/2)."""
+    """Make a target without density beyond an edge, which cuts off a part of the base N(0, 1/2)."""
 
     def energy(x):
         return torch.where(x[:, 0] < edge, x.square().sum(-1), torch.nan)

@@ -5,7 +5,7 @@ from torch import nn
 
 
 class Fixed(nn.Module):
-    """A discriminator that says what it is told: logits are w · x + b."""
+    """Discriminator whose logits are w · x + b."""
 
     def __init__(self, w=0.0, b=0.0):
         super().__init__()

@@ -8,11 +8,13 @@ from pyro_flowsamp import AutoFlow, VectorizedMCMC
 
 
 def bad_guide(name, size=0.1):
+    """Make a trained guide of a scenario, with a flow that is wrong in every layer."""
     scenario = SCENARIOS[name]
     return spoil(AutoFlow(scenario.source(), flow=scenario.flow()), scenario, size)
 
 
 def run(kernel, budget, initial_params=None):
+    """Return draws by chain; the budget is (chains, warm-up steps, draws)."""
     num_chains, warmup_steps, num_samples = budget
     mcmc = VectorizedMCMC(
         kernel,
@@ -27,6 +29,7 @@ def run(kernel, budget, initial_params=None):
 
 
 def shaken(flow, size=0.3):
+    """Add noise to all parameters of a flow."""
     torch.manual_seed(4)
     with torch.no_grad():
         for parameter in flow.parameters():

@@ -11,16 +11,17 @@ SHAPES = [(2,), (5,), (2, 2), (3, 4), (2, 3, 4)]
 
 
 def z_score(values, mean, error=0.0):
-    """Of independent values, against a mean that may have an error of its own."""
+    """Return the z-score of independent values; their known mean may have an error of its own."""
     return float((values.mean() - mean) / (values.var() / len(values) + error**2).sqrt())
 
 
 def size(shape):
+    """Return the number of sites."""
     return torch.Size(shape).numel()
 
 
 def neighbours(shape, periodic=True):
-    """All (i, j, axis), j next to i along the axis; i and j are tuples of coordinates."""
+    """Yield (i, j, axis), where j is next to i along the axis; both are tuples of coordinates."""
     for i in product(*map(range, shape)):
         for axis, n in enumerate(shape):
             if periodic or i[axis] + 1 < n:
@@ -28,7 +29,7 @@ def neighbours(shape, periodic=True):
 
 
 def plaquettes(shape, periodic=True):
-    """The corners of each, in turn."""
+    """Yield the corners of each plaquette."""
     step = {(i, axis): j for i, j, axis in neighbours(shape, periodic)}
     for i in product(*map(range, shape)):
         for a, b in combinations(range(len(shape)), 2):
@@ -37,12 +38,14 @@ def plaquettes(shape, periodic=True):
 
 
 def naive_action(x, shape, m, lam, alpha):
+    """Return the phi^4 action of one field, by loops."""
     phi = x.reshape(shape)
     total = sum(float(phi[i] - phi[j]) ** 2 for i, j, _ in neighbours(shape))
     return total + sum(-m * v**2 + lam * (v - alpha) ** 4 for v in x.tolist())
 
 
 def naive_xy(x, shape, j, k, periodic):
+    """Return the XY energy of one configuration, by loops."""
     theta = x.reshape(shape)
     total = sum(-j * cos(theta[a] - theta[b]) for a, b, _ in neighbours(shape, periodic))
     rings = plaquettes(shape, periodic)
@@ -50,5 +53,6 @@ def naive_xy(x, shape, j, k, periodic):
 
 
 def images(x, generators):
+    """Return the images of points under all elements of a group."""
     elements = group(generators)
     return x[:, elements.order] * elements.sign

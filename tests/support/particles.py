@@ -15,13 +15,13 @@ LOC = torch.tensor([1.0, -0.5])
 
 
 def two_widths_energy(x):
-    """N(LOC, diag(½², 2²)) with Z = 7."""
+    """Energy of N(LOC, diag(½², 2²)), with Z = 7."""
     scaled = (x - LOC) / torch.tensor([0.5, 2.0])
     return 0.5 * scaled.square().sum(-1) + math.log(2 * math.pi) - math.log(7)
 
 
 def run_stages(moves=2, below=0.5, stay=0.0):
-    """A bad map at each of three stages."""
+    """Move particles by a bad map at each of three stages."""
     target = Target.from_energy(two_widths_energy, 2)
     start = bridge.Base(torch.zeros(2), 3 * torch.ones(2), torch.zeros(2, dtype=torch.bool))
     ones = torch.ones(2)

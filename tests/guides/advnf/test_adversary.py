@@ -52,6 +52,7 @@ def test_the_best_discriminator_is_the_log_ratio():
     assert network.w.grad[0].abs() < 5e-3 and network.b.grad.abs() < 5e-3
 
 
+@pytest.mark.slow
 def test_what_is_known_by_heart_does_not_count():
     """A large network tells 20 draws that it has seen from others of the same distribution."""
     network, draws = DenseDiscriminator(2, hidden_features=(256, 256)), Ensemble(torch.randn(20, 2))

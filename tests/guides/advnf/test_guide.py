@@ -42,6 +42,7 @@ def test_the_first_steps_throw_a_flow_out_of_narrow_modes(warm_up, far):
     assert (float(nll) - known.entropy > 0.4) == far
 
 
+@pytest.mark.slow
 def test_reverse_kl_collapses_where_advnf_does_not():
     """From N(0, I), with nothing of the target; the ensemble is the guide's own."""
     known = mog4()
@@ -87,6 +88,7 @@ def test_a_schedule_of_ones_own():
     assert_close(guide.trace[:, 0], torch.tensor([5.0, 7.5]))
 
 
+@pytest.mark.slow
 def test_one_flow_for_all_temperatures():
     """Ensembles of its own, the periodic discriminator; then exact at values in between."""
     options = FitOptions(80, 128, 5e-3, anneal=True, enough=1.0, progress=False)
@@ -257,6 +259,7 @@ def test_guides_pickle():
         assert_close(*(p.log_prob(x) for p in proposals))
 
 
+@pytest.mark.slow
 def test_a_saturated_discriminator_is_told_of():
     """A flow far from the ensemble, and one that tells them apart from the start."""
     options = FitOptions(400, 32, 1e-6, window=50, enough=1.0, progress=False)

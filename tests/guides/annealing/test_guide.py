@@ -52,6 +52,7 @@ def test_a_wrong_log_det_shows(pair):
     must_fail(flipped_log_det, score=z_score, above=9)
 
 
+@pytest.mark.slow
 def test_blocks_make_weights_even():
     guide = AutoAnnealingFlow(exp_gauss(5, 2, 4.0).target, start=1.0, **SMALL)
     with pytest.warns(UserWarning, match="where the start has no draws"):
@@ -61,6 +62,7 @@ def test_blocks_make_weights_even():
     assert history.final_ess > 0.7 and history.log_q_gap < 1e-3
 
 
+@pytest.mark.slow
 def test_the_flow_s_own_draws_are_scored_right(monkeypatch):
     """Steps that would do for the particles, here any, are not the last word."""
     monkeypatch.setattr(annealing, "STEP_TOLERANCE", 10.0)
@@ -73,6 +75,7 @@ def test_the_flow_s_own_draws_are_scored_right(monkeypatch):
     assert gaps[1] < gaps[0] / 5
 
 
+@pytest.mark.slow
 def test_a_given_schedule_and_the_kernels():
     known = gmm(6)
     schedule = [0, 0.2, 0.4, 0.6, 0.8, 1]
@@ -94,6 +97,7 @@ def test_a_state_dict_brings_its_blocks(pair):
     assert_close(other.flow().log_prob(x), pair.flow().log_prob(x))
 
 
+@pytest.mark.slow
 def test_an_interrupted_path_goes_on(monkeypatch):
     guide = AutoAnnealingFlow(unequal_pair().target, **SMALL)
     add_block, calls = guide._add_block, []
@@ -160,6 +164,7 @@ def test_particles_need_a_path_that_ends():
 # ---- paths that lead nowhere ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_target_that_cannot_be_normalised():
     target = Target.from_energy(lambda x: -0.5 * x.square().sum(-1), 2)
     with pytest.raises(ValueError, match=r"beyond beta = 0\.[45].*cannot be normalised"):
@@ -208,6 +213,7 @@ def test_a_target_with_edges(energy, log_z):
         assert not all(report.covers for report in guide.reports)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_a_model_with_a_constrained_site(dtype):
     torch.set_default_dtype(dtype)
@@ -244,6 +250,7 @@ def _squared_log_evidence():
     return float(log_p.flatten().logsumexp(0) + ((a[1] - a[0]) * (log_s[1] - log_s[0])).log())
 
 
+@pytest.mark.slow
 def test_a_target_with_steep_walls():
     """What blocks leave behind has its weight; were all to follow them, it would be lost unseen."""
     truth = _squared_log_evidence()
@@ -254,6 +261,7 @@ def test_a_target_with_steep_walls():
     assert any(report.stay > 0.02 for report in guide.reports)
 
 
+@pytest.mark.slow
 def test_a_funnel_that_needs_stages_of_all_lengths():
     """Centred eight schools: densities spread over many powers of ten under a wide start."""
     y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]) / 10
@@ -293,6 +301,7 @@ def test_a_start_of_ones_own_is_left_alone():
     assert guide.reports[0].beta == 1.0
 
 
+@pytest.mark.slow
 def test_a_refinement_is_for_the_flow_alone():
     guide = AutoAnnealingFlow(models.conjugate, **SMALL)
     data = models.conjugate_data()
@@ -310,6 +319,7 @@ def test_a_refinement_is_for_the_flow_alone():
     assert_close(guide.particles(512, *data).evidences, expected.evidences)
 
 
+@pytest.mark.slow
 def test_pyro_takes_it_as_a_guide():
     guide, data = AutoAnnealingFlow(models.conjugate, **SMALL), models.conjugate_data()
     guide.fit(*data)

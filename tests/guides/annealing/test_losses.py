@@ -24,6 +24,7 @@ def _block(a, b, **options):
     return slope, float((moved - slope * x).norm() / x.norm())
 
 
+@pytest.mark.slow
 def test_an_infinitesimal_block_is_the_difference_of_scores():
     """Theorem 3.3: as h → 0, v = ∇log f_k − ∇log f_{k−1} = x (1/a − 1/b)."""
     a, b, h = 2.0, 1.0, 0.02
@@ -32,6 +33,7 @@ def test_an_infinitesimal_block_is_the_difference_of_scores():
     assert residual < 0.1 * abs(slope)
 
 
+@pytest.mark.slow
 def test_a_block_of_finite_time_is_the_optimal_map():
     """s a/b − 1/s + (s − 1) a/h = 0 for x → s x, with γ = 1/(2h)."""
     slope, residual = _block(2.0, 1.0, objective="kl", wasserstein=0.5)
@@ -39,6 +41,7 @@ def test_a_block_of_finite_time_is_the_optimal_map():
     assert residual < 0.05
 
 
+@pytest.mark.slow
 def test_the_default_block_is_the_whole_map():
     slope, _ = _block(2.0, 1.0)
     assert 1 + slope == pytest.approx(0.5**0.5, rel=0.02)

@@ -150,6 +150,7 @@ def test_what_is_out_of_line():
     assert_close(walkers._out_of_line(log_w), sought)
 
 
+@pytest.mark.slow
 def test_returning_weights_are_densities(double):
     """Along any velocity, of a detour that joins meanwhile: log q - log p, but for log Z."""
     guide = bad_guide("trainable")

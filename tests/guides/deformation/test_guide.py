@@ -81,6 +81,7 @@ def test_both_modes(pair):
     assert max(pair.missed.values()) < 0.01
 
 
+@pytest.mark.slow
 def test_polish_does_no_harm(pair):
     """A second fit goes on from the first: here, but for the polish, it does next to nothing."""
     guide = copy.deepcopy(pair)
@@ -102,6 +103,7 @@ def test_distillation(pair):
         assert 0.1 < shares(student.flow().sample((2000,))) < 0.6
 
 
+@pytest.mark.slow
 def test_a_bad_guide_leaves_the_target_as_it_is():
     """Chains that start from exact draws stay there, though most of their proposals are bad."""
     known = unequal_pair()
@@ -173,6 +175,7 @@ def test_one_seed_one_flow():
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_a_model_with_a_constrained_site(dtype):
     torch.set_default_dtype(dtype)
@@ -200,6 +203,7 @@ def schools_mean(y):
     return float((log_p.flatten().softmax(0).view_as(log_p) * mu).sum())
 
 
+@pytest.mark.slow
 def test_eight_schools():
     y = torch.tensor([2.8, 0.8, -0.3, 0.7, -0.1, 0.1, 1.8, 1.2])
     options = FitOptions(400, 192, 1e-2, window=200, anneal=True, progress=False)

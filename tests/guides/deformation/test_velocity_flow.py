@@ -144,6 +144,7 @@ def test_as_few_steps_as_will_do(monkeypatch):
 # ---- symmetry ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.5, None])
 def test_a_symmetric_flow(scale, double):
     """Also where the base was placed by points that know no symmetry, and after copying."""
