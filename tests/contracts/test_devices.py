@@ -66,9 +66,7 @@ def _annealed(target, **arguments):
     return guide
 
 
-@pytest.fixture(
-    params=slow(CASES, *SLOW), ids=" on ".join
-)
+@pytest.fixture(params=slow(CASES, *SLOW), ids=" on ".join)
 def guide(request):
     flow, name = request.param
     options = FitOptions(max_steps=2, batch_size=8, enough=1.0, progress=False)
