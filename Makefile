@@ -15,7 +15,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 first_that_runs = $(firstword $(foreach p,$(1),$(shell $(p) -V >/dev/null 2>&1 && echo $(p))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arviz1 bench lint clean
+.PHONY: help demo test test-fast test-arviz1 bench lint clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ demo: $(VENV)/.installed  ## run the quickstart example
 
 test: $(VENV)/.installed  ## run the tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m $(PYTEST)
+
+test-fast: $(VENV)/.installed  ## run the tests without the slow ones
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m $(PYTEST) -m "not slow"
 
 test-arviz1: $(ARVIZ1)/.installed  ## run the export tests with ArviZ 1.x on Python 3.12
 	OMP_NUM_THREADS=1 $(ARVIZ1)/bin/python -m $(PYTEST) tests/test_export.py

@@ -13,3 +13,9 @@ def clean_slate():
     pyro.set_rng_seed(0)
     yield
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def double(clean_slate):
+    """Make float64 the default dtype of a test."""
+    torch.set_default_dtype(torch.float64)

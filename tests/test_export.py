@@ -1,4 +1,4 @@
-"""to_arviz: every source, every group, both lines of ArviZ."""
+"""to_arviz exports every source and every group, with ArviZ 0.x and 1.x."""
 
 import functools
 import warnings
@@ -8,11 +8,11 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from models import QUICK, conjugate, conjugate_data, data, enumerated, factored, location
-from models import normal_potential as potential
 from pyro.infer import HMC, MCMC, NUTS, Predictive
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.mcmc import StreamingMCMC
+from support.models import QUICK, conjugate, conjugate_data, data, enumerated, factored, location
+from support.models import normal_potential as potential
 
 from pyro_flowsamp import IMH, AutoFlow, LatentMALA, Target, VectorizedMCMC, export, to_arviz
 

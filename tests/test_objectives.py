@@ -1,4 +1,4 @@
-"""Objectives: the right gradient, and for the path gradient no noise where the flow is right."""
+"""Objectives have the right gradient; the path gradient has no noise where the flow is right."""
 
 import copy
 from functools import partial
@@ -6,7 +6,7 @@ from math import sqrt
 
 import pytest
 import torch
-from scenarios import THRESHOLD, shake
+from support.scenarios import THRESHOLD, shake
 from torch.testing import assert_close
 
 from pyro_flowsamp import ForwardKL, PathGradient, ReverseKL, Target, WeightedSum

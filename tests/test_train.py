@@ -1,4 +1,4 @@
-"""The optimiser loop: it descends, it skips what is not finite, it stops for a reason."""
+"""The optimiser loop descends, skips values that are not finite, and stops for a reason."""
 
 import pytest
 import torch

@@ -1,0 +1,207 @@
+"""Steps never wait for the device, and make all tensors on the device of the flow.
+
+No GPU is needed: "meta" is the default device, so that a tensor made elsewhere breaks the step.
+"""
+
+from functools import partial
+
+import pytest
+import torch
+from support import models
+from support.devices import NoWaiting, default_device_elsewhere, started
+from support.marks import slow
+
+from pyro_flowsamp import (
+    IMH,
+    AutoAnnealingFlow,
+    AutoDeformationFlow,
+    AutoFlow,
+    ForwardKL,
+    JumpHMC,
+    LatentHMC,
+    LatentMALA,
+    PathGradient,
+    ReverseKL,
+    Target,
+    WeightedSum,
+)
+from pyro_flowsamp.guides import annealing
+from pyro_flowsamp.guides.annealing import LOSSES, Start
+from pyro_flowsamp.guides.trainers import TRAINERS, Trainer
+from pyro_flowsamp.symmetry import group, tied
+from pyro_flowsamp.train import FitOptions, Stepper
+from pyro_flowsamp.transitions import bridge, transport
+
+
+def torus(x):
+    return 0.5 * x[:, 0].square() - x[:, 1].cos()
+
+
+TARGETS = {
+    "energy": lambda: Target.from_energy(models.energy, 2),
+    "torus": lambda: Target.from_energy(torus, 2, angles=[1]),
+    "model": lambda: Target.from_model(models.conjugate, *models.conjugate_data()),
+    "turned model": lambda: Target.from_model(models.turned, torch.tensor(1.0)),
+}
+CASES = [
+    ("coupling", "energy"),
+    ("mixture", "energy"),
+    ("spline", "energy"),
+    ("circular", "torus"),
+    ("coupling", "model"),
+    ("spline", "model"),
+    ("circular", "turned model"),
+    ("annealing", "energy"),
+    ("annealing", "model"),
+]
+SLOW = [case for case in CASES if "annealing" in case]
+
+
+def _annealed(target, **arguments):
+    options = FitOptions(max_steps=2, batch_size=8, enough=1.0, progress=False)
+    guide = AutoAnnealingFlow(
+        target, start=2.0, schedule=[0, 0.5, 1], num_particles=128, options=options, **arguments
+    )
+    guide.fit()
+    return guide
+
+
+@pytest.fixture(params=slow(CASES, *SLOW), ids=" on ".join)
+def guide(request):
+    flow, name = request.param
+    options = FitOptions(max_steps=2, batch_size=8, enough=1.0, progress=False)
+    ensemble = None
+    if flow == "annealing":
+        return _annealed(TARGETS[name]())
+    if flow == "mixture":  # couplings on a mixture
+        flow, ensemble = "coupling", {"x": torch.randn(500, 2)}
+    guide = AutoFlow(TARGETS[name](), flow=flow, ensemble=ensemble, options=options)
+    guide.fit()
+    return guide
+
+
+SAMPLERS = {
+    "IMH": partial(IMH, lookahead=24),  # three steps, then again
+    "LatentMALA": LatentMALA,
+    "LatentHMC": partial(LatentHMC, global_prob=0.5),
+    "LatentMALA, Jacobian metric": partial(LatentMALA, metric="jacobian"),
+    "JumpHMC": partial(JumpHMC, num_steps=1),
+}
+
+
+@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
+@pytest.mark.parametrize("kernel", slow(SAMPLERS, "LatentMALA, Jacobian metric"))
+def test_sampling(kernel, guide, context):
+    kernel = SAMPLERS[kernel](guide=guide)
+    mcmc, state = started(kernel, 8)
+    with context():
+        state, info = kernel.step(state)
+        kernel.adapt(info)
+    kernel.freeze()  # may wait, once: for a step size gone to zero, for how many steps in turn
+    with context():
+        mcmc._draw(state, mcmc.num_samples, mcmc.thin)
+    assert mcmc.get_samples(group_by_chain=True).popitem()[1].shape[:2] == (8, 5)
+
+
+OBJECTIVES = {
+    "path gradient": PathGradient(),
+    "reverse KL": ReverseKL(),
+    "forward KL": ForwardKL(torch.randn(100, 2), log_weights=torch.randn(100)),
+    "sum": WeightedSum([(0.5, ForwardKL(torch.randn(100, 2))), (1.0, PathGradient())]),
+}
+
+
+@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_training(objective, guide, context):
+    target = guide.bind()
+    before = [p.clone() for p in guide.flow.parameters()]
+    with context():
+        stepper = Stepper(guide.flow.parameters(), guide.options)
+        for _ in range(2):
+            stepper.step(OBJECTIVES[objective](guide.flow, target, 16, None).loss)
+    assert any((a != b).any() for a, b in zip(before, guide.flow.parameters()))
+    assert int(stepper.skipped) == 0
+
+
+@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
+@pytest.mark.parametrize("objective", LOSSES)
+@pytest.mark.parametrize("name", ["energy", "model"])
+def test_training_a_block(name, objective, context):
+    target = TARGETS[name]()
+    guide = _annealed(target, objective=objective)
+    start, block = Start(guide.flow.start), guide.flow.new_block()
+    one = torch.ones(target.dim)
+    cloud = transport.init(start.sample(128), bridge.density(target, start, 0 * one[0], one))
+    density = annealing._path_density(target, start, 0.5)
+    with context():
+        stepper = Stepper(block.parameters(), guide.options)
+        closure = guide._closure(block, cloud, density, 0.5)
+        for _ in range(2):
+            stepper.step(closure()[0])
+    assert int(stepper.skipped) == 0
+
+
+@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
+@pytest.mark.parametrize("name", ["energy", "model"])
+def test_particles(name, context):
+    target = TARGETS[name]()
+    guide = _annealed(target)
+    with context():
+        cloud = guide.particles(128, islands=4)
+        stage = guide._stage(target, guide.flow.blocks[-1], 0.0)
+        cloud, _ = transport.tune(cloud, stage, 2, 0.574)
+        assert cloud.evidence.log_z.shape == () and cloud.draw(10).shape == (10, target.dim)
+        assert cloud.mean(cloud.x).value.shape == (target.dim,)
+
+
+def _deforming():
+    """Trainable, symmetric: what has the most parts."""
+    guide = AutoDeformationFlow(
+        TARGETS["energy"](),
+        scale=1.5,
+        times=4,
+        hidden_features=8,
+        kernels=2,
+        symmetry=[([1, 0], [1, 1]), ([0, 1], [-1, -1])],
+    )
+    return guide, guide.bind()
+
+
+@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_training_a_deformation(trainer, context):
+    guide, target = _deforming()
+    flow, times = guide.flow, torch.tensor(guide.times)
+    training = Trainer(flow, target, times, "mixed", 24, 1.5, 8)
+    closure = TRAINERS[trainer](training)
+    with tied([flow.velocity, flow.path.detour], group(guide.symmetry)), context():
+        stepper = Stepper([*flow.velocity.parameters(), *flow.path.parameters()], guide.options)
+        for _ in range(2):
+            stepper.step(closure())
+    assert int(stepper.skipped) == 0 and int(training.dropped) == 0
+
+
+@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
+def test_deformed_particles(context):
+    guide, target = _deforming()
+    with context():
+        assert guide.particles(128, islands=4).evidence.log_z.shape == ()
+        assert guide.path_weights(8)[0].shape == (8, 2)
+
+
+@pytest.mark.parametrize(
+    "trap, code",
+    [
+        (NoWaiting, lambda x: x.sum().item()),
+        (NoWaiting, lambda x: 1 if (x > 0).any() else 0),
+        (NoWaiting, lambda x: x[x > 0]),
+        (NoWaiting, lambda x: (x > 0).nonzero()),
+        (default_device_elsewhere, lambda x: x + torch.zeros(3)),
+    ],
+)
+def test_the_traps_work(trap, code):
+    x = torch.randn(3)
+    code(x)
+    with pytest.raises((AssertionError, RuntimeError)), trap():
+        code(x)

@@ -1,0 +1,13 @@
+"""Masks of coupling layers move every feature."""
+
+import pytest
+import torch
+
+from pyro_flowsamp import flows
+
+
+@pytest.mark.parametrize("features", [2, 3, 7])
+@pytest.mark.parametrize("transforms", [2, 4, 6])
+def test_every_feature_is_moved(features, transforms):
+    masks = torch.stack(flows._masks(features, transforms))
+    assert masks.any(-1).all() and (~masks).any(-1).all() and (~masks).any(0).all()

@@ -1,0 +1,98 @@
+"""A Gaussian is fitted by matching scores."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pyro_flowsamp import Target
+from pyro_flowsamp.gaussian import fit_gaussian, match
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    torch.set_default_dtype(torch.float64)
+
+
+def _batch(gaussians, size, dim):
+    root = torch.randn(gaussians, dim, dim)
+    cov = root @ root.mT + torch.eye(dim)
+    loc, z, score = (torch.randn(gaussians, *s) for s in ((dim,), (size, dim), (size, dim)))
+    return loc, cov, z, score
+
+
+def _objective(loc, cov, new_loc, new_cov, z, score, weight):
+    """Eq. (5) and (7) of the paper: score-based divergence on the batch + (2/λ) KL(old ‖ new)."""
+    precision = torch.linalg.inv(new_cov)
+    gap = -(z - new_loc) @ precision - score
+    divergence = (gap @ new_cov * gap).sum(-1).mean()
+    old, new = (
+        torch.distributions.MultivariateNormal(*p) for p in ((loc, cov), (new_loc, new_cov))
+    )
+    return divergence + 2 / weight * torch.distributions.kl_divergence(old, new)
+
+
+@pytest.mark.parametrize("size, dim, weight", [(7, 3, 2.3), (3, 4, 50.0), (5, 1, 0.1)])
+def test_the_update_minimises_the_objective(size, dim, weight):
+    loc, cov, z, score = _batch(2, size, dim)
+    inside = torch.ones(2, size, dtype=torch.bool)
+    new_loc, new_cov = match(loc, cov, z, score, inside, weight)
+    for k in range(2):
+        m, c = new_loc[k].requires_grad_(), new_cov[k].requires_grad_()
+        _objective(loc[k], cov[k], m, c, z[k], score[k], weight).backward()
+        assert_close(m.grad, torch.zeros_like(m.grad), rtol=0, atol=1e-9)
+        slope = c.grad + c.grad.T
+        assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-9)
+
+
+def test_draws_of_zero_density_do_not_count():
+    loc, cov, z, score = _batch(1, 10, 3)
+    inside = torch.arange(10)[None] < 6
+    some = match(loc, cov, z, torch.where(inside[..., None], score, 0.0), inside, 2.0)
+    alone = match(loc, cov, z[:, :6], score[:, :6], inside[:, :6], 2.0)
+    assert_close(some, alone)
+
+
+def test_a_batch_without_positive_density_yields_nan():
+    loc, cov, z, score = _batch(1, 10, 3)
+    nowhere = torch.zeros(1, 10, dtype=torch.bool)
+    assert not any(value.isfinite().any() for value in match(loc, cov, z, score, nowhere, 2.0))
+
+
+def _normal(dim, stretch=1.0):
+    root = torch.randn(dim, dim) * torch.logspace(0, stretch, dim)
+    cov = root @ root.T + 0.1 * torch.eye(dim)
+    loc = 10 * torch.randn(dim)
+    density = torch.distributions.MultivariateNormal(loc, cov)
+    return Target.from_energy(lambda x: 5 - density.log_prob(x), dim), loc, cov
+
+
+@pytest.mark.parametrize("dim, stretch", [(1, 1.0), (6, 1.0), (5, 3.0)])
+def test_a_gaussian_is_found(dim, stretch):
+    target, loc, cov = _normal(dim, stretch)
+    found, root = fit_gaussian(target, target.initial_points(128))
+    assert_close(found, loc, rtol=1e-6, atol=1e-6)
+    assert_close(root @ root.T, cov, rtol=1e-6, atol=1e-6 * float(cov.max()))
+    assert torch.equal(root, root.tril()) and (root.diagonal() > 0).all()
+
+
+def test_the_higher_of_two_distant_modes_wins():
+    def energy(x):
+        one, two = 0.5 * (x - 6).square().sum(-1), 0.5 * (x + 6).square().sum(-1) + 3
+        return -torch.stack([-one, -two]).logsumexp(0)
+
+    target = Target.from_energy(energy, 3)
+    loc, root = fit_gaussian(target, target.initial_points(128))
+    assert_close(loc, torch.full((3,), 6.0), rtol=0, atol=0.05)
+    assert_close(root, torch.eye(3), rtol=0, atol=0.05)
+
+
+def test_a_half_space_holds_most_of_the_gaussian():
+    def energy(x):
+        return torch.where(x[:, 0] < 0, torch.inf, 0.5 * x.square().sum(-1))
+
+    target = Target.from_energy(energy, 2)
+    loc, root = fit_gaussian(target, target.initial_points(128))
+    x = loc + torch.randn(10_000, 2) @ root.T
+    assert (x[:, 0] > 0).double().mean() > 0.4
+    assert_close(root[1, 1], torch.tensor(1.0), rtol=0, atol=0.2)
+    assert 0.3 < root[0, 0] < 1.5

@@ -1,0 +1,140 @@
+"""Batching of models: the right way is chosen, and rows do not change each other."""
+
+from math import inf
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.mcmc.util import initialize_model
+from support.models import BATCHING, named
+from torch.testing import assert_close
+
+from pyro_flowsamp import Target
+from pyro_flowsamp.target import ModelStructureError
+
+
+@pytest.mark.filterwarnings("ignore:the density is evaluated point by point")
+@pytest.mark.parametrize("model, y, batching", named(BATCHING))
+def test_equals_pyros_potential(model, y, batching):
+    target = Target.from_model(model, y)
+    assert target.batching == batching
+    x = target.initial_points(3)
+    log_p, grad = target.log_prob_and_grad(x)
+    _, potential, _, _ = initialize_model(model, (y,))
+    for row, value, slope in zip(x, log_p, grad):
+        row = row.detach().requires_grad_()
+        energy = potential(target.unpack_unconstrained(row))
+        assert_close(-energy, value, rtol=1e-4, atol=1e-4)
+        assert_close(-torch.autograd.grad(energy, row)[0], slope, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:the density is evaluated point by point")
+def test_from_potential_that_reads_values():
+    target = Target.from_potential(lambda u: u["x"] * u["x"].item(), {"x": torch.tensor(1.0)})
+    assert target.batching == "loop"
+    assert_close(target.log_prob(torch.tensor([[2.0], [3.0]])), torch.tensor([-4.0, -9.0]))
+
+
+# ---- what a model may hide ----------------------------------------------------------------------
+
+
+def test_a_site_outside_every_plate_is_no_batch():
+    """Two values, and two points to choose the way of batching by."""
+
+    def model():
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0))
+        if (pyro.sample("s", dist.Normal(0.0, 1.0)) > 100).any():
+            raise AssertionError
+        pyro.sample("y", dist.Normal(b.sum(-1), 1.0), obs=torch.zeros(()))
+
+    with pytest.warns(UserWarning, match="outside every plate"):
+        target = Target.from_model(model)
+    assert_close(target.log_prob(torch.zeros(5, 3)), torch.full((5,), -3.6758), atol=1e-4, rtol=0)
+
+
+def normal(name="x"):
+    return pyro.sample(name, dist.Normal(0.0, 1.0))
+
+
+# ---- rows that disturb each other ---------------------------------------------------------------
+
+
+def branching():
+    with pyro.plate("p", 2):
+        x = normal()
+    if (x < -2).any():
+        pyro.factor("out", torch.tensor(-inf))
+
+
+def summing():
+    """A likelihood so sharp that at two points the sum over the batch is lost in round-off."""
+    with pyro.plate("p", 2):
+        x = normal()
+    assert torch.isfinite(x).all()  # which vmap cannot
+    pyro.factor("f", -x.sum().square())
+    with pyro.plate("q", 2):
+        pyro.sample("y", dist.Normal(x, 1e-5), obs=torch.zeros(2))
+
+
+@pytest.mark.filterwarnings("ignore:the density is evaluated point by point")
+@pytest.mark.parametrize("model, other", [(branching, -3.0), (summing, 40.0)])
+def test_points_do_not_change_each_others_density(model, other):
+    target = Target.from_model(model)
+    x = torch.tensor([[0.0, 0.0], [0.0, other]])
+    assert torch.allclose(target.log_prob(x)[:1], target.log_prob(x[:1]))
+
+
+# ---- what counts as data, and what is no site ---------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:the density is evaluated point by point")
+def test_a_late_site_beside_discrete_ones():
+    def model():
+        x, z = normal(), pyro.sample("z", dist.Bernoulli(0.3))
+        late = pyro.sample("late", dist.Normal(0.0, 1.0)) if x.item() > 2 else 0.0
+        pyro.sample("y", dist.Normal(x + late + z, 1.0), obs=torch.tensor(0.5))
+
+    with pytest.raises(ModelStructureError, match="site 'late' appeared"):
+        Target.from_model(model).log_prob(torch.tensor([[3.0]]))
+
+
+# ---- distributions that torch does not batch ----------------------------------------------------
+
+
+def choices(X, counts):
+    w = pyro.sample("w", dist.Normal(torch.zeros(3, 4), 1.0).to_event(2))
+    with pyro.plate("data", len(X)):
+        pyro.sample("counts", dist.Multinomial(11, logits=X @ w), obs=counts)
+
+
+def ordinal(X, y):
+    """As the docs have it, for want of an OrderedLogistic that can be batched."""
+    b = pyro.sample("b", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    eta, cuts = X @ b, torch.tensor([-1.0, 1.0])
+    below = torch.sigmoid(cuts - eta[..., None])
+    none = torch.zeros_like(eta)[..., None]
+    edges = torch.cat([none, below, 1 + none], -1)
+    with pyro.plate("data", len(X)):
+        pyro.sample("y", dist.Categorical(probs=edges.diff()), obs=y)
+
+
+def test_multinomials_are_batched():
+    X = torch.randn(20, 3)
+    counts = dist.Multinomial(11, logits=torch.randn(20, 4)).sample()
+    target, x = Target.from_model(choices, X, counts), torch.randn(5, 12)
+    w = x.view(5, 3, 4)
+    expected = dist.Normal(0.0, 1.0).log_prob(x).sum(-1)
+    rows = [dist.Multinomial(11, logits=X @ v).log_prob(counts) for v in w]
+    assert target.batching == "vmap"
+    assert_close(target.log_prob(x), expected + torch.stack(rows).sum(-1))
+    assert_close(target.pointwise_log_likelihood({"w": w})["counts"], torch.stack(rows))
+
+
+def test_ordinal_regression_by_hand():
+    X, y = torch.randn(20, 3), torch.randint(3, (20,))
+    target, x = Target.from_model(ordinal, X, y), torch.randn(5, 3)
+    logistic = [dist.OrderedLogistic(X @ b, torch.tensor([-1.0, 1.0])).log_prob(y) for b in x]
+    expected = dist.Normal(0.0, 1.0).log_prob(x).sum(-1) + torch.stack(logistic).sum(-1)
+    assert target.batching == "vmap"
+    assert_close(target.log_prob(x), expected, rtol=1e-4, atol=1e-4)

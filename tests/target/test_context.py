@@ -1,0 +1,47 @@
+"""Targets with model arguments as context."""
+
+from math import inf
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from support import models
+from torch.testing import assert_close
+
+from pyro_flowsamp import Target
+
+
+def test_amortize():
+    ys = torch.randn(4, 2)
+    target = Target.from_model(models.location, ys[0])
+    conditional = target.amortize("y")
+    x = torch.randn(4, 2)
+    each = [Target.from_model(models.location, y).log_prob(row[None]) for y, row in zip(ys, x)]
+    assert_close(conditional.log_prob(x, ys), torch.cat(each))
+    assert_close(conditional.log_prob(x), target.log_prob(x))  # its own argument is the default
+    with pytest.raises(ValueError, match="only a target made from a Pyro model"):
+        Target.from_energy(models.energy, 2).amortize("y")
+
+
+# ---- what a model may hide ----------------------------------------------------------------------
+
+
+def test_names_that_no_argument_has():
+    target = Target.from_model(models.location, torch.zeros(2))
+    with pytest.raises(ValueError, match="'z'. are no arguments of the model, which has .'y'"):
+        target.amortize("z")
+    with pytest.raises(ValueError, match="takes no model arguments"):
+        Target.of(target, 1.0)
+
+
+def test_data_may_depend_on_an_argument():
+    """Given on each call, they may leave a support that those of the beginning were in."""
+
+    def model(y):
+        rate = pyro.sample("rate", dist.LogNormal(0.0, 1.0))
+        pyro.sample("y", dist.Exponential(rate), obs=y)
+
+    target = Target.from_model(model, torch.tensor(1.0)).amortize("y")
+    found = target.log_prob(torch.zeros(2, 1), torch.tensor([[1.0], [-1.0]]))
+    assert found[0].isfinite() and found[1] == -inf
