@@ -1,8 +1,6 @@
 """Flow samplers for Pyro: trained proposals, exact draws."""
 
-from .deformation import diffusion
-from .discriminators import lattice_discriminator
-from .expectation import ImportanceEstimate, importance_flow
+from .expectations import ImportanceEstimate, importance_flow
 from .export import to_arviz
 from .guides import (
     AutoAdvNF,
@@ -11,15 +9,17 @@ from .guides import (
     AutoFlow,
     FlowGuide,
 )
-from .importance import ess_fraction, log_evidence, pareto_k
+from .guides.deformation import diffusion
 from .kernels import IMH, FlowKernel, JumpHMC, LatentHMC, LatentMALA
-from .ladder import sample
-from .lattice_flow import lattice_flow
-from .mcmc import VectorizedMCMC
+from .lattice import lattice_discriminator, lattice_flow
 from .objectives import ForwardKL, PathGradient, ReverseKL, WeightedSum
+from .options import FitOptions
+from .sampling import sample
+from .smc import tempered, tempered_ensemble, tempered_ensembles
 from .target import Target
-from .train import FitOptions, History
-from .transitions.tempering import tempered, tempered_ensemble, tempered_ensembles
+from .train import History
+from .vectorized import VectorizedMCMC
+from .weights import ess_fraction, log_evidence, pareto_k
 
 __version__ = "0.1.0"
 

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .target import Target, Values
+from .target.density import Target
+from .target.site import Values
 
 __all__ = ["to_arviz"]
+
 
 MAX_NUMBERS = 500_000_000  #: in the largest log_likelihood group made: 2 GB in float32
 FLAGS = ("accepted", "diverging")  #: statistics that MCMC's kernels report as numbers
@@ -96,8 +98,6 @@ def to_arviz(
 
 
 # ---- sources -------------------------------------------------------------------------------------
-
-
 def _draws(source: Any, args: tuple, kwargs: dict, num_samples: int) -> Draws:
     if hasattr(source, "trained"):
         return _guide_draws(source, args, kwargs, num_samples)
@@ -180,8 +180,6 @@ def _reported(report: dict[str, Any], shape: torch.Size) -> Values:
 
 
 # ---- groups --------------------------------------------------------------------------------------
-
-
 def _log_likelihood(target: Target, samples: Values) -> Values:
     """``{observed site: (chains, draws, *batch_shape)}``; empty, with a warning, if impossible."""
     missing = [s.name for s in target.sites if s.name not in samples]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .target import Target
+from .target.density import Target
 
 __all__ = ["ForwardKL", "Loss", "Objective", "PathGradient", "ReverseKL", "WeightedSum", "draw"]
 

@@ -10,8 +10,8 @@ from support.scenarios import THRESHOLD, shake
 from torch.testing import assert_close
 
 from pyro_flowsamp import ForwardKL, PathGradient, ReverseKL, Target, WeightedSum
-from pyro_flowsamp.flows import circular, coupling, gaussian, spline
-from pyro_flowsamp.target import _real_site
+from pyro_flowsamp.flows.recipes import circular, coupling, gaussian, spline
+from pyro_flowsamp.target.site import _real_site
 
 REPEATS = 100
 SMALL = {"transforms": 2, "hidden_features": (16,)}

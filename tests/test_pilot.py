@@ -7,37 +7,37 @@ import pytest
 import torch
 
 import pyro_flowsamp as pf
-from pyro_flowsamp import Target, trial
+from pyro_flowsamp import Target, pilot
 
 # ---- where chains start --------------------------------------------------------------------------
 
 
 def test_stuck_chains_are_told_from_slow_ones():
     moving = torch.rand(256, 100) < 0.05
-    assert trial.stuck(moving) == 0.0  # one in 170 does not move, by chance
+    assert pilot.stuck(moving) == 0.0  # one in 170 does not move, by chance
     caught = (torch.rand(256, 100) < 0.3).clone()
     caught[:3] = False
-    assert trial.stuck(caught) == 3 / 256
-    assert trial.stuck(torch.ones(4, 10, dtype=torch.bool)) == 0.0
+    assert pilot.stuck(caught) == 3 / 256
+    assert pilot.stuck(torch.ones(4, 10, dtype=torch.bool)) == 0.0
 
 
 # ---- worth ---------------------------------------------------------------------------------------
 
 
 def test_independent_draws_are_worth_one_each():
-    assert trial.worth(torch.randn(200, 50, 3)) == pytest.approx(1, abs=0.1)
+    assert pilot.worth(torch.randn(200, 50, 3)) == pytest.approx(1, abs=0.1)
 
 
 def test_chains_that_never_move_are_worth_one_draw_each():
     x = torch.randn(200, 1, 3).expand(-1, 40, -1) + 1e-6 * torch.randn(200, 40, 3)
-    assert trial.worth(x) < 2 / 40
+    assert pilot.worth(x) < 2 / 40
 
 
 def test_modes_that_part_along_the_diagonal_only():
     """0.3 standard deviations off in each coordinate, 2.1 along the diagonal: nobody crosses."""
     sign = torch.randint(2, (200, 1, 1)).double() * 2 - 1
     x = torch.randn(200, 40, 50) + 0.3 * sign
-    assert trial.worth(x) < 2 / 40 < trial.worth(x[..., :1]) / 2
+    assert pilot.worth(x) < 2 / 40 < pilot.worth(x[..., :1]) / 2
 
 
 def test_a_trial_of_a_bad_flow_is_silent():
@@ -49,6 +49,6 @@ def test_a_trial_of_a_bad_flow_is_silent():
     starts = 3 + 0.1 * torch.randn(256, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rung = trial.trial("IMH", pf.IMH(guide=guide), target, starts, 256, 100, inf)
+        rung = pilot.trial("IMH", pf.IMH(guide=guide), target, starts, 256, 100, inf)
     assert not rung.reliable
     assert float(rung.run.statistics["accepted"].double().mean()) < 0.01

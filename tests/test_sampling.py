@@ -11,8 +11,8 @@ from support import models
 from support.models import CONJUGATE_TRUTH, conjugate, conjugate_data
 
 import pyro_flowsamp as pf
-from pyro_flowsamp import Target, ladder, trial
-from pyro_flowsamp.flows import LayeredFlow
+from pyro_flowsamp import Target, pilot, sampling
+from pyro_flowsamp.flows.recipes import LayeredFlow
 
 QUIET = {"progress": False, "seed": 0}
 
@@ -49,7 +49,7 @@ def banana(dim):
 @pytest.fixture
 def bad_flows(monkeypatch):
     """Every Gaussian mixture is displaced by three of its own standard deviations."""
-    placed = ladder.Ladder.placed
+    placed = sampling.Ladder.placed
 
     def displaced(self, components):
         guide = placed(self, components)
@@ -58,12 +58,12 @@ def bad_flows(monkeypatch):
             guide.flow.affine.loc += 3 * guide.flow.affine.scale.diagonal()
         return guide
 
-    monkeypatch.setattr(ladder.Ladder, "placed", displaced)
+    monkeypatch.setattr(sampling.Ladder, "placed", displaced)
 
 
 @pytest.fixture
 def no_training(monkeypatch):
-    monkeypatch.setattr(ladder.Ladder, "_taught", lambda self, flow, draws, best: None)
+    monkeypatch.setattr(sampling.Ladder, "_taught", lambda self, flow, draws, best: None)
 
 
 def test_draws_do_not_depend_on_the_clock(monkeypatch):
@@ -71,7 +71,7 @@ def test_draws_do_not_depend_on_the_clock(monkeypatch):
     small = {"num_samples": 5, "num_chains": 20, **QUIET}
     first = pf.sample(conjugate, *conjugate_data(), **small)
     start = perf_counter()
-    monkeypatch.setattr(ladder, "perf_counter", lambda: (perf_counter() - start) ** 3)
+    monkeypatch.setattr(sampling, "perf_counter", lambda: (perf_counter() - start) ** 3)
     again = pf.sample(conjugate, *conjugate_data(), **small)
     assert first.attrs["method"] == again.attrs["method"]
     for site in CONJUGATE_TRUTH:
@@ -104,7 +104,7 @@ def test_two_distant_modes(dim):
 
 @pytest.mark.slow
 def test_a_flow_is_trained_where_nothing_else_mixes(bad_flows, monkeypatch):
-    monkeypatch.setattr(ladder.Ladder, "_lessons", lambda self: iter([("coupling", False)]))
+    monkeypatch.setattr(sampling.Ladder, "_lessons", lambda self: iter([("coupling", False)]))
     data = pf.sample(banana(20), num_samples=50, num_chains=1000, **QUIET)
     x = values(data, "x")
     assert "(coupling)" in data.attrs["method"]
@@ -166,7 +166,7 @@ def test_an_improper_posterior():
 
 @pytest.mark.slow
 def test_chains_that_disagree(bad_flows, no_training, monkeypatch):
-    monkeypatch.setattr(trial, "LONGEST_TRIAL", 0)
+    monkeypatch.setattr(pilot, "LONGEST_TRIAL", 0)
     with pytest.warns(UserWarning, match="the chains disagree"):
         pf.sample(mixture(2), num_samples=20, num_chains=200, **QUIET)
 
@@ -214,7 +214,7 @@ def test_attributes_can_be_saved(tmp_path):
 @pytest.fixture
 def hopeless(monkeypatch, no_training):
     """No kernel is ever seen to mix."""
-    monkeypatch.setattr(trial, "worth", lambda x: 0.01)
+    monkeypatch.setattr(pilot, "worth", lambda x: 0.01)
 
 
 @pytest.mark.slow
@@ -223,7 +223,7 @@ def test_the_user_is_told_where_no_kernel_mixes(hopeless):
         data = pf.sample(mixture(2), num_samples=3, **QUIET)
     assert data.attrs["reliable"] == 0 and data.attrs["rungs"].count("inf s") == 3
     assert not data.attrs["method"].startswith("IMH")  # jumps alone hide what they miss
-    assert data.attrs["thin"] == trial.MOST_THINNED
+    assert data.attrs["thin"] == pilot.MOST_THINNED
 
 
 @pytest.mark.slow
@@ -243,7 +243,7 @@ def test_a_kernel_that_fails_is_left_out(monkeypatch, bad_flows, no_training):
 
 
 def test_particles_that_start_chains_are_no_siblings():
-    steps = ladder.Ladder(mixture(10), 5, 100, progress=False)
+    steps = sampling.Ladder(mixture(10), 5, 100, progress=False)
     steps.anneal()
     upper = (steps.particles.mean(-1) > 0).double()
     u = upper - upper.mean()
@@ -258,7 +258,7 @@ def test_chains_go_on_from_where_they_were():
         pyro.sample("y", dist.Multinomial(total_count=21, probs=p), obs=counts)
 
     target = Target.from_model(sparse, torch.tensor([20.0, 1.0, 0.0, 0.0, 0.0]))
-    steps = ladder.Ladder(target, 1, 500, progress=False)
+    steps = sampling.Ladder(target, 1, 500, progress=False)
     pyro.set_rng_seed(0)
     steps.anneal()
     rung = steps._better(None, "HMC", pf.LatentHMC(guide=steps.placed(1)), 4)
@@ -288,7 +288,7 @@ def test_more_chains_than_draws_part(monkeypatch):
 def test_tails_that_a_flow_lacks_give_it_away():
     """Jumps by a Gaussian, of a target with a heavy tail that some chains start in."""
     target = pf.Target.from_energy(lambda x: 4 * (1 + x.square().sum(-1) / 7).log(), 1)
-    climb = ladder.Ladder(target, 100, 256, progress=False)
+    climb = sampling.Ladder(target, 100, 256, progress=False)
     climb.anneal()
     climb.particles[:20] = 40.0
     guide = climb.placed(1)
@@ -304,7 +304,7 @@ def test_tails_that_a_flow_lacks_give_it_away():
 def test_starts_are_forgotten():
     """Chains begin at particles of one mode only; jumps put the shares right before the draws."""
     target = mixture(2)
-    climb = ladder.Ladder(target, 4, 2000, progress=False)
+    climb = sampling.Ladder(target, 4, 2000, progress=False)
     climb.anneal()
     best = climb._try("IMH", pf.IMH(guide=climb.placed(1)), torch.inf)
     x = best.run.unconstrained
@@ -345,9 +345,9 @@ def test_interrupting_the_first_trial_ends_all(monkeypatch, call):
         pf.sample(mixture(2), num_samples=3, **QUIET)
 
 
-@pytest.mark.parametrize("later, kept", [(0, trial.TRIAL), (2, 2), (4, 4)])
+@pytest.mark.parametrize("later, kept", [(0, pilot.TRIAL), (2, 2), (4, 4)])
 def test_interrupting_the_draws_keeps_what_there_is(monkeypatch, later, kept):
-    interrupt_at(monkeypatch, pf.IMH, trial.SHORTEST + later)
+    interrupt_at(monkeypatch, pf.IMH, pilot.SHORTEST + later)
     with pytest.warns(UserWarning, match="interrupted"):
         data = pf.sample(mixture(2), num_samples=50, num_chains=300, **QUIET)
     assert dict(data["posterior"].sizes)["draw"] == kept

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_flowsamp.importance import ess_fraction
-from pyro_flowsamp.train import FitOptions, Stepper, fit
+from pyro_flowsamp.options import FitOptions
+from pyro_flowsamp.train import Stepper, fit
+from pyro_flowsamp.weights import ess_fraction
 
 OPTIONS = FitOptions(max_steps=200, learning_rate=0.05, window=20, progress=False)
 

@@ -8,8 +8,8 @@ import torch
 from torch.testing import assert_close
 
 from pyro_flowsamp import ess_fraction, log_evidence, pareto_k
-from pyro_flowsamp.flows import gaussian
-from pyro_flowsamp.proposal import Proposal
+from pyro_flowsamp.flows.proposal import Proposal
+from pyro_flowsamp.flows.recipes import gaussian
 
 
 def test_ess_is_kongs():

@@ -2,8 +2,8 @@
 
 from .advnf import AutoAdvNF
 from .annealing import AutoAnnealingFlow
+from .auto_flow import AutoFlow
 from .base import FlowGuide
 from .deformation import AutoDeformationFlow
-from .flow import AutoFlow
 
 __all__ = ["AutoAdvNF", "AutoAnnealingFlow", "AutoDeformationFlow", "AutoFlow", "FlowGuide"]

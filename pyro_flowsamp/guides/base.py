@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -21,16 +21,19 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.infer.autoguide.initialization import InitMessenger
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.distributions import Transform
 
-from .._model import init_to_unconstrained, is_discrete, named_arguments, signature_of
-from ..flows import FlowDistribution
-from ..proposal import NUM_DIAGNOSTIC, Proposal
-from ..target import Target, Values, same_objects
-from ..train import FitOptions, History
+from ..flows.proposal import NUM_DIAGNOSTIC, FlowDistribution, Proposal
+from ..options import FitOptions
+from ..target.context import Learnt, _as_context, _check_names, _rows, named_arguments, same_objects
+from ..target.density import Target
+from ..target.inspection import init_to_unconstrained, is_discrete
+from ..target.site import Values
+from ..train import History
 
 __all__ = ["FlowGuide"]
+
 
 GAP_TO_WARN = 1e-2  #: nats between sampling's and scoring's log q
 MOST_JUDGED = 16  #: contexts at which it is
@@ -39,67 +42,6 @@ MOST_JUDGED = 16  #: contexts at which it is
 def _hide(msg: dict) -> bool:
     """Discrete sites are summed out of the target, so the guide must not see them either."""
     return prototype_hide_fn(msg) or is_discrete(msg["fn"])
-
-
-class Learnt:
-    """What contexts a flow was trained on: each argument's shape, and each number's range.
-
-    Arguments:
-        shapes: Of one value, by argument.
-        low, high: The least and the greatest of each feature, ``(c,)``.
-    """
-
-    def __init__(self, shapes: Mapping[str, Size], low: Tensor, high: Tensor) -> None:
-        self.shapes, self.low, self.high = dict(shapes), low, high
-        self._warned = False
-
-    def with_(self, other: Learnt) -> Learnt:
-        """Of both trainings, if they were of the same arguments."""
-        if self.shapes != other.shapes:
-            return self
-        low, high = (v.to(self.low) for v in (other.low, other.high))
-        return Learnt(self.shapes, self.low.minimum(low), self.high.maximum(high))
-
-    def saved(self) -> dict[str, Any]:
-        """As plain lists, which any ``torch.load`` takes."""
-        shapes = {name: list(shape) for name, shape in self.shapes.items()}
-        return {"shapes": shapes, "low": self.low.tolist(), "high": self.high.tolist()}
-
-    @classmethod
-    def load(cls, saved: dict[str, Any]) -> Learnt:
-        shapes = {name: Size(shape) for name, shape in saved["shapes"].items()}
-        return cls(shapes, torch.tensor(saved["low"]), torch.tensor(saved["high"]))
-
-    def stack(self, name: str, value: Tensor) -> Tensor:
-        """One value or several of an argument, along a leading dimension.
-
-        Raises:
-            ValueError: The shape is neither's.
-        """
-        shape = self.shapes[name]
-        if value.shape == shape:
-            return value[None]
-        if value.dim() and value.shape[1:] == shape and len(value):
-            return value
-        raise ValueError(
-            f"context '{name}': the guide was trained on values of shape {tuple(shape)}; expected "
-            f"that or (K, *{tuple(shape)}) for K of them, got {tuple(value.shape)}"
-        )
-
-    def warn_outside(self, rows: Tensor) -> None:
-        """Warns, once, of contexts that the flow has not been trained between."""
-        low, high = self.low.to(rows), self.high.to(rows)
-        slack = 1e-5 * (high - low).abs() + 1e-6 * high.abs()
-        if self._warned or bool(((rows >= low - slack) & (rows <= high + slack)).all()):
-            return
-        self._warned = True
-        names = ", ".join(self.shapes)
-        warnings.warn(
-            f"the context ({names}) = {rows.amin(0).tolist()} to {rows.amax(0).tolist()} leaves "
-            f"the range that the flow was trained on, {low.tolist()} to {high.tolist()}: its draws "
-            f"may be far off there, and few accepted. Train on values around those you ask for.",
-            stacklevel=5,
-        )
 
 
 class FlowGuide(AutoContinuous):
@@ -449,30 +391,3 @@ def _check_flow(flow: nn.Module, target: Target, row: Tensor | None) -> None:
         raise ValueError(
             f"the flow has {tuple(shape)} features, the model needs ({target.dim},) ({sizes})."
         )
-
-
-def _check_names(model: Callable, context: Sequence[str]) -> None:
-    if isinstance(context, str):
-        raise ValueError(f"context is a list of names: ['{context}']")
-    parameters = signature_of(model).parameters if context else {}
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    unknown = [name for name in context if name not in parameters]
-    if unknown:
-        raise ValueError(
-            f"context {unknown}: no such arguments of the model, which has {list(parameters)}"
-        )
-
-
-def _as_context(value: Any, name: str) -> Tensor:
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"context '{name}' is no number or tensor: {value!r}") from error
-
-
-def _rows(values: Iterable[Tensor]) -> Tensor:
-    """Stacked values as rows ``(K, c)``."""
-    real = torch.get_default_dtype()
-    parts = [v.reshape(len(v), -1) for v in values]
-    return torch.cat([p if p.is_floating_point() else p.to(real) for p in parts], -1)

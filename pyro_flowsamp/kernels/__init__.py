@@ -1,8 +1,8 @@
-"""Kernels: exact Markov chains on a target, with a flow's help."""
+"""Kernels: exact Markov chains on a target, with the help of a flow."""
 
 from .base import FlowKernel
 from .imh import IMH
-from .jump import JumpHMC
 from .latent import LatentHMC, LatentMALA
+from .local_global import JumpHMC
 
-__all__ = ["IMH", "FlowKernel", "JumpHMC", "LatentHMC", "LatentMALA"]
+__all__ = ["FlowKernel", "IMH", "JumpHMC", "LatentHMC", "LatentMALA"]

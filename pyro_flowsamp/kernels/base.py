@@ -26,10 +26,13 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from torch.distributions import Transform
 
-from ..proposal import Proposal
-from ..target import Target, Values, same_objects
+from ..flows.proposal import Proposal
+from ..target.context import same_objects
+from ..target.density import Target
+from ..target.site import Values
 
 __all__ = ["FlowKernel", "Guide", "KernelState", "StepInfo"]
+
 
 STATISTICS = ("lp", "log_weight", "accepted", "acceptance_rate", "diverging")
 

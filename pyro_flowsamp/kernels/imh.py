@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..target import Values
-from ..transitions import imh
+from ..target.site import Values
+from ..transitions import independence
+from ..transitions.metropolis import Info
 from .base import FlowKernel, Guide
 
 __all__ = ["IMH"]
@@ -20,7 +21,7 @@ class IMH(FlowKernel):
 
     Every step proposes :math:`x' \sim q` and accepts it with
     :math:`\min(1, e^{w(x') - w(x)})`, :math:`w = \log\tilde p - \log q`; the derivation is in
-    :mod:`pyro_flowsamp.transitions.imh`. Draws of a good flow are nearly independent: acceptance
+    :mod:`pyro_flowsamp.transitions.independence`. Draws of a good flow are nearly independent: acceptance
     :math:`\operatorname{erfc}(\sqrt{\mathrm{KL}/2})` for log-normal weights. Below about 10 %, or
     where the Pareto k exceeds 0.7, use :class:`~pyro_flowsamp.LatentMALA`.
 
@@ -49,33 +50,35 @@ class IMH(FlowKernel):
         self.lookahead = lookahead
         super().__init__(model, potential_fn, guide)
 
-    def init(self, x: Tensor) -> imh.State:
+    def init(self, x: Tensor) -> independence.State:
         """The state at the flow's own rendition of ``x``.
 
         In floating point f(f⁻¹(x)) is a neighbour of x whose log q is known by the pass that
         sampling uses, so that all densities in a ratio come from one formula.
         """
-        self._ahead: list[tuple[imh.State, Tensor]] = []  # there may be other chains than before
+        self._ahead: list[
+            tuple[independence.State, Tensor]
+        ] = []  # there may be other chains than before
         z = self.proposal.pull(x)
         with torch.no_grad():
             x, ladj = self.proposal.push(z)
             log_q = self.proposal.base_log_prob(z) - ladj
-            return imh.init(x, self.log_prob(x), log_q)
+            return independence.init(x, self.log_prob(x), log_q)
 
     @torch.no_grad()
-    def step(self, state: imh.State) -> tuple[imh.State, imh.Info]:
+    def step(self, state: independence.State) -> tuple[independence.State, Info]:
         if not self._ahead:
             self._ahead = self._look_ahead(len(state.x))
         proposal, log_u = self._ahead.pop()
-        return imh.step(state, proposal, log_u)
+        return independence.step(state, proposal, log_u)
 
-    def _look_ahead(self, num_chains: int) -> list[tuple[imh.State, Tensor]]:
+    def _look_ahead(self, num_chains: int) -> list[tuple[independence.State, Tensor]]:
         steps = max(1, self.lookahead // num_chains)
         x, log_q = self.proposal.sample_and_log_prob(steps * num_chains)
-        proposals = imh.init(x, self.log_prob(x), log_q)
+        proposals = independence.init(x, self.log_prob(x), log_q)
         log_u = torch.rand_like(proposals.log_p).log()
         blocks = [t.unflatten(0, (steps, num_chains)).unbind(0) for t in (*proposals, log_u)]
-        return [(imh.State(x, p, q), u) for x, p, q, u in zip(*blocks)]
+        return [(independence.State(x, p, q), u) for x, p, q, u in zip(*blocks)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_ahead": []}

@@ -15,13 +15,14 @@ import torch
 from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor, nn
 
-from ..target import Values
+from ..target.site import Values
 from ..transitions import langevin, latent
-from ..transitions.hamiltonian import jitter
+from ..transitions.step_size import jitter, optimal_step_size
 from .base import FlowKernel, Guide
-from .pretrained import Pretrained, check_metric
+from .sharpened import Pretrained, check_metric
 
 __all__ = ["LatentHMC", "LatentMALA"]
+
 
 TINY = 1e-7  #: of the first step size; below it float32 does not move
 
@@ -56,7 +57,7 @@ class LatentHMC(FlowKernel):
     Arguments:
         model, potential_fn, guide: See :class:`~pyro_flowsamp.kernels.base.FlowKernel`.
         flow: For the tempered target, instead: any trained flow in zuko's convention. It is checked
-            before a run, see :func:`~pyro_flowsamp.kernels.pretrained.check_flow`.
+            before a run, see :func:`~pyro_flowsamp.kernels.sharpened.check_flow`.
         target: "pullback" or "tempered".
         metric: "identity" or "jacobian".
         num_steps: Leapfrog steps a trajectory; few in the Jacobian metric.
@@ -287,7 +288,7 @@ class LatentMALA(LatentHMC):
         )
 
     def first_step_size(self) -> float:
-        return langevin.optimal_step_size(self.target.dim)
+        return optimal_step_size(self.target.dim)
 
 
 def _alone(flow: nn.Module | None, others: tuple) -> Pretrained:

@@ -1,1 +1,1 @@
-"""Markov transitions on plain tensors, many chains at once; no Pyro here."""
+"""Markov transitions on plain tensors, many chains at once, without Pyro."""

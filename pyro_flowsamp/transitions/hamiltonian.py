@@ -27,13 +27,12 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import torch
-from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor
 
 from .langevin import State
-from .select import Info, metropolis, select
+from .metropolis import Info, metropolis, select
 
-__all__ = ["Info", "State", "StepSize", "hmc", "jitter", "leapfrog"]
+__all__ = ["Info", "State", "hmc", "leapfrog"]
 
 
 class Point(Protocol):
@@ -93,31 +92,3 @@ def hmc(
     diverging = (log_alpha < -1000) | ~torch.isfinite(log_alpha)
     info = Info(accepted, accept_prob, diverging)
     return select(accepted, end, state), info  # type: ignore[type-var]  # a P is a named tuple
-
-
-# ---- step sizes ---------------------------------------------------------------------------------
-
-
-class StepSize:
-    """Step sizes of any shape, by dual averaging towards an acceptance; all on their device.
-
-    A mean over many chains has little noise: steps are a third of those for a single one.
-    """
-
-    def __init__(self, start: Tensor, target_accept_prob: float) -> None:
-        self.value, self.target_accept_prob = start, target_accept_prob
-        self._averaging = DualAveraging(prox_center=(10 * start).log(), gamma=0.15)
-
-    def adapt(self, accept_prob: Tensor) -> None:
-        """One step, towards acceptances of the shape of the step sizes."""
-        self._averaging.step(self.target_accept_prob - accept_prob)
-        self.value = self._averaging.get_state()[0].exp().to(self.value)
-
-    def freeze(self) -> None:
-        """The average step size from now on; not before :meth:`adapt`."""
-        self.value = self._averaging.get_state()[1].exp().to(self.value)
-
-
-def jitter(step_size: Tensor) -> Tensor:
-    """Step sizes times uniforms on (0.8, 1.2), against resonance with a period of the target."""
-    return step_size * torch.empty_like(step_size).uniform_(0.8, 1.2)

@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .select import Info, metropolis, select
+from .metropolis import Info, metropolis, select
 
-__all__ = ["Info", "State", "init", "mala", "optimal_step_size"]
+__all__ = ["Info", "State", "init", "mala"]
 
 
 class State(NamedTuple):
@@ -54,11 +54,6 @@ class State(NamedTuple):
 
 
 Density = Callable[[Tensor], Any]  #: z → a state with at least z, log_pi and grad
-
-
-def optimal_step_size(dim: int) -> float:
-    r""":math:`1.65\, d^{-1/6}`, optimal for a standard normal (Roberts & Rosenthal, 1998)."""
-    return 1.65 * dim ** (-1 / 6)
 
 
 def init(z: Tensor, density: Density) -> State:

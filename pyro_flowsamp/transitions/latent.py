@@ -44,9 +44,9 @@ import torch
 from torch import Tensor
 
 from .langevin import Density, State
-from .select import metropolis, select
+from .metropolis import metropolis, select
 
-__all__ = ["IDENTITY", "Frame", "Info", "Jump", "kick", "step", "trajectory"]
+__all__ = ["Frame", "IDENTITY", "Info", "Jump", "kick", "step", "trajectory"]
 
 
 class Info(NamedTuple):

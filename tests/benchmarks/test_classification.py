@@ -5,7 +5,7 @@ import torch
 from problems import classification
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.targets import accuracy, log_predictive, logistic_regression
+from pyro_flowsamp.problems import accuracy, log_predictive, logistic_regression
 
 SIZES = {  # rows, and columns with the intercept
     "german_credit": (1000, 25),

@@ -21,9 +21,9 @@ from pyro_flowsamp import (
     Target,
     VectorizedMCMC,
 )
-from pyro_flowsamp.flows import coupling
-from pyro_flowsamp.maps import AffineMap
-from pyro_flowsamp.target import ModelStructureError
+from pyro_flowsamp.flows.recipes import coupling
+from pyro_flowsamp.flows.transforms import AffineMap
+from pyro_flowsamp.target.inspection import ModelStructureError
 
 KERNELS = [IMH, LatentMALA, LatentHMC, JumpHMC]
 

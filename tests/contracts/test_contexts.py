@@ -25,9 +25,9 @@ from pyro_flowsamp import (
     tempered_ensembles,
     to_arviz,
 )
-from pyro_flowsamp.flows import coupling
-from pyro_flowsamp.kernels.jump import Info
-from pyro_flowsamp.proposal import Proposal
+from pyro_flowsamp.flows.proposal import Proposal
+from pyro_flowsamp.flows.recipes import coupling
+from pyro_flowsamp.kernels.local_global import Info
 from pyro_flowsamp.transitions import latent
 
 OPTIONS = FitOptions(150, 128, 1e-2, enough=1.0, progress=False)

@@ -40,8 +40,9 @@ from pyro_flowsamp import (
     tempered_ensembles,
     to_arviz,
 )
-from pyro_flowsamp.guides.trainers import TRAINERS, Trainer
-from pyro_flowsamp.targets import funnel, mog4, phi4, rings4, unequal_pair, xy, xy_model
+from pyro_flowsamp.guides.deformation.losses import TRAINERS, Trainer
+from pyro_flowsamp.lattice import phi4, xy, xy_model
+from pyro_flowsamp.problems import funnel, mog4, rings4, unequal_pair
 from pyro_flowsamp.train import Stepper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

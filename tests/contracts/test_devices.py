@@ -25,12 +25,14 @@ from pyro_flowsamp import (
     Target,
     WeightedSum,
 )
-from pyro_flowsamp.guides import annealing
-from pyro_flowsamp.guides.annealing import LOSSES, Start
-from pyro_flowsamp.guides.trainers import TRAINERS, Trainer
-from pyro_flowsamp.symmetry import group, tied
-from pyro_flowsamp.train import FitOptions, Stepper
-from pyro_flowsamp.transitions import bridge, transport
+from pyro_flowsamp.guides.annealing import guide as annealing_guide
+from pyro_flowsamp.guides.annealing.blocks import Start
+from pyro_flowsamp.guides.annealing.losses import LOSSES
+from pyro_flowsamp.guides.deformation.losses import TRAINERS, Trainer
+from pyro_flowsamp.nn.equivariant import group, tied
+from pyro_flowsamp.options import FitOptions
+from pyro_flowsamp.smc import driver, particles, paths
+from pyro_flowsamp.train import Stepper
 
 
 def torus(x):
@@ -132,8 +134,8 @@ def test_training_a_block(name, objective, context):
     guide = _annealed(target, objective=objective)
     start, block = Start(guide.flow.start), guide.flow.new_block()
     one = torch.ones(target.dim)
-    cloud = transport.init(start.sample(128), bridge.density(target, start, 0 * one[0], one))
-    density = annealing._path_density(target, start, 0.5)
+    cloud = particles.init(start.sample(128), paths.density(target, start, 0 * one[0], one))
+    density = annealing_guide._path_density(target, start, 0.5)
     with context():
         stepper = Stepper(block.parameters(), guide.options)
         closure = guide._closure(block, cloud, density, 0.5)
@@ -150,7 +152,7 @@ def test_particles(name, context):
     with context():
         cloud = guide.particles(128, islands=4)
         stage = guide._stage(target, guide.flow.blocks[-1], 0.0)
-        cloud, _ = transport.tune(cloud, stage, 2, 0.574)
+        cloud, _ = driver.tune(cloud, stage, 2, 0.574)
         assert cloud.evidence.log_z.shape == () and cloud.draw(10).shape == (10, target.dim)
         assert cloud.mean(cloud.x).value.shape == (target.dim,)
 

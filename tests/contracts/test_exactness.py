@@ -25,11 +25,12 @@ from support.scenarios import (
 from torch.distributions import AffineTransform
 
 from pyro_flowsamp import IMH, AutoFlow, LatentMALA, Target, VectorizedMCMC
-from pyro_flowsamp._model import Site
 from pyro_flowsamp._zuko import zuko
-from pyro_flowsamp.flows import LatentDistribution, circular, coupling
-from pyro_flowsamp.proposal import Proposal
-from pyro_flowsamp.transitions import imh, latent
+from pyro_flowsamp.flows.latent import LatentDistribution
+from pyro_flowsamp.flows.proposal import Proposal
+from pyro_flowsamp.flows.recipes import circular, coupling
+from pyro_flowsamp.target.site import Site
+from pyro_flowsamp.transitions import independence, latent
 
 # chains, warm-up steps, draws
 BUDGET = {IMH: (2000, 800, 20), LatentMALA: (1000, 300, 20)}
@@ -130,7 +131,7 @@ def flipped_log_q(sample_and_log_prob, self, num):
     return x, self.base_log_prob(z) - ladj
 
 
-@mutation(imh, "step")
+@mutation(independence, "step")
 def no_log_q(step, state, proposal, log_u):
     zero = torch.zeros_like(log_u)
     return step(state._replace(log_q=zero), proposal._replace(log_q=zero), log_u)
@@ -138,7 +139,7 @@ def no_log_q(step, state, proposal, log_u):
 
 def _stale(*fields):
     """Forget to refresh some fields of the state when a proposal is accepted."""
-    return [stale(module, "step", *fields) for module in (imh, latent)]
+    return [stale(module, "step", *fields) for module in (independence, latent)]
 
 
 @mutation(latent, "trajectory")

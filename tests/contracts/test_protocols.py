@@ -31,8 +31,8 @@ from pyro_flowsamp import (
     Target,
     VectorizedMCMC,
 )
-from pyro_flowsamp.flows import RECIPES, coupling
-from pyro_flowsamp.transitions import imh, langevin
+from pyro_flowsamp.flows.recipes import RECIPES, coupling
+from pyro_flowsamp.transitions import langevin, metropolis
 
 
 def latent_hmc(*args, **options):
@@ -309,7 +309,7 @@ class Still(IMH):
 
     def step(self, state):
         no = torch.zeros_like(state.log_p, dtype=torch.bool)
-        return state, imh.Info(no, no.double(), no)
+        return state, metropolis.Info(no, no.double(), no)
 
 
 START = {"mean": torch.tensor([0.3, -1.0]), "rate": torch.tensor([0.7, 1.2])}  # rate: its log

@@ -8,9 +8,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_flowsamp import AutoFlow, FitOptions, Target, expectation, importance_flow
-from pyro_flowsamp.flows import gaussian
-from pyro_flowsamp.targets import truncated_normal
+from pyro_flowsamp import AutoFlow, FitOptions, Target, importance_flow
+from pyro_flowsamp.expectations import rare_events
+from pyro_flowsamp.flows.recipes import gaussian
+from pyro_flowsamp.problems import truncated_normal
 
 QUICK = FitOptions(60, 256, 5e-3, anneal=True, enough=0.99, progress=False)
 SMALL = {
@@ -135,13 +136,13 @@ def test_bad_flows_stay_unbiased(monkeypatch):
         torch.nn.init.normal_(block.velocity.out_weight, std=0.4)
         return block
 
-    make = expectation._AnnealingFlow._trained
+    make = rare_events._AnnealingFlow._trained
 
     def untrained(self, target, cloud, beta, before, scale):
         block, history, rollbacks = make(self, target, cloud, beta, before, scale)
         return stir(block), history, rollbacks
 
-    monkeypatch.setattr(expectation._AnnealingFlow, "_trained", untrained)
+    monkeypatch.setattr(rare_events._AnnealingFlow, "_trained", untrained)
     truth = exp(truncated_normal(2, 3).log_z)
     options = FitOptions(1, 64, 1e-6, progress=False)
     scores = []
@@ -166,7 +167,7 @@ def test_a_density_has_the_error_that_draws_have(wider):
     target = Target.from_energy(lambda x: -p.log_prob(x), 1)
     path = known_path(p.sample((40_000,)), target, 1000)
     variance = wider**2 / (2 * wider**2 - 1) ** 0.5 - 1
-    error = float(expectation._error_at_particles(path, q))
+    error = float(rare_events._error_at_particles(path, q))
     assert error == pytest.approx((variance / 1000) ** 0.5, rel=0.05, abs=1e-5)
 
 
@@ -179,7 +180,7 @@ def test_a_density_knows_of_what_the_flow_never_visits():
     )
     target = Target.from_energy(lambda x: -both.log_prob(x), 1)
     path = known_path(where + torch.randn(40_000, 1), target, 1000)
-    error = float(expectation._error_at_particles(path, normal(1)))
+    error = float(rare_events._error_at_particles(path, normal(1)))
     assert error == pytest.approx(0.1**0.5, rel=0.05)
 
 

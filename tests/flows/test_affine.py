@@ -5,8 +5,8 @@ from math import pi
 import torch
 from torch.testing import assert_close
 
-from pyro_flowsamp.flows import circular, gaussian
-from pyro_flowsamp.maps import wrap
+from pyro_flowsamp.flows.recipes import circular, gaussian
+from pyro_flowsamp.flows.transforms import wrap
 
 MIXED = torch.tensor([True, False, True, False])
 

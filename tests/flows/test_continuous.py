@@ -9,18 +9,18 @@ from support.devices import NoWaiting, default_device_elsewhere
 from support.networks import rough
 from torch.testing import assert_close
 
-from pyro_flowsamp import paths
 from pyro_flowsamp._zuko import zuko
-from pyro_flowsamp.flows import coupling, gaussian
-from pyro_flowsamp.paths import (
+from pyro_flowsamp.flows import continuous
+from pyro_flowsamp.flows.continuous import (
     METHODS,
     ContinuousTransform,
     TransportFlow,
     integrate,
     refine,
 )
-from pyro_flowsamp.proposal import Proposal
-from pyro_flowsamp.velocity import VelocityMLP
+from pyro_flowsamp.flows.proposal import Proposal
+from pyro_flowsamp.flows.recipes import coupling, gaussian
+from pyro_flowsamp.nn.mlp import VelocityMLP
 
 ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4, "dopri5": 5}
 
@@ -137,7 +137,7 @@ def test_the_error_of_a_log_density_is_measured(double):
     sampled = claimed - log_det(lambda z: coarse(None).push(z)[0], z)
     scored = claimed + claimed_back + (log_prob(back) - log_prob(z)).sum(-1)
     truth = (sampled.abs() + scored.abs()).detach()
-    measured = paths._errors(coarse, z, lambda z: log_prob(z).sum(-1))
+    measured = continuous._errors(coarse, z, lambda z: log_prob(z).sum(-1))
     assert sampled.abs().max() > 1e-5
     assert_close(measured, truth, rtol=0.1, atol=float(truth.max()) / 20)
 
@@ -160,7 +160,7 @@ def test_steps_that_suffice_are_kept(double):
 
 
 def test_a_field_too_rough_keeps_its_steps(double, monkeypatch):
-    monkeypatch.setattr(paths, "MAX_STEPS", 4)
+    monkeypatch.setattr(continuous, "MAX_STEPS", 4)
     transform = block(size=5.0, steps=2)
     with pytest.raises(ValueError, match="more than 4 rk4 steps.*Wasserstein.*float64"):
         refine(transform, torch.randn(50, 2))
@@ -198,8 +198,8 @@ def test_recomputing_changes_no_gradient(method, double):
         return torch.autograd.grad(score.square().sum(), [x, *flow.blocks.parameters()])
 
     plain = gradients()
-    for continuous in flow.blocks:
-        continuous.recompute = True
+    for block in flow.blocks:
+        block.recompute = True
     assert_close(gradients(), plain, rtol=1e-12, atol=1e-12)
     assert all(g.abs().max() > 0 for g in plain[:3])
 

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.gaussian import fit_gaussian, match
+from pyro_flowsamp.flows.gaussian_fit import fit_gaussian, match
 
 
 @pytest.fixture(autouse=True)

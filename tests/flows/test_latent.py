@@ -5,7 +5,7 @@ from math import log, pi
 import torch
 from torch.testing import assert_close
 
-from pyro_flowsamp.flows import circular
+from pyro_flowsamp.flows.recipes import circular
 
 MIXED = torch.tensor([True, False, True, False])
 

@@ -3,8 +3,8 @@
 import torch
 from torch.testing import assert_close
 
-from pyro_flowsamp import mixture
-from pyro_flowsamp.flows import coupling
+from pyro_flowsamp.flows import mixture_fit
+from pyro_flowsamp.flows.recipes import coupling
 
 
 def clusters(num, weights, centres):
@@ -14,7 +14,7 @@ def clusters(num, weights, centres):
 
 def test_as_many_components_as_clusters():
     torch.manual_seed(0)
-    fit = mixture.fit_mixture(clusters(2000, [0.25, 0.75], [[8.0, 0.0], [-8.0, 0.0]]), 16)
+    fit = mixture_fit.fit_mixture(clusters(2000, [0.25, 0.75], [[8.0, 0.0], [-8.0, 0.0]]), 16)
     order = fit.locs[:, 0].argsort()
     assert len(order) == 2
     assert_close(
@@ -25,7 +25,7 @@ def test_as_many_components_as_clusters():
 
 def test_one_component_of_one_cluster():
     torch.manual_seed(0)
-    assert len(mixture.fit_mixture(torch.randn(1000, 5), 16).log_weights) == 1
+    assert len(mixture_fit.fit_mixture(torch.randn(1000, 5), 16).log_weights) == 1
 
 
 def test_a_flow_evaluates_and_saves_only_what_it_uses():

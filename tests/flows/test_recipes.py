@@ -8,10 +8,10 @@ import torch
 from support.scenarios import shake
 from torch.testing import assert_close
 
-from pyro_flowsamp import flows
-from pyro_flowsamp.flows import circular, coupling, gaussian, spline
-from pyro_flowsamp.maps import wrap
-from pyro_flowsamp.proposal import Proposal
+from pyro_flowsamp.flows import affine
+from pyro_flowsamp.flows.proposal import Proposal
+from pyro_flowsamp.flows.recipes import circular, coupling, gaussian, spline
+from pyro_flowsamp.flows.transforms import wrap
 
 MIXED = torch.tensor([True, False, True, False])
 SMALL = {"transforms": 4, "hidden_features": (16,)}
@@ -140,7 +140,7 @@ def test_angles_stay_on_the_circle():
 @pytest.mark.parametrize("limit", [400, 3], ids=["full", "diagonal"])
 def test_an_initialized_flow_is_the_gaussian(recipe, limit, monkeypatch):
     torch.set_default_dtype(torch.float64)
-    monkeypatch.setattr(flows, "MAX_FULL_COVARIANCE", limit)
+    monkeypatch.setattr(affine, "MAX_FULL_COVARIANCE", limit)
     loc, root = torch.randn(4), torch.tril(torch.randn(4, 4), -1) + torch.diag(1 + torch.rand(4))
     flow = recipe(4)
     flow.affine.initialize(loc, root)

@@ -15,15 +15,7 @@ from support import models
 from support.models import CONJUGATE_LOG_EVIDENCE, CONJUGATE_TRUTH, QUICK, conjugate, location
 from torch.testing import assert_close
 
-from pyro_flowsamp import (
-    IMH,
-    AutoFlow,
-    FitOptions,
-    ForwardKL,
-    ReverseKL,
-    Target,
-    VectorizedMCMC,
-)
+from pyro_flowsamp import IMH, AutoFlow, FitOptions, ForwardKL, ReverseKL, Target, VectorizedMCMC
 from pyro_flowsamp.train import fit
 
 

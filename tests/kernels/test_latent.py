@@ -20,7 +20,7 @@ from support.scenarios import (
 from torch.testing import assert_close
 
 from pyro_flowsamp import JumpHMC, LatentHMC, LatentMALA
-from pyro_flowsamp.transitions import imh, latent
+from pyro_flowsamp.transitions import independence, latent
 
 # name → (kernel, chains, warm-up steps, draws)
 KERNELS = {
@@ -93,7 +93,7 @@ def flipped_mixed_moves(step, state, density, *args):
     return _swap(new), info
 
 
-@mutation(imh, "choose")
+@mutation(independence, "choose")
 def flipped_moves_in_turn(choose, w, proposals, *args):
     """Take the inverse of the ratio of global moves, where these are made in turn."""
     return choose(-w, -proposals, *args)

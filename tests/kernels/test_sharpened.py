@@ -15,7 +15,7 @@ from support.scenarios import (
 from torch.testing import assert_close
 
 from pyro_flowsamp import JumpHMC, LatentHMC, LatentMALA
-from pyro_flowsamp.proposal import Proposal
+from pyro_flowsamp.flows.proposal import Proposal
 
 # ---- the tempered target ------------------------------------------------------------------------
 

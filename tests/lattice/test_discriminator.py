@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_flowsamp.discriminators import LatticeDiscriminator
+from pyro_flowsamp.lattice.discriminator import LatticeDiscriminator
 
 
 @pytest.mark.parametrize("shape", [(6,), (4, 4), (2, 2, 2)])

@@ -7,13 +7,7 @@ import torch
 from baselines.parallel_tempering import parallel_tempering
 from support.lattice import z_score
 
-from pyro_flowsamp.targets import (
-    phi4,
-    phi4_action,
-    phi4_circle,
-    phi4_observables,
-    phi4_truth,
-)
+from pyro_flowsamp.lattice import phi4, phi4_action, phi4_exact, phi4_observables, phi4_truth
 
 MASSES = [0.25, 0.5, 0.75, 1.0]
 NUM = 10_000
@@ -123,7 +117,7 @@ def test_exact_draws(sites, params):
 
 def test_draws_from_a_coarse_grid(monkeypatch):
     """Rejection makes up for any grid: this one is four times coarser than by default."""
-    monkeypatch.setattr(phi4_circle, "REJECTED", 3.2)
+    monkeypatch.setattr(phi4_exact, "REJECTED", 3.2)
     params = 1.0, 1 / 16, 0.1
     axis = torch.arange(-6, 6, 0.02) + 0.01
     plane = torch.cartesian_prod(axis, axis)

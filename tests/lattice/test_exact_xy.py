@@ -8,7 +8,7 @@ from baselines import hmc
 from scipy.special import ive
 from support.lattice import size, z_score
 
-from pyro_flowsamp.targets import (
+from pyro_flowsamp.lattice import (
     phi4_truth,
     xy,
     xy_chain_truth,

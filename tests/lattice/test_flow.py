@@ -18,8 +18,7 @@ from pyro_flowsamp import (
     VectorizedMCMC,
     lattice_flow,
 )
-from pyro_flowsamp.lattice_flow import coarse_to_fine, cut_normal
-from pyro_flowsamp.targets import (
+from pyro_flowsamp.lattice import (
     xy,
     xy_chain_truth,
     xy_energy,
@@ -27,6 +26,8 @@ from pyro_flowsamp.targets import (
     xy_model,
     xy_torus_truth,
 )
+from pyro_flowsamp.lattice.flow import cut_normal
+from pyro_flowsamp.lattice.grid import coarse_to_fine
 
 SHAPES = [(8,), (8, 8), (6, 6), (2, 2), (3, 3), (8, 4), (4, 4, 4), (12,)]
 

@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.targets import (
+from pyro_flowsamp.lattice import (
     lattice_symmetries,
     phi4,
     phi4_action,

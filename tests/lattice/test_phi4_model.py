@@ -6,12 +6,7 @@ import pytest
 import torch
 from support.lattice import SHAPES, images, naive_action, size
 
-from pyro_flowsamp.targets import (
-    phi4,
-    phi4_action,
-    phi4_observables,
-    phi4_symmetries,
-)
+from pyro_flowsamp.lattice import phi4, phi4_action, phi4_observables, phi4_symmetries
 
 
 @pytest.fixture(autouse=True)

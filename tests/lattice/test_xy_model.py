@@ -8,7 +8,7 @@ from pyro.infer import Predictive
 from support.lattice import SHAPES, images, naive_xy, neighbours, plaquettes, size, z_score
 
 from pyro_flowsamp import AutoFlow, FitOptions
-from pyro_flowsamp.targets import (
+from pyro_flowsamp.lattice import (
     lattice_symmetries,
     vortex_density,
     xy,

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_flowsamp import symmetry
-from pyro_flowsamp.deformation import EnergyMLP
-from pyro_flowsamp.symmetry import group, tie, tied
-from pyro_flowsamp.targets import lattice_symmetries, phi4, phi4_symmetries
-from pyro_flowsamp.velocity import VelocityMLP
+from pyro_flowsamp.guides.deformation.energy_path import EnergyMLP
+from pyro_flowsamp.lattice import lattice_symmetries, phi4, phi4_symmetries
+from pyro_flowsamp.nn import equivariant
+from pyro_flowsamp.nn.equivariant import group, tie, tied
+from pyro_flowsamp.nn.mlp import VelocityMLP
 
 #: name → generators, order of the group, whether it is abelian
 GROUPS = {
@@ -172,7 +172,7 @@ def test_bad_generators(generators, message):
 
 
 def test_too_large_a_group(monkeypatch):
-    monkeypatch.setattr(symmetry, "MAX_ELEMENTS", 9)
+    monkeypatch.setattr(equivariant, "MAX_ELEMENTS", 9)
     with pytest.raises(ValueError, match="more than 9 elements"):
         group(lattice_symmetries(5))
 

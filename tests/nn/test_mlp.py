@@ -7,7 +7,7 @@ import torch
 from support.networks import rough
 from torch.testing import assert_close
 
-from pyro_flowsamp.velocity import ACTIVATIONS, TimeMLP, VelocityMLP
+from pyro_flowsamp.nn.mlp import ACTIVATIONS, TimeMLP, VelocityMLP
 
 TIMES = {
     "float": lambda: 0.3,

@@ -6,11 +6,7 @@ import torch
 from pyro import poutine
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.targets import (
-    accuracy,
-    log_predictive,
-    logistic_regression,
-)
+from pyro_flowsamp.problems import accuracy, log_predictive, logistic_regression
 
 
 @pytest.fixture(autouse=True)

@@ -4,13 +4,7 @@ import pytest
 import torch
 from support.statistics import z_score
 
-from pyro_flowsamp.targets import (
-    exp_gauss,
-    exp_gauss_unequal,
-    mog4,
-    mog8,
-    rings4,
-)
+from pyro_flowsamp.problems import exp_gauss, exp_gauss_unequal, mog4, mog8, rings4
 
 NUM = 20_000
 

@@ -8,7 +8,7 @@ from pyro import poutine
 from support.statistics import z_score
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.targets import (
+from pyro_flowsamp.problems import (
     Known,
     banana,
     exp_gauss,

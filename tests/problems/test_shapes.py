@@ -6,11 +6,7 @@ import pytest
 import torch
 from support.statistics import z_score
 
-from pyro_flowsamp.targets import (
-    banana,
-    funnel,
-    truncated_normal,
-)
+from pyro_flowsamp.problems import banana, funnel, truncated_normal
 
 NUM = 20_000
 

@@ -11,8 +11,9 @@ from support.particles import ISLANDS, LOC, NUM, run_stages, stale_log_pi, weigh
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.maps import AffineMap
-from pyro_flowsamp.transitions import bridge, transport
+from pyro_flowsamp.flows.transforms import AffineMap
+from pyro_flowsamp.smc import driver, particles, paths
+from pyro_flowsamp.smc.starts import Base, overdispersed_base
 
 
 def _worst(cloud):
@@ -53,7 +54,7 @@ def stale_origin(pull, self, x):
     return x, torch.zeros(len(x))
 
 
-@mutation(bridge, "log_path")
+@mutation(paths, "log_path")
 def later_before(log_path, state, beta):
     """Take the density before the stage at a later beta."""
     return log_path(state, beta + 0.2)
@@ -75,14 +76,14 @@ def _cliff(x):
 def _over_the_cliff(stay):
     """A map from the target to itself that draws away from the wall, before moves that mend it."""
     target = Target.from_energy(_cliff, 1)
-    base = bridge.Base(torch.zeros(1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
+    base = Base(torch.zeros(1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
     one = torch.ones(1)
-    density = bridge.density(target, base, one[0], one)
+    density = paths.density(target, base, one[0], one)
     x = dist.Gumbel(0.0, 1.0).sample((ISLANDS * NUM, 1))
     away = AffineMap(3.0 * one, one, torch.zeros(()), None)
-    before = partial(bridge.log_path, beta=one[0])
-    stage = transport.Stage(away, density, one, torch.tensor(0.1), stay, before)
-    return transport.push(transport.init(x, density, ISLANDS), stage)
+    before = partial(paths.log_path, beta=one[0])
+    stage = driver.Stage(away, density, one, torch.tensor(0.1), stay, before)
+    return driver.push(particles.init(x, density, ISLANDS), stage)
 
 
 def test_what_a_map_leaves_behind_is_not_lost():
@@ -111,15 +112,15 @@ def test_where_no_way_leads_particles_stay():
 def _aside(shift, times):
     """N(0, 1), shifted and mended by weights alone, some times over."""
     target = Target.from_energy(lambda x: 0.5 * (x.square() + math.log(2 * math.pi)).sum(-1), 1)
-    base = bridge.Base(torch.zeros(1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
+    base = Base(torch.zeros(1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
     one = torch.ones(1)
-    density = bridge.density(target, base, one[0], one)
+    density = paths.density(target, base, one[0], one)
     aside = AffineMap(shift * one, one, torch.zeros(()), None)
-    before = partial(bridge.log_path, beta=0.5 * one[0])
-    stage = transport.Stage(aside, density, one, torch.tensor(0.1), 0.3, before)
-    cloud = transport.init(torch.randn(ISLANDS * NUM, 1), density, ISLANDS)
+    before = partial(paths.log_path, beta=0.5 * one[0])
+    stage = driver.Stage(aside, density, one, torch.tensor(0.1), 0.3, before)
+    cloud = particles.init(torch.randn(ISLANDS * NUM, 1), density, ISLANDS)
     for _ in range(times):
-        cloud = transport.advance(cloud, stage, 0, math.inf)
+        cloud = driver.advance(cloud, stage, 0, math.inf)
     return cloud
 
 
@@ -160,17 +161,17 @@ def _half_normal(x):
 def test_a_particle_that_left_the_support_stays_dead(moves):
     """One mirror throws all but a few over the edge, the next brings back all but those."""
     target = Target.from_energy(_half_normal, 1)
-    start = bridge.Base(torch.ones(1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
+    start = Base(torch.ones(1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
     one = torch.ones(1)
-    cloud = transport.init(
-        start.sample(ISLANDS * NUM), bridge.density(target, start, 0 * one[0], one), ISLANDS
+    cloud = particles.init(
+        start.sample(ISLANDS * NUM), paths.density(target, start, 0 * one[0], one), ISLANDS
     )
     for beta, factor in ((0.5, -0.5), (1.0, -1.0)):
         log_det = torch.tensor(math.log(abs(factor)))
         mirror = AffineMap(0 * one, factor * one, log_det, None)
-        density = bridge.density(target, start, beta * one[0], one)
-        stage = transport.Stage(mirror, density, one, torch.tensor(0.5))
-        cloud = transport.advance(cloud, stage, moves, below=0.0)
+        density = paths.density(target, start, beta * one[0], one)
+        stage = driver.Stage(mirror, density, one, torch.tensor(0.5))
+        cloud = driver.advance(cloud, stage, moves, below=0.0)
     if not moves:
         assert (cloud.evidences == -torch.inf).all()
     assert (cloud.log_w == -torch.inf).double().mean() > 0.8
@@ -178,11 +179,11 @@ def test_a_particle_that_left_the_support_stays_dead(moves):
 
 def test_islands_have_step_sizes_of_their_own():
     target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
-    base, ones = bridge.overdispersed_base(target, 64), torch.ones(2)
-    density = bridge.density(target, base, ones[0], ones)
-    cloud = transport.init(torch.randn(400, 2), density, 2)
-    stage = transport.Stage(None, density, ones, torch.tensor([1e-9, 2.5]))
-    moved, sizes = transport.tune(cloud, stage, 3, 0.574)
+    base, ones = overdispersed_base(target, 64), torch.ones(2)
+    density = paths.density(target, base, ones[0], ones)
+    cloud = particles.init(torch.randn(400, 2), density, 2)
+    stage = driver.Stage(None, density, ones, torch.tensor([1e-9, 2.5]))
+    moved, sizes = driver.tune(cloud, stage, 3, 0.574)
     how_far = (moved.x - cloud.x).abs().view(2, 200, 2).amax((1, 2))
     assert how_far[0] < 1e-6 and how_far[1] > 0.1
     assert 1e-9 < sizes[0] < 1e-8 and 0.1 < sizes[1] < 2.5  # each by its own acceptance

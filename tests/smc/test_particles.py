@@ -4,8 +4,8 @@ import torch
 from support.particles import run_stages
 from torch.testing import assert_close
 
-from pyro_flowsamp.importance import log_evidence
-from pyro_flowsamp.transitions import transport
+from pyro_flowsamp.smc import particles
+from pyro_flowsamp.weights import log_evidence
 
 
 def test_the_evidence_not_its_log_is_unbiased():
@@ -17,13 +17,13 @@ def test_the_evidence_not_its_log_is_unbiased():
 
 def test_systematic_resampling_keeps_expected_counts():
     log_w = torch.randn(3, 100).double()
-    counts = torch.stack([i.bincount(minlength=100) for i in transport.systematic(log_w, 1000)])
+    counts = torch.stack([i.bincount(minlength=100) for i in particles.systematic(log_w, 1000)])
     assert (counts - 1000 * log_w.softmax(-1)).abs().max() <= 1
 
 
 def test_systematic_resampling_is_unbiased():
     log_w = torch.tensor([0.5, 0.3, 0.2]).double().log().expand(20_000, 3)
-    counts = torch.stack([(transport.systematic(log_w) == i).sum(1) for i in range(3)], 1).double()
+    counts = torch.stack([(particles.systematic(log_w) == i).sum(1) for i in range(3)], 1).double()
     error = counts.std(0) / len(counts) ** 0.5
     assert (counts.mean(0) - 3 * log_w[0].exp()).abs().le(4.5 * error).all()
 
@@ -40,5 +40,5 @@ def test_draws_are_equally_weighted():
 def test_the_dead_count_for_nothing_wherever_they_are():
     log_w = torch.tensor([[0.0, -torch.inf], [0.0, 0.0]]).double()
     values = torch.tensor([1.0, torch.nan, 2.0, 3.0])
-    cloud = transport.Cloud(None, log_w, torch.zeros(2).double())
+    cloud = particles.Cloud(None, log_w, torch.zeros(2).double())
     assert_close(float(cloud.mean(values).value), (0.5 * 1.0 + 1.0 * 2.5) / 1.5)

@@ -8,8 +8,8 @@ from support.scenarios import (
 )
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.gaussian import ascend
-from pyro_flowsamp.transitions import bridge
+from pyro_flowsamp.flows.gaussian_fit import ascend
+from pyro_flowsamp.smc.starts import overdispersed_base
 
 
 @pytest.fixture(autouse=True)
@@ -32,5 +32,5 @@ def test_ascent_goes_uphill_and_stops_at_an_edge():
 @pytest.mark.parametrize("seed", range(5))
 def test_the_base_covers_lower_modes(seed):
     pyro.set_rng_seed(seed)
-    base = bridge.overdispersed_base(far_modes(), 512)
+    base = overdispersed_base(far_modes(), 512)
     assert abs(base.loc[0]) < 1 and base.scale[0] > 8

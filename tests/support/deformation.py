@@ -6,16 +6,9 @@ import torch
 from support.mutations import mutation
 from support.networks import roughened
 
-from pyro_flowsamp import (
-    AutoDeformationFlow,
-    FitOptions,
-    Target,
-)
-from pyro_flowsamp.deformation import (
-    BoltzmannPath,
-    EnergyMLP,
-)
-from pyro_flowsamp.velocity import VelocityMLP
+from pyro_flowsamp import AutoDeformationFlow, FitOptions, Target
+from pyro_flowsamp.guides.deformation.energy_path import BoltzmannPath, EnergyMLP
+from pyro_flowsamp.nn.mlp import VelocityMLP
 
 QUICK = FitOptions(
     max_steps=20, batch_size=96, learning_rate=1e-2, window=10, anneal=True, progress=False

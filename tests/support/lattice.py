@@ -5,7 +5,7 @@ from math import cos
 
 import torch
 
-from pyro_flowsamp.symmetry import group
+from pyro_flowsamp.nn.equivariant import group
 
 SHAPES = [(2,), (5,), (2, 2), (3, 4), (2, 3, 4)]
 

@@ -7,8 +7,9 @@ import torch
 from support.mutations import mutation
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.maps import AffineMap
-from pyro_flowsamp.transitions import bridge, transport
+from pyro_flowsamp.flows.transforms import AffineMap
+from pyro_flowsamp.smc import driver, particles, paths
+from pyro_flowsamp.smc.starts import Base
 
 ISLANDS, NUM = 1000, 50
 LOC = torch.tensor([1.0, -0.5])
@@ -23,31 +24,31 @@ def two_widths_energy(x):
 def run_stages(moves=2, below=0.5, stay=0.0):
     """Move particles by a bad map at each of three stages."""
     target = Target.from_energy(two_widths_energy, 2)
-    start = bridge.Base(torch.zeros(2), 3 * torch.ones(2), torch.zeros(2, dtype=torch.bool))
+    start = Base(torch.zeros(2), 3 * torch.ones(2), torch.zeros(2, dtype=torch.bool))
     ones = torch.ones(2)
-    cloud = transport.init(
-        start.sample(ISLANDS * NUM), bridge.density(target, start, 0 * ones[0], ones), ISLANDS
+    cloud = particles.init(
+        start.sample(ISLANDS * NUM), paths.density(target, start, 0 * ones[0], ones), ISLANDS
     )
     previous = 0.0
     for beta, shift, factor in ((0.2, 0.3, 0.9), (0.6, 0.2, 1.1), (1.0, -0.2, 0.8)):
         scale = torch.tensor([0.7, 1.3])
         log_det = torch.tensor(2 * math.log(factor))
         bad = AffineMap(shift * ones, factor * ones, log_det, None)
-        density = bridge.density(target, start, ones[0] * beta, scale)
-        before = partial(bridge.log_path, beta=torch.tensor(previous))
-        stage = transport.Stage(bad, density, scale, torch.tensor(0.8), stay, before)
-        cloud, previous = transport.advance(cloud, stage, moves, below), beta
+        density = paths.density(target, start, ones[0] * beta, scale)
+        before = partial(paths.log_path, beta=torch.tensor(previous))
+        stage = driver.Stage(bad, density, scale, torch.tensor(0.8), stay, before)
+        cloud, previous = driver.advance(cloud, stage, moves, below), beta
     return cloud
 
 
-@mutation(transport, "reweight")
+@mutation(particles, "reweight")
 def stale_log_pi(reweight, cloud, state, ladj=0.0):
     """Keep the density of the place where the particle was."""
     new = reweight(cloud, state, ladj)
     return new._replace(state=state._replace(log_pi=cloud.state.log_pi))
 
 
-@mutation(transport, "resample")
+@mutation(particles, "resample")
 def weights_kept(resample, cloud, below):
     """Keep the weights after resampling."""
     return resample(cloud, below)._replace(log_w=cloud.log_w)

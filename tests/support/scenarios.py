@@ -21,8 +21,8 @@ from scipy.special import iv
 from torch import Tensor
 
 from pyro_flowsamp import AutoFlow, Target
-from pyro_flowsamp.flows import LayeredFlow, circular, coupling, spline
-from pyro_flowsamp.mixture import Mixture
+from pyro_flowsamp.flows.mixture_fit import Mixture
+from pyro_flowsamp.flows.recipes import LayeredFlow, circular, coupling, spline
 
 THRESHOLD = 4.5  #: of |z|; about one false alarm in 150 000 moments
 

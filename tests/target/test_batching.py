@@ -11,7 +11,7 @@ from support.models import BATCHING, named
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.target import ModelStructureError
+from pyro_flowsamp.target.inspection import ModelStructureError
 
 
 @pytest.mark.filterwarnings("ignore:the density is evaluated point by point")

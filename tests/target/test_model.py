@@ -9,7 +9,7 @@ from pyro.infer.reparam import LocScaleReparam
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.target import ModelStructureError
+from pyro_flowsamp.target.inspection import ModelStructureError
 
 
 def imputed(y):

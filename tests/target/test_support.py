@@ -11,7 +11,7 @@ from torch.distributions import AffineTransform
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.target import ModelStructureError
+from pyro_flowsamp.target.inspection import ModelStructureError
 
 Y = torch.tensor([1.0, 2.0, 3.0])
 

@@ -13,8 +13,9 @@ from support.scenarios import (
 from torch.testing import assert_close
 
 from pyro_flowsamp import AutoFlow, LatentHMC, Target
-from pyro_flowsamp.flows import spline
+from pyro_flowsamp.flows.recipes import spline
 from pyro_flowsamp.transitions import hamiltonian, langevin, latent
+from pyro_flowsamp.transitions.step_size import StepSize, jitter
 
 # ---- the leapfrog -------------------------------------------------------------------------------
 
@@ -130,9 +131,9 @@ def test_a_step_waits_for_nothing(context):
     target = SCENARIOS["half space"].source()
     density = hmc.density_of(target)
     state = langevin.init(target.initial_points(8), density)
-    step_size = hamiltonian.StepSize(state.z.new_tensor(0.5), 0.8)
+    step_size = StepSize(state.z.new_tensor(0.5), 0.8)
     with context():
-        epsilon = hamiltonian.jitter(step_size.value.expand(8, 1).clone())
+        epsilon = jitter(step_size.value.expand(8, 1).clone())
         momentum, log_u = torch.randn_like(state.z), torch.rand_like(state.log_pi).log()
         _, info = hamiltonian.hmc(state, density, epsilon, 3, momentum, log_u)
         step_size.adapt(info.accept_prob.mean())

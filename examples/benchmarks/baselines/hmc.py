@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_flowsamp import Target
 from pyro_flowsamp.transitions import hamiltonian, langevin
+from pyro_flowsamp.transitions.step_size import StepSize, jitter
 
 __all__ = ["HMCDraws", "density_of", "sample", "spread"]
 
@@ -87,11 +88,11 @@ def sample(
     density = density_of(density) if isinstance(density, Target) else density
     num_chains, dim = x0.shape
     scale, first = torch.ones_like(x0[0]), torch.full_like(x0[0, 0], dim**-0.25)
-    step_size = hamiltonian.StepSize(first, target_accept_prob)
+    step_size = StepSize(first, target_accept_prob)
     state, rescaled = langevin.init(x0, density), density
     window, kept, infos = [], [], []
     for t in range(-warmup_steps, num_samples):
-        epsilon = hamiltonian.jitter(step_size.value.expand(num_chains, 1).clone())
+        epsilon = jitter(step_size.value.expand(num_chains, 1).clone())
         momentum, log_u = torch.randn_like(state.z), torch.rand_like(state.log_pi).log()
         state, info = hamiltonian.hmc(state, rescaled, epsilon, num_steps, momentum, log_u)
         if t >= 0:
@@ -106,7 +107,7 @@ def sample(
             new = spread(torch.cat(window))
             state = state._replace(z=state.z * scale / new, grad=state.grad * new / scale)
             scale, rescaled, window = new, _rescaled(density, new), []
-            step_size = hamiltonian.StepSize(first, target_accept_prob)
+            step_size = StepSize(first, target_accept_prob)
     return HMCDraws(
         torch.stack(kept, 1),
         torch.stack([info.accept_prob for info in infos], 1).mean(1),

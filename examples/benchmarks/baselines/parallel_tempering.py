@@ -1,7 +1,7 @@
 r"""Parallel tempering: chains at several temperatures, which exchange their states.
 
 The replicas :math:`x_0, \dots, x_{R-1}` of an ensemble have the joint density
-:math:`\prod_i \pi_{\beta_i}(x_i)` on the path of :mod:`pyro_flowsamp.transitions.bridge`,
+:math:`\prod_i \pi_{\beta_i}(x_i)` on the path of :mod:`pyro_flowsamp.smc.paths`,
 :math:`1 = \beta_0 > \dots > \beta_{R-1} = 0`. Local moves (here HMC, and at :math:`\beta = 0`
 independent draws of the base) leave each factor invariant. The exchange of :math:`x_i` and
 :math:`x_j` is its own inverse and preserves volume; with :math:`\ell = \log\tilde p - \log b`
@@ -32,10 +32,13 @@ import torch
 from torch import Tensor
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.importance import Evidence
-from pyro_flowsamp.transitions import bridge, hamiltonian
-from pyro_flowsamp.transitions.bridge import Base, State
-from pyro_flowsamp.transitions.select import metropolis
+from pyro_flowsamp.smc import paths
+from pyro_flowsamp.smc.paths import State
+from pyro_flowsamp.smc.starts import Base, overdispersed_base
+from pyro_flowsamp.transitions import hamiltonian
+from pyro_flowsamp.transitions.metropolis import Info, metropolis
+from pyro_flowsamp.transitions.step_size import StepSize, jitter
+from pyro_flowsamp.weights import Evidence
 
 from .hmc import spread
 
@@ -85,7 +88,7 @@ def explore(
     base: Base,
     step_size: Tensor,
     num_steps: int,
-) -> tuple[State, hamiltonian.Info]:
+) -> tuple[State, Info]:
     """A trajectory of each replica, step sizes ``(R - 1,)``; the hottest are drawn afresh.
 
     The Info is of all but the hottest.
@@ -94,11 +97,11 @@ def explore(
     each = num_rows // len(ladder.betas)
     beta, scale = ladder.rows(num_rows)
     local = State(*(v[:-each] for v in state))
-    density = bridge.density(target, base, beta[:-each], scale[:-each])
-    epsilon = hamiltonian.jitter(step_size.unsqueeze(1).expand(-1, each).reshape(-1, 1))
+    density = paths.density(target, base, beta[:-each], scale[:-each])
+    epsilon = jitter(step_size.unsqueeze(1).expand(-1, each).reshape(-1, 1))
     momentum, log_u = torch.randn_like(local.z), torch.rand_like(local.log_pi).log()
     local, info = hamiltonian.hmc(local, density, epsilon, num_steps, momentum, log_u)
-    hot = bridge.density(target, base, beta[-each:], scale[-each:])(base.sample(each) / scale[-1])
+    hot = paths.density(target, base, beta[-each:], scale[-each:])(base.sample(each) / scale[-1])
     return State(*(torch.cat(pair) for pair in zip(local, hot))), info
 
 
@@ -125,7 +128,7 @@ def swap(
     source = rank + torch.cat([accepted, none]) - torch.cat([none, accepted])
     each = ratio.shape[1]
     rows = (source * each + torch.arange(each, device=ratio.device)).flatten()
-    moved = bridge.place(State(*(v[rows] for v in state)), *ladder.rows(len(rows)))
+    moved = paths.place(State(*(v[rows] for v in state)), *ladder.rows(len(rows)))
     return moved, accept_prob
 
 
@@ -177,7 +180,7 @@ def parallel_tempering(
     Raises:
         ValueError: ``betas`` do not fall from one to zero.
     """
-    base = base or bridge.overdispersed_base(target, 512)
+    base = base or overdispersed_base(target, 512)
     cubes = torch.linspace(1, 0, num_replicas, dtype=torch.double) ** 3
     given = cubes.tolist() if betas is None else list(betas)
     if not (given[0] == 1 and given[-1] == 0 and all(a > b for a, b in zip(given, given[1:]))):
@@ -189,9 +192,9 @@ def parallel_tempering(
         inside = torch.isfinite(target.log_prob(x)).unsqueeze(-1)
     x = torch.where(inside, x, target.initial_points(len(x)))
     rows, scale = ladder.rows(len(x))
-    state = bridge.density(target, base, rows, scale)(x / scale)
+    state = paths.density(target, base, rows, scale)(x / scale)
     first = torch.full_like(ladder.scale[1:, 0], target.dim**-0.25)
-    step_size = hamiltonian.StepSize(first, target_accept_prob)
+    step_size = StepSize(first, target_accept_prob)
     rounds = {-(warmup_steps * k // 16) for k in (15, 14, 12, 8, 4)}
     log_sums = state.log_p.new_full((len(beta) - 1, num_chains), -torch.inf)
     window, swaps, kept, moves = [], [], [], []
@@ -218,8 +221,8 @@ def parallel_tempering(
             scale = spread(torch.cat(window))
             new = ladder.betas if betas is not None else _equalised(ladder.betas, rejection)
             ladder, window, swaps = TemperatureLadder(new, scale), [], []
-            state = bridge.place(state, *ladder.rows(len(state.x)))
-            step_size = hamiltonian.StepSize(first, target_accept_prob)
+            state = paths.place(state, *ladder.rows(len(state.x)))
+            step_size = StepSize(first, target_accept_prob)
     return TemperingDraws(
         torch.stack(kept, 1),
         ladder.betas,

@@ -28,8 +28,8 @@ from stored_runs import DOCS, collect, load, markdown, names, spread
 from stored_runs import options as stored_options
 
 from pyro_flowsamp import IMH, AutoAdvNF, FitOptions, Target, VectorizedMCMC, ess_fraction, tempered
-from pyro_flowsamp.flows import spline
-from pyro_flowsamp.targets import Known, mog4, mog8, rings4
+from pyro_flowsamp.flows.recipes import spline
+from pyro_flowsamp.problems import Known, mog4, mog8, rings4
 
 STUDY = "advnf_synthetic.jsonl"  #: the file of its stored runs
 TARGETS = {"MOG-4": mog4, "MOG-8": mog8, "Rings-4": rings4}

@@ -49,7 +49,7 @@ from pyro_flowsamp import (
     lattice_flow,
     tempered_ensembles,
 )
-from pyro_flowsamp.targets import (
+from pyro_flowsamp.lattice import (
     vortex_density,
     xy_energy,
     xy_magnetization,

@@ -37,7 +37,7 @@ from problems.classification import load as load_classes
 from stored_runs import DOCS, RESULTS, collect, load, markdown, spread
 
 from pyro_flowsamp import AutoAnnealingFlow, AutoFlow, FitOptions, ReverseKL, Target, ess_fraction
-from pyro_flowsamp.targets import (
+from pyro_flowsamp.problems import (
     Known,
     accuracy,
     exp_gauss,

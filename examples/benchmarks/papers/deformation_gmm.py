@@ -26,13 +26,8 @@ from metrics import ess_forward, ess_reverse, forward_kl, hausdorff, reverse_kl
 from stored_runs import DOCS, collect, load, markdown, spread
 from stored_runs import options as stored_options
 
-from pyro_flowsamp import (
-    AutoDeformationFlow,
-    FitOptions,
-    diffusion,
-    log_evidence,
-)
-from pyro_flowsamp.targets import Known, mog4, unequal_pair
+from pyro_flowsamp import AutoDeformationFlow, FitOptions, diffusion, log_evidence
+from pyro_flowsamp.problems import Known, mog4, unequal_pair
 
 matplotlib.use("Agg")
 STUDY = "deformation_gmm.jsonl"  #: the file of its stored runs

@@ -27,11 +27,9 @@ from metrics import ess_forward, ess_reverse, hausdorff, reverse_kl
 from stored_runs import DOCS, collect, load, markdown, names, spread
 from stored_runs import options as stored_options
 
-from pyro_flowsamp import (
-    AutoDeformationFlow,
-    log_evidence,
-)
-from pyro_flowsamp.targets import Known, lattice_symmetries, phi4, phi4_truth
+from pyro_flowsamp import AutoDeformationFlow, log_evidence
+from pyro_flowsamp.lattice import lattice_symmetries, phi4, phi4_truth
+from pyro_flowsamp.problems import Known
 
 matplotlib.use("Agg")
 STUDY = "deformation_phi4.jsonl"  #: the file of its stored runs

@@ -12,7 +12,7 @@ from pyro_flowsamp import (
     VectorizedMCMC,
     ess_fraction,
 )
-from pyro_flowsamp.targets import Known
+from pyro_flowsamp.problems import Known
 from pyro_flowsamp.train import fit
 
 __all__ = ["options", "through_imh", "train", "train_by_reverse_kl"]

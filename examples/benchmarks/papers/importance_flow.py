@@ -36,7 +36,7 @@ from pyro_flowsamp import (
     VectorizedMCMC,
     importance_flow,
 )
-from pyro_flowsamp.targets import banana, truncated_normal
+from pyro_flowsamp.problems import banana, truncated_normal
 
 STUDY = "importance_flow.jsonl"  #: the file of its stored runs
 ESTIMATORS = ("particles", "density", "ratio")

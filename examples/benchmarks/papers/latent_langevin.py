@@ -30,9 +30,9 @@ from metrics import mmd, wasserstein2
 from stored_runs import DOCS, RESULTS, collect, load, markdown, spread
 
 from pyro_flowsamp import FitOptions, ForwardKL, LatentMALA, VectorizedMCMC, ess_fraction
-from pyro_flowsamp.flows import LayeredFlow, coupling, spline
-from pyro_flowsamp.mixture import Mixture
-from pyro_flowsamp.proposal import Proposal
+from pyro_flowsamp.flows.mixture_fit import Mixture
+from pyro_flowsamp.flows.proposal import Proposal
+from pyro_flowsamp.flows.recipes import LayeredFlow, coupling, spline
 from pyro_flowsamp.train import fit
 
 matplotlib.use("Agg")

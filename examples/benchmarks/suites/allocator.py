@@ -28,7 +28,7 @@ def run(steps: int) -> dict[str, float]:
     import torch
 
     from pyro_flowsamp import AutoDeformationFlow, FitOptions
-    from pyro_flowsamp.targets import phi4
+    from pyro_flowsamp.lattice import phi4
 
     torch.manual_seed(0)
     options = FitOptions(steps, 600, 2e-2, window=steps, anneal=True, enough=1.0, progress=False)

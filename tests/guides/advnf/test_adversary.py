@@ -8,11 +8,11 @@ from support.discriminators import Fixed
 from torch import nn
 from torch.testing import assert_close
 
-from pyro_flowsamp.adversary import LOSSES, AdversarialKL, Adversary, Ensemble
-from pyro_flowsamp.discriminators import DenseDiscriminator
-from pyro_flowsamp.flows import coupling
-from pyro_flowsamp.guides.advnf import fading
-from pyro_flowsamp.targets import mog4
+from pyro_flowsamp.flows.recipes import coupling
+from pyro_flowsamp.guides.advnf.adversary import LOSSES, AdversarialKL, Adversary, Ensemble
+from pyro_flowsamp.guides.advnf.discriminator import DenseDiscriminator
+from pyro_flowsamp.guides.advnf.guide import fading
+from pyro_flowsamp.problems import mog4
 
 NO_ANGLES = torch.zeros(2, dtype=torch.bool)
 

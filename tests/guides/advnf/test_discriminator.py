@@ -7,13 +7,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pyro_flowsamp import (
-    AutoAdvNF,
-    FitOptions,
-    lattice_discriminator,
-)
-from pyro_flowsamp.discriminators import DenseDiscriminator, LatticeDiscriminator
-from pyro_flowsamp.targets import mog4
+from pyro_flowsamp import AutoAdvNF, FitOptions, lattice_discriminator
+from pyro_flowsamp.guides.advnf.discriminator import DenseDiscriminator
+from pyro_flowsamp.lattice.discriminator import LatticeDiscriminator
+from pyro_flowsamp.problems import mog4
 
 SHORT = FitOptions(4, 32, 1e-3, window=2, enough=1.0, progress=False)
 

@@ -19,9 +19,10 @@ from pyro_flowsamp import (
     lattice_discriminator,
     lattice_flow,
 )
-from pyro_flowsamp.adversary import LOSSES
-from pyro_flowsamp.flows import spline
-from pyro_flowsamp.targets import mog4, mog8, rings4, xy, xy_energy, xy_model, xy_torus_truth
+from pyro_flowsamp.flows.recipes import spline
+from pyro_flowsamp.guides.advnf.adversary import LOSSES
+from pyro_flowsamp.lattice import xy, xy_energy, xy_model, xy_torus_truth
+from pyro_flowsamp.problems import mog4, mog8, rings4
 
 SHORT = FitOptions(4, 32, 1e-3, window=2, enough=1.0, progress=False)
 QUICK = FitOptions(120, 192, 5e-3, window=40, anneal=True, enough=1.0, progress=False)

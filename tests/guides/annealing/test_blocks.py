@@ -5,9 +5,12 @@ import torch
 from support.annealing import QUICK, SMALL, normal_target
 from torch.testing import assert_close
 
-from pyro_flowsamp import AutoAnnealingFlow, Target
-from pyro_flowsamp.guides import annealing
-from pyro_flowsamp.transitions import bridge, transport
+from pyro_flowsamp import AutoAnnealingFlow, Target, train
+from pyro_flowsamp.guides.annealing import blocks
+from pyro_flowsamp.guides.annealing import guide as annealing_guide
+from pyro_flowsamp.nn import mlp
+from pyro_flowsamp.smc import driver, particles, paths
+from pyro_flowsamp.smc.starts import Base
 
 # ---- paths that lead nowhere ---------------------------------------------------------------------
 
@@ -17,11 +20,11 @@ class NotFinite:
 
     def __init__(self, monkeypatch, times):
         self.times, self.histories, self.rates = times, [], []
-        self.with_divergence = annealing.VelocityMLP.with_divergence
-        self.fit = annealing.fit
+        self.with_divergence = mlp.VelocityMLP.with_divergence
+        self.fit = train.fit
         spoilt = lambda network, t, x: self.spoilt(network, t, x)  # noqa: E731
-        monkeypatch.setattr(annealing.VelocityMLP, "with_divergence", spoilt)
-        monkeypatch.setattr(annealing, "fit", self.counted)
+        monkeypatch.setattr(mlp.VelocityMLP, "with_divergence", spoilt)
+        monkeypatch.setattr(annealing_guide, "fit", self.counted)
 
     def spoilt(self, network, t, x):
         velocity, divergence = self.with_divergence(network, t, x)
@@ -64,15 +67,17 @@ def test_a_velocity_that_is_never_finite_is_given_up(monkeypatch):
 
 def _toward(shift):
     """Particles of N(0, 1), the next density N(1, 1), and a block that shifts by so much."""
-    block = annealing.Block(1, 8)  # which moves nothing yet
+    block = blocks.Block(1, 8)  # which moves nothing yet
     block.velocity.out_bias.data.fill_(shift)
     ones = torch.ones(1)
-    base = bridge.Base(torch.zeros(1), ones, torch.zeros(1, dtype=torch.bool))
+    base = Base(torch.zeros(1), ones, torch.zeros(1, dtype=torch.bool))
     target = Target.from_energy(lambda x: 0.5 * (x[:, 0] - 1).square(), 1)
-    cloud = transport.init(base.sample(20000), bridge.density(target, base, 0 * ones[0], ones))
-    density = bridge.density(target, base, ones[0], ones)
-    unmoved = transport.push(cloud, transport.Stage(None, density, ones, ones[0]))
-    return annealing._share_to_stay(block, cloud, unmoved, lambda x: base.log_prob_and_grad(x)[0])
+    cloud = particles.init(base.sample(20000), paths.density(target, base, 0 * ones[0], ones))
+    density = paths.density(target, base, ones[0], ones)
+    unmoved = driver.push(cloud, driver.Stage(None, density, ones, ones[0]))
+    return annealing_guide._share_to_stay(
+        block, cloud, unmoved, lambda x: base.log_prob_and_grad(x)[0]
+    )
 
 
 @pytest.mark.parametrize("shift, share", [(1.0, 0.02), (-3.0, 1.0), (0.0, 1.0)])

@@ -15,9 +15,9 @@ from support.mutations import must_fail, mutation
 from torch.testing import assert_close
 
 from pyro_flowsamp import IMH, AutoAnnealingFlow, FitOptions, Target, VectorizedMCMC
-from pyro_flowsamp.flows import gaussian
-from pyro_flowsamp.guides import annealing
-from pyro_flowsamp.targets import exp_gauss, gmm, unequal_pair
+from pyro_flowsamp.flows.recipes import gaussian
+from pyro_flowsamp.guides.annealing import guide as annealing_guide
+from pyro_flowsamp.problems import exp_gauss, gmm, unequal_pair
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_corrected_weights_of_modes_and_evidence(pair):
     assert abs(share.value - known.weights[0]) < 4.5 * share.standard_error
 
 
-@mutation(annealing.transport, "push")
+@mutation(annealing_guide.transport, "push")
 def flipped_log_det(push, cloud, stage):
     right = push(cloud, stage)
     ladj = stage.map.push(cloud.x)[1].detach().double().view_as(right.log_w)
@@ -65,11 +65,11 @@ def test_blocks_make_weights_even():
 @pytest.mark.slow
 def test_the_flow_s_own_draws_are_scored_right(monkeypatch):
     """Steps that would do for the particles, here any, are not the last word."""
-    monkeypatch.setattr(annealing, "STEP_TOLERANCE", 10.0)
+    monkeypatch.setattr(annealing_guide, "STEP_TOLERANCE", 10.0)
     gaps = []
     for doublings in (0, 5):
         torch.manual_seed(0)
-        monkeypatch.setattr(annealing, "DOUBLINGS", doublings)
+        monkeypatch.setattr(annealing_guide, "DOUBLINGS", doublings)
         guide = AutoAnnealingFlow(unequal_pair().target, method="euler", **SMALL)
         gaps.append(guide.fit().log_q_gap)
     assert gaps[1] < gaps[0] / 5
@@ -334,13 +334,13 @@ def test_pyro_takes_it_as_a_guide():
 
 
 def test_particles_move_by_frozen_steps(pair, monkeypatch):
-    mala, used = annealing.langevin.mala, []
+    mala, used = annealing_guide.langevin.mala, []
 
     def seen(state, density, step_size, *variates):
         used.append(float(step_size))
         return mala(state, density, step_size, *variates)
 
-    monkeypatch.setattr(annealing.langevin, "mala", seen)
+    monkeypatch.setattr(annealing_guide.langevin, "mala", seen)
     pair.particles(512)
     frozen = [float(block.step_size) for block in pair.flow.blocks for _ in range(pair.moves)]
     assert used == frozen and len(set(frozen)) > 1

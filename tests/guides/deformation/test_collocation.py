@@ -23,18 +23,11 @@ from support.networks import roughened
 from support.particles import stale_log_pi, weights_kept
 from torch.testing import assert_close
 
-from pyro_flowsamp import (
-    AutoDeformationFlow,
-    FitOptions,
-    Target,
-    log_evidence,
-)
-from pyro_flowsamp.deformation import (
-    BoltzmannPath,
-    GeneralisedNormal,
-    residual,
-)
-from pyro_flowsamp.guides import trainers, walkers
+from pyro_flowsamp import AutoDeformationFlow, FitOptions, Target, log_evidence
+from pyro_flowsamp.guides.deformation import collocation, losses
+from pyro_flowsamp.guides.deformation.energy_path import BoltzmannPath
+from pyro_flowsamp.guides.deformation.losses import residual
+from pyro_flowsamp.guides.deformation.velocity_flow import GeneralisedNormal
 
 # ---- walkers -------------------------------------------------------------------------------------
 
@@ -42,7 +35,7 @@ from pyro_flowsamp.guides import trainers, walkers
 def crowds(width=1.0):
     guide = bad_guide("trainable")
     flow, times = guide.flow, torch.tensor(guide.times)
-    return guide, walkers.Walkers(
+    return guide, collocation.Walkers(
         flow.path, flow.velocity, guide.bind(), guide.get_base_dist(), times, width
     )
 
@@ -63,8 +56,8 @@ def test_explorers_know_the_evidence(width):
 )
 def test_crowds_are_small_runs_of_particles(mistake, below, monkeypatch):
     """From base to target they take a refresh for each time; their evidence is unbiased."""
-    monkeypatch.setattr(walkers, "FOLLOWERS", 1024)
-    monkeypatch.setattr(walkers, "RESAMPLE_BELOW", below)
+    monkeypatch.setattr(collocation, "FOLLOWERS", 1024)
+    monkeypatch.setattr(collocation, "RESAMPLE_BELOW", below)
     pyro.set_rng_seed(1)  # whose velocity spreads the weights little
     _, crowd = crowds()
     crowd.step_sizes = torch.full_like(crowd.step_sizes, 0.5)
@@ -93,7 +86,7 @@ def test_weights_along_a_solution(mistake, double):
     times, base = torch.linspace(0, 1, 65), GeneralisedNormal(path.loc, 2.0)
 
     def largest_gaps():
-        crowd = walkers.Walkers(path, velocity, target, base, times, 1.0)
+        crowd = collocation.Walkers(path, velocity, target, base, times, 1.0)
         for _ in times:
             crowd.refresh()
         arrived = crowd.explorers.spots.x[-1]
@@ -147,7 +140,7 @@ def test_what_is_out_of_line():
     """The dead have no say in what is usual."""
     log_w = torch.tensor([[-torch.inf] * 7 + [-8.0] + [0.0] * 8, [-torch.inf] * 16])
     sought = torch.tensor([[0.1] * 7 + [8.1] + [0.1] * 8, [0.1] * 16])
-    assert_close(walkers._out_of_line(log_w), sought)
+    assert_close(collocation._out_of_line(log_w), sought)
 
 
 @pytest.mark.slow
@@ -155,7 +148,7 @@ def test_returning_weights_are_densities(double):
     """Along any velocity, of a detour that joins meanwhile: log q - log p, but for log Z."""
     guide = bad_guide("trainable")
     flow, times = guide.flow, torch.linspace(0, 1, 129) ** 1.3
-    crowd = walkers.Walkers(
+    crowd = collocation.Walkers(
         flow.path, flow.velocity, guide.bind(), guide.get_base_dist(), times, 1.5
     )
     for step in range(132):
@@ -179,11 +172,11 @@ def test_rare_modes_are_explored(double):
     path.scale.fill_(6.0)
     target, base = Target.from_energy(energy, 2), GeneralisedNormal(path.loc, 2.0)
     times = torch.linspace(0, 1, 17)
-    fair, root = (walkers.explore(path, target, base, times, selection=s) for s in (1.0, 0.5))
+    fair, root = (collocation.explore(path, target, base, times, selection=s) for s in (1.0, 0.5))
     for found, share in ((fair, 1 / (1 + math.exp(7))), (root, 1 / (1 + math.exp(3.5)))):
         rare = found.spots.x[-1, :, 0] < 0
         assert share / 3 < found.weights[-1, rare].sum() < 3 * share
-    both = walkers.Walkers(path, None, target, base, times, 1.0).explorers
+    both = collocation.Walkers(path, None, target, base, times, 1.0).explorers
     assert_close(both.weights.sum(-1), torch.ones(17))
     assert not both.weights[both.spots.log_pi.isneginf()].any()
     assert both.weights[-1, both.spots.x[-1, :, 0] < 0].sum() > 0.005
@@ -209,7 +202,7 @@ def test_the_weight_of_a_wider_start(monkeypatch):
     guide = AutoDeformationFlow(target, scale=1.0, interpolation="linear", times=1)
     guide.bind()
     times = torch.tensor([0.0, 1.0])
-    trainer = trainers.Trainer(guide.flow, target, times, "mixed", 100_000, 1.5, 1)
+    trainer = losses.Trainer(guide.flow, target, times, "mixed", 100_000, 1.5, 1)
     trainer.loss = lambda deviations: trainer.drawn.square().sum(-1)  # whose mean is 1/2
     sample = guide.flow.base(None).sample
 
@@ -232,7 +225,7 @@ def test_when_the_detour_joins(monkeypatch):
         shares.append(path.share)
         return residual(path, *args)
 
-    monkeypatch.setattr(trainers, "residual", noted)
+    monkeypatch.setattr(losses, "residual", noted)
     guide.fit()
     assert shares == [0.0] * 3 + [0.5] + [1.0] * 16
     shares.clear()
@@ -251,7 +244,7 @@ def test_a_detour_that_had_not_joined(monkeypatch):
             raise KeyboardInterrupt
         return residual(path, *args)
 
-    monkeypatch.setattr(trainers, "residual", noted)
+    monkeypatch.setattr(losses, "residual", noted)
     guide.fit()
     assert guide.flow.path.share == 0.5
     shares[:] = [None] * 4
@@ -270,7 +263,7 @@ def test_trajectories_take_the_detour_at_once():
 # ---- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trainer", trainers.TRAINERS)
+@pytest.mark.parametrize("trainer", losses.TRAINERS)
 def test_points_without_a_density(trainer):
     guide = AutoDeformationFlow(edged(0.5), trainer=trainer, **SMALL, **SURE)
     with pytest.raises(ValueError, match=r"NaN or infinite at \d+.\d% of the points on the way"):
@@ -289,7 +282,7 @@ def test_dropped_trajectories_have_no_weight(double):
 
     def loss(u):
         times = torch.tensor([0.0, 0.01])
-        trainer = trainers.Trainer(guide.flow, edged(0.0), times, "mixed", len(u), 1.0, 1)
+        trainer = losses.Trainer(guide.flow, edged(0.0), times, "mixed", len(u), 1.0, 1)
         trainer.base = type("Base", (), {"sample": lambda self, shape: u})()
         return trainer, trainer.carrying()()
 
@@ -308,7 +301,7 @@ def test_where_annealed_particles_arrive(interpolation):
     if callable(interpolation):
         guide.flow.place(torch.zeros(2), torch.full((2,), 2**0.5))
         guide.flow.path.check(target, torch.randn(16, 2))
-    found, step_sizes = walkers.arrivals(guide.flow.path, target, guide.get_base_dist(), times)
+    found, step_sizes = collocation.arrivals(guide.flow.path, target, guide.get_base_dist(), times)
     assert found.keys() == {"base", "twice as wide", "over-dispersed"}
     assert step_sizes.shape == times.shape
     for crowd in found.values():
@@ -325,6 +318,6 @@ def test_all_anneal_at_the_path_s_pace():
     path.scale.fill_(100.0)
     path.pace.fill_(2 * math.log(100))
     base = GeneralisedNormal(path.loc, 2.0)
-    found, _ = walkers.arrivals(path, target, base, torch.linspace(0, 1, 33))
+    found, _ = collocation.arrivals(path, target, base, torch.linspace(0, 1, 33))
     for name in ("base", "twice as wide"):
         assert abs(found[name].evidence.log_z - 5 * math.log(2 * math.pi)) < 0.5

@@ -10,16 +10,9 @@ from support.deformation import KINDS, SMALL, bad_guide, make_path, narrow, shif
 from support.networks import roughened
 from torch.testing import assert_close
 
-from pyro_flowsamp import (
-    AutoDeformationFlow,
-    Target,
-    diffusion,
-)
-from pyro_flowsamp.deformation import (
-    BoltzmannPath,
-    EnergyMLP,
-    GeneralisedNormal,
-)
+from pyro_flowsamp import AutoDeformationFlow, Target, diffusion
+from pyro_flowsamp.guides.deformation.energy_path import BoltzmannPath, EnergyMLP
+from pyro_flowsamp.guides.deformation.velocity_flow import GeneralisedNormal
 
 # ---- the base ------------------------------------------------------------------------------------
 

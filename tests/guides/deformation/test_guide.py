@@ -23,10 +23,10 @@ from pyro_flowsamp import (
     diffusion,
     log_evidence,
 )
-from pyro_flowsamp.guides import deformation as guides
-from pyro_flowsamp.guides import walkers
-from pyro_flowsamp.importance import Evidence
-from pyro_flowsamp.targets import unequal_pair
+from pyro_flowsamp.guides.deformation import collocation
+from pyro_flowsamp.guides.deformation import guide as deformation_guide
+from pyro_flowsamp.problems import unequal_pair
+from pyro_flowsamp.weights import Evidence
 
 WIDE = 2 * 2**0.5  #: sigma of N(0, sd 2)
 
@@ -58,7 +58,7 @@ def trained_pair(interpolation, steps, **options):
 @pytest.fixture(scope="module", params=[("trainable", 600), ("diffusion", 300)], ids=lambda p: p[0])
 def pair(request):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guides, "refine", sixteen_steps)
+        patch.setattr(deformation_guide, "refine", sixteen_steps)
         return trained_pair(*request.param)
 
 
@@ -329,7 +329,7 @@ def arrived(guide, *groups, log_z):
     x = torch.cat(groups)
     weights = torch.full((len(x),), 1 / len(x))
     evidence = Evidence(torch.tensor(log_z).double(), torch.tensor(0.1).double())
-    return walkers.Arrived(x, guide.bind().log_prob(x).double(), weights, evidence)
+    return collocation.Arrived(x, guide.bind().log_prob(x).double(), weights, evidence)
 
 
 def test_dead_particles_have_missed_nothing():
@@ -348,7 +348,7 @@ def test_a_mode_that_annealing_finds_but_not_whole(monkeypatch):
         "base": arrived(guide, near, log_z=math.log(0.5)),
         "twice as wide": arrived(guide, near, far, log_z=math.log(0.4)),
     }
-    monkeypatch.setattr(guides, "arrivals", lambda *args: (found, guide.flow.step_sizes))
+    monkeypatch.setattr(deformation_guide, "arrivals", lambda *args: (found, guide.flow.step_sizes))
     message = r"particles \(twice as wide\) find 5\.0% of the flow's own evidence where it has less"
     with pytest.warns(UserWarning, match=message):
         guide._compare(guide.bind(), torch.tensor(guide.times))

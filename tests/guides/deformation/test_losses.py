@@ -7,17 +7,9 @@ import torch
 from support.deformation import SMALL, Linear, narrow, spreading
 from torch.testing import assert_close
 
-from pyro_flowsamp import (
-    AutoDeformationFlow,
-    FitOptions,
-    Target,
-    diffusion,
-)
-from pyro_flowsamp.deformation import (
-    LOSSES,
-    BoltzmannPath,
-    residual,
-)
+from pyro_flowsamp import AutoDeformationFlow, FitOptions, Target, diffusion
+from pyro_flowsamp.guides.deformation.energy_path import BoltzmannPath
+from pyro_flowsamp.guides.deformation.losses import LOSSES, residual
 
 # ---- the equation --------------------------------------------------------------------------------
 

@@ -20,15 +20,11 @@ from support.mutations import must_fail
 from support.particles import stale_log_pi, weights_kept
 from torch.testing import assert_close
 
-from pyro_flowsamp import (
-    AutoDeformationFlow,
-    Target,
-    log_evidence,
-    paths,
-)
-from pyro_flowsamp.guides import deformation as guides
-from pyro_flowsamp.symmetry import group
-from pyro_flowsamp.targets import phi4, phi4_symmetries
+from pyro_flowsamp import AutoDeformationFlow, Target, log_evidence
+from pyro_flowsamp.flows import continuous
+from pyro_flowsamp.guides.deformation import guide as deformation_guide
+from pyro_flowsamp.lattice import phi4, phi4_symmetries
+from pyro_flowsamp.nn.equivariant import group
 
 # ---- E[w] = Z_1 / Z_0, whatever the velocity -----------------------------------------------------
 
@@ -110,13 +106,13 @@ def test_weighted_particles_have_the_target_s_moments():
 def test_slices_are_integrated_as_finely_as_was_refined(monkeypatch):
     guide, slices = bad_guide("linear", times=[0, 0.01, 0.5, 1]), []
     guide.flow.block.steps = 40
-    make = guides.ContinuousMap
+    make = continuous.ContinuousMap
 
     def counted(velocity, steps, method, recompute, start, end):
         slices.append((start, end, steps))
         return make(velocity, steps, method, recompute, start, end)
 
-    monkeypatch.setattr(guides, "ContinuousMap", counted)
+    monkeypatch.setattr(deformation_guide, "ContinuousMap", counted)
     guide.particles(16)
     assert slices == [(0, 0.01, 1), (0.01, 0.5, 20), (0.5, 1, 20)]
 
@@ -133,7 +129,7 @@ def test_nothing_is_adapted_while_particles_run():
 
 
 def test_as_few_steps_as_will_do(monkeypatch):
-    monkeypatch.setattr(guides, "refine", paths.refine)
+    monkeypatch.setattr(deformation_guide, "refine", continuous.refine)
     guide = AutoDeformationFlow(Target.from_energy(narrow, 2), **SMALL)
     history = guide.fit()
     assert guide.flow.block.steps <= 8 and history.log_q_gap < 1e-3

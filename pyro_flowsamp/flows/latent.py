@@ -1,0 +1,99 @@
+"""Latent distributions: standard normal, uniform on angles, or a Gaussian mixture."""
+
+from __future__ import annotations
+
+from math import log, pi, prod
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+
+from .._zuko import zuko
+from .mixture_fit import Mixture
+
+__all__ = ["LatentBase"]
+
+
+class LatentDistribution(Distribution):
+    r"""Standard normal on real coordinates, uniform on :math:`[-\pi, \pi)` on angles."""
+
+    arg_constraints: dict = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, like: Tensor, angles: Tensor | None, batch_shape: Size = Size()) -> None:
+        super().__init__(batch_shape, like.shape, validate_args=False)
+        self.like, self.angles = like, angles
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> LatentDistribution:
+        return LatentDistribution(self.like, self.angles, Size(batch_shape))
+
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        z = torch.randn(shape, dtype=self.like.dtype, device=self.like.device)
+        if self.angles is None:
+            return z
+        return torch.where(self.angles, (2 * torch.rand_like(z) - 1) * pi, z)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        normal = -0.5 * (z.square() + log(2 * pi))
+        if self.angles is not None:
+            normal = torch.where(self.angles, -log(2 * pi), normal)
+        return normal.sum(-1)
+
+
+class MixtureDistribution(Distribution):
+    """A :class:`~pyro_flowsamp.flows.mixture_fit.Mixture` as a base; fixed, so draws need no gradient."""
+
+    arg_constraints: dict = {}
+    support = constraints.real_vector
+    has_rsample = False
+
+    def __init__(self, mixture: Mixture, batch_shape: Size = Size()) -> None:
+        super().__init__(batch_shape, mixture.locs.shape[-1:], validate_args=False)
+        self.mixture = mixture
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> MixtureDistribution:
+        return MixtureDistribution(self.mixture, Size(batch_shape))
+
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        return self.mixture.sample(prod(shape[:-1])).reshape(shape)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return self.mixture.log_prob(z.reshape(-1, z.shape[-1])).reshape(z.shape[:-1])
+
+
+class LatentBase(zuko.lazy.LazyDistribution):
+    """The latent distribution: standard, or a Gaussian mixture of up to ``components`` parts."""
+
+    def __init__(self, features: int, angles: Tensor | None = None, components: int = 1) -> None:
+        super().__init__()
+        self.components = self.used = components
+        self.register_buffer("like", torch.zeros(features), persistent=False)
+        self.register_buffer("angles", angles, persistent=False)
+        if components > 1:
+            eye = torch.eye(features).repeat(components, 1, 1)
+            self.register_buffer("log_weights", torch.zeros(components).log_softmax(0))
+            self.register_buffer("locs", torch.zeros(components, features))
+            self.register_buffer("scale_trils", eye)
+
+    @torch.no_grad()
+    def initialize(self, mixture: Mixture) -> None:
+        """Takes a mixture of at most ``components`` parts; the rest are not used."""
+        self.used = len(mixture.log_weights)
+        for buffer, value in zip((self.log_weights, self.locs, self.scale_trils), mixture):
+            buffer[: self.used].copy_(value)
+
+    def forward(self, c: Tensor | None = None) -> Distribution:
+        if self.components == 1:
+            return LatentDistribution(self.like, self.angles)
+        parts = self.log_weights, self.locs, self.scale_trils
+        return MixtureDistribution(Mixture(*(part[: self.used] for part in parts)))
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"used": self.used}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.used = state["used"]

@@ -1,0 +1,143 @@
+r"""A frozen flow, as kernels use it: draws with densities, and the latent map both ways."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+
+from ..target.context import every
+from ..weights import ess_fraction, pareto_k
+
+__all__ = ["FlowDistribution", "NUM_DIAGNOSTIC", "Proposal", "Quality"]
+
+
+NUM_DIAGNOSTIC = 4096  #: fresh draws with which a flow is judged
+
+
+class Quality(NamedTuple):
+    """How good a proposal is, at each of its K contexts.
+
+    Attributes:
+        ess: Importance ESS fractions, ``(K,)``.
+        pareto_k: Shapes of the weights' tails, ``(K,)``.
+        gap: How far sampling's and scoring's log q differ, in nats.
+    """
+
+    ess: Tensor
+    pareto_k: Tensor
+    gap: float
+
+
+class Proposal:
+    r"""A snapshot of a flow :math:`q`, at one context or at several in turn.
+
+    The parameters are copied, so that training the guide further cannot change a running chain. At
+    K contexts row i of any batch has the context i mod K: chains keep theirs, whatever is drawn.
+
+    Arguments:
+        flow: A zuko-style flow.
+        context: One context row ``(c,)``, K of them ``(K, c)``, or None.
+    """
+
+    def __init__(self, flow: nn.Module, context: Tensor | None = None) -> None:
+        self._frozen = copy.deepcopy(flow).requires_grad_(False).eval()
+        several = context is not None and context.dim() > 1
+        self._rows = context if several else None
+        self._one = None if several else self._frozen(context)
+        self.dim = self.at(1).event_shape[-1]
+
+    def at(self, num: int) -> Any:
+        """The distribution of a batch of ``num`` points: of one for all, or of each its own."""
+        if self._rows is None:
+            return self._one
+        return self._frozen(every(self._rows, num))
+
+    @torch.no_grad()
+    def sample_and_log_prob(self, num: int) -> tuple[Tensor, Tensor]:
+        r"""``num`` draws ``(num, d)`` and :math:`\log q` by the pass that made them."""
+        return self.at(num).rsample_and_log_prob((num,) if self._rows is None else ())
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor) -> Tensor:
+        r""":math:`\log q(x)` by the inverse pass, ``(N, d) → (N,)``."""
+        return self.at(len(x)).log_prob(x)
+
+    def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        r""":math:`x = f(z)` and :math:`\log|\det \partial f/\partial z|`; differentiable."""
+        return self.at(len(z)).transform.inv.call_and_ladj(z)
+
+    @torch.no_grad()
+    def pull(self, x: Tensor) -> Tensor:
+        r""":math:`z = f^{-1}(x)`."""
+        return self.at(len(x)).transform(x)
+
+    def push_vector(self, z: Tensor, v: Tensor) -> Tensor:
+        r""":math:`J(z)\, v`, ``(N, d)``, in one forward-mode pass; J is that of f."""
+        return torch.func.jvp(lambda at: self.push(at)[0], (z,), (v,))[1]
+
+    def pull_vector(self, x: Tensor, u: Tensor) -> Tensor:
+        r""":math:`J(z)^{-1} u` at :math:`x = f(z)`, ``(N, d)``, in one forward-mode pass."""
+        return torch.func.jvp(self.pull, (x,), (u,))[1]
+
+    def base_log_prob(self, z: Tensor) -> Tensor:
+        r""":math:`\log q_Z(z)`, so that :math:`\log q(f(z)) = \log q_Z(z) - \log|\det f'|`."""
+        return self.at(len(z)).base.log_prob(z)
+
+    @torch.no_grad()
+    def sample_latent(self, num: int) -> Tensor:
+        """Draws of the base distribution, ``(num, d)``."""
+        return self.at(num).base.sample((num,) if self._rows is None else ())
+
+    def gap(self, num: int = 2048) -> float:
+        """How far sampling's and scoring's log q differ on 99.9 % of draws, in nats."""
+        x, log_q = self.sample_and_log_prob(num)
+        return float((log_q - self.log_prob(x)).abs().double().quantile(0.999))
+
+    @torch.no_grad()
+    def quality(self, log_prob: Callable[[Tensor], Tensor]) -> Quality:
+        """On fresh draws, at least 256 at each context, of a target's ``log_prob`` there."""
+        count = 1 if self._rows is None else len(self._rows)
+        each = max(NUM_DIAGNOSTIC // count, 256)
+        x, log_q = self.sample_and_log_prob(each * count)
+        log_w = (log_prob(x).double() - log_q.double()).reshape(each, count)
+        shapes = torch.tensor([pareto_k(column) for column in log_w.mT], dtype=torch.double)
+        return Quality(ess_fraction(log_w), shapes, self.gap())
+
+
+class FlowDistribution(dist.TorchDistribution):
+    r"""A zuko distribution as a Pyro distribution.
+
+    Unlike :class:`pyro.contrib.zuko.ZukoToPyro` it has ``sample`` and ``support``, so that
+    :class:`pyro.infer.Predictive` takes it. A draw is scored by the pass that made it.
+    """
+
+    arg_constraints: dict = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, base: Any) -> None:
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+        self.base = base
+        self._drawn: tuple[Tensor, Tensor] | None = None
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
+        return FlowDistribution(self.base.expand(Size(batch_shape)))
+
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
+        self._drawn = self.base.rsample_and_log_prob(Size(sample_shape))
+        return self._drawn[0]
+
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._drawn is not None and value is self._drawn[0]:
+            return self._drawn[1]
+        return self.base.log_prob(value)

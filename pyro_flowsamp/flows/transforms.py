@@ -1,0 +1,177 @@
+r"""Bijections that give value and log-determinant in one pass, both ways.
+
+A :class:`Map` goes from latent z to data x. zuko's flows hold the inverse, :class:`Flipped`, whose
+own inverse is the map itself, so that neither direction evaluates a network twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import pi
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions import Transform, constraints
+
+from .._zuko import zuko
+
+__all__ = [
+    "AffineMap",
+    "CouplingMap",
+    "Flipped",
+    "Map",
+    "Univariate",
+    "affine_univariate",
+    "circular_univariate",
+    "spline_univariate",
+    "wrap",
+]
+
+
+def wrap(angle: Tensor) -> Tensor:
+    r"""Brings angles into :math:`[-\pi, \pi)`."""
+    return torch.remainder(angle + pi, 2 * pi) - pi
+
+
+class Map(Transform):
+    """A bijection z → x. Subclasses give :meth:`push` and :meth:`pull`, each with its log-det."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        r""":math:`x(z)` and :math:`\log|\det \partial x / \partial z|`."""
+        raise NotImplementedError
+
+    def pull(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r""":math:`z(x)` and :math:`\log|\det \partial z / \partial x|`."""
+        raise NotImplementedError
+
+    def _call(self, z: Tensor) -> Tensor:
+        return self.push(z)[0]
+
+    def _inverse(self, x: Tensor) -> Tensor:
+        return self.pull(x)[0]
+
+    def call_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.push(z)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.push(x)[1]
+
+    @property
+    def inv(self) -> Map:
+        return Flipped(self)
+
+
+class Flipped(Map):
+    """The inverse of a map."""
+
+    def __init__(self, base: Map) -> None:
+        super().__init__()
+        self.base = base
+
+    def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.base.pull(z)
+
+    def pull(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.base.push(x)
+
+    @property
+    def inv(self) -> Map:
+        return self.base
+
+
+class AffineMap(Map):
+    r""":math:`x = \mu + L u` with lower-triangular or diagonal :math:`L`; angles only rotate."""
+
+    def __init__(self, loc: Tensor, scale: Tensor, log_det: Tensor, angles: Tensor | None) -> None:
+        super().__init__()
+        self.loc, self.scale, self.log_det, self.angles = loc, scale, log_det, angles
+
+    def _wrap(self, x: Tensor) -> Tensor:
+        return x if self.angles is None else torch.where(self.angles, wrap(x), x)
+
+    def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = z @ self.scale.mT if self.scale.dim() == 2 else z * self.scale
+        return self._wrap(self.loc + scaled), self.log_det.expand(z.shape[:-1])
+
+    def pull(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        centred = self._wrap(x - self.loc)
+        if self.scale.dim() == 2:
+            flat = centred.reshape(-1, centred.shape[-1])
+            z = torch.linalg.solve_triangular(self.scale, flat.mT, upper=False).mT
+            z = z.reshape(centred.shape)
+        else:
+            z = centred / self.scale
+        return z, -self.log_det.expand(x.shape[:-1])
+
+
+class CouplingLayer(Protocol):
+    """What a coupling map needs of its layer."""
+
+    order: Tensor
+    back: Tensor
+    sizes: list[int]
+
+    def parameters_of(self, a: Tensor, context: Tensor | None) -> Tensor: ...
+    def univariate(self, phi: Tensor, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]: ...
+
+
+class CouplingMap(Map):
+    r""":math:`x_a = z_a,\; x_b = g(z_b; \phi(z_a, c))`, element-wise monotone :math:`g`."""
+
+    def __init__(self, layer: CouplingLayer, context: Tensor | None) -> None:
+        super().__init__()
+        self.layer, self.context = layer, context
+
+    def _couple(self, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        a, b = z.index_select(-1, self.layer.order).split(self.layer.sizes, -1)
+        b, ladj = self.layer.univariate(self.layer.parameters_of(a, self.context), b, inverse)
+        return torch.cat([a, b], -1).index_select(-1, self.layer.back), ladj.sum(-1)
+
+    def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self._couple(z, inverse=False)
+
+    def pull(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._couple(x, inverse=True)
+
+
+# ---- element-wise monotone functions g(z; phi): (N, b, k) parameters, (N, b) values ------------
+Univariate = Callable[..., tuple[Tensor, Tensor]]
+
+
+def _apply(transform: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    return (transform.inv if inverse else transform).call_and_ladj(x)
+
+
+def affine_univariate(phi: Tensor, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    """Real-NVP's scale and shift (Dinh et al., 2017, https://arxiv.org/abs/1605.08803)."""
+    return _apply(zuko.transforms.MonotonicAffineTransform(*phi.unbind(-1)), x, inverse)
+
+
+def spline_univariate(
+    phi: Tensor, x: Tensor, inverse: bool, bins: int, bound: float | Tensor = 5.0
+) -> tuple[Tensor, Tensor]:
+    """Rational-quadratic spline (Durkan et al., 2019, https://arxiv.org/abs/1906.04032)."""
+    knots = phi.split([bins, bins, bins - 1], -1)
+    return _apply(zuko.transforms.MonotonicRQSTransform(*knots, bound=bound), x, inverse)
+
+
+def circular_univariate(
+    phi: Tensor, x: Tensor, inverse: bool, bins: int, angles: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Splines on the circle for angles, on :math:`[-8, 8]` for the rest.
+
+    An angle is rotated by half a turn and a learnt phase, then bent by a spline that is smooth
+    across :math:`\pm\pi` (Rezende et al., 2020, https://arxiv.org/abs/2002.02428).
+    """
+    knots, phase = phi[..., :-1], phi[..., -1] + pi
+    bound = torch.where(angles, pi, 8.0).to(x)[..., None]
+    if inverse:
+        z, ladj = spline_univariate(knots, x, True, bins, bound)
+        return torch.where(angles, wrap(z - phase), z), ladj
+    turned = torch.where(angles, wrap(x + phase), x)
+    return spline_univariate(knots, turned, False, bins, bound)

@@ -1,0 +1,5 @@
+"""AdvNF: a conditional flow trained against a discriminator."""
+
+from .guide import AutoAdvNF
+
+__all__ = ["AutoAdvNF"]

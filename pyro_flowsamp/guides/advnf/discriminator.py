@@ -1,0 +1,62 @@
+r"""Networks that tell a flow's draws from an ensemble's: ``(x, context) → (N,)`` logits.
+
+A discriminator is any module of points ``(N, d)`` and contexts ``(N, c)`` or None. To add one,
+write a function of ``(features, context, angles)`` that makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..._zuko import zuko
+
+__all__ = ["DenseDiscriminator"]
+
+
+def _with_context(x: Tensor, context: Tensor | None) -> Tensor:
+    return x if context is None else torch.cat([x, context], -1)
+
+
+class DenseDiscriminator(nn.Module):
+    """An MLP of standardised coordinates, angles as (cos, sin).
+
+    Arguments:
+        features: The dimension d.
+        context: The number of context features.
+        angles: Mask of periodic features, or None.
+        hidden_features: Widths of the hidden layers.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    angles: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        angles: Tensor | None = None,
+        hidden_features: Sequence[int] = (128, 128),
+    ) -> None:
+        super().__init__()
+        angles = torch.zeros(features, dtype=torch.bool) if angles is None else angles
+        self.register_buffer("angles", angles, persistent=False)
+        self.register_buffer("loc", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+        inputs = 2 * features + context
+        self.net = zuko.nn.MLP(inputs, 1, hidden_features, activation=nn.SiLU)
+
+    @torch.no_grad()
+    def standardize(self, draws: Tensor) -> None:
+        """Takes location and scale from draws ``(M, d)``."""
+        self.loc.copy_(draws.mean(0))
+        self.scale.copy_(draws.std(0).clamp(min=1e-6))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        z = (x - self.loc) / self.scale
+        first = torch.where(self.angles, x.cos(), z)
+        second = torch.where(self.angles, x.sin(), z.square())
+        return self.net(_with_context(torch.cat([first, second], -1), context))[..., 0]

@@ -1,0 +1,153 @@
+"""The blocks of an annealing flow and the flow that they make."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...flows.continuous import ContinuousTransform, TransportFlow
+from ...nn.mlp import VelocityMLP
+from ...smc import driver
+from ...transitions.step_size import optimal_step_size
+
+__all__ = ["AnnealedFlow", "BlockReport"]
+
+
+class BlockReport(NamedTuple):
+    """How one block fared in training.
+
+    Attributes:
+        beta: Where it ends.
+        ess_before: ESS fraction of the particles weighted from the last density to this one.
+        ess: The same with the block in between.
+        rollbacks: How often it was undone because it did harm, or was not finite.
+        steps: Optimiser steps, of the last try.
+        integration_steps: Steps of the integrator that its log density needs.
+        gap: What is left of its error, in nats on 99.9 % of particles.
+        stay: Share of particles that it leaves behind: all, where it would rather do harm.
+        seconds: Wall-clock time.
+    """
+
+    beta: float
+    ess_before: float
+    ess: float
+    rollbacks: int
+    steps: int
+    integration_steps: int
+    gap: float
+    stay: float
+    seconds: float
+
+    @property
+    def covers(self) -> bool:
+        """Whether any particles go by it."""
+        return self.stay < 1
+
+
+class Standardized(VelocityMLP):
+    r"""A velocity :math:`s \cdot v((x - m) / s)`, whose divergence is that of :math:`v`."""
+
+    loc: Tensor
+    spread: Tensor
+
+    def __init__(self, features: int, hidden_features: int) -> None:
+        super().__init__(features, hidden_features)
+        self.register_buffer("loc", torch.zeros(features))
+        self.register_buffer("spread", torch.ones(features))
+
+    def standardize(self, loc: Tensor, spread: Tensor) -> None:
+        """Sets :math:`m` and :math:`s`."""
+        self.loc.copy_(loc)
+        self.spread.copy_(spread)
+
+    def forward(self, t: Tensor | float, x: Tensor) -> Tensor:
+        return super().forward(t, (x - self.loc) / self.spread) * self.spread
+
+    def with_divergence(self, t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor]:
+        velocity, divergence = super().with_divergence(t, (x - self.loc) / self.spread)
+        return velocity * self.spread, divergence
+
+
+class Block(ContinuousTransform):
+    """A continuous block that knows where on the path it ends, and how to move there.
+
+    It is trained by a single midpoint step, which is cheap, and then integrated to the end.
+    """
+
+    SAVED = ("beta", "refinement", "stay", "method")
+    scale: Tensor
+    step_size: Tensor
+
+    def __init__(self, features: int, hidden_features: int) -> None:
+        super().__init__(Standardized(features, hidden_features), 1, "midpoint")
+        self.beta, self.refinement, self.stay = 1.0, False, 0.0
+        self.register_buffer("scale", torch.ones(features))
+        self.register_buffer("step_size", torch.tensor(optimal_step_size(features)))
+
+    @property
+    def map(self) -> driver.Pushes | None:
+        """How it carries particles; None where they are better off without."""
+        return self(None) if self.stay < 1 else None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {**super().get_extra_state(), **{name: getattr(self, name) for name in self.SAVED}}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        for name in self.SAVED:
+            setattr(self, name, state[name])
+
+
+class AnnealedFlow(TransportFlow):
+    """The blocks found so far on top of a start; a state_dict brings its own number of blocks."""
+
+    like: Tensor
+
+    def __init__(self, start: nn.Module, features: int, hidden_features: int) -> None:
+        super().__init__(start.requires_grad_(False))
+        self.sizes = features, hidden_features
+        self.register_buffer("like", torch.empty(0), persistent=False)
+
+    def fresh_block(self) -> Block:
+        """One that leaves every point where it is."""
+        return Block(*self.sizes).to(self.like)
+
+    def new_block(self) -> Block:
+        """A copy of the last block to go on from, or a fresh one."""
+        block = self.fresh_block()
+        if self.blocks:
+            last = self.blocks[-1]
+            assert isinstance(last, Block)
+            block.velocity.load_state_dict(last.velocity.state_dict())
+        return block
+
+    def get_extra_state(self) -> int:
+        return len(self.blocks)
+
+    def set_extra_state(self, count: int) -> None:
+        del self.blocks[count:]
+        while len(self.blocks) < count:
+            self.blocks.append(self.new_block())
+
+
+class Start:
+    """The start's density, with its gradient, as paths take it."""
+
+    def __init__(self, flow: nn.Module) -> None:
+        self.distribution = flow(None)
+
+    @torch.no_grad()
+    def sample(self, num: int) -> Tensor:
+        return self.distribution.sample((num,))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.distribution.log_prob(x)
+
+    def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            log_b = self.log_prob(x)
+            (grad,) = torch.autograd.grad(log_b.sum(), x)
+        return log_b.detach(), grad

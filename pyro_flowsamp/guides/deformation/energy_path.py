@@ -1,0 +1,306 @@
+r"""Paths of Boltzmann densities, and by how much a velocity field fails to follow one.
+
+A path of energies :math:`f_t`, from a base that can be sampled, :math:`f_0(u) = \sum_i |u_i|^p`, to
+the target, :math:`f_1 = -\log\tilde p`, is followed by a velocity :math:`V` exactly where the
+*deformation error*
+
+.. math:: E_t = \partial_t f_t + \nabla f_t \cdot V_t - \nabla\cdot V_t + C_t,
+          \qquad C_t = \partial_t \log Z_t,
+
+is zero (Máté & Fleuret, 2023, https://arxiv.org/abs/2301.07388). It is the continuity equation
+divided by the density, and may be demanded at any points, wherever they come from (LFIS: Tian et
+al., 2024, https://arxiv.org/abs/2409.13867; NETS: Albergo & Vanden-Eijnden, 2024,
+https://arxiv.org/abs/2410.02711). Along a trajectory of V
+
+.. math:: \log w = \int_0^1 (\nabla\cdot V - \nabla f_t \cdot V - \partial_t f_t)\,dt
+          = f_0(u_0) - f_1(u_1) + \int_0^1 \nabla\cdot V\,dt,
+
+the importance weight of the trajectory's end, up to :math:`Z_0`, whatever V is: :math:`\mathbb E[w]
+= Z_1 / Z_0`. All this happens in coordinates :math:`u = (x - \mu) / \sigma` in which the base is
+standard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import log, pi
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...nn.mlp import TimeMLP
+from ...target.density import Target
+
+__all__ = ["BoltzmannPath", "EnergyMLP", "Spot", "diffusion"]
+
+
+class EnergyMLP(TimeMLP):
+    """A scalar function of time and place, with its derivatives in closed form."""
+
+    def __init__(self, features: int, hidden_features: int = 64, kernels: int = 1) -> None:
+        super().__init__(features, 1, hidden_features, kernels)
+
+    def with_derivatives(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r""":math:`g`, :math:`\partial_t g` ``(N,)`` and :math:`\nabla g` ``(N, d)``; t ``(N,)``."""
+        second, first_slope, second_slope = self.layers(t, x)
+        value = self._value(x, second)[..., 0]  # (M, N)
+        back = (second_slope * self.out_weight) @ self.mid_weight * first_slope
+        rate, slope = (back * self.time_weight).sum(-1), back @ self.in_weight
+        if self.kernels == 1:
+            return value[0], rate[0], slope[0]
+        mix = self.mix(t)
+        assert isinstance(mix, Tensor)
+        pull = (self.centres - t) * (self.kernels - 1) ** 2
+        mix_rate = mix * (pull - (mix * pull).sum(0))
+        return (
+            (mix * value).sum(0),
+            (mix_rate * value + mix * rate).sum(0),
+            (mix[..., None] * slope).sum(0),
+        )
+
+
+class Fixed(NamedTuple):
+    r"""What of a path is not learnt, at N points.
+
+    Attributes:
+        energy: :math:`f_t`, ``(N,)``.
+        rate: :math:`\partial_t f_t`, ``(N,)``.
+        slope: :math:`\nabla f_t`, ``(N, d)``.
+        turn: :math:`\partial_t \nabla f_t`; zero where energies are given.
+    """
+
+    energy: Tensor
+    rate: Tensor
+    slope: Tensor
+    turn: Tensor
+
+
+class Spot(NamedTuple):
+    r"""N points of a path; a :class:`~pyro_flowsamp.transitions.langevin.State`, and more.
+
+    Attributes:
+        z, x: Positions u, ``(N, d)``.
+        log_pi: :math:`-f_t`, ``(N,)``, float64.
+        grad: :math:`-\nabla f_t`, ``(N, d)``.
+        rate, slope, turn: Of the path without its detour, see :class:`Fixed`.
+    """
+
+    z: Tensor
+    log_pi: Tensor
+    grad: Tensor
+    x: Tensor
+    rate: Tensor
+    slope: Tensor
+    turn: Tensor
+
+
+Energy = Callable[[Tensor, Tensor], Tensor]
+
+
+class BoltzmannPath(nn.Module):
+    r"""Energies from base to target: linear, linear with a learnt detour, or given.
+
+    .. math:: f_t = (1-\beta_t) f_0 + \beta_t f_1 \;[\,+\; s\,t(1-t) f^\theta_t\,],
+              \qquad \beta_t = \frac{\kappa^t - 1}{\kappa - 1},
+
+    where :math:`\kappa = 1`, so that :math:`\beta_t = t`, unless the base is so wide that most
+    happens near its end: from a variance s² to 1 the logarithm of the precision then grows steadily
+    with :math:`\kappa = s^2`.
+
+    Arguments:
+        features: The dimension.
+        power: :math:`p` of the base.
+        detour: :math:`f^\theta`, or None.
+        given: :math:`f_t(x)` of times ``(N,)`` and places ``(N, d)``, instead; ``(N,)``.
+
+    Attributes:
+        loc, scale: :math:`\mu` and :math:`\sigma`, ``(d,)``.
+        pace: :math:`\log\kappa`, 0-d.
+        constants: By how much given energies exceed those of base and target, ``(2,)``.
+        share: :math:`s`, how much of the detour is taken: none before training. While that is 0
+            the detour is not evaluated, and has no gradient.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    pace: Tensor
+    constants: Tensor
+
+    def __init__(
+        self, features: int, power: float, detour: EnergyMLP | None, given: Energy | None
+    ) -> None:
+        super().__init__()
+        self.power, self.detour, self.given = power, detour, given
+        self.register_buffer("loc", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+        self.register_buffer("pace", torch.zeros(()))
+        self.register_buffer("constants", torch.zeros(2))
+        self.share = 0.0
+
+    def get_extra_state(self) -> float:
+        """What of the state is no tensor: the share."""
+        return self.share
+
+    def set_extra_state(self, state: float) -> None:
+        self.share = state
+
+    def base(self, u: Tensor, width: float = 1.0) -> tuple[Tensor, Tensor]:
+        r""":math:`f_0(u/\text{width})` and its gradient."""
+        v = u / width
+        slope = v.abs().pow(self.power - 1) * v.sign() * (self.power / width)
+        return v.abs().pow(self.power).sum(-1), slope
+
+    def clock(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        r""":math:`\beta_t` and its rate."""
+        steady = self.pace.abs() < 1e-3
+        pace = torch.where(steady, 1.0, self.pace)
+        end = torch.expm1(pace)
+        beta = torch.where(steady, t, torch.expm1(pace * t) / end)
+        return beta, torch.where(steady, torch.ones_like(t), pace * torch.exp(pace * t) / end)
+
+    def target_energy(self, target: Target, u: Tensor) -> Tensor:
+        """:math:`f_1(u)`, the change of volume included."""
+        return -target.log_prob(self.loc + self.scale * u) - self.scale.log().sum()
+
+    def fixed(self, target: Target, t: Tensor, u: Tensor) -> Fixed:
+        """What there is to the path but its detour, at points ``(N, d)`` and times ``(N,)``."""
+        if self.given is not None:
+            return self._given(t, u)
+        f_0, g_0 = self.base(u)
+        f_1, g_1 = _with_slope(lambda v: self.target_energy(target, v), u)
+        beta, pace = self.clock(t)
+        gap, turn = f_1 - f_0, g_1 - g_0
+        energy = torch.where(t > 0, f_0 + beta * gap, f_0)  # also off the support: 0 times infinity
+        return Fixed(energy, pace * gap, g_0 + beta[:, None] * turn, pace[:, None] * turn)
+
+    def _given(self, t: Tensor, u: Tensor) -> Fixed:
+        assert self.given is not None
+        keep = u.requires_grad
+        with torch.enable_grad():
+            t = t.detach().requires_grad_()
+            v = u if keep else u.detach().requires_grad_()
+            energy = self.given(t, self.loc + self.scale * v)
+            if energy.shape != t.shape:
+                raise ValueError(
+                    f"the interpolation must return energies ({len(t)},), got {tuple(energy.shape)}"
+                )
+            energy = energy - self.constants[0].lerp(self.constants[1], t)
+            rate, slope = torch.autograd.grad(energy.sum(), (t, v), create_graph=keep)
+        return Fixed(energy if keep else energy.detach(), rate, slope, torch.zeros_like(u))
+
+    def at(
+        self, t: Tensor, shift: Tensor, u: Tensor, rate: Tensor, slope: Tensor, turn: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rate and slope a little later, ``t + shift``, without asking the target again."""
+        if self.given is not None:
+            _, rate, slope, _ = self._given(t + shift, u)
+            return rate, slope
+        (beta, pace), (later, faster) = self.clock(t), self.clock(t + shift)
+        passed = (later - beta) / pace
+        return rate * faster / pace, slope + passed[:, None] * turn
+
+    def learnt(self, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Energy, rate and slope of the detour."""
+        if self.detour is None or not self.share:
+            zero = torch.zeros_like(t)
+            return zero, zero, torch.zeros_like(u)
+        value, rate, slope = self.detour.with_derivatives(t, u)
+        bump, bump_rate = self.share * t * (1 - t), self.share * (1 - 2 * t)
+        return bump * value, bump_rate * value + bump * rate, bump[:, None] * slope
+
+    def spot(
+        self, target: Target, t: Tensor, u: Tensor, width: float = 1.0, detour: bool = True
+    ) -> Spot:
+        """Everything there is to know of points ``(N, d)`` at times ``(N,)``.
+
+        ``width`` is that of the base of another, straight path; rate and slope stay of this one.
+        """
+        fixed = self.fixed(target, t, u)
+        energy, slope = fixed.energy, fixed.slope
+        if width != 1:
+            (f_0, g_0), (wide, g_wide), (beta, _) = self.base(u), self.base(u, width), self.clock(t)
+            energy = energy + (1 - beta) * (wide - f_0)
+            slope = slope + (1 - beta)[:, None] * (g_wide - g_0)
+        if detour and self.detour is not None:
+            more, _, steeper = self.learnt(t, u)
+            energy, slope = energy + more, slope + steeper
+        return Spot(u, -energy.double(), -slope, u, *fixed[1:])
+
+    def log_prob_at(self, s: float, spot: Spot, t: float) -> Tensor:
+        """:math:`-f_s`, ``(N,)``, at points looked at at time t > 0, the target not asked again."""
+        earlier, later = (torch.full_like(spot.rate, time) for time in (s, t))
+        if self.given is not None:
+            return -self._given(earlier, spot.x).energy.double()
+        if s == 0:
+            return -self.base(spot.x)[0].double()
+        (before, _), (after, pace) = self.clock(earlier), self.clock(later)
+        detour = self.learnt(earlier, spot.x)[0] - self.learnt(later, spot.x)[0]
+        return spot.log_pi - ((before - after) / pace * spot.rate + detour).double()
+
+    @torch.no_grad()
+    def check(self, target: Target, u: Tensor) -> None:
+        """Sets :attr:`constants`, where energies are given.
+
+        Raises:
+            ValueError: They are no function of times and places, or do not end where they should.
+        """
+        if self.given is None:
+            return
+        zeros, ones = torch.zeros_like(u[:, 0]), torch.ones_like(u[:, 0])
+        try:
+            first, last = self.fixed(target, zeros, u).energy, self.fixed(target, ones, u).energy
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"the interpolation must map times (N,) and places (N, d) to differentiable "
+                f"energies (N,): {error}"
+            ) from error
+        truths = self.base(u)[0], self.target_energy(target, u)
+        ends = "the base's at time 0", "the target's at time 1"
+        for i, (energy, truth, end) in enumerate(zip((first, last), truths, ends)):
+            gap = energy - truth
+            if not (gap - gap.mean()).abs().max() <= 1e-3 * (1 + truth.abs().max()):
+                raise ValueError(f"the interpolation's energies are not {end}, up to a constant")
+            self.constants[i] += gap.mean()
+
+
+def diffusion(weights: Tensor, means: Tensor, variances: Tensor, scale: float) -> Energy:
+    r"""The energies of a Gaussian mixture that diffuses into the base; with power 2.
+
+    At diffusion time :math:`s = t^2` the component :math:`N(\mu, \Sigma)` has become
+
+    .. math:: N\bigl(t \mu,\; t^2 \Sigma + (1 - t^2)\, \sigma^2 / 2\bigr),
+
+    (Máté & Fleuret, 2023, Sec. 3.3; :math:`\sigma^2 / 2` is the variance of
+    :math:`e^{-|x/\sigma|^2}`). In t itself, with :math:`\sqrt t \mu`, the velocity would be
+    infinite at the start.
+
+    Arguments:
+        weights: Of the components, ``(K,)``.
+        means: ``(K, d)``.
+        variances: The diagonals of the covariances, ``(K, d)``, or ``(K, 1)`` where all are equal.
+        scale: :math:`\sigma` of the base, as given to the guide.
+    """
+    return partial(_diffused, weights=weights, means=means, variances=variances, scale=scale)
+
+
+def _diffused(
+    t: Tensor, x: Tensor, weights: Tensor, means: Tensor, variances: Tensor, scale: float
+) -> Tensor:
+    clock = t[:, None, None]
+    variance = clock.square() * variances + (1 - clock.square()) * scale**2 / 2
+    variance = variance.expand(len(x), *means.shape)
+    square = (x[:, None] - clock * means).square() / variance
+    log_normal = -0.5 * (square + variance.log() + log(2 * pi)).sum(-1)
+    return -(log_normal + weights.log()).logsumexp(-1)
+
+
+def _with_slope(energy: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tensor]:
+    """An energy and its gradient, differentiable where the points are."""
+    keep = u.requires_grad
+    with torch.enable_grad():
+        v = u if keep else u.detach().requires_grad_()
+        value = energy(v)
+        (slope,) = torch.autograd.grad(value.sum(), v, create_graph=keep)
+    return (value if keep else value.detach()), slope

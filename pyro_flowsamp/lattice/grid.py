@@ -1,0 +1,228 @@
+"""Square lattices: fields on them, differences along bonds, symmetries.
+
+A field on a lattice of any dimension is a vector, its sites in row-major order, so that targets
+see points ``(..., d)``. Each site has one bond to its neighbour along each axis, with the last
+joined to the first; an axis of two sites therefore joins them by two bonds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations, product
+from math import prod, sqrt
+from typing import NamedTuple
+
+import torch
+from torch import Size, Tensor
+
+__all__ = ["coarse_to_fine", "lattice_symmetries"]
+
+
+REACH = 16  #: known sites that a new one looks at
+
+
+# ---- the order of sites ------------------------------------------------------------------------
+class Group(NamedTuple):
+    """Sites drawn at once.
+
+    Attributes:
+        sites: Their indices, ``(n,)``.
+        near: For each of them the nearest known sites, ``(n, k)``, in one order of displacements.
+        corners: The other corners of each elementary square of which all are known, ``(n, p, 3)``,
+            the opposite one last.
+        distance: Lengths of those displacements, ``(k,)``.
+        steps: Those displacements, as the shortest way round, and the squares'.
+        key: The level counted from the finest, and which of its groups: the same on all lattices.
+    """
+
+    sites: Tensor
+    near: Tensor
+    corners: Tensor
+    distance: Tensor
+    steps: tuple
+    key: str
+
+
+def coarse_to_fine(sizes: Sequence[int], reach: int = REACH) -> list[Group]:
+    """Groups of sites, of a lattice of these sizes, in the order in which they are drawn.
+
+    The coarsest sites, spaced by the largest power of two that divides all sizes, come one by one;
+    then each level halves the spacing, coset by coset, those of even parity first, and each coset
+    in two halves like the squares of a chessboard, where it has such.
+
+    Raises:
+        ValueError: An axis of fewer than two sites, a reach below one, or more than 64 sites on the
+            coarsest level.
+    """
+    if not sizes or any(n < 2 for n in sizes) or reach < 1:
+        raise ValueError(
+            f"a lattice has at least two sites along each axis, and a site looks at one at least; "
+            f"got the shape {tuple(sizes)} and a reach of {reach}"
+        )
+    spacing = 1
+    while all(n % (2 * spacing) == 0 for n in sizes):
+        spacing *= 2
+    coarse = [
+        tuple(spacing * i for i in at) for at in product(*(range(n // spacing) for n in sizes))
+    ]
+    if len(coarse) > 64:
+        raise ValueError(
+            f"a lattice of shape {tuple(sizes)} has no coarser one of at most 64 sites, as its "
+            f"sizes are not divisible by a power of two: use such sizes, or flow='circular'"
+        )
+    known: list[tuple[int, ...]] = []
+    groups = []
+    for i, site in enumerate(coarse):
+        groups.append(_group([site], known, sizes, spacing, reach, f"coarse_{i}"))
+        known.append(site)
+    while spacing > 1:
+        spacing //= 2
+        for offset in sorted(product((0, 1), repeat=len(sizes)), key=lambda o: (sum(o) % 2, o)):
+            if not any(offset):
+                continue
+            for half, new in enumerate(_halves(sizes, spacing, offset)):
+                key = f"{spacing.bit_length() - 1}_{''.join(map(str, offset))}_{half}"
+                groups.append(_group(new, known, sizes, spacing, reach, key))
+                known.extend(new)
+    return groups
+
+
+def _halves(
+    sizes: Sequence[int], spacing: int, offset: Sequence[int]
+) -> list[list[tuple[int, ...]]]:
+    """A coset in two halves, where every axis has an even number of its sites, else whole."""
+    counts = [n // (2 * spacing) for n in sizes]
+    halves: list[list[tuple[int, ...]]] = [[], []]
+    split = all(n % 2 == 0 for n in counts)
+    for at in product(*(range(n) for n in counts)):
+        site = tuple(spacing * (2 * i + o) for i, o in zip(at, offset))
+        halves[sum(at) % 2 if split else 0].append(site)
+    return [half for half in halves if half]
+
+
+def _group(
+    new: list[tuple[int, ...]],
+    known: list[tuple[int, ...]],
+    sizes: Sequence[int],
+    spacing: int,
+    reach: int,
+    key: str,
+) -> Group:
+    def index(site: Sequence[int]) -> int:
+        flat = 0
+        for i, n in zip(site, sizes):
+            flat = flat * n + i % n
+        return flat
+
+    def length(step: Sequence[int]) -> float:
+        return sqrt(sum(min(i % n, -i % n) ** 2 for i, n in zip(step, sizes)))
+
+    first, there = new[0], set(known)
+    steps = [tuple((b - a) % n for a, b, n in zip(first, site, sizes)) for site in known]
+    steps = sorted(steps, key=lambda step: (length(step), step))[:reach]
+    around = {
+        tuple(_moved(step, (0,) * len(sizes), sizes) for step in square)
+        for square in _squares(len(sizes), spacing)  # the same ones, on an axis of two spacings
+    }
+    squares = [
+        square
+        for square in sorted(around)
+        if all(_moved(first, step, sizes) in there for step in square)
+    ]
+    near = [[index(_moved(site, step, sizes)) for step in steps] for site in new]
+    corners = [[[index(_moved(s, c, sizes)) for c in square] for square in squares] for s in new]
+    return Group(
+        torch.tensor([index(site) for site in new], device="cpu"),
+        torch.tensor(near, dtype=torch.long, device="cpu").reshape(len(new), len(steps)),
+        torch.tensor(corners, dtype=torch.long, device="cpu").reshape(len(new), len(squares), 3),
+        torch.tensor([length(step) for step in steps], device="cpu"),
+        tuple(
+            _shortest(step, sizes) for step in (*steps, *(c for square in squares for c in square))
+        ),
+        key,
+    )
+
+
+def _moved(site: Sequence[int], step: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
+    return tuple((a + b) % n for a, b, n in zip(site, step, sizes))
+
+
+def _shortest(step: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
+    return tuple((i + n // 2) % n - n // 2 for i, n in zip(step, sizes))
+
+
+def _squares(dim: int, spacing: int) -> list[list[tuple[int, ...]]]:
+    """Steps to the other corners of each elementary square at a site, the opposite one last."""
+    unit = [tuple(spacing * (i == axis) for i in range(dim)) for axis in range(dim)]
+    squares = []
+    for one, two in combinations(unit, 2):
+        for signs in product((1, -1), repeat=2):
+            a, b = (tuple(sign * i for i in u) for sign, u in zip(signs, (one, two)))
+            squares.append([a, b, tuple(i + j for i, j in zip(a, b))])
+    return squares
+
+
+Shape = int | Sequence[int]  #: sites along each axis
+
+
+def lattice_shape(shape: Shape) -> Size:
+    """The shape as a tuple.
+
+    Raises:
+        ValueError: No axis, or one of fewer than two sites.
+    """
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    if not sizes or any(int(n) != n or n < 2 for n in sizes):
+        raise ValueError(f"a lattice has at least two sites along each axis, got {sizes}")
+    return Size(int(n) for n in sizes)
+
+
+def on_lattice(x: Tensor, sizes: Size) -> Tensor:
+    """Points ``(..., d)`` as fields ``(..., *sizes)``.
+
+    Raises:
+        ValueError: They do not have one coordinate for each site.
+    """
+    if x.dim() == 0 or x.shape[-1] != prod(sizes):
+        raise ValueError(
+            f"a lattice of shape {tuple(sizes)} has {prod(sizes)} sites, the points have shape "
+            f"{tuple(x.shape)}"
+        )
+    return x.reshape(x.shape[:-1] + sizes)
+
+
+def axes(sizes: Size) -> range:
+    """The axes of a field on the lattice, counted from the right: there may be batches."""
+    return range(-len(sizes), 0)
+
+
+def differences(field: Tensor, axis: int, periodic: bool = True) -> Tensor:
+    """Each site's neighbour along an axis, less the site; without the closing bond if open."""
+    return field.roll(-1, axis) - field if periodic else field.diff(dim=axis)
+
+
+def over_sites(values: Tensor, sizes: Size) -> Tensor:
+    """The sum over the lattice, ``(...,)``."""
+    return values.flatten(-len(sizes)).sum(-1)
+
+
+def lattice_symmetries(shape: Shape) -> list[tuple[list[int], list[int]]]:
+    r"""Generators of the symmetries of a periodic lattice.
+
+    In this order: a shift by one site along each axis; the reflection of each; the exchange of each
+    pair of neighbouring axes of one length. Each is :math:`(\pi, s)`, a permutation of the sites
+    and signs, here all 1, as in :mod:`pyro_flowsamp.nn.equivariant`; leave out what you do not need.
+
+    Arguments:
+        shape: Sites along each axis.
+
+    Raises:
+        ValueError: No axis, or one of fewer than two sites.
+    """
+    sizes = lattice_shape(shape)
+    sites = torch.arange(prod(sizes), device="cpu").reshape(sizes)
+    equal = [i for i in range(len(sizes) - 1) if sizes[i] == sizes[i + 1]]
+    moved = [sites.roll(-1, axis) for axis in axes(sizes)]
+    moved += [sites.flip(axis) for axis in axes(sizes)]
+    moved += [sites.transpose(i, i + 1) for i in equal]
+    return [(order.flatten().tolist(), [1] * prod(sizes)) for order in moved]

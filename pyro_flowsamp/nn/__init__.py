@@ -1,0 +1,6 @@
+"""Networks: velocity fields with an exact divergence, and networks tied to a symmetry."""
+
+from .equivariant import SignedPermutation, group
+from .mlp import TimeMLP, VelocityMLP
+
+__all__ = ["SignedPermutation", "TimeMLP", "VelocityMLP", "group"]

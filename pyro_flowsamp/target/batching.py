@@ -1,0 +1,131 @@
+"""Batching: vmap, an outer plate or a Python loop, and the checks that choose among them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .inspection import ModelStructureError
+from .site import Site
+
+Density = Callable[[Tensor, Tensor | None], Tensor]
+FAR = 3.0, 10.0, 100.0  #: radii of points by which others must not be changed
+
+
+def _value_and_grad(density: Density, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = density(x, c)
+        grad = None
+        if value.requires_grad:
+            (grad,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
+    if grad is None:
+        raise ValueError(
+            "the density does not depend on any latent site, or not so that torch can see it "
+            "(NumPy, .item() or .detach() on the way)"
+        )
+    return value.detach(), grad
+
+
+def _close(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> bool:
+    """Whether values and gradients agree, but for round-off."""
+    return one[0].shape == two[0].shape and all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in zip(one, two)
+    )
+
+
+def _couples(density: Density, points: Tensor, alone: Tensor) -> bool:
+    """Whether densities, ``alone`` of these points, change with what else is in the batch.
+
+    Far points are added, on which neither values nor gradients may depend.
+
+    A model may sum over a plate that it does not know of, or branch on ``x.any()``.
+    """
+    far = torch.cat([torch.empty_like(points).uniform_(-r, r) for r in FAR for _ in range(4)])
+    with torch.enable_grad():
+        x = torch.cat([points, far]).requires_grad_()
+        try:
+            near = density(x, None)[: len(points)]
+            (grad,) = torch.autograd.grad(near.sum(), x)
+        except Exception:  # of points that nobody has asked for
+            return False
+    same = torch.allclose(near, alone, rtol=1e-4, atol=1e-5, equal_nan=True)
+    return not same or bool((grad[len(points) :].nan_to_num(nan=0.0) != 0).any())
+
+
+def _warn_of_gradient(sites: Sequence[Site], value: Tensor, grad: Tensor) -> None:
+    """Warns of coordinates on which the density does not depend, hence improper, and of NaN."""
+    finite = value.isfinite()[:, None]
+    if bool((grad.isnan() & finite).any()):
+        warnings.warn(
+            "the density is finite where its gradient is NaN, which counts as zero: training and "
+            "kernels that follow it are lamed. NaN or infinite data that a mask hides do that (put "
+            "any number in their place), as do torch.where and sqrt at 0.",
+            stacklevel=4,
+        )
+    angles = torch.tensor([s.circular for s in sites for _ in range(s.size)], device=grad.device)
+    flat = ((grad == 0) & finite).all(0) & ~angles
+    if not bool(flat.any()):
+        return
+    parts = zip(sites, flat.split([s.size for s in sites]))
+    found = ", ".join(f"{int(f.sum())} of '{s.name}'" for s, f in parts if bool(f.any()))
+    warnings.warn(
+        f"the density does not depend on {found} (coordinates, at the two points tried): unless it "
+        f"ends somewhere, the posterior is improper there. Give them a prior, or leave them out.",
+        stacklevel=4,
+    )
+
+
+class Chosen(NamedTuple):
+    """A way of batching: density and gradient at some points, and why faster ways will not do."""
+
+    name: str
+    value: Tensor
+    grad: Tensor
+    reasons: Sequence[str]
+
+
+def _choose(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> Chosen:
+    """The first way of batching that agrees with the last (the loop) on ``points``."""
+    *fast, (slow_name, slow) = ways.items()
+    reference = _value_and_grad(slow, points, c)
+    if not _close(_value_and_grad(slow, points, c), reference):
+        raise ModelStructureError(
+            "the density is random: two evaluations at the same points differ, and no exact "
+            "sampler can use it. Draw what is random once, outside the model."
+        )
+    reasons = []
+    for name, density in fast:
+        try:
+            result = _value_and_grad(density, points, c)
+        except ModelStructureError:
+            raise
+        except Exception as error:  # whatever the model's code raises under this batching
+            reasons.append(
+                f"{name}: {str(error).strip().splitlines()[0] if str(error) else error!r}"
+            )
+            continue
+        if not _close(result, reference):
+            reasons.append(f"{name}: its densities differ from the loop's")
+        elif name == "plate" and _couples(density, points, result[0]):
+            reasons.append(
+                f"{name}: points that are evaluated together change each other's density"
+            )
+        else:
+            return Chosen(name, *reference, reasons)
+    return Chosen(slow_name, *reference, reasons)
+
+
+def _warn_of_loop(chosen: Chosen, stacklevel: int = 4) -> None:
+    if chosen.name != "loop":
+        return
+    warnings.warn(
+        f"the density is evaluated point by point, in a Python loop ({'; '.join(chosen.reasons)}). "
+        f"Expect it to be a thousand times slower than a model without Python branches on "
+        f"tensors, .item() or in-place writes.",
+        stacklevel=stacklevel,
+    )

@@ -1,0 +1,233 @@
+"""Inspection of a Pyro model: its latent sites, their supports, and its observed data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Size
+
+from .missing_data import _Imputed
+from .site import Site, Values, _site
+from .support import bijection, has_bounds, inside, is_transformed, moves, same_bijection, unwrapped
+
+T = TypeVar("T")
+RADII = 1.0, 1.0, 0.5, 0.1, 0.01  #: of points to try, where a matrix may not be positive definite
+
+
+class ModelStructureError(RuntimeError):
+    """The model's sites, shapes or supports are not the same from call to call."""
+
+
+class Prototype(NamedTuple):
+    """What two runs of a model agree on."""
+
+    sites: list[Site]
+    values: Values
+    max_plate_nesting: int
+    enumerated: bool
+    conditioned: bool
+    guarded: frozenset[str]
+
+
+def at_some_radius(attempt: Callable[[float], T]) -> T:
+    """What ``attempt`` returns at the first radius where the model's matrices can be factorised.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for radius in RADII:
+        try:
+            return attempt(radius)
+        except torch.linalg.LinAlgError as error:
+            failure = error
+    raise ValueError(
+        f"a matrix of the model cannot be factorised at any of the points tried, up to next to the "
+        f"origin of unconstrained space ({failure}): is it positive definite?"
+    ) from failure
+
+
+def is_discrete(fn: Any) -> bool:
+    """Whether a Pyro distribution is discrete (enumerable or not)."""
+    try:
+        return fn.has_enumerate_support or fn.support.is_discrete
+    except NotImplementedError:
+        return False
+
+
+def init_to_unconstrained(site: dict | None = None, radius: float = 2.0) -> Any:
+    r"""Initialises each site at :math:`\mathrm{Uniform}(-r, r)` in unconstrained space.
+
+    Unlike :func:`pyro.infer.autoguide.init_to_uniform` it accepts distributions that cannot be
+    sampled, such as :class:`pyro.distributions.ImproperUniform`.
+    """
+    if site is None:
+        return partial(init_to_unconstrained, radius=radius)
+    fn = site["fn"]
+    if is_discrete(fn):
+        return fn.sample().detach()
+    transform = bijection(site)
+    try:
+        u = transform.inv(fn.sample().detach())
+    except NotImplementedError:
+        u = torch.empty(transform.inverse_shape(fn.shape()))
+    return transform(torch.empty_like(u).uniform_(-radius, radius))
+
+
+def _is_random(node: dict) -> bool:
+    return node["type"] == "sample" and not site_is_subsample(node)
+
+
+def _latent_nodes(trace: Trace) -> list[dict]:
+    return [n for _, n in trace.iter_stochastic_nodes() if not site_is_subsample(n)]
+
+
+def _check_supported(trace: Trace) -> None:
+    for name, node in trace.nodes.items():
+        if site_is_subsample(node):
+            fn = node["fn"]
+            if fn.subsample_size is not None and fn.subsample_size < fn.size:
+                raise ValueError(
+                    f"plate '{name}' subsamples {fn.subsample_size} of {fn.size} data: its "
+                    f"density is random, and no exact sampler can use it. Remove subsample_size."
+                )
+    for node in filter(lambda node: is_discrete(node["fn"]), _latent_nodes(trace)):
+        if node["infer"].get("enumerate") == "sequential":
+            raise ValueError(
+                f"site '{node['name']}' asks to be enumerated sequentially: here all its states go "
+                f"at once, enumerate='parallel'."
+            )
+        if not node["fn"].has_enumerate_support:
+            raise ValueError(
+                f"site '{node['name']}' is discrete ({type(node['fn']).__name__}) and cannot be "
+                f"enumerated: marginalise it by hand, or observe it."
+            )
+
+
+def _check_same_structure(first: Trace, second: Trace) -> None:
+    def shapes(trace: Trace) -> dict[str, Size]:
+        nodes = trace.nodes.values()
+        return {n["name"]: n["fn"].shape() for n in nodes if _is_random(n)}
+
+    one, two = shapes(first), shapes(second)
+    for name in one.keys() | two.keys():
+        if one.get(name) != two.get(name):
+            raise ModelStructureError(
+                f"the model's structure changes between calls: site '{name}' has shape "
+                f"{one.get(name, 'absent')} in one run and {two.get(name, 'absent')} in the "
+                f"next. A density on R^d needs the same sites and shapes every time."
+            )
+    for node in _latent_nodes(first):
+        if is_discrete(node["fn"]):
+            continue
+        here, there = (bijection(trace.nodes[node["name"]]) for trace in (first, second))
+        _check_support(node["name"], same_bijection(here, there, here.inv(node["value"])))
+
+
+def _check_support(name: str, stays: bool) -> None:
+    if not stays:
+        raise ModelStructureError(
+            f"the support of site '{name}' depends on other sites, or on arguments that vary; "
+            f"re-parametrise it, for example as bound * pyro.sample('fraction', Uniform(0, 1))."
+        )
+
+
+def _is_data(node: dict) -> bool:
+    """Whether a site is observed in earnest: what is deterministic is a Delta, observed."""
+    return node["is_observed"] and not isinstance(unwrapped(node["fn"]), dist.Delta)
+
+
+def _guarded(first: Trace, second: Trace, all_move: bool) -> Iterable[str]:
+    """Sites whose values may leave their supports.
+
+    Raises:
+        ValueError: Observed values lie outside a support that stays where it is.
+    """
+    for node in filter(_is_random, first.nodes.values()):
+        name, fn = node["name"], node["fn"]
+        if not has_bounds(fn):
+            continue
+        if not node["is_observed"]:
+            suspect = is_transformed(fn)
+        else:
+            suspect = all_move or moves(node, second.nodes[name])
+            if not suspect:
+                _check_data(node)
+        if suspect:
+            yield name
+
+
+def _check_data(node: dict) -> None:
+    fn, mask = node["fn"], node["mask"]
+    outside = ~inside(fn, node["value"])
+    if mask is not None:
+        outside = outside & torch.as_tensor(mask, device=outside.device)
+    if bool(outside.any()):
+        raise ValueError(
+            f"site '{node['name']}': {int(outside.sum())} of {outside.numel()} observed values are "
+            f"NaN, or lie outside the support of {fn}, {fn.support}, where the density is zero: "
+            f"correct them, or leave them out (obs_mask=)."
+        )
+
+
+def _check_declared(trace: Trace) -> None:
+    """Enumeration takes any dimension outside the plates for the states of a discrete site."""
+    trace.compute_log_prob()
+    for node in trace.nodes.values():
+        if not _is_random(node):
+            continue
+        shape = node["log_prob"].shape
+        plates = {frame.dim for frame in node["cond_indep_stack"]}
+        undeclared = [d for d in range(-len(shape), 0) if shape[d] > 1 and d not in plates]
+        if undeclared:
+            raise ValueError(
+                f"site '{node['name']}' has a density of shape {tuple(shape)}, whose dimension "
+                f"{undeclared[-1]} belongs to no plate; a model with discrete sites, which are "
+                f"summed out, needs one: with pyro.plate('data', {shape[undeclared[-1]]}): ..., "
+                f"or .to_event(1)"
+            )
+
+
+def inspect_model(
+    model: Callable, args: tuple, kwargs: dict, context: Sequence[str] = ()
+) -> Prototype:
+    """Runs the model twice and returns its latent structure, or says why it has none."""
+    if isinstance(model, AutoGuide):
+        kind = type(model).__name__
+        raise ValueError(f"this {kind} is a guide, not a model: a kernel takes it as guide=...")
+
+    def run(radius: float) -> list[Trace]:
+        start = InitMessenger(partial(init_to_unconstrained, radius=2 * radius))
+        with poutine.block(), _Imputed(), pyro.validation_enabled(False):
+            return [poutine.trace(start(model)).get_trace(*args, **kwargs) for _ in range(2)]
+
+    trace, again = at_some_radius(run)
+    _check_supported(trace)
+    _check_same_structure(trace, again)
+    nodes = _latent_nodes(trace)
+    continuous = [n for n in nodes if not is_discrete(n["fn"])]
+    sites, enumerated = [_site(n) for n in continuous], len(continuous) < len(nodes)
+    if not any(site.size for site in sites):
+        raise ValueError("the model has no continuous latent site: there is nothing to sample.")
+    with pyro.validation_enabled(False):
+        if enumerated:
+            _check_declared(trace)
+        guarded = frozenset(_guarded(trace, again, all_move=enumerated or bool(context)))
+    dims = [f.dim for n in trace.nodes.values() for f in n.get("cond_indep_stack", ()) if f.dim]
+    return Prototype(
+        sites=sites,
+        values={n["name"]: n["value"] for n in continuous},
+        max_plate_nesting=-min(dims, default=0),
+        enumerated=enumerated,
+        conditioned=any(_is_data(n) for n in trace.nodes.values() if _is_random(n)),
+        guarded=guarded,
+    )

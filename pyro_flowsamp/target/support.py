@@ -1,0 +1,163 @@
+r"""Where the distributions of a model have density: bijections onto supports, values outside them.
+
+A bijection from :math:`\mathbb R^n` is taken once for each latent site, so its support must stay
+where it is. Data may be anywhere; where validation is off, as it must be under vmap, many
+distributions give values outside their support a finite density, which :class:`Guard` makes zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Independent, Transform, biject_to, constraints
+from torch.distributions.constraints import Constraint
+
+__all__ = [
+    "Guard",
+    "bijection",
+    "has_bounds",
+    "inside",
+    "is_transformed",
+    "moves",
+    "same_bijection",
+    "unwrapped",
+]
+
+
+_WRAPPERS = (Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+_TRANSFORMED = (dist.TransformedDistribution, torch.distributions.TransformedDistribution)
+PROBES = -1.0, 0.0, 1.0  #: where bijections are compared; at 0 alone all of (-s, s) are alike
+
+
+def unwrapped(fn: Any) -> Any:
+    """A distribution without what only masks it, expands it or regroups its dimensions."""
+    while isinstance(fn, _WRAPPERS):
+        fn = fn.base_dist
+    return fn
+
+
+def bijection(site: dict) -> Transform:
+    r"""From :math:`\mathbb R^n` onto a site's support.
+
+    Raises:
+        ValueError: There is none.
+    """
+    try:
+        return biject_to(site["fn"].support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"site '{site['name']}': no bijection from R^n onto the support of "
+            f"{site['fn']}; register one with torch.distributions.biject_to, or "
+            f"re-parametrise the site over real numbers."
+        ) from error
+
+
+def same_bijection(one: Transform, two: Transform, u: Tensor) -> bool:
+    """Whether two bijections agree, on points of the shape of ``u``; two may be a batch of them."""
+    points = [torch.full_like(u, at) for at in PROBES]
+    return all(torch.allclose(one(x), two(x), equal_nan=True) for x in points)
+
+
+def is_transformed(fn: Any) -> bool:
+    """Whether torch knows of a support only what the last of some transforms says."""
+    return type(unwrapped(fn)) in _TRANSFORMED
+
+
+def has_bounds(fn: Any) -> bool:
+    """Whether there is anything outside the support of a distribution, or of what it transforms."""
+    fn = unwrapped(fn)
+    if is_transformed(fn):
+        return has_bounds(fn.base_dist)
+    try:
+        support = fn.support
+    except NotImplementedError:
+        return False
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return not isinstance(support, type(constraints.real))
+
+
+def moves(one: dict, two: dict) -> bool:
+    """Whether a site's value, or its support, differs between two runs, or might."""
+    return (
+        is_transformed(one["fn"])
+        or not _same(one["value"], two["value"])
+        or not _same(one["fn"].support, two["fn"].support)
+    )
+
+
+def _same(one: Any, two: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        alike = one.shape == two.shape and one.dtype == two.dtype
+        return alike and torch.allclose(one, two, rtol=0, atol=0, equal_nan=True)
+    if isinstance(one, Constraint) and isinstance(two, Constraint):
+        return type(one) is type(two) and _same(list(vars(one).values()), list(vars(two).values()))
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        return len(one) == len(two) and all(map(_same, one, two))
+    return one is two or bool(one == two)
+
+
+def inside(fn: Any, value: Any) -> Tensor:
+    """Whether values lie in the support, of shape ``batch_shape``; what a mask hides does."""
+    value = torch.as_tensor(value)
+    if isinstance(fn, dist.MaskedDistribution):
+        return inside(fn.base_dist, value) | ~torch.as_tensor(fn._mask, device=value.device)
+    if isinstance(fn, Independent):
+        return _all_of(inside(fn.base_dist, value), fn.reinterpreted_batch_ndims)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return inside(fn.base_dist, value)
+    if not is_transformed(fn):
+        return fn.support.check(value)
+    for transform in reversed(fn.transforms):
+        value = transform.inv(value)
+    return inside(fn.base_dist, value)
+
+
+def _all_of(ok: Tensor, dims: int) -> Tensor:
+    return ok.flatten(-dims).all(-1) if dims else ok
+
+
+class _Bounded(dist.TorchDistribution):
+    """A distribution that has no density outside its support, whatever its formula gives there."""
+
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(self, base_dist: Any) -> None:
+        self.base_dist = base_dist
+        super().__init__(base_dist.batch_shape, base_dist.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return self.base_dist.support
+
+    def log_prob(self, value: Any) -> Tensor:
+        log_prob = self.base_dist.log_prob(value)
+        return torch.where(inside(self.base_dist, value), log_prob, -torch.inf)
+
+
+class _Counts(_Bounded):
+    """A multinomial whose density vmap can batch: torch's writes where a mask of booleans is."""
+
+    def log_prob(self, value: Any) -> Tensor:
+        seen = torch.where(value == 0, 0.0, self.base_dist.logits)  # 0 log 0 = 0
+        ways = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
+        return ways + (value * seen).sum(-1)
+
+
+class Guard(Messenger):
+    """Bounds the distributions of some sites, by name; gives multinomials a density to batch."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if type(msg["fn"]) is dist.Multinomial:
+            msg["fn"] = _Counts(msg["fn"])
+        if msg["name"] in self.names:
+            msg["fn"] = _Bounded(msg["fn"])

@@ -1,0 +1,89 @@
+r"""Independent Metropolis–Hastings.
+
+A proposal :math:`x' \sim q` that ignores the current state :math:`x` has the Hastings ratio
+
+.. math::
+    \alpha = \min\!\left(1, \frac{\tilde p(x')\, q(x)}{\tilde p(x)\, q(x')}\right)
+           = \min\bigl(1, e^{w(x') - w(x)}\bigr), \qquad w = \log\tilde p - \log q,
+
+since :math:`\tilde p(x)\,q(x')\,\alpha(x, x') = \min(\tilde p(x) q(x'), \tilde p(x') q(x))` is
+symmetric in :math:`x, x'`: detailed balance with respect to :math:`p`, whatever :math:`q` is, so
+long as :math:`q > 0` wherever :math:`p > 0` (Tierney, 1994,
+https://doi.org/10.1214/aos/1176325750). Both densities of the state are carried, never recomputed.
+
+Of N proposals at once, with weights :math:`w_1, \dots, w_N` beside the state's :math:`w_0`, one is
+taken by chance in proportion to its weight and accepted with
+
+.. math:: \min\!\left(1, \frac{W}{W - w_j + w_0}\right), \qquad W = w_1 + \dots + w_N.
+
+Given the set of all N + 1 candidates, which are exchangeable but for their weights, the current one
+is i with probability proportional to :math:`w_i`; i-SIR (Andrieu et al., 2018,
+https://arxiv.org/abs/1312.6432; as a global move in https://arxiv.org/abs/2111.02702) draws it
+afresh. The rule above is that draw metropolised: :math:`w_0 \cdot \tfrac{w_j}{W} \min(1, \tfrac W
+{W - w_j + w_0}) = w_0 w_j \min(\tfrac1W, \tfrac1{W - w_j + w_0})` is symmetric in 0 and j. It moves
+to each proposal at least as often, hence its variances are no larger (Liu, 1996,
+https://doi.org/10.1093/biomet/83.3.681), and for N = 1 it is the step above.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .metropolis import Info, metropolis, select
+
+__all__ = ["Info", "State", "choose", "init", "step"]
+
+
+class State(NamedTuple):
+    """C chains of an independent sampler; also a batch of scored proposals.
+
+    Attributes:
+        x: Positions, ``(C, d)``.
+        log_p: Unnormalised target log densities, ``(C,)``, float64.
+        log_q: Proposal log densities, ``(C,)``, float64.
+    """
+
+    x: Tensor
+    log_p: Tensor
+    log_q: Tensor
+
+
+def init(x: Tensor, log_p: Tensor, log_q: Tensor) -> State:
+    """A state of given positions and densities, which are kept in float64."""
+    return State(x, log_p.double(), log_q.double())
+
+
+def step(state: State, proposal: State, log_u: Tensor) -> tuple[State, Info]:
+    """Moves each chain to its proposal with the probability above.
+
+    Arguments:
+        state: Where the chains are.
+        proposal: One independent draw of q per chain.
+        log_u: Logs of uniform variates, ``(C,)``.
+    """
+    log_alpha = (proposal.log_p - proposal.log_q) - (state.log_p - state.log_q)
+    accepted, accept_prob = metropolis(log_alpha, log_u)
+    diverging = torch.zeros_like(accepted)
+    info = Info(accepted, accept_prob, diverging)
+    return select(accepted, proposal, state), info
+
+
+def choose(
+    log_w: Tensor, proposals: Tensor, gumbel: Tensor, log_u: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of N proposals each chain tries, ``(C,)``, whether it moves there, and how probably.
+
+    Arguments:
+        log_w: Log weights of the states, ``(C,)``.
+        proposals: Log weights of the proposals, ``(C, N)``.
+        gumbel: Standard Gumbel variates, ``(C, N)``.
+        log_u: Logs of uniform variates, ``(C,)``.
+    """
+    proposals = torch.where(proposals.isnan(), -torch.inf, proposals)
+    index = (proposals + gumbel).argmax(-1)
+    others = proposals.scatter(-1, index[:, None], log_w[:, None])
+    log_alpha = proposals.logsumexp(-1) - others.logsumexp(-1)
+    return index, *metropolis(log_alpha, log_u)

@@ -1,0 +1,40 @@
+"""Step sizes: dual averaging, jitter, and the optimal size for a standard normal."""
+
+from __future__ import annotations
+
+import torch
+from pyro.ops.dual_averaging import DualAveraging
+from torch import Tensor
+
+__all__ = ["StepSize", "jitter", "optimal_step_size"]
+
+
+# ---- step sizes ---------------------------------------------------------------------------------
+class StepSize:
+    """Step sizes of any shape, by dual averaging towards an acceptance; all on their device.
+
+    A mean over many chains has little noise: steps are a third of those for a single one.
+    """
+
+    def __init__(self, start: Tensor, target_accept_prob: float) -> None:
+        self.value, self.target_accept_prob = start, target_accept_prob
+        self._averaging = DualAveraging(prox_center=(10 * start).log(), gamma=0.15)
+
+    def adapt(self, accept_prob: Tensor) -> None:
+        """One step, towards acceptances of the shape of the step sizes."""
+        self._averaging.step(self.target_accept_prob - accept_prob)
+        self.value = self._averaging.get_state()[0].exp().to(self.value)
+
+    def freeze(self) -> None:
+        """The average step size from now on; not before :meth:`adapt`."""
+        self.value = self._averaging.get_state()[1].exp().to(self.value)
+
+
+def jitter(step_size: Tensor) -> Tensor:
+    """Step sizes times uniforms on (0.8, 1.2), against resonance with a period of the target."""
+    return step_size * torch.empty_like(step_size).uniform_(0.8, 1.2)
+
+
+def optimal_step_size(dim: int) -> float:
+    r""":math:`1.65\, d^{-1/6}`, optimal for a standard normal (Roberts & Rosenthal, 1998)."""
+    return 1.65 * dim ** (-1 / 6)
