@@ -20,8 +20,9 @@ first_that_runs = $(firstword $(foreach p,$(1),$(shell $(p) -V >/dev/null 2>&1 &
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.installed  ## run the quickstart example
-	$(VENV)/bin/python examples/quickstart.py
+demo: $(VENV)/.installed  ## eight schools: a summary, a picture, and the speed beside NUTS
+	$(VENV)/bin/python examples/eight_schools.py
+	$(VENV)/bin/python examples/benchmarks/quickstart_vs_nuts.py
 
 test: $(VENV)/.installed  ## run the tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m $(PYTEST)

@@ -10,7 +10,7 @@ from .guides import (
     FlowGuide,
 )
 from .guides.deformation import diffusion
-from .kernels import IMH, FlowKernel, JumpHMC, LatentHMC, LatentMALA
+from .kernels import IMH, FlowKernel, LatentHMC, LatentMALA, LocalGlobalHMC
 from .lattice import lattice_discriminator, lattice_flow
 from .objectives import ForwardKL, PathGradient, ReverseKL, WeightedSum
 from .options import FitOptions
@@ -35,7 +35,7 @@ __all__ = [
     "ForwardKL",
     "History",
     "ImportanceEstimate",
-    "JumpHMC",
+    "LocalGlobalHMC",
     "LatentHMC",
     "LatentMALA",
     "PathGradient",

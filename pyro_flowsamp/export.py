@@ -22,7 +22,7 @@ MAX_NUMBERS = 500_000_000  #: in the largest log_likelihood group made: 2 GB in 
 FLAGS = ("accepted", "diverging")  #: statistics that MCMC's kernels report as numbers
 
 
-class Draws(NamedTuple):
+class ExportedDraws(NamedTuple):
     """What every source comes down to.
 
     Attributes:
@@ -98,7 +98,7 @@ def to_arviz(
 
 
 # ---- sources -------------------------------------------------------------------------------------
-def _draws(source: Any, args: tuple, kwargs: dict, num_samples: int) -> Draws:
+def _draws(source: Any, args: tuple, kwargs: dict, num_samples: int) -> ExportedDraws:
     if hasattr(source, "trained"):
         return _guide_draws(source, args, kwargs, num_samples)
     if not (hasattr(source, "kernel") and hasattr(source, "get_samples")):
@@ -112,28 +112,28 @@ def _draws(source: Any, args: tuple, kwargs: dict, num_samples: int) -> Draws:
 
 
 @torch.no_grad()
-def _guide_draws(guide: Any, args: tuple, kwargs: dict, num: int) -> Draws:
+def _guide_draws(guide: Any, args: tuple, kwargs: dict, num: int) -> ExportedDraws:
     if not guide.trained:
         raise ValueError("the guide is untrained: call guide.fit(...) first.")
     if num < 1:
         raise ValueError(f"num_samples must be at least 1, got {num}")
-    target = guide.bind(*args, **kwargs)
+    target = guide.target_for(*args, **kwargs)
     contexts = 1 if target.contexts is None else len(target.contexts)
     x, log_q = guide.proposal(*args, **kwargs).sample_and_log_prob(num * contexts)
     scored = (x, target.log_prob(x).double(), log_q.double())
     x, lp, log_q = (value.unflatten(0, (num, contexts)).transpose(0, 1) for value in scored)
     statistics = {"lp": lp, "log_q": log_q, "log_weight": lp - log_q}
-    return Draws(target.unpack(x), statistics, target)
+    return ExportedDraws(target.unpack(x), statistics, target)
 
 
-def _run_draws(run: Any) -> Draws:
+def _run_draws(run: Any) -> ExportedDraws:
     samples = run.get_samples(group_by_chain=True) if getattr(run, "_samples", None) else {}
     if not any(value.numel() for value in samples.values()):
         raise ValueError("there are no draws yet: call run(...) first.")
     shape = next(iter(samples.values())).shape[:2]
     vectorized = hasattr(run, "statistics")
     statistics = _recorded(run, shape) if vectorized else _reported(run.diagnostics(), shape)
-    return Draws(samples, statistics, _target(run))
+    return ExportedDraws(samples, statistics, _target(run))
 
 
 def _target(run: Any) -> Target | None:
@@ -146,8 +146,8 @@ def _target(run: Any) -> Target | None:
         known = None
     guide: Any = getattr(kernel, "guide", None)
     if known is None and getattr(guide, "context_names", None):
-        guide.attach(kernel.model)
-        return guide.bind(*run._args, **run._kwargs)
+        guide.restore_model(kernel.model)
+        return guide.target_for(*run._args, **run._kwargs)
     if kernel.model is None or (known is not None and known.contexts is not None):
         return known
     return Target.from_model(kernel.model, *run._args, **run._kwargs)

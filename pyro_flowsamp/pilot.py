@@ -21,22 +21,33 @@ from .kernels.imh import IMH
 from .target.density import Target
 from .vectorized import VectorizedMCMC
 
-__all__ = ["Rung", "SHORTEST", "TRIED", "iqr", "r_hat", "stuck", "trial", "worth"]
+__all__ = [
+    "Candidate",
+    "MIN_PILOT_STEPS",
+    "PILOT_CHAINS",
+    "iqr",
+    "r_hat",
+    "never_accepted_fraction",
+    "run_pilot",
+    "ess_per_draw",
+]
 
 
-TRIED = 256  #: chains
-WARMUP, TRIAL, LONGEST_TRIAL = 50, 32, 128  #: steps
-SHORTEST = WARMUP + TRIAL  #: steps that a kernel takes in any case
-FEWEST = 5  #: effective draws of a chain by which a trial can be relied on
-LEAST_ALONE = 0.2  #: effective draws that a draw must be worth where there are jumps alone
-STUCK = 0.01  #: of the chains with local moves that may never have jumped
-WORTH = 0.5  #: effective draws that a draw should be worth
-MOST_THINNED = 20  #: draws for one that is kept
-MOST_NUMBERS = 10_000_000  #: that are looked at
+PILOT_CHAINS = 256  #: chains
+WARMUP, PILOT_STEPS, MAX_PILOT_STEPS = 50, 32, 128  #: steps
+MIN_PILOT_STEPS = WARMUP + PILOT_STEPS  #: steps that a kernel takes in any case
+MIN_ESS_PER_CHAIN = 5  #: effective draws of a chain by which a trial can be relied on
+MIN_ESS_OF_INDEPENDENCE_SAMPLER = (
+    0.2  #: effective draws that a draw must be worth where there are jumps alone
+)
+MAX_NEVER_ACCEPTED = 0.01  #: of the chains with local moves that may never have jumped
+TARGET_ESS_PER_DRAW = 0.5  #: effective draws that a draw should be worth
+MAX_THIN = 20  #: draws for one that is kept
+MAX_NUMBERS = 10_000_000  #: that are looked at
 AXES = 8  #: directions in which chains must mix, beside the coordinates
 
 
-class Rung(NamedTuple):
+class Candidate(NamedTuple):
     """A kernel that has been tried.
 
     Attributes:
@@ -51,24 +62,24 @@ class Rung(NamedTuple):
     name: str
     run: VectorizedMCMC
     length: int
-    worth: float
+    ess_per_draw: float
     seconds: float
-    stuck: float
+    never_accepted_fraction: float
 
     @property
     def thin(self) -> int:
         """Steps for each draw to keep."""
-        return min(MOST_THINNED, ceil(WORTH / self.worth))
+        return min(MAX_THIN, ceil(TARGET_ESS_PER_DRAW / self.ess_per_draw))
 
     @property
-    def alone(self) -> bool:
+    def is_independence_sampler(self) -> bool:
         """Whether it makes jumps alone."""
         return isinstance(self.run.kernel, IMH)
 
     @property
-    def many(self) -> bool:
+    def enough_ess(self) -> bool:
         """Few effective draws tell only that there are few."""
-        return self.worth * self.length >= FEWEST
+        return self.ess_per_draw * self.length >= MIN_ESS_PER_CHAIN
 
     @property
     def reliable(self) -> bool:
@@ -77,25 +88,31 @@ class Rung(NamedTuple):
         Chains that never jump are where it hardly draws: in a tail, which local moves would leave
         for it, or in a mode that its draws have hardly any of.
         """
-        if self.alone and (self.worth < LEAST_ALONE or self.stuck):
+        if self.is_independence_sampler and (
+            self.ess_per_draw < MIN_ESS_OF_INDEPENDENCE_SAMPLER or self.never_accepted_fraction
+        ):
             return False
-        return self.many and self.stuck <= STUCK
+        return self.enough_ess and self.never_accepted_fraction <= MAX_NEVER_ACCEPTED
 
-    def left(self, num_samples: int) -> float:
+    def cost_to_finish(self, num_samples: int) -> float:
         """Seconds that so many draws a chain take, if they are known."""
         return self.at_least(num_samples) if self.reliable else inf
 
     def at_least(self, num_samples: int) -> float:
         """Seconds that so many draws a chain take, if nothing is slower than the trial shows."""
-        return self.seconds * max(1.0, WORTH / self.worth) * num_samples
+        return self.seconds * max(1.0, TARGET_ESS_PER_DRAW / self.ess_per_draw) * num_samples
 
     @property
-    def order(self) -> tuple[bool, bool, float]:
+    def sort_key(self) -> tuple[bool, bool, float]:
         """The best has the least; of those that are not reliable, one with local moves."""
-        return not self.reliable, not self.reliable and self.alone, self.at_least(1)
+        return (
+            not self.reliable,
+            not self.reliable and self.is_independence_sampler,
+            self.at_least(1),
+        )
 
 
-def trial(
+def run_pilot(
     name: str,
     kernel: FlowKernel,
     target: Target,
@@ -103,7 +120,7 @@ def trial(
     num_chains: int,
     num_samples: int,
     least: float,
-) -> Rung:
+) -> Candidate:
     """Tries a kernel until it is known well enough, or known to be too slow.
 
     Arguments:
@@ -119,7 +136,7 @@ def trial(
     """
     params = target.unpack_unconstrained(starts)
     run = VectorizedMCMC(
-        kernel, TRIAL, WARMUP, len(starts), initial_params=params, disable_progbar=True
+        kernel, PILOT_STEPS, WARMUP, len(starts), initial_params=params, disable_progbar=True
     )
     with warnings.catch_warnings():  # what fails is not chosen, and no guide of the user's
         warnings.filterwarnings("ignore", "only .* of the proposals were accepted")
@@ -127,24 +144,26 @@ def trial(
     growth = max(1.0, num_chains / len(starts))  # of a step's cost: at most in proportion
     while not run.interrupted:
         pace = run.seconds["sampling"] / run.num_samples * growth
-        left = stuck(run.statistics["accepted"])
-        rung = Rung(name, run, run.num_samples, worth(run.unconstrained), pace, left)
-        slow = rung.at_least(num_samples) >= least
-        if rung.many or slow or run.num_samples >= LONGEST_TRIAL:
-            return rung
+        left = never_accepted_fraction(run.statistics["accepted"])
+        candidate = Candidate(
+            name, run, run.num_samples, ess_per_draw(run.unconstrained), pace, left
+        )
+        slow = candidate.at_least(num_samples) >= least
+        if candidate.enough_ess or slow or run.num_samples >= MAX_PILOT_STEPS:
+            return candidate
         run.resume(2 * run.num_samples)
     raise KeyboardInterrupt
 
 
 # ---- what draws tell -----------------------------------------------------------------------------
-def worth(x: Tensor) -> float:
+def ess_per_draw(x: Tensor) -> float:
     """Effective draws for a draw, the least of several functions of them ``(chains, draws, d)``.
 
     That are coordinates and their distances from the median, by rank (Vehtari et al., 2021,
     https://arxiv.org/abs/1903.08008), and the :data:`AXES` directions of most spread among the
     standardised ones, along which modes part that hardly do in any one coordinate.
     """
-    x = x[: max(16, MOST_NUMBERS // x[0].numel())].double()
+    x = x[: max(16, MAX_NUMBERS // x[0].numel())].double()
     flat = x.flatten(0, 1)
     flat = flat[:, flat.std(0) > 0]
     u = (flat - flat.mean(0)) / flat.std(0)
@@ -175,7 +194,7 @@ def r_hat(x: Tensor) -> float:
     return float(found) / (1 + 8 / x.shape[1]) ** 0.5
 
 
-def stuck(accepted: Tensor) -> float:
+def never_accepted_fraction(accepted: Tensor) -> float:
     """The share of chains that never moved, if more than by chance, of ``(chains, draws)``.
 
     Were all as likely to move, at the mean rate r, a share :math:`(1 - r)^n` of them would not in n

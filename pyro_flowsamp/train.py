@@ -41,7 +41,7 @@ class History:
         gaussian_ess: ESS fraction of the affine layer alone, on fresh draws: the first rung.
         final_ess: ESS fraction of the trained flow, on fresh draws.
         pareto_k: Pareto shape of those draws' weights.
-        log_q_gap: Largest difference between sampling's and scoring's log q on 99.9 % of draws.
+        log_q_error: Largest difference between sampling's and scoring's log q on 99.9 % of draws.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -54,7 +54,7 @@ class History:
     gaussian_ess: float = float("nan")
     final_ess: float = float("nan")
     pareto_k: float = float("nan")
-    log_q_gap: float = float("nan")
+    log_q_error: float = float("nan")
 
     def updated(self, **changes: object) -> History:
         """A copy with some fields set."""
@@ -147,9 +147,9 @@ class _Plateau:
 
     def verdict(self, ess: float, loss: float) -> str:
         """One of "go", "decay", "flat", "enough"."""
-        if ess >= self.options.enough:
+        if ess >= self.options.stop_at_ess:
             return "enough"
-        if self.options.anneal:
+        if self.options.cosine_schedule:
             return "go"
         tolerance = self.options.tolerance
         grows = ess > self.best_ess * (1 + tolerance) + 1e-3
@@ -164,7 +164,7 @@ class _Plateau:
             return "go"
         self.waited = 0
         self.decays += 1
-        return "flat" if self.decays > self.options.decays else "decay"
+        return "flat" if self.decays > self.options.max_lr_decays else "decay"
 
 
 def _mean_of_finite(losses: list[Tensor]) -> float:
@@ -210,7 +210,7 @@ def fit(
                 if log_weights is not None:
                     weights.append(log_weights)
                 history.steps += 1
-                if len(losses) < options.window and history.steps < options.max_steps:
+                if len(losses) < options.eval_every and history.steps < options.max_steps:
                     continue
                 history.loss.append(_mean_of_finite(losses))
                 history.ess.append(float(ess(_no_nan(weights))) if weights else math.nan)
@@ -222,7 +222,7 @@ def fit(
                     history.stopped = verdict
                     break
                 if verdict == "decay":
-                    stepper.decay(options.decay)
+                    stepper.decay(options.lr_decay)
         except KeyboardInterrupt:
             history.stopped = "interrupted"
             warnings.warn(f"training interrupted after {history.steps} steps", stacklevel=2)

@@ -284,7 +284,7 @@ class VectorizedMCMC:
         }
         accepted = self.statistics["accepted"].double().mean(-1)
         result["acceptance rate"] = {f"chain {i}": float(a) for i, a in enumerate(accepted)}
-        result.update(self._quality())
+        result.update(self._flow_diagnostics())
         return result
 
     def _summarised(self) -> Values:
@@ -292,7 +292,7 @@ class VectorizedMCMC:
         draws = self.get_samples(group_by_chain=True)
         return {name: value for name, value in draws.items() if value.numel()}
 
-    def _quality(self) -> dict[str, float]:
+    def _flow_diagnostics(self) -> dict[str, float]:
         if self._proposal is None or self.target is None:
             return {}
         return proposal_diagnostics(self._proposal, self.target)
@@ -314,7 +314,7 @@ class VectorizedMCMC:
         print_summary(self._summarised(), prob=prob)
         print(f"Number of divergences: {int(self.statistics['diverging'].sum())}")
         print(f"Acceptance rate: {float(self.statistics['accepted'].double().mean()):.3f}")
-        print("  ".join(f"{name}: {value:.3g}" for name, value in self._quality().items()))
+        print("  ".join(f"{name}: {value:.3g}" for name, value in self._flow_diagnostics().items()))
 
     def __getstate__(self) -> dict[str, Any]:
         """Draws and statistics; target, flow and chains stay behind, as a kernel's do."""

@@ -49,21 +49,23 @@ def banana(dim):
 @pytest.fixture
 def bad_flows(monkeypatch):
     """Every Gaussian mixture is displaced by three of its own standard deviations."""
-    placed = sampling.Ladder.placed
+    fit_mixture_guide = sampling.SamplerSearch.fit_mixture_guide
 
     def displaced(self, components):
-        guide = placed(self, components)
+        guide = fit_mixture_guide(self, components)
         if components > 1:
             assert isinstance(guide.flow, LayeredFlow)
             guide.flow.affine.loc += 3 * guide.flow.affine.scale.diagonal()
         return guide
 
-    monkeypatch.setattr(sampling.Ladder, "placed", displaced)
+    monkeypatch.setattr(sampling.SamplerSearch, "placed", displaced)
 
 
 @pytest.fixture
 def no_training(monkeypatch):
-    monkeypatch.setattr(sampling.Ladder, "_taught", lambda self, flow, draws, best: None)
+    monkeypatch.setattr(
+        sampling.SamplerSearch, "_train_candidate", lambda self, flow, draws, best: None
+    )
 
 
 def test_draws_do_not_depend_on_the_clock(monkeypatch):
@@ -86,10 +88,10 @@ def test_conjugate_model():
         x = values(data, name)
         assert abs(z_score(x, mean)) < 4
         assert abs(z_score((x - mean).square(), deviation**2)) < 4
-    assert data.attrs["method"] in data.attrs["rungs"]
+    assert data.attrs["method"] in data.attrs["candidates"]
     assert data.attrs["evaluations"] > 0 and data.attrs["thin"] >= 1
     spent = {name for name in data.attrs if name.startswith("seconds_")}
-    assert spent == {"seconds_start", "seconds_training", "seconds_trials", "seconds_sampling"}
+    assert spent == {"seconds_start", "seconds_training", "seconds_pilot", "seconds_sampling"}
     assert {"lp", "accepted", "diverging"} <= set(data["sample_stats"])
     assert set(data["observed_data"])
 
@@ -104,7 +106,9 @@ def test_two_distant_modes(dim):
 
 @pytest.mark.slow
 def test_a_flow_is_trained_where_nothing_else_mixes(bad_flows, monkeypatch):
-    monkeypatch.setattr(sampling.Ladder, "_lessons", lambda self: iter([("coupling", False)]))
+    monkeypatch.setattr(
+        sampling.SamplerSearch, "_flow_candidates", lambda self: iter([("coupling", False)])
+    )
     data = pf.sample(banana(20), num_samples=50, num_chains=1000, **QUIET)
     x = values(data, "x")
     assert "(coupling)" in data.attrs["method"]
@@ -117,8 +121,8 @@ def test_bad_flows_do_no_harm(bad_flows, no_training):
     data = pf.sample(target, num_samples=50, num_chains=400, **QUIET)
     assert data.attrs["method"] in (
         "HMC",
-        "JumpHMC (mixture)",
-        "JumpHMC (Gaussian)",
+        "LocalGlobalHMC (mixture)",
+        "LocalGlobalHMC (Gaussian)",
     )  # exact by their local moves
     x = values(data, "x")
     assert abs(z_score(x[..., 0], 1.0)) < 4
@@ -166,7 +170,7 @@ def test_an_improper_posterior():
 
 @pytest.mark.slow
 def test_chains_that_disagree(bad_flows, no_training, monkeypatch):
-    monkeypatch.setattr(pilot, "LONGEST_TRIAL", 0)
+    monkeypatch.setattr(pilot, "MAX_PILOT_STEPS", 0)
     with pytest.warns(UserWarning, match="the chains disagree"):
         pf.sample(mixture(2), num_samples=20, num_chains=200, **QUIET)
 
@@ -221,9 +225,9 @@ def hopeless(monkeypatch, no_training):
 def test_the_user_is_told_where_no_kernel_mixes(hopeless):
     with pytest.warns(UserWarning, match="no kernel has been seen to mix"):
         data = pf.sample(mixture(2), num_samples=3, **QUIET)
-    assert data.attrs["reliable"] == 0 and data.attrs["rungs"].count("inf s") == 3
+    assert data.attrs["reliable"] == 0 and data.attrs["candidates"].count("inf s") == 3
     assert not data.attrs["method"].startswith("IMH")  # jumps alone hide what they miss
-    assert data.attrs["thin"] == pilot.MOST_THINNED
+    assert data.attrs["thin"] == pilot.MAX_THIN
 
 
 @pytest.mark.slow
@@ -231,8 +235,8 @@ def test_a_kernel_that_fails_is_left_out(monkeypatch, bad_flows, no_training):
     def refuse(self):
         raise RuntimeError("warm-up drove the step size to nothing")
 
-    monkeypatch.setattr(pf.JumpHMC, "freeze", refuse)
-    with pytest.warns(UserWarning, match=r"JumpHMC \(mixture\) is left out"):
+    monkeypatch.setattr(pf.LocalGlobalHMC, "freeze", refuse)
+    with pytest.warns(UserWarning, match=r"LocalGlobalHMC \(mixture\) is left out"):
         pf.sample(mixture(2), num_samples=3, **QUIET)
     monkeypatch.setattr(pf.FlowKernel, "start", lambda *args: refuse(None))
     with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="no kernel runs"):
@@ -243,8 +247,8 @@ def test_a_kernel_that_fails_is_left_out(monkeypatch, bad_flows, no_training):
 
 
 def test_particles_that_start_chains_are_no_siblings():
-    steps = sampling.Ladder(mixture(10), 5, 100, progress=False)
-    steps.anneal()
+    steps = sampling.SamplerSearch(mixture(10), 5, 100, progress=False)
+    steps.run_smc()
     upper = (steps.particles.mean(-1) > 0).double()
     u = upper - upper.mean()
     assert abs(float((u[1:] * u[:-1]).mean() / u.square().mean())) < 0.15
@@ -258,16 +262,16 @@ def test_chains_go_on_from_where_they_were():
         pyro.sample("y", dist.Multinomial(total_count=21, probs=p), obs=counts)
 
     target = Target.from_model(sparse, torch.tensor([20.0, 1.0, 0.0, 0.0, 0.0]))
-    steps = sampling.Ladder(target, 1, 500, progress=False)
+    steps = sampling.SamplerSearch(target, 1, 500, progress=False)
     pyro.set_rng_seed(0)
-    steps.anneal()
-    rung = steps._better(None, "HMC", pf.LatentHMC(guide=steps.placed(1)), 4)
-    before = rung.run.unconstrained.flatten(0, 1)
+    steps.run_smc()
+    candidate = steps._consider(None, "HMC", pf.LatentHMC(guide=steps.fit_mixture_guide(1)), 4)
+    before = candidate.run.unconstrained.flatten(0, 1)
     starts = []
-    rung.run.kernel.init = lambda x: (
-        starts.append(x) or type(rung.run.kernel).init(rung.run.kernel, x)
+    candidate.run.kernel.init = lambda x: (
+        starts.append(x) or type(candidate.run.kernel).init(candidate.run.kernel, x)
     )
-    steps.finish(rung)
+    steps.finish(candidate)
     distance = torch.cdist(starts[0].double(), before.double()).min(-1).values
     assert float(distance.max()) < 1e-4
 
@@ -288,25 +292,31 @@ def test_more_chains_than_draws_part(monkeypatch):
 def test_tails_that_a_flow_lacks_give_it_away():
     """Jumps by a Gaussian, of a target with a heavy tail that some chains start in."""
     target = pf.Target.from_energy(lambda x: 4 * (1 + x.square().sum(-1) / 7).log(), 1)
-    climb = sampling.Ladder(target, 100, 256, progress=False)
-    climb.anneal()
+    climb = sampling.SamplerSearch(target, 100, 256, progress=False)
+    climb.run_smc()
     climb.particles[:20] = 40.0
-    guide = climb.placed(1)
+    guide = climb.fit_mixture_guide(1)
     guide.flow.initialize_from(torch.randn(5000, 1))
-    rung = climb._try("IMH", pf.IMH(guide=guide), torch.inf)
-    assert rung.stuck > 0 and not rung.reliable
-    good = rung._replace(worth=0.9, length=100)
-    assert good._replace(stuck=0.0).reliable and not good._replace(stuck=1 / 256).reliable
-    local = good._replace(run=pf.VectorizedMCMC(pf.JumpHMC(target), 1))
-    assert local._replace(stuck=1 / 256).reliable and not local._replace(stuck=0.02).reliable
+    candidate = climb._try("IMH", pf.IMH(guide=guide), torch.inf)
+    assert candidate.never_accepted_fraction > 0 and not candidate.reliable
+    good = candidate._replace(ess_per_draw=0.9, length=100)
+    assert (
+        good._replace(never_accepted_fraction=0.0).reliable
+        and not good._replace(never_accepted_fraction=1 / 256).reliable
+    )
+    local = good._replace(run=pf.VectorizedMCMC(pf.LocalGlobalHMC(target), 1))
+    assert (
+        local._replace(never_accepted_fraction=1 / 256).reliable
+        and not local._replace(never_accepted_fraction=0.02).reliable
+    )
 
 
 def test_starts_are_forgotten():
     """Chains begin at particles of one mode only; jumps put the shares right before the draws."""
     target = mixture(2)
-    climb = sampling.Ladder(target, 4, 2000, progress=False)
-    climb.anneal()
-    best = climb._try("IMH", pf.IMH(guide=climb.placed(1)), torch.inf)
+    climb = sampling.SamplerSearch(target, 4, 2000, progress=False)
+    climb.run_smc()
+    best = climb._try("IMH", pf.IMH(guide=climb.fit_mixture_guide(1)), torch.inf)
     x = best.run.unconstrained
     x[:] = x[x.sum(-1) > 0][:1]
     climb.finish(best)
@@ -345,7 +355,7 @@ def test_interrupting_the_first_trial_ends_all(monkeypatch, call):
         pf.sample(mixture(2), num_samples=3, **QUIET)
 
 
-@pytest.mark.parametrize("later, kept", [(0, pilot.TRIAL), (2, 2), (4, 4)])
+@pytest.mark.parametrize("later, kept", [(0, pilot.PILOT_STEPS), (2, 2), (4, 4)])
 def test_interrupting_the_draws_keeps_what_there_is(monkeypatch, later, kept):
     interrupt_at(monkeypatch, pf.IMH, pilot.SHORTEST + later)
     with pytest.warns(UserWarning, match="interrupted"):

@@ -8,7 +8,7 @@ from pyro_flowsamp.options import FitOptions
 from pyro_flowsamp.train import Stepper, fit
 from pyro_flowsamp.weights import ess_fraction
 
-OPTIONS = FitOptions(max_steps=200, learning_rate=0.05, window=20, progress=False)
+OPTIONS = FitOptions(max_steps=200, learning_rate=0.05, eval_every=20, progress=False)
 
 
 class Valley:
@@ -83,7 +83,14 @@ def test_a_parameter_that_joins_late():
 
 def test_the_learning_rate_rises_and_falls():
     """Adam's steps are as long as the learning rate, where the gradient is constant."""
-    options = FitOptions(100, learning_rate=0.1, window=1, warm_up=0.2, anneal=True, progress=False)
+    options = FitOptions(
+        100,
+        learning_rate=0.1,
+        eval_every=1,
+        warmup_fraction=0.2,
+        cosine_schedule=True,
+        progress=False,
+    )
     x, path = nn.Parameter(torch.zeros(1)), [0.0]
 
     def slope():
@@ -99,7 +106,7 @@ def test_the_learning_rate_rises_and_falls():
 
 def test_warm_up_is_a_part():
     with pytest.raises(ValueError, match="warm_up is a part"):
-        FitOptions(warm_up=50)
+        FitOptions(warmup_fraction=50)
 
 
 @pytest.mark.parametrize("value", [-1.0, torch.nan])
@@ -110,9 +117,9 @@ def test_rates_and_bounds_are_positive(name, value):
 
 
 def test_decays_are_counted_from_zero():
-    assert FitOptions(decays=0).decays == 0
+    assert FitOptions(max_lr_decays=0).decays == 0
     with pytest.raises(ValueError, match="FitOptions.decays must not be negative, got -1"):
-        FitOptions(decays=-1)
+        FitOptions(max_lr_decays=-1)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +128,7 @@ def test_decays_are_counted_from_zero():
 )
 def test_stops(log_weights, stopped):
     valley = Valley(log_weights=log_weights)
-    options = FitOptions(max_steps=3000, window=10, learning_rate=0.1, progress=False)
+    options = FitOptions(max_steps=3000, eval_every=10, learning_rate=0.1, progress=False)
     history = fit(valley.parameters, valley, ess_fraction, options)
     assert history.stopped == stopped
     assert history.steps < 3000 and history.steps % 10 == 0
@@ -130,6 +137,6 @@ def test_stops(log_weights, stopped):
 def test_progress_bar(capsys):
     for progress in (True, False):
         valley = Valley()
-        options = FitOptions(max_steps=5, window=5, progress=progress)
+        options = FitOptions(max_steps=5, eval_every=5, progress=progress)
         fit(valley.parameters, valley, ess_fraction, options)
         assert ("Train" in capsys.readouterr().err) == progress

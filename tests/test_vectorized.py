@@ -233,7 +233,7 @@ def test_a_run_that_was_pickled(guide):
     assert set(run.diagnostics()) - set(copied.diagnostics()) == {
         "importance ess",
         "pareto k",
-        "log q gap",
+        "log q error",
     }
     with pytest.raises(RuntimeError, match="no run to go on from"):
         copied.resume(5)

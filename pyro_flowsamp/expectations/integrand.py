@@ -24,7 +24,7 @@ from ..target.density import Target
 from ..train import fit
 from ..weights import ess_fraction
 
-__all__ = ["Integrand", "ONE", "Source", "integrands", "source_of"]
+__all__ = ["Integrand", "ONE", "SampledDensity", "integrands", "source_of"]
 
 
 NUM_DRAWS = 4096  #: of p, by which h is checked and relaxed
@@ -36,7 +36,7 @@ DENSITY = FitOptions(1000, 512, 2e-3, progress=False)
 
 
 # ---- p ------------------------------------------------------------------------------------------
-class Source(NamedTuple):
+class SampledDensity(NamedTuple):
     r"""A density, and where paths from it start.
 
     Attributes:
@@ -56,7 +56,9 @@ class Source(NamedTuple):
     already: int = 0
 
 
-def source_of(model: Any, args: tuple, data: Tensor | None, guide: FlowGuide | None) -> Source:
+def source_of(
+    model: Any, args: tuple, data: Tensor | None, guide: FlowGuide | None
+) -> SampledDensity:
     if (model is None) == (data is None):
         raise ValueError("give either a model (or a distribution, or a flow) or data=, not both")
     if data is not None:
@@ -65,16 +67,16 @@ def source_of(model: Any, args: tuple, data: Tensor | None, guide: FlowGuide | N
         model = _as_flow(model)
     if isinstance(model, zuko.lazy.LazyDistribution):
         start = deepcopy(model).requires_grad_(False)
-        return Source(_energy_of(start), start, _draws(start), lambda x: x, True)
+        return SampledDensity(_energy_of(start), start, _draws(start), lambda x: x, True)
     guide = AutoFlow(model) if guide is None else guide
-    target = guide.bind(*args)
+    target = guide.target_for(*args)
     already = target.evaluations
     if not guide.trained:
         guide.fit(*args)
     assert guide.flow is not None
     values = (lambda x: x) if isinstance(model, Target) else target.unpack
     draws = _draws(guide.flow)
-    return Source(target, _widened(draws), draws, values, False, already)
+    return SampledDensity(target, _widened(draws), draws, values, False, already)
 
 
 @torch.no_grad()
@@ -179,7 +181,7 @@ def _checked(values: Any, num: int, name: str) -> Tensor:
     return values.double()
 
 
-def integrands(source: Source, h: Any, event: Any, signed: bool) -> list[Integrand]:
+def integrands(source: SampledDensity, h: Any, event: Any, signed: bool) -> list[Integrand]:
     if (h is None) == (event is None):
         raise ValueError("give either h, or event= (a function that is positive where it happens)")
     if event is not None:

@@ -28,9 +28,9 @@ variance, and no bias. Three estimators:
   \mathbb E_{q^*}[w / Z] - 1`. Where tails are thinner than those of :math:`q^*`, neither is to be
   believed: that is what the Pareto k beside it says.
 - ``"ratio"``: :math:`\mathbb E_{f_K}[h\,p / f_K]` over particles of :math:`f_K`, with the log ratio
-  of start and end by classifiers between neighbours, see :mod:`pyro_flowsamp.expectations.density_ratio`.
-  Classifiers are never perfect: a bias, of which the standard error, from groups that each have
-  their own, shows a part.
+  of start and end by classifiers between neighbours, see
+  :mod:`pyro_flowsamp.expectations.density_ratio`. Classifiers are never perfect: a bias, of which
+  the standard error, from groups that each have their own, shows a part.
 
 Where p can be sampled, the path starts at p and its evidence is the answer. A posterior :math:`p =
 \tilde p / Z_p` cannot; there both paths start at a Gaussian :math:`q_0`, twice as wide as a flow
@@ -59,17 +59,17 @@ from torch.distributions import Distribution
 from ..guides.annealing.guide import AutoAnnealingFlow
 from ..guides.base import FlowGuide
 from ..options import FitOptions
-from ..smc.particles import Cloud, resample
+from ..smc.particles import Particles, resample
 from ..target.density import Target
 from ..weights import log_evidence, pareto_k
 from .density_ratio import fit_ratios
-from .integrand import ONE, Integrand, Source, integrands, source_of
+from .integrand import ONE, Integrand, SampledDensity, integrands, source_of
 
 __all__ = ["Estimate", "ImportanceEstimate", "importance_flow"]
 
 
 GROUPS = 8  #: of draws, each with classifiers of its own
-CLASSIFIERS = FitOptions(200, 128, 1e-3, anneal=True, progress=False)
+CLASSIFIERS = FitOptions(200, 128, 1e-3, cosine_schedule=True, progress=False)
 
 
 # ---- the answer ---------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class ImportanceEstimate:
 
     estimates: dict[str, Estimate]
     evaluations: int
-    clouds: tuple[Cloud, ...] = field(repr=False)
+    clouds: tuple[Particles, ...] = field(repr=False)
 
     @property
     def first(self) -> Estimate:
@@ -142,11 +142,11 @@ class Path:
     islands: int
 
     @cached_property
-    def cloud(self) -> Cloud:
+    def particles(self) -> Particles:
         r"""Fresh weighted particles of :math:`h\,\tilde p`."""
-        cloud = self.guide.particles(self.num, islands=self.islands)
-        log_w = cloud.log_w + self.correction(cloud.x).view_as(cloud.log_w)
-        return cloud._replace(log_w=log_w)
+        particles = self.guide.particles(self.num, islands=self.islands)
+        log_w = particles.log_w + self.correction(particles.x).view_as(particles.log_w)
+        return particles._replace(log_w=log_w)
 
     @torch.no_grad()
     def log_h(self, x: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class Weights(NamedTuple):
 
 
 def _by_particles(path: Path) -> Weights:
-    log_w = path.cloud.log_w + path.cloud.log_z[:, None]
+    log_w = path.particles.log_w + path.particles.log_z[:, None]
     return Weights(log_w, pareto_k(log_w))
 
 
@@ -205,20 +205,23 @@ def _error_at_particles(path: Path, flow: Distribution) -> Tensor:
     :math:`n Z`: of such weights n draws would see none (Chatterjee & Diaconis, 2018,
     https://arxiv.org/abs/1511.01437), and are short by the mass that they have.
     """
-    cloud = path.cloud
-    mass = (cloud.log_w + cloud.log_z[:, None]).flatten()
+    particles = path.particles
+    mass = (particles.log_w + particles.log_z[:, None]).flatten()
     log_z = mass.logsumexp(0) - log(len(mass))
-    log_w = path.target.log_prob(cloud.x).double() + path.log_h(cloud.x)
+    log_w = path.target.log_prob(particles.x).double() + path.log_h(particles.x)
     excess = torch.nan_to_num(
-        (log_w - flow.log_prob(cloud.x).double() - log_z).exp(), nan=torch.inf
+        (log_w - flow.log_prob(particles.x).double() - log_z).exp(), nan=torch.inf
     )
     mean = (mass.softmax(0) * excess.clamp(max=path.num)).sum()
     return ((mean - 1).clamp(min=0) / path.num).sqrt()
 
 
 def _by_ratio(path: Path) -> Weights:
-    relaxed = path.guide.bind()
-    states = [resample(c, torch.inf).state for c in path.guide.trail(relaxed, path.num, GROUPS)]
+    relaxed = path.guide.target_for()
+    states = [
+        resample(c, torch.inf).state
+        for c in path.guide.intermediate_particles(relaxed, path.num, GROUPS)
+    ]
     x = torch.stack([state.x for state in states]).unflatten(1, (GROUPS, -1))
     phi = torch.stack([state.log_ratio for state in states]).unflatten(1, (GROUPS, -1))
     betas = x.new_tensor(sorted({0.0, *(report.beta for report in path.guide.reports)}))
@@ -259,7 +262,7 @@ def _check_options(annealing: dict[str, Any]) -> None:
 
 
 def _anneal(
-    source: Source, part: Integrand, *, num: int, islands: int, annealing: dict[str, Any]
+    source: SampledDensity, part: Integrand, *, num: int, islands: int, annealing: dict[str, Any]
 ) -> Path:
     p = source.target
 
@@ -275,7 +278,7 @@ def _anneal(
 class _AnnealingFlow(AutoAnnealingFlow):
     """A path whose end lies where its start has no draws, which is what a rare event is."""
 
-    def _warn_if_uncovered(self, target: Target, cloud: Cloud) -> None:
+    def _warn_if_uncovered(self, target: Target, particles: Particles) -> None:
         return None
 
 
@@ -363,5 +366,5 @@ def importance_flow(
         estimate = ESTIMATORS[name]
         bottom = None if below is None else _evidence(estimate(below))
         estimates[name] = _combined([_evidence(estimate(path)) for path in paths], bottom)
-    clouds = () if set(estimators) == {"ratio"} else tuple(path.cloud for path in paths)
+    clouds = () if set(estimators) == {"ratio"} else tuple(path.particles for path in paths)
     return ImportanceEstimate(estimates, source.target.evaluations - source.already, clouds)

@@ -68,8 +68,8 @@ METHODS = {
         [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84],
     ),
 }
-State = tuple[Tensor, ...]
-Field = Callable[[float, State], State]
+ODEState = tuple[Tensor, ...]
+Field = Callable[[float, ODEState], ODEState]
 
 
 class Velocity(Protocol):
@@ -78,7 +78,9 @@ class Velocity(Protocol):
     def with_divergence(self, t: float, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
-def _combine(state: State, slopes: Sequence[State], weights: Sequence[float], h: float) -> State:
+def _combine(
+    state: ODEState, slopes: Sequence[ODEState], weights: Sequence[float], h: float
+) -> ODEState:
     terms = [(h * w, slope) for w, slope in zip(weights, slopes) if w]
     return tuple(
         torch.add(y, sum(w * slope[i] for w, slope in terms)) if terms else y
@@ -86,8 +88,8 @@ def _combine(state: State, slopes: Sequence[State], weights: Sequence[float], h:
     )
 
 
-def _step(field: Field, tableau: Tableau, t: float, h: float, state: State) -> State:
-    slopes: list[State] = []
+def _step(field: Field, tableau: Tableau, t: float, h: float, state: ODEState) -> ODEState:
+    slopes: list[ODEState] = []
     for c, row in zip(tableau.c, tableau.a):
         slopes.append(field(t + c * h, _combine(state, slopes, row, h)))
     return _combine(state, slopes, tableau.b, h)
@@ -95,13 +97,13 @@ def _step(field: Field, tableau: Tableau, t: float, h: float, state: State) -> S
 
 def integrate(
     field: Field,
-    state: State,
+    state: ODEState,
     start: float,
     end: float,
     steps: int,
     method: str = "rk4",
     recompute: bool = False,
-) -> State:
+) -> ODEState:
     r"""The state at time ``end`` of :math:`\dot y = f(t, y)`, by ``steps`` equal steps.
 
     Arguments:
@@ -143,7 +145,7 @@ class ContinuousMap(Map):
         self.recompute, self.start, self.end = recompute, start, end
 
     def _run(self, x: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
-        def field(t: float, state: State) -> State:
+        def field(t: float, state: ODEState) -> ODEState:
             return self.velocity.with_divergence(t, state[0])
 
         flat = x.reshape(-1, x.shape[-1])

@@ -44,7 +44,7 @@ class LatentDistribution(Distribution):
 
 
 class MixtureDistribution(Distribution):
-    """A :class:`~pyro_flowsamp.flows.mixture_fit.Mixture` as a base; fixed, so draws need no gradient."""
+    """A Gaussian mixture as a base distribution; fixed, so that draws need no gradient."""
 
     arg_constraints: dict = {}
     support = constraints.real_vector

@@ -14,13 +14,13 @@ from torch.distributions import constraints
 from ..target.context import every
 from ..weights import ess_fraction, pareto_k
 
-__all__ = ["FlowDistribution", "NUM_DIAGNOSTIC", "Proposal", "Quality"]
+__all__ = ["FlowDistribution", "NUM_DIAGNOSTIC", "Proposal", "FlowDiagnostics"]
 
 
 NUM_DIAGNOSTIC = 4096  #: fresh draws with which a flow is judged
 
 
-class Quality(NamedTuple):
+class FlowDiagnostics(NamedTuple):
     """How good a proposal is, at each of its K contexts.
 
     Attributes:
@@ -31,7 +31,7 @@ class Quality(NamedTuple):
 
     ess: Tensor
     pareto_k: Tensor
-    gap: float
+    log_q_error: float
 
 
 class Proposal:
@@ -94,20 +94,20 @@ class Proposal:
         """Draws of the base distribution, ``(num, d)``."""
         return self.at(num).base.sample((num,) if self._rows is None else ())
 
-    def gap(self, num: int = 2048) -> float:
+    def log_q_error(self, num: int = 2048) -> float:
         """How far sampling's and scoring's log q differ on 99.9 % of draws, in nats."""
         x, log_q = self.sample_and_log_prob(num)
         return float((log_q - self.log_prob(x)).abs().double().quantile(0.999))
 
     @torch.no_grad()
-    def quality(self, log_prob: Callable[[Tensor], Tensor]) -> Quality:
+    def diagnostics(self, log_prob: Callable[[Tensor], Tensor]) -> FlowDiagnostics:
         """On fresh draws, at least 256 at each context, of a target's ``log_prob`` there."""
         count = 1 if self._rows is None else len(self._rows)
         each = max(NUM_DIAGNOSTIC // count, 256)
         x, log_q = self.sample_and_log_prob(each * count)
         log_w = (log_prob(x).double() - log_q.double()).reshape(each, count)
         shapes = torch.tensor([pareto_k(column) for column in log_w.mT], dtype=torch.double)
-        return Quality(ess_fraction(log_w), shapes, self.gap())
+        return FlowDiagnostics(ess_fraction(log_w), shapes, self.log_q_error())
 
 
 class FlowDistribution(dist.TorchDistribution):

@@ -27,16 +27,17 @@ __all__ = ["AutoFlow"]
 NUM_STARTS = 128  #: over-dispersed points from which the Gaussian is sought
 TRUSTED_K = 0.5  #: Pareto k below which weights have a variance, so that their ESS can be trusted
 MAX_COMPONENTS = 16  #: of the latent Gaussian mixture, where there is an ensemble to fit it to
-Draws = Mapping[str, Tensor] | Tensor | ndarray
-Given = Callable[[Target], Draws] | Draws  #: as an ensemble
+EnsembleDraws = Mapping[str, Tensor] | Tensor | ndarray
+EnsembleSource = Callable[[Target], EnsembleDraws] | EnsembleDraws  #: as an ensemble
 
 
 class AutoFlow(FlowGuide):
     r"""A normalising flow as a Pyro guide.
 
-    Training climbs a ladder: the full-covariance Gaussian of :func:`~pyro_flowsamp.flows.gaussian_fit.
-    fit_gaussian` first, then, unless that is good enough already, couplings on top of it by the
-    path gradient of the reverse KL. The Gaussian's score stands in the history beside the flow's.
+    Training climbs a ladder: the full-covariance Gaussian of
+    :func:`~pyro_flowsamp.flows.gaussian_fit. fit_gaussian` first, then, unless that is good enough
+    already, couplings on top of it by the path gradient of the reverse KL. The Gaussian's score
+    stands in the history beside the flow's.
 
     Example::
 
@@ -70,7 +71,7 @@ class AutoFlow(FlowGuide):
         *,
         flow: str | Callable[..., nn.Module] | nn.Module | None = None,
         objective: Objective | None = None,
-        ensemble: Given | None = None,
+        ensemble: EnsembleSource | None = None,
         options: FitOptions | None = None,
         context: Sequence[str] = (),
     ) -> None:
@@ -114,7 +115,7 @@ class AutoFlow(FlowGuide):
         first = self._descend(target, contexts, draws, half)
         if first.stopped in ("enough", "interrupted"):
             return first
-        later = replace(half, learning_rate=half.learning_rate * half.decay)
+        later = replace(half, learning_rate=half.learning_rate * half.lr_decay)
         return first.followed_by(self._descend(target, contexts, None, later))
 
     def _descend(
@@ -140,7 +141,7 @@ class AutoFlow(FlowGuide):
         if depth == 0:
             return History(gaussian_ess=score)
         light_tailed = pareto_k(log_w) < TRUSTED_K  # else the score is luck
-        if contexts is None and light_tailed and score >= self.options.enough:
+        if contexts is None and light_tailed and score >= self.options.stop_at_ess:
             return History(gaussian_ess=score, stopped="gaussian")
         flow.depth = depth
         return History(gaussian_ess=score)
@@ -163,7 +164,7 @@ class AutoFlow(FlowGuide):
         return closure
 
 
-def ensemble_points(given: Given, target: Target) -> Tensor:
+def ensemble_points(given: EnsembleSource, target: Target) -> Tensor:
     r"""An ensemble in unconstrained space, angles in :math:`[-\pi, \pi)`.
 
     Arguments:

@@ -26,7 +26,14 @@ from torch.distributions import Transform
 
 from ..flows.proposal import NUM_DIAGNOSTIC, FlowDistribution, Proposal
 from ..options import FitOptions
-from ..target.context import Learnt, _as_context, _check_names, _rows, named_arguments, same_objects
+from ..target.context import (
+    ContextRange,
+    _as_context,
+    _check_names,
+    _rows,
+    named_arguments,
+    same_objects,
+)
 from ..target.density import Target
 from ..target.inspection import init_to_unconstrained, is_discrete
 from ..target.site import Values
@@ -74,7 +81,7 @@ class FlowGuide(AutoContinuous):
         self._source = (model,)  # in a tuple, so that a model that is a module is not adopted
         self.options = options or FitOptions()
         self.context_names = tuple(context)
-        self._learnt: Learnt | None = None
+        self._context_range: ContextRange | None = None
         self.flow: nn.Module | None = None
         self.trained = False
         self.history: History | None = None
@@ -109,7 +116,7 @@ class FlowGuide(AutoContinuous):
         self._build(target, contexts, args, kwargs)
         already = target.evaluations
         history = self.train_flow(target, contexts)
-        self.trained, self._learnt = history.stopped != "unfinished", learnt
+        self.trained, self._context_range = history.stopped != "unfinished", learnt
         self.history = self._judge(history, target, contexts).updated(
             seconds=time.perf_counter() - start, evaluations=target.evaluations - already
         )
@@ -122,10 +129,10 @@ class FlowGuide(AutoContinuous):
         if contexts is not None:
             contexts = contexts[:: -(-len(contexts) // MOST_JUDGED)]
             target = target.at(contexts)
-        found = Proposal(self.flow, contexts).quality(target.log_prob)
-        if found.gap > GAP_TO_WARN:
+        found = Proposal(self.flow, contexts).diagnostics(target.log_prob)
+        if found.log_q_error > GAP_TO_WARN:
             warnings.warn(
-                f"sampling and scoring disagree on log q by {found.gap:.2g} nats in "
+                f"sampling and scoring disagree on log q by {found.log_q_error:.2g} nats in "
                 f"{target.dtype}; kernels score a draw by the pass that made it, SVI and "
                 f"importance weights of other points do not. "
                 f"torch.set_default_dtype(torch.float64) closes the gap.",
@@ -134,10 +141,10 @@ class FlowGuide(AutoContinuous):
         return history.updated(
             final_ess=float(found.ess.mean()),
             pareto_k=float(found.pareto_k.max()),
-            log_q_gap=found.gap,
+            log_q_error=found.log_q_error,
         )
 
-    def bind(self, *args: Any, **kwargs: Any) -> Target:
+    def target_for(self, *args: Any, **kwargs: Any) -> Target:
         """The target of the model with these arguments; builds the flow where there is none.
 
         Where the context's arguments have K values it is at all of them, see
@@ -169,7 +176,7 @@ class FlowGuide(AutoContinuous):
             return self._last[1]
         target = Target.of(source, *args, **kwargs)
         if self.context_names:
-            target = target.amortize(*self.context_names)
+            target = target.conditional_on(*self.context_names)
         self._last = key, target
         return target
 
@@ -221,7 +228,7 @@ class FlowGuide(AutoContinuous):
 
     def _split_contexts(
         self, args: tuple, kwargs: dict
-    ) -> tuple[Tensor | None, tuple, dict, Learnt | None]:
+    ) -> tuple[Tensor | None, tuple, dict, ContextRange | None]:
         """Takes the stacked values of the context arguments out; the first row stays in."""
         if not self.context_names:
             return None, args, kwargs, None
@@ -235,30 +242,37 @@ class FlowGuide(AutoContinuous):
         rows = _rows(values.values())
         if not bool(torch.isfinite(rows).all()):
             raise ValueError("the context's values are not finite")
-        learnt = Learnt({k: v.shape[1:] for k, v in values.items()}, rows.amin(0), rows.amax(0))
+        learnt = ContextRange(
+            {k: v.shape[1:] for k, v in values.items()}, rows.amin(0), rows.amax(0)
+        )
         first = {**named, **{name: v[0] for name, v in values.items()}}
-        return rows, (), first, learnt if self._learnt is None else learnt.with_(self._learnt)
+        return (
+            rows,
+            (),
+            first,
+            learnt if self._context_range is None else learnt.with_(self._context_range),
+        )
 
     def _contexts(self, args: tuple, kwargs: dict) -> tuple[Tensor | None, tuple, dict]:
         """The context's rows ``(K, c)``, and arguments with the first value of each."""
         if not self.context_names:
             return None, args, kwargs
         values, named = self._named(args, kwargs)
-        if self._learnt is None:
+        if self._context_range is None:
             return _rows(v[None] for v in values.values()), args, kwargs
-        stacked = {name: self._learnt.stack(name, v) for name, v in values.items()}
+        stacked = {name: self._context_range.stack(name, v) for name, v in values.items()}
         num = max(len(v) for v in stacked.values())
         if any(len(v) not in (1, num) for v in stacked.values()):
             lengths = {name: len(v) for name, v in stacked.items()}
             raise ValueError(f"the context's arguments have different numbers of values: {lengths}")
         rows = _rows(v.expand(num, *v.shape[1:]) for v in stacked.values())
-        if all(v.shape == self._learnt.shapes[name] for name, v in values.items()):
+        if all(v.shape == self._context_range.shapes[name] for name, v in values.items()):
             return rows, args, kwargs
         return rows, (), {**named, **{name: v[0] for name, v in stacked.items()}}
 
     def _warn_outside(self, rows: Tensor | None) -> None:
-        if rows is not None and self._learnt is not None:
-            self._learnt.warn_outside(rows)
+        if rows is not None and self._context_range is not None:
+            self._context_range.warn_outside(rows)
 
     def _context_row(self, args: tuple, kwargs: dict) -> Tensor | None:
         rows = self._contexts(args, kwargs)[0]
@@ -273,7 +287,7 @@ class FlowGuide(AutoContinuous):
     def proposal(self, *args: Any, **kwargs: Any) -> Proposal:
         """A frozen copy of the flow, at the context (or contexts) of these model arguments."""
         if self.flow is None:
-            self.bind(*args, **kwargs)
+            self.target_for(*args, **kwargs)
         assert self.flow is not None
         rows = self._contexts(args, kwargs)[0]
         if rows is None:
@@ -290,7 +304,7 @@ class FlowGuide(AutoContinuous):
             super()._setup_prototype(*args, **kwargs)
             self._create_plates(*args, **kwargs)  # NeuTraReparam wants them of one never called
         if self._last is None:
-            self.bind(*args, **kwargs)
+            self.target_for(*args, **kwargs)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """The flow as a Pyro distribution over the packed unconstrained latents."""
@@ -312,7 +326,7 @@ class FlowGuide(AutoContinuous):
     @torch.no_grad()
     def _sampled(self, num: int, args: tuple, kwargs: dict) -> Values:
         if args or kwargs or self._last is None:
-            target = self.bind(*args, **kwargs)
+            target = self.target_for(*args, **kwargs)
         else:
             _, target = self._last
         return target.unpack(self.get_posterior(*args, **kwargs).sample((num,)))
@@ -333,13 +347,13 @@ class FlowGuide(AutoContinuous):
     # ---- state --------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
-        learnt = None if self._learnt is None else self._learnt.saved()
+        learnt = None if self._context_range is None else self._context_range.saved()
         return {"trained": self.trained, "learnt": learnt}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.trained = state["trained"]
         if state.get("learnt") is not None:
-            self._learnt = Learnt.load(state["learnt"])
+            self._context_range = ContextRange.load(state["learnt"])
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As any module's; before the first use, kept until the flow has been built."""
@@ -371,7 +385,7 @@ class FlowGuide(AutoContinuous):
         made._source, made._model, made._last = self._source, self._model, self._last
         return made
 
-    def attach(self, model: Callable) -> None:
+    def restore_model(self, model: Callable) -> None:
         """Gives an unpickled guide its model back; does nothing where it has one."""
         if self._source == (None,):
             self._source = (model,)

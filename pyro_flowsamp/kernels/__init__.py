@@ -3,6 +3,6 @@
 from .base import FlowKernel
 from .imh import IMH
 from .latent import LatentHMC, LatentMALA
-from .local_global import JumpHMC
+from .local_global import LocalGlobalHMC
 
-__all__ = ["FlowKernel", "IMH", "JumpHMC", "LatentHMC", "LatentMALA"]
+__all__ = ["FlowKernel", "IMH", "LocalGlobalHMC", "LatentHMC", "LatentMALA"]

@@ -44,9 +44,9 @@ class Guide(Protocol):
     options: Any
 
     def fit(self, *args: Any, **kwargs: Any) -> Any: ...
-    def bind(self, *args: Any, **kwargs: Any) -> Target: ...
+    def target_for(self, *args: Any, **kwargs: Any) -> Target: ...
     def proposal(self, *args: Any, **kwargs: Any) -> Proposal: ...
-    def attach(self, model: Callable) -> None: ...
+    def restore_model(self, model: Callable) -> None: ...
 
 
 class KernelState(Protocol):
@@ -104,9 +104,9 @@ class FlowKernel(MCMCKernel):
         self._initial_params: Values | None = None
         self._user_start = False
         self._save_params: list[str] | None = None
-        self._forget()
+        self._clear()
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         self._target: Target | None = None
         self._proposal: Proposal | None = None
         self._bound: tuple | None = None
@@ -179,7 +179,7 @@ class FlowKernel(MCMCKernel):
         if self.guide is None:
             self.guide = type(self).default_guide(source)
         elif source is not None:
-            self.guide.attach(source)
+            self.guide.restore_model(source)
         context = getattr(self.guide, "context_names", ())
         if context and not self.guide.trained:
             raise ValueError(
@@ -187,7 +187,7 @@ class FlowKernel(MCMCKernel):
                 f"is used, on the values that it shall cover: call guide.fit(...) first"
             )
         self._check_guide(source, args, kwargs)
-        self._target = self.guide.bind(*args, **kwargs)
+        self._target = self.guide.target_for(*args, **kwargs)
         self._proposal = None
         self._bound, self._args, self._kwargs, self._laid_out = key, args, kwargs, layout
 
@@ -214,7 +214,7 @@ class FlowKernel(MCMCKernel):
         made = Target.of(source, *args, **kwargs)
         mine = {s.name: tuple(s.shape) for s in made.sites}
         assert self.guide is not None
-        theirs = {s.name: tuple(s.shape) for s in self.guide.bind(*args, **kwargs).sites}
+        theirs = {s.name: tuple(s.shape) for s in self.guide.target_for(*args, **kwargs).sites}
         if mine != theirs:
             raise ValueError(
                 f"the guide was made for another model: it has the sites {theirs}, this model "
@@ -423,11 +423,11 @@ def on_one_period(target: Target, x: Tensor) -> Tensor:
 
 def proposal_diagnostics(proposal: Proposal, target: Target) -> dict[str, float]:
     """How good a proposal is for a target, see :meth:`FlowKernel.proposal_diagnostics`."""
-    found = proposal.quality(lambda x: on_one_period(target, x).detach())
+    found = proposal.diagnostics(lambda x: on_one_period(target, x).detach())
     return {
         "importance ess": float(found.ess.min()),
         "pareto k": float(found.pareto_k.max()),
-        "log q gap": found.gap,
+        "log q error": found.log_q_error,
     }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..target.site import Values
 from ..transitions import independence
-from ..transitions.metropolis import Info
+from ..transitions.metropolis import MetropolisInfo
 from .base import FlowKernel, Guide
 
 __all__ = ["IMH"]
@@ -21,9 +21,9 @@ class IMH(FlowKernel):
 
     Every step proposes :math:`x' \sim q` and accepts it with
     :math:`\min(1, e^{w(x') - w(x)})`, :math:`w = \log\tilde p - \log q`; the derivation is in
-    :mod:`pyro_flowsamp.transitions.independence`. Draws of a good flow are nearly independent: acceptance
-    :math:`\operatorname{erfc}(\sqrt{\mathrm{KL}/2})` for log-normal weights. Below about 10 %, or
-    where the Pareto k exceeds 0.7, use :class:`~pyro_flowsamp.LatentMALA`.
+    :mod:`pyro_flowsamp.transitions.independence`. Draws of a good flow are nearly independent:
+    acceptance :math:`\operatorname{erfc}(\sqrt{\mathrm{KL}/2})` for log-normal weights. Below about
+    10 %, or where the Pareto k exceeds 0.7, use :class:`~pyro_flowsamp.LatentMALA`.
 
     Proposals are drawn and scored in large batches ahead of the steps that use them.
 
@@ -50,14 +50,14 @@ class IMH(FlowKernel):
         self.lookahead = lookahead
         super().__init__(model, potential_fn, guide)
 
-    def init(self, x: Tensor) -> independence.State:
+    def init(self, x: Tensor) -> independence.IMHState:
         """The state at the flow's own rendition of ``x``.
 
         In floating point f(f⁻¹(x)) is a neighbour of x whose log q is known by the pass that
         sampling uses, so that all densities in a ratio come from one formula.
         """
         self._ahead: list[
-            tuple[independence.State, Tensor]
+            tuple[independence.IMHState, Tensor]
         ] = []  # there may be other chains than before
         z = self.proposal.pull(x)
         with torch.no_grad():
@@ -66,19 +66,19 @@ class IMH(FlowKernel):
             return independence.init(x, self.log_prob(x), log_q)
 
     @torch.no_grad()
-    def step(self, state: independence.State) -> tuple[independence.State, Info]:
+    def step(self, state: independence.IMHState) -> tuple[independence.IMHState, MetropolisInfo]:
         if not self._ahead:
             self._ahead = self._look_ahead(len(state.x))
         proposal, log_u = self._ahead.pop()
         return independence.step(state, proposal, log_u)
 
-    def _look_ahead(self, num_chains: int) -> list[tuple[independence.State, Tensor]]:
+    def _look_ahead(self, num_chains: int) -> list[tuple[independence.IMHState, Tensor]]:
         steps = max(1, self.lookahead // num_chains)
         x, log_q = self.proposal.sample_and_log_prob(steps * num_chains)
         proposals = independence.init(x, self.log_prob(x), log_q)
         log_u = torch.rand_like(proposals.log_p).log()
         blocks = [t.unflatten(0, (steps, num_chains)).unbind(0) for t in (*proposals, log_u)]
-        return [(independence.State(x, p, q), u) for x, p, q, u in zip(*blocks)]
+        return [(independence.IMHState(x, p, q), u) for x, p, q, u in zip(*blocks)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_ahead": []}

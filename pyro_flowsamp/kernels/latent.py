@@ -136,7 +136,7 @@ class LatentHMC(FlowKernel):
 
     # ---- the density in z -----------------------------------------------------------------------
 
-    def density(self, z: Tensor) -> langevin.State:
+    def density(self, z: Tensor) -> langevin.HMCState:
         """Everything a state carries, by one pass through flow and target."""
         evaluate = self._in_z if self.metric == "identity" else self._in_x
         x, ladj, log_p, grad = evaluate(z.detach())
@@ -144,7 +144,7 @@ class LatentHMC(FlowKernel):
         log_q = self.proposal.base_log_prob(z).double() - ladj
         log_pi = torch.where(torch.isfinite(log_q), log_p + ladj, -torch.inf)  # f lives on its base
         grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
-        return langevin.State(z.detach(), log_pi, grad, x, log_p, log_q)
+        return langevin.HMCState(z.detach(), log_pi, grad, x, log_p, log_q)
 
     def _in_z(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         with torch.enable_grad():
@@ -181,10 +181,10 @@ class LatentHMC(FlowKernel):
 
     # ---- steps ----------------------------------------------------------------------------------
 
-    def init(self, x: Tensor) -> langevin.State:
+    def init(self, x: Tensor) -> langevin.HMCState:
         return langevin.init(self.proposal.pull(x), self.density)
 
-    def step(self, state: langevin.State) -> tuple[langevin.State, Any]:
+    def step(self, state: langevin.HMCState) -> tuple[langevin.HMCState, Any]:
         noise = torch.randn_like(state.z)
         log_u = torch.rand_like(state.log_pi).log()
         size = self.step_size

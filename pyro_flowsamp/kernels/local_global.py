@@ -1,4 +1,4 @@
-r"""JumpHMC: local moves in latent space, and global ones by the flow, in turn."""
+r"""LocalGlobalHMC: local moves in latent space, and global ones by the flow, in turn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..transitions.metropolis import select
 from .base import Guide
 from .latent import LatentHMC
 
-__all__ = ["JumpHMC"]
+__all__ = ["LocalGlobalHMC"]
 
 
 MAX_LOCAL_STEPS = 32
@@ -22,7 +22,7 @@ START_LOCAL_STEPS = 4  #: in warm-up
 MEMORY = 0.98  #: what a warm-up step's earnings weigh at the next
 
 
-class Info(NamedTuple):
+class LocalGlobalInfo(NamedTuple):
     """What happened in one cycle of C chains; acceptance is that of the global move.
 
     Attributes:
@@ -35,12 +35,12 @@ class Info(NamedTuple):
     accepted: Tensor
     accept_prob: Tensor
     diverging: Tensor
-    local: latent.Info
+    local: latent.HMCInfo
     x: Tensor
     squared: Tensor
 
 
-class JumpHMC(LatentHMC):
+class LocalGlobalHMC(LatentHMC):
     r"""K moves of :class:`LatentHMC`, then one jump to the best of N draws of the flow.
 
     Each move is exact for the target, hence their cycle is. Local moves explore a mode, jumps
@@ -73,7 +73,7 @@ class JumpHMC(LatentHMC):
 
     Example::
 
-        mcmc = VectorizedMCMC(JumpHMC(model), num_samples=100, warmup_steps=200, num_chains=1000)
+        mcmc = VectorizedMCMC(LocalGlobalHMC(model), num_samples=100, warmup_steps=200)
         mcmc.run(data)
     """
 
@@ -99,20 +99,20 @@ class JumpHMC(LatentHMC):
         self._earned: Tensor | float = 0.0
         self._weight = 0.0
 
-    def step(self, state: langevin.State) -> tuple[langevin.State, Info]:
+    def step(self, state: langevin.HMCState) -> tuple[langevin.HMCState, LocalGlobalInfo]:
         infos, squared = [], torch.zeros_like(state.x)
         for _ in range(self.local_steps):
             before = state.x
             state, info = super().step(state)
             infos.append(info)
             squared = squared + (state.x - before).square()
-        local = latent.Info(*(torch.cat(part) for part in zip(*infos)))
+        local = latent.HMCInfo(*(torch.cat(part) for part in zip(*infos)))
         diverging = local.diverging.reshape(self.local_steps, -1).any(0)
         moved, squared = state.x, squared / self.local_steps
         state, accepted, accept_prob = self._global(state)
-        return state, Info(accepted, accept_prob, diverging, local, moved, squared)
+        return state, LocalGlobalInfo(accepted, accept_prob, diverging, local, moved, squared)
 
-    def _global(self, state: langevin.State) -> tuple[langevin.State, Tensor, Tensor]:
+    def _global(self, state: langevin.HMCState) -> tuple[langevin.HMCState, Tensor, Tensor]:
         """A jump, and everything a state carries evaluated where it leads."""
         shape = len(state.z), self.num_proposals
         with torch.no_grad():
@@ -131,7 +131,7 @@ class JumpHMC(LatentHMC):
 
     # ---- K --------------------------------------------------------------------------------------
 
-    def adapt(self, info: Info) -> None:
+    def adapt(self, info: LocalGlobalInfo) -> None:
         super().adapt(info.local)
         contexts = 1 if self.target.contexts is None else len(self.target.contexts)
         x, squared = (part.double().unflatten(0, (-1, contexts)) for part in (info.x, info.squared))

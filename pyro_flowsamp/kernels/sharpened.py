@@ -50,10 +50,10 @@ class Pretrained:
     def fit(self, *args: Any, **kwargs: Any) -> None:
         """Nothing is left to train."""
 
-    def attach(self, model: Any) -> None:
+    def restore_model(self, model: Any) -> None:
         """There is no model to give back."""
 
-    def bind(self, *args: Any, **kwargs: Any) -> Target:
+    def target_for(self, *args: Any, **kwargs: Any) -> Target:
         """The tempered target.
 
         Raises:

@@ -11,7 +11,7 @@ from .phi4_density import (
     phi4_observables,
     phi4_symmetries,
 )
-from .phi4_exact import Phi4Truth, phi4_truth
+from .phi4_exact import ExactPhi4, exact_phi4
 from .xy_density import (
     XYObservables,
     vortex_density,
@@ -21,15 +21,15 @@ from .xy_density import (
     xy_model,
     xy_observables,
 )
-from .xy_exact import XYTruth, xy_chain_truth, xy_torus_truth
+from .xy_exact import ExactXY, exact_xy_chain, exact_xy_torus
 
 __all__ = [
     "LatticeDiscriminator",
     "LatticeFlow",
     "Phi4Observables",
-    "Phi4Truth",
+    "ExactPhi4",
     "XYObservables",
-    "XYTruth",
+    "ExactXY",
     "lattice_discriminator",
     "lattice_flow",
     "lattice_symmetries",
@@ -38,13 +38,13 @@ __all__ = [
     "phi4_model",
     "phi4_observables",
     "phi4_symmetries",
-    "phi4_truth",
+    "exact_phi4",
     "vortex_density",
     "xy",
-    "xy_chain_truth",
+    "exact_xy_chain",
     "xy_energy",
     "xy_magnetization",
     "xy_model",
     "xy_observables",
-    "xy_torus_truth",
+    "exact_xy_torus",
 ]

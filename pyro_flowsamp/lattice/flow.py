@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from .._zuko import zuko
 from ..flows.latent import LatentBase
 from ..flows.transforms import CouplingMap, Map, spline_univariate, wrap
-from .grid import REACH, Group, coarse_to_fine
+from .grid import REACH, SiteGroup, coarse_to_fine
 
 __all__ = ["LatticeCoupling", "LatticeFlow", "cut_normal", "lattice_flow"]
 
@@ -81,7 +81,7 @@ class LatticeCoupling(zuko.lazy.LazyTransform):
         self,
         features: int,
         context: int,
-        group: Group,
+        group: SiteGroup,
         channels: int = 8,
         hidden_features: Sequence[int] = (64, 64),
         bins: int = 8,
@@ -233,7 +233,7 @@ def lattice_flow(
 
 
 def _flow_of(
-    groups: Sequence[Group],
+    groups: Sequence[SiteGroup],
     features: int,
     context: int = 0,
     angles: Tensor | None = None,

@@ -22,7 +22,7 @@ REACH = 16  #: known sites that a new one looks at
 
 
 # ---- the order of sites ------------------------------------------------------------------------
-class Group(NamedTuple):
+class SiteGroup(NamedTuple):
     """Sites drawn at once.
 
     Attributes:
@@ -43,7 +43,7 @@ class Group(NamedTuple):
     key: str
 
 
-def coarse_to_fine(sizes: Sequence[int], reach: int = REACH) -> list[Group]:
+def coarse_to_fine(sizes: Sequence[int], reach: int = REACH) -> list[SiteGroup]:
     """Groups of sites, of a lattice of these sizes, in the order in which they are drawn.
 
     The coarsest sites, spaced by the largest power of two that divides all sizes, come one by one;
@@ -107,7 +107,7 @@ def _group(
     spacing: int,
     reach: int,
     key: str,
-) -> Group:
+) -> SiteGroup:
     def index(site: Sequence[int]) -> int:
         flat = 0
         for i, n in zip(site, sizes):
@@ -131,7 +131,7 @@ def _group(
     ]
     near = [[index(_moved(site, step, sizes)) for step in steps] for site in new]
     corners = [[[index(_moved(s, c, sizes)) for c in square] for square in squares] for s in new]
-    return Group(
+    return SiteGroup(
         torch.tensor([index(site) for site in new], device="cpu"),
         torch.tensor(near, dtype=torch.long, device="cpu").reshape(len(new), len(steps)),
         torch.tensor(corners, dtype=torch.long, device="cpu").reshape(len(new), len(squares), 3),
@@ -211,7 +211,8 @@ def lattice_symmetries(shape: Shape) -> list[tuple[list[int], list[int]]]:
 
     In this order: a shift by one site along each axis; the reflection of each; the exchange of each
     pair of neighbouring axes of one length. Each is :math:`(\pi, s)`, a permutation of the sites
-    and signs, here all 1, as in :mod:`pyro_flowsamp.nn.equivariant`; leave out what you do not need.
+    and signs, here all 1, as in :mod:`pyro_flowsamp.nn.equivariant`; leave out what you do not
+    need.
 
     Arguments:
         shape: Sites along each axis.

@@ -22,7 +22,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..problems.problem import Known, place
+from ..problems.problem import Problem, tensor_options
 from ..target.density import Target
 from .grid import (
     Shape,
@@ -33,7 +33,7 @@ from .grid import (
     on_lattice,
     over_sites,
 )
-from .phi4_exact import check_normalisable, phi4_truth, potential, sampler
+from .phi4_exact import check_normalisable, exact_phi4, potential, sampler
 
 __all__ = [
     "Phi4Observables",
@@ -102,7 +102,7 @@ def phi4(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> Known:
+) -> Problem:
     r"""The density :math:`e^{-S(\varphi)}` on the lattice, points ``(N, d)``.
 
     The modes are the constant fields at the minima of :math:`V`, for :math:`m > 0` one of each
@@ -125,17 +125,17 @@ def phi4(
     """
     sizes = lattice_shape(shape)
     check_normalisable(mass, coupling)
-    at, dim = place(dtype, device), prod(sizes)
+    at, dim = tensor_options(dtype, device), prod(sizes)
     minima = torch.tensor(_minima(mass, coupling, alpha), **at)
     action = partial(phi4_action, shape=sizes, mass=mass, coupling=coupling, alpha=alpha)
     target = Target.from_energy(action, dim, **at)
     modes = minima.unsqueeze(1).expand(-1, dim).clone()
     assignment = _by_sign if len(minima) == 2 else None
     if len(sizes) > 1:
-        return Known(target, modes=modes, assignment=assignment)
-    truth = phi4_truth(dim, mass, coupling, alpha)
+        return Problem(target, modes=modes, assignment=assignment)
+    truth = exact_phi4(dim, mass, coupling, alpha)
     weights = [1 - truth.positive, truth.positive] if assignment else [1.0]
-    return Known(
+    return Problem(
         target,
         sample=sampler(action, mass, coupling, alpha, dim, at),
         log_z=truth.log_z,

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..problems.problem import EXACT, Place
+from ..problems.problem import EXACT, TensorOptions
 from .grid import lattice_shape
 
-__all__ = ["Phi4Truth", "phi4_truth"]
+__all__ = ["ExactPhi4", "exact_phi4"]
 
 
 NEGLIGIBLE = 45.0  #: of V above its minimum: what lies beyond weighs e^-45
@@ -95,7 +95,7 @@ def _transfer(mass: float, coupling: float, alpha: float, half: float, spacing: 
 
 
 @dataclass(frozen=True, eq=False)
-class Phi4Truth:
+class ExactPhi4:
     r"""Exact expectations on the circle, in float64.
 
     Attributes:
@@ -140,9 +140,9 @@ def _frequencies(num: int, period: float) -> Tensor:
     return 2 * pi / period * torch.arange(1, num + 1, **EXACT)
 
 
-def phi4_truth(
+def exact_phi4(
     sites: int = 16, mass: float = 0.5, coupling: float = 1 / 16, alpha: float = 0.01
-) -> Phi4Truth:
+) -> ExactPhi4:
     r"""The exact solution on a circle, by the transfer operator.
 
     The density of the mean is a Fourier series, whose coefficients are the characteristic function
@@ -172,7 +172,7 @@ def phi4_truth(
     chi = _characteristic(grid, sites) / z
     omega = _frequencies(len(chi), 2 * half)[::2]  # the odd ones; of the others nothing remains
     positive = 0.5 + 2 / half * float((chi.imag[::2] / omega).sum())
-    return Phi4Truth(
+    return ExactPhi4(
         log_z=log(z) + sites * (log(top) - grid.minimum),
         mean_square=float(at_site @ grid.u.square()),
         action=float(at_site @ at_point + (bond * squares).sum()),
@@ -206,7 +206,7 @@ def sampler(
     coupling: float,
     alpha: float,
     sites: int,
-    at: Place,
+    at: TensorOptions,
 ) -> Callable[[int], Tensor]:
     r"""Rejection from the multilinear interpolant of :math:`e^{-S}` on a grid.
 

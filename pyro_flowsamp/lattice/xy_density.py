@@ -24,10 +24,10 @@ import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
 
-from ..problems.problem import Known, place
+from ..problems.problem import Problem, tensor_options
 from ..target.density import Target
 from .grid import Shape, axes, differences, lattice_shape, on_lattice, over_sites
-from .xy_exact import check_temperature, xy_chain_truth
+from .xy_exact import check_temperature, exact_xy_chain
 
 __all__ = [
     "XYObservables",
@@ -99,7 +99,7 @@ def xy_model(
     Its density is :math:`e^{-H/T}` on :math:`[-\pi, \pi)^d`: the prior is flat, of density 1.
     The dtype and device are those of ``temperature``, torch's defaults for a number.
     ``temperature``, ``coupling`` and ``ring_exchange`` may be a guide's context; without a guide
-    ``Target.from_model(xy_model, (8, 8), temperature=1.0).amortize("temperature")`` takes a
+    ``Target.from_model(xy_model, (8, 8), temperature=1.0).conditional_on("temperature")`` takes a
     temperature for each point.
 
     Arguments:
@@ -136,11 +136,11 @@ def xy(
     periodic: bool = True,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> Known:
+) -> Problem:
     r"""The density :math:`e^{-H(\theta)/T}` on the torus of angles, points ``(N, d)``.
 
-    Evidence and entropy are known in one dimension; for a small torus see :func:`xy_torus_truth`.
-    For many temperatures at once use :func:`xy_model` and ``Target.amortize``.
+    Evidence and entropy are known in one dimension; for a small torus see :func:`exact_xy_torus`.
+    For many temperatures at once use :func:`xy_model` and ``Target.conditional_on``.
 
     Arguments:
         shape: Sites along each axis.
@@ -162,12 +162,12 @@ def xy(
         return h / temperature
 
     dim = prod(sizes)
-    target = Target.from_energy(energy, dim, angles=range(dim), **place(dtype, device))
+    target = Target.from_energy(energy, dim, angles=range(dim), **tensor_options(dtype, device))
     if len(sizes) > 1:
-        return Known(target)
-    truth = xy_chain_truth(dim, temperature, coupling=coupling, periodic=periodic)
+        return Problem(target)
+    truth = exact_xy_chain(dim, temperature, coupling=coupling, periodic=periodic)
     entropy = truth.log_z + dim * truth.energy / temperature
-    return Known(target, log_z=truth.log_z, entropy=entropy)
+    return Problem(target, log_z=truth.log_z, entropy=entropy)
 
 
 # ---- observables --------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..problems.problem import EXACT
 from .grid import Shape, lattice_shape
 
-__all__ = ["XYTruth", "xy_chain_truth", "xy_torus_truth"]
+__all__ = ["ExactXY", "exact_xy_chain", "exact_xy_torus"]
 
 
 ALIASED = 1e-10  #: of a torus' Fourier coefficients, what its grid may leave out
@@ -24,7 +24,7 @@ def check_temperature(temperature: float | Tensor) -> None:
         raise ValueError(f"the temperature must be positive, got {temperature}")
 
 
-class XYTruth(NamedTuple):
+class ExactXY(NamedTuple):
     r"""Exact expectations, in float64.
 
     Attributes:
@@ -38,9 +38,9 @@ class XYTruth(NamedTuple):
     mean_square: float
 
 
-def xy_chain_truth(
+def exact_xy_chain(
     sites: int, temperature: float = 1.0, *, coupling: float = 1.0, periodic: bool = True
-) -> XYTruth:
+) -> ExactXY:
     r"""One dimension, by Bessel functions of :math:`\kappa = J/T`.
 
     .. math:: Z_\mathrm{ring} = (2\pi)^N \sum_n I_n(\kappa)^N,\qquad
@@ -75,7 +75,7 @@ def xy_chain_truth(
         correlation, log_z, bonds = ratio[1] ** r, log_z - log_i0, sites - 1
         pairs = torch.where(r > 0, 2 * (sites - r), sites)
         mean_square = float(pairs @ correlation) / sites**2
-    return XYTruth(log_z, -coupling * float(correlation[1]) * bonds / sites, mean_square)
+    return ExactXY(log_z, -coupling * float(correlation[1]) * bonds / sites, mean_square)
 
 
 def _bessel(kappa: float) -> Tensor:
@@ -85,13 +85,13 @@ def _bessel(kappa: float) -> Tensor:
     return torch.fft.fft((kappa * angle.cos() - abs(kappa)).exp()).real / num
 
 
-def xy_torus_truth(
+def exact_xy_torus(
     shape: Shape,
     temperature: float = 1.0,
     *,
     coupling: float = 1.0,
     ring_exchange: float = 0.0,
-) -> XYTruth:
+) -> ExactXY:
     r"""A periodic strip, 2×L or 3×L, by the transfer operator from row to row.
 
     Angles lie on a grid of n points, which for periodic analytic integrands converges faster than
@@ -163,7 +163,7 @@ class _Strip:
         shifts = torch.cartesian_prod(*[torch.arange(len(f), device="cpu")] * len(dims))
         return torch.stack([f.roll(s, dims) for s in shifts.reshape(-1, len(dims)).tolist()])
 
-    def truth(self, rows: int) -> XYTruth:
+    def truth(self, rows: int) -> ExactXY:
         """Of so many rows, which are all alike: what is measured is on the first or next to it."""
         between = self._from_first(self.between)
         closing = self._boltzmann(between)
@@ -179,7 +179,7 @@ class _Strip:
         shift = rows * float(self.inside.min() + self.between.min()) / self.temperature
         free = rows * self.width - 1
         log_z = log(z) - shift + free * log(self.cell) + log(2 * pi)
-        return XYTruth(log_z, energy / (z * self.width), square / (z * rows * self.width**2))
+        return ExactXY(log_z, energy / (z * self.width), square / (z * rows * self.width**2))
 
     def _correlation(self, m: Tensor, v: Tensor, closing: Tensor, rows: int) -> float:
         """Of the first row's m with the sum of all rows', times Z; v the weights of the second."""

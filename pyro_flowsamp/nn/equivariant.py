@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .mlp import TimeMLP, VelocityMLP
 
-__all__ = ["Group", "SignedPermutation", "group", "tie", "tied"]
+__all__ = ["SignedPermutationGroup", "SignedPermutation", "group", "tie", "tied"]
 
 
 HIDDEN = ("time_weight", "in_bias", "mid_bias")  #: parameters of the hidden units
@@ -35,7 +35,7 @@ MAX_ELEMENTS = 4096  #: beyond which a group is said to be too large for a hidde
 SignedPermutation = tuple[Sequence[int], Sequence[int]]
 
 
-class Group(NamedTuple):
+class SignedPermutationGroup(NamedTuple):
     r"""All elements, the identity first.
 
     Attributes:
@@ -66,7 +66,7 @@ def _inverse(g: tuple) -> tuple:
     return tuple(back), tuple(s[i] for i in back)
 
 
-def group(generators: Sequence[SignedPermutation]) -> Group:
+def group(generators: Sequence[SignedPermutation]) -> SignedPermutationGroup:
     """The group that some elements generate.
 
     Raises:
@@ -92,7 +92,7 @@ def group(generators: Sequence[SignedPermutation]) -> Group:
     inverses = [_inverse(a) for a in elements]
     quotient = [[number[_times(a, b)] for b in inverses] for a in elements]
     index, sign = zip(*elements)
-    return Group(torch.tensor(index), torch.tensor(sign), torch.tensor(quotient))
+    return SignedPermutationGroup(torch.tensor(index), torch.tensor(sign), torch.tensor(quotient))
 
 
 class _Orbits:
@@ -125,7 +125,7 @@ class _Orbits:
         return self._spread(sums / self.size, grad)
 
 
-def _orbits(net: TimeMLP, elements: Group) -> dict[str, _Orbits]:
+def _orbits(net: TimeMLP, elements: SignedPermutationGroup) -> dict[str, _Orbits]:
     index, sign, quotient = elements
     order, dim = index.shape
     hidden, outputs = net.mid_weight.shape[-1], net.out_weight.shape[-2]
@@ -155,7 +155,7 @@ def _orbits(net: TimeMLP, elements: Group) -> dict[str, _Orbits]:
 
 
 @torch.no_grad()
-def tie(net: TimeMLP, elements: Group) -> dict[str, _Orbits]:
+def tie(net: TimeMLP, elements: SignedPermutationGroup) -> dict[str, _Orbits]:
     """Makes a network equivariant (a velocity) or invariant (one output).
 
     Every weight is copied from the first of its orbit, so that one that is tied already stays as it
@@ -188,7 +188,7 @@ def tie(net: TimeMLP, elements: Group) -> dict[str, _Orbits]:
 
 
 @contextmanager
-def tied(nets: Iterable[TimeMLP], elements: Group) -> Iterator[None]:
+def tied(nets: Iterable[TimeMLP], elements: SignedPermutationGroup) -> Iterator[None]:
     """Networks that stay tied while they are trained: copies of a network lose its hooks."""
     hooks = [
         getattr(net, name).register_hook(orbit)

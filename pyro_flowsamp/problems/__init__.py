@@ -2,11 +2,11 @@
 
 from .bayes import accuracy, log_predictive, logistic_regression
 from .mixtures import exp_gauss, exp_gauss_unequal, gmm, mog4, mog8, rings4, unequal_pair
-from .problem import Known
+from .problem import Problem
 from .shapes import banana, funnel, truncated_normal
 
 __all__ = [
-    "Known",
+    "Problem",
     "accuracy",
     "banana",
     "exp_gauss",

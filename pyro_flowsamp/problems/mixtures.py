@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.special import entr, ndtri
 
 from ..target.density import Target
-from .problem import EXACT, Known, Place, place
+from .problem import EXACT, Problem, TensorOptions, tensor_options
 
 __all__ = ["exp_gauss", "exp_gauss_unequal", "gmm", "mog4", "mog8", "rings4", "unequal_pair"]
 
@@ -39,7 +39,7 @@ def gmm(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> Known:
+) -> Problem:
     r"""Equal unit Gaussians, evenly spaced on a circle in the plane.
 
     .. math:: p(x) = \frac1K \sum_{k < K} N(x; r (\cos 2\pi k / K, \sin 2\pi k / K), I)
@@ -55,20 +55,20 @@ def gmm(
     return _gaussians([(r * cos(t), r * sin(t)) for t in angles], [1.0] * components, dtype, device)
 
 
-def mog4(*, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Known:
+def mog4(*, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Problem:
     r""":math:`\frac14 \sum N((\pm 8, \pm 8), I)`, Eq. (2) of Máté and Fleuret."""
     corners = [(8.0, 8.0), (-8.0, 8.0), (-8.0, -8.0), (8.0, -8.0)]
     return _gaussians(corners, [1.0] * 4, dtype, device)
 
 
-def mog8(*, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Known:
+def mog8(*, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Problem:
     """Eight equal unit Gaussians on a circle of radius 10."""
     return gmm(8, 10.0, dtype=dtype, device=device)
 
 
 def unequal_pair(
     *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-) -> Known:
+) -> Problem:
     r""":math:`\frac13 N((4, 4), I) + \frac23 N((-8, -8), I)`, Eq. (11) of Máté and Fleuret.
 
     The lighter mode is the nearer to the origin, so an annealed path fills it first.
@@ -81,10 +81,10 @@ def _gaussians(
     masses: list[float],
     dtype: torch.dtype | None,
     device: torch.device | str | None,
-) -> Known:
+) -> Problem:
     """Unit Gaussians in the plane, of masses in these proportions."""
     exact = torch.tensor(centres, **EXACT), torch.tensor(masses, **EXACT) / sum(masses)
-    at = place(dtype, device)
+    at = tensor_options(dtype, device)
     modes, weights = (t.to(**at) for t in exact)
     log_prob = _gaussians_log_prob(modes, weights)
 
@@ -92,7 +92,7 @@ def _gaussians(
         which = torch.multinomial(weights, num, replacement=True)
         return modes[which] + torch.randn(num, 2, **at)
 
-    return Known(
+    return Problem(
         target=Target.from_energy(lambda x: -log_prob(x), 2, **at),
         sample=sample,
         log_z=0.0,
@@ -115,7 +115,9 @@ def _entropy_in_plane(log_prob: Callable[[Tensor], Tensor], half_width: float) -
 
 
 # ---- rings --------------------------------------------------------------------------------------
-def rings4(*, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Known:
+def rings4(
+    *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Problem:
     r"""Four rings of equal mass, radii 1, 2, 3, 4 and radial width 0.1.
 
     .. math:: p(x) = \frac{1}{2\pi r} \cdot \frac14 \sum_{k=1}^4 N(r; k, 0.1^2),\qquad r = \|x\|
@@ -123,7 +125,7 @@ def rings4(*, dtype: torch.dtype | None = None, device: torch.device | str | Non
     Normalised but for the mass of the normals below zero, :math:`10^{-24}`. The modes are the
     rings: there are weights, but no points.
     """
-    at = place(dtype, device)
+    at = tensor_options(dtype, device)
     radii = torch.arange(1, 5, **at)
     log_prob = _rings_log_prob(radii)
 
@@ -132,7 +134,7 @@ def rings4(*, dtype: torch.dtype | None = None, device: torch.device | str | Non
         direction = torch.nn.functional.normalize(torch.randn(num, 2, **at), dim=-1)
         return direction * (radii[which] + RING_WIDTH * torch.randn(num, **at))[:, None]
 
-    return Known(
+    return Problem(
         target=Target.from_energy(lambda x: -log_prob(x.norm(dim=-1)), 2, **at),
         sample=sample,
         log_z=0.0,
@@ -168,7 +170,7 @@ def exp_gauss(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> Known:
+) -> Problem:
     r""":math:`2^a` equal modes, one in each orthant of the first :math:`a` coordinates.
 
     .. math:: \log \tilde p(x) = s \sum_{i \le a} |x_i| - \tfrac12 \|x\|^2
@@ -186,7 +188,7 @@ def exp_gauss(
         slope: :math:`s \ge 0`; the modes are at :math:`\pm s`.
         dtype, device: Of the points; torch's defaults where None.
     """
-    at = place(dtype, device)
+    at = tensor_options(dtype, device)
     below = 0.5 * erfc(-slope / sqrt(2))  # Φ(s)
     hazard = exp(-0.5 * slope**2 - 0.5 * LOG_2PI) / below
     log_z = active * (log(2) + 0.5 * slope**2 + log(below)) + 0.5 * dim * LOG_2PI
@@ -203,7 +205,7 @@ def exp_gauss(
         return x
 
     signs = _sign_patterns(active, dim, at)
-    return Known(
+    return Problem(
         target=Target.from_energy(lambda x: -log_prob(x), dim, **at),
         sample=sample,
         log_z=log_z,
@@ -220,7 +222,7 @@ def exp_gauss_unequal(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> Known:
+) -> Problem:
     r""":math:`2^a` modes of unequal masses and widths.
 
     .. math:: p(x) = \prod_{i \le a} \big(w_i N(x_i; -m_i, s_i^2)
@@ -235,7 +237,7 @@ def exp_gauss_unequal(
         active: Coordinates with two modes, :math:`a`.
         dtype, device: Of the points; torch's defaults where None.
     """
-    at = place(dtype, device)
+    at = tensor_options(dtype, device)
     exact = _unequal_parameters(active)
     m, w, s = (t.to(**at) for t in exact)
     marginals = _two_normals_log_prob(m, w, s)
@@ -254,7 +256,7 @@ def exp_gauss_unequal(
     masses = torch.where(signs[:, :active] < 0, w, 1 - w)
     axis = torch.arange(-20, 20, SPACING * 0.5, **EXACT)[:, None]
     bimodal = entr(_two_normals_log_prob(*exact)(axis).exp()).sum() * SPACING * 0.5
-    return Known(
+    return Problem(
         target=Target.from_energy(lambda x: -log_prob(x), dim, **at),
         sample=sample,
         log_z=0.0,
@@ -284,7 +286,7 @@ def _two_normals_log_prob(m: Tensor, w: Tensor, s: Tensor) -> Callable[[Tensor],
     return log_prob
 
 
-def _sign_patterns(active: int, dim: int, at: Place) -> Tensor:
+def _sign_patterns(active: int, dim: int, at: TensorOptions) -> Tensor:
     """All signs of the first coordinates, zero in the others, ``(2**active, dim)``.
 
     Row :math:`k` has a plus where bit :math:`i` of :math:`k` is set.

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..target.density import Target
 
-__all__ = ["Known"]
+__all__ = ["Problem"]
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class Problem:
     r"""A target whose truth is known.
 
     Attributes:
@@ -68,7 +68,7 @@ class Known:
         return fractions.index_add(0, mode, log_w.double().softmax(0)).to(self.weights.dtype)
 
 
-class Place(TypedDict):
+class TensorOptions(TypedDict):
     """The dtype and device of a target, as keyword arguments of tensors' constructors."""
 
     dtype: torch.dtype
@@ -76,10 +76,10 @@ class Place(TypedDict):
 
 
 #: Where truths are computed.
-EXACT: Place = {"dtype": torch.float64, "device": torch.device("cpu")}
+EXACT: TensorOptions = {"dtype": torch.float64, "device": torch.device("cpu")}
 
 
-def place(dtype: torch.dtype | None, device: torch.device | str | None) -> Place:
+def tensor_options(dtype: torch.dtype | None, device: torch.device | str | None) -> TensorOptions:
     """Torch's defaults where None, as in :meth:`Target.from_energy`."""
     return {
         "dtype": dtype or torch.get_default_dtype(),

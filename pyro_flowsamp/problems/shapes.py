@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.special import gammaincc
 
 from ..target.density import Target
-from .problem import EXACT, Known, Place, place
+from .problem import EXACT, Problem, TensorOptions, tensor_options
 
 __all__ = ["banana", "funnel", "truncated_normal"]
 
@@ -24,7 +24,7 @@ def funnel(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> Known:
+) -> Problem:
     r"""Neal's funnel: the width of all other coordinates depends on the first.
 
     .. math:: x_1 \sim N(0, \sigma^2),\qquad x_i \mid x_1 \sim N(0, e^{x_1}),\quad i = 2, \dots, d
@@ -37,7 +37,7 @@ def funnel(
             (https://arxiv.org/abs/2409.20547), 3 is Neal's.
         dtype, device: Of the points; torch's defaults where None.
     """
-    at = place(dtype, device)
+    at = tensor_options(dtype, device)
 
     def log_prob(x: Tensor) -> Tensor:
         first, rest = x[:, 0], x[:, 1:]
@@ -49,7 +49,7 @@ def funnel(
         first = scale * x[:, :1]
         return torch.cat([first, torch.exp(0.5 * first) * x[:, 1:]], -1)
 
-    return Known(
+    return Problem(
         target=Target.from_energy(lambda x: -log_prob(x), dim, **at),
         sample=sample,
         log_z=0.0,
@@ -63,7 +63,7 @@ def banana(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> Known:
+) -> Problem:
     r"""A twisted normal (Haario, Saksman and Tamminen, 1999).
 
     .. math:: x_1 \sim N(0, 10^2),\qquad x_2 \mid x_1 \sim N(b\,(x_1^2 - 100), 1),\qquad
@@ -76,7 +76,7 @@ def banana(
     """
     if dim < 2:
         raise ValueError(f"a banana needs two dimensions, not {dim}")
-    at = place(dtype, device)
+    at = tensor_options(dtype, device)
 
     def bend(first: Tensor) -> Tensor:
         return curvature * (first.square() - 100)
@@ -91,7 +91,7 @@ def banana(
         x[:, 1] += bend(x[:, 0])
         return x
 
-    return Known(
+    return Problem(
         target=Target.from_energy(lambda x: -log_prob(x), dim, **at),
         sample=sample,
         log_z=0.0,
@@ -105,7 +105,7 @@ def truncated_normal(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> Known:
+) -> Problem:
     r"""A standard normal outside a ball: a rare event, whose probability is :math:`Z`.
 
     .. math:: \tilde p(x) = N(x; 0, I_d)\, 1\{\|x\| > c\},\qquad
@@ -119,7 +119,7 @@ def truncated_normal(
         radius: Of the ball, :math:`c`.
         dtype, device: Of the points; torch's defaults where None.
     """
-    at = place(dtype, device)
+    at = tensor_options(dtype, device)
     shape, start = 0.5 * dim, 0.5 * radius**2
     z = _survival(shape, start)
     mean_square = dim * _survival(shape + 1, start) / z
@@ -136,7 +136,7 @@ def truncated_normal(
         direction = torch.nn.functional.normalize(torch.randn(num, dim, **at), dim=-1)
         return length[:, None] * direction
 
-    return Known(
+    return Problem(
         target=Target.from_energy(energy, dim, **at),
         sample=sample,
         log_z=log(z),
@@ -154,7 +154,7 @@ def _gamma_tail(shape: float, start: float, device: torch.device) -> Callable[[i
     :math:`Q(a, t) = u\, Q(a, t_0)` has no closed solution, but bisection in float64 halves the
     bracket to rounding in a fixed number of steps, without a rejection's unknown number of rounds.
     """
-    exact: Place = {"dtype": torch.float64, "device": device}
+    exact: TensorOptions = {"dtype": torch.float64, "device": device}
     at_start, end = _survival(shape, start), start + 1.0
     while _survival(shape, end) > 1e-17 * at_start:
         end *= 2

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..transitions import langevin
-from .particles import Cloud, resample, reweight
+from .particles import Particles, resample, reweight
 
-__all__ = ["Stage", "advance", "log_mixture", "move", "push", "tune"]
+__all__ = ["Stage", "advance", "log_mixture", "move", "transport", "move_and_tune"]
 
 
 class Pushes(Protocol):
@@ -39,26 +39,28 @@ class Stage(NamedTuple):
     density: langevin.Density
     scale: Tensor
     step_size: Tensor
-    stay: float = 0.0
-    before: Callable[[Any], Tensor] | None = None
+    defensive_weight: float = 0.0
+    previous_log_prob: Callable[[Any], Tensor] | None = None
 
 
 @torch.no_grad()
-def push(cloud: Cloud, stage: Stage) -> Cloud:
+def transport(cloud: Particles, stage: Stage) -> Particles:
     """Carries particles by the stage's map, all or most, with their weights."""
-    if stage.map is not None and stage.stay > 0:
-        assert stage.before is not None
-        return _push_most(cloud, stage, stage.map, stage.before)
+    if stage.map is not None and stage.defensive_weight > 0:
+        assert stage.previous_log_prob is not None
+        return _transport_defensive(cloud, stage, stage.map, stage.previous_log_prob)
     x, ladj = cloud.x, torch.zeros_like(cloud.state.log_pi)
     if stage.map is not None:
         x, ladj = stage.map.push(x)
     return reweight(cloud, langevin.init(x / stage.scale, stage.density), ladj.double())
 
 
-def _push_most(cloud: Cloud, stage: Stage, map: Pushes, before: Callable[[Any], Tensor]) -> Cloud:
+def _transport_defensive(
+    cloud: Particles, stage: Stage, map: Pushes, previous_log_prob: Callable[[Any], Tensor]
+) -> Particles:
     """A random part of every island stays behind: see the module's docstring."""
     islands, num = cloud.log_w.shape
-    count, log_pi = ceil(stage.stay * num), cloud.state.log_pi
+    count, log_pi = ceil(stage.defensive_weight * num), cloud.state.log_pi
     order = torch.rand_like(cloud.log_w).argsort(1)
     order = order + num * torch.arange(islands, device=order.device)[:, None]
     stay, go = (rows.flatten() for rows in order.split([count, num - count], 1))
@@ -67,9 +69,9 @@ def _push_most(cloud: Cloud, stage: Stage, map: Pushes, before: Callable[[Any], 
     x = cloud.x.index_copy(0, go, pushed)
     state = langevin.init(x / stage.scale, stage.density)
     z, ladj_back = map.pull(cloud.x[stay])
-    origin = before(langevin.init(z / stage.scale, stage.density)) + ladj_back.double()
+    origin = previous_log_prob(langevin.init(z / stage.scale, stage.density)) + ladj_back.double()
 
-    stayed = before(state).index_copy(0, stay, log_pi[stay])
+    stayed = previous_log_prob(state).index_copy(0, stay, log_pi[stay])
     carried = log_pi.index_copy(0, go, log_pi[go] - ladj.double()).index_copy(0, stay, origin)
     mixture = log_mixture(log_pi.new_tensor(count / num), stayed, carried)
     return reweight(cloud._replace(state=cloud.state._replace(log_pi=mixture)), state)
@@ -81,12 +83,14 @@ def log_mixture(share: Tensor, stayed: Tensor, carried: Tensor) -> Tensor:
     return torch.logaddexp(share.log() + stayed, (-share).log1p() + carried)
 
 
-def move(cloud: Cloud, stage: Stage, moves: int) -> Cloud:
+def move(cloud: Particles, stage: Stage, moves: int) -> Particles:
     """Moves that leave the stage's density invariant: Metropolis-adjusted Langevin."""
     return _moved(cloud, stage, moves, None)[0]
 
 
-def tune(cloud: Cloud, stage: Stage, moves: int, target_accept_prob: float) -> tuple[Cloud, Tensor]:
+def move_and_tune(
+    cloud: Particles, stage: Stage, moves: int, target_accept_prob: float
+) -> tuple[Particles, Tensor]:
     """As :func:`move`, correcting the step size after every move; returns the last one too.
 
     For a first pass: an estimate of Z needs step sizes that were fixed beforehand.
@@ -94,7 +98,9 @@ def tune(cloud: Cloud, stage: Stage, moves: int, target_accept_prob: float) -> t
     return _moved(cloud, stage, moves, target_accept_prob)
 
 
-def _moved(cloud: Cloud, stage: Stage, moves: int, goal: float | None) -> tuple[Cloud, Tensor]:
+def _moved(
+    cloud: Particles, stage: Stage, moves: int, goal: float | None
+) -> tuple[Particles, Tensor]:
     state, step_size = cloud.state, stage.step_size
     islands, num = cloud.log_w.shape
     for _ in range(moves):
@@ -108,6 +114,6 @@ def _moved(cloud: Cloud, stage: Stage, moves: int, goal: float | None) -> tuple[
     return cloud._replace(state=state), step_size
 
 
-def advance(cloud: Cloud, stage: Stage, moves: int, below: float = 0.5) -> Cloud:
+def advance(cloud: Particles, stage: Stage, moves: int, below: float = 0.5) -> Particles:
     """One stage: push, resample where needed, move."""
-    return move(resample(push(cloud, stage), below), stage, moves)
+    return move(resample(transport(cloud, stage), below), stage, moves)

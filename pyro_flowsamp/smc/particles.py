@@ -46,7 +46,7 @@ from torch import Tensor
 from ..transitions import langevin
 from ..weights import Evidence, ess_fraction, log_evidence
 
-__all__ = ["Cloud", "Mean", "init", "resample", "reweight", "systematic"]
+__all__ = ["Particles", "Mean", "init", "resample", "reweight", "systematic"]
 
 
 class Mean(NamedTuple):
@@ -56,7 +56,7 @@ class Mean(NamedTuple):
     standard_error: Tensor
 
 
-class Cloud(NamedTuple):
+class Particles(NamedTuple):
     r"""R islands of n particles each.
 
     Attributes:
@@ -112,14 +112,14 @@ class Cloud(NamedTuple):
         return self.x[systematic(self.log_weights[None], num)[0]]
 
 
-def init(x: Tensor, density: langevin.Density, islands: int = 1) -> Cloud:
+def init(x: Tensor, density: langevin.Density, islands: int = 1) -> Particles:
     r"""Equally weighted draws ``(R·n, d)`` of :math:`f_0`, at unit scale."""
     state = langevin.init(x, density)
     log_w = torch.zeros_like(state.log_pi).unflatten(0, (islands, -1))
-    return Cloud(state, log_w, torch.zeros_like(log_w[:, 0]))
+    return Particles(state, log_w, torch.zeros_like(log_w[:, 0]))
 
 
-def reweight(cloud: Cloud, state: Any, ladj: Tensor | float = 0.0) -> Cloud:
+def reweight(cloud: Particles, state: Any, ladj: Tensor | float = 0.0) -> Particles:
     """Gives every particle its state at the next density, and the weight of getting there.
 
     A particle that has left the support has lost its weight for good: where it comes from a density
@@ -140,7 +140,7 @@ def systematic(log_w: Tensor, draws: int | None = None) -> Tensor:
     return torch.searchsorted(edges, grid * edges[:, -1:]).clamp(max=num - 1)
 
 
-def resample(cloud: Cloud, below: float) -> Cloud:
+def resample(cloud: Particles, below: float) -> Particles:
     """Resamples the islands whose effective sample size, as a fraction, is below a bound."""
     islands, num = cloud.log_w.shape
     poor = ess_fraction(cloud.log_w.mT)[:, None] < below
@@ -149,4 +149,4 @@ def resample(cloud: Cloud, below: float) -> Cloud:
     rows = (index + num * torch.arange(islands, device=poor.device)[:, None]).flatten()
     state = type(cloud.state)(*(value[rows] for value in cloud.state))
     log_z = torch.where(poor[:, 0], cloud.evidences, cloud.log_z)
-    return Cloud(state, torch.where(poor, 0.0, cloud.log_w), log_z)
+    return Particles(state, torch.where(poor, 0.0, cloud.log_w), log_z)

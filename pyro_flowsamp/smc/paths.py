@@ -14,11 +14,20 @@ from torch import Tensor
 from ..target.density import Target
 from ..weights import ess_fraction
 
-__all__ = ["State", "density", "local_scale", "log_path", "next_beta", "next_betas", "place"]
+__all__ = [
+    "TemperedState",
+    "density",
+    "local_scale",
+    "log_path",
+    "next_beta",
+    "next_betas",
+    "at_beta",
+]
 
 
-class State(NamedTuple):
-    r"""N points of the path; a :class:`langevin.State`, and what it takes to change :math:`\beta`.
+class TemperedState(NamedTuple):
+    r"""N points of the path; a :class:`langevin.HMCState`, and what it takes to change
+    :math:`\beta`.
 
     Attributes:
         z: Positions x / scale, ``(N, d)``.
@@ -44,14 +53,14 @@ class State(NamedTuple):
         return torch.nan_to_num(self.log_p - self.log_q, nan=-torch.inf, neginf=-torch.inf)
 
 
-def log_path(state: State, beta: Tensor) -> Tensor:
+def log_path(state: TemperedState, beta: Tensor) -> Tensor:
     r""":math:`\log\pi_\beta` of the same points at other :math:`\beta` ``(N,)``; no evaluation."""
     mixed = (1 - beta) * state.log_q + beta * state.log_p
     mixed = torch.where(beta < 1, mixed, state.log_p)  # 0 times infinity
     return torch.where(beta > 0, mixed, state.log_q)
 
 
-def place(state: State, beta: Tensor, scale: Tensor) -> State:
+def at_beta(state: TemperedState, beta: Tensor, scale: Tensor) -> TemperedState:
     r"""The same points at other :math:`\beta` ``(N,)`` in units of ``scale``; no evaluation."""
     log_pi = log_path(state, beta)
     slope = beta.to(scale).unsqueeze(-1)
@@ -67,16 +76,16 @@ class HasScore(Protocol):
 
 def density(
     target: Target, base: HasScore, beta: Tensor, scale: Tensor
-) -> Callable[[Tensor], State]:
+) -> Callable[[Tensor], TemperedState]:
     r""":math:`\pi_\beta`, with :math:`\beta` ``(N,)``, in the coordinates z = x / scale."""
 
-    def density(z: Tensor) -> State:
+    def density(z: Tensor) -> TemperedState:
         x = z * scale
         log_p, grad_p = target.log_prob_and_grad(x)
         log_b, grad_b = base.log_prob_and_grad(x)
         log_p, log_b = log_p.double(), log_b.double()
-        state = State(z, log_b, grad_b, x, log_p, log_b, grad_p, grad_b)
-        return place(state, beta, scale)._replace(z=z)
+        state = TemperedState(z, log_b, grad_b, x, log_p, log_b, grad_p, grad_b)
+        return at_beta(state, beta, scale)._replace(z=z)
 
     return density
 

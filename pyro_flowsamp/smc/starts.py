@@ -10,13 +10,13 @@ from torch import Tensor
 from ..flows.gaussian_fit import ascend
 from ..target.density import Target
 
-__all__ = ["Base", "overdispersed_base"]
+__all__ = ["TemperedStart", "overdispersed_base"]
 
 
 SLACK = 10.0  #: nats
 
 
-class Base:
+class TemperedStart:
     """N(loc, diag(scale²)), uniform on angles."""
 
     def __init__(self, loc: Tensor, scale: Tensor, angles: Tensor) -> None:
@@ -33,7 +33,7 @@ class Base:
         return log_b, torch.where(self.angles, 0.0, -u / self.scale)
 
 
-def overdispersed_base(target: Target, num: int) -> Base:
+def overdispersed_base(target: Target, num: int) -> TemperedStart:
     """Twice as wide as the better half of many points that climbed to their nearest modes.
 
     They start on scales up to eight times those of :meth:`~pyro_flowsamp.Target.initial_points`,
@@ -48,4 +48,4 @@ def overdispersed_base(target: Target, num: int) -> Base:
         log_p = target.log_prob(x).view(-1, contexts)  # at several contexts, of each
     middle = log_p.sort(0, descending=True).values[len(log_p) // 2 - 1]
     x = x[(log_p >= middle - SLACK).flatten()]
-    return Base(x.mean(0), 2 * x.std(0) + 1.0, target.angles)
+    return TemperedStart(x.mean(0), 2 * x.std(0) + 1.0, target.angles)

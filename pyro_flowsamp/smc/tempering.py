@@ -20,10 +20,10 @@ from torch import Tensor
 from ..target.density import Target
 from ..transitions.step_size import optimal_step_size
 from . import driver, particles, paths
-from .particles import Cloud
-from .starts import Base, overdispersed_base
+from .particles import Particles
+from .starts import TemperedStart, overdispersed_base
 
-__all__ = ["Particles", "tempered", "tempered_ensemble", "tempered_ensembles"]
+__all__ = ["TemperedSample", "tempered", "tempered_ensemble", "tempered_ensembles"]
 
 
 EACH = 500  #: draws of an ensemble for each of several contexts
@@ -31,7 +31,7 @@ ESS = 0.8  #: effective sample size, as a fraction, that fixes the next stage
 ACCEPT = 0.574  #: acceptance that step sizes are steered to
 
 
-class Particles(NamedTuple):
+class TemperedSample(NamedTuple):
     """Equally weighted particles.
 
     Attributes:
@@ -52,7 +52,7 @@ def tempered(
     moves: int = 10,
     ess: float = ESS,
     target_accept_prob: float = ACCEPT,
-) -> Particles:
+) -> TemperedSample:
     """Runs ``num`` particles from an over-dispersed Gaussian to the target.
 
     Arguments:
@@ -69,7 +69,7 @@ def tempered(
         raise ValueError("particles at several contexts would mix: use tempered_ensembles")
     base = overdispersed_base(target, 512)
     cloud, betas = _annealed(target, base, 1, num, moves, ess, target_accept_prob)
-    return Particles(target.wrap(cloud.x), cloud.log_z[0], [float(beta) for beta in betas])
+    return TemperedSample(target.wrap(cloud.x), cloud.log_z[0], [float(beta) for beta in betas])
 
 
 def tempered_ensemble(target: Target) -> Tensor:
@@ -108,13 +108,13 @@ def tempered_ensembles(target: Target, num: int = EACH, *, moves: int = 10) -> T
 
 def _annealed(
     target: Target,
-    base: Base,
+    base: TemperedStart,
     islands: int,
     num: int,
     moves: int,
     ess: float,
     target_accept_prob: float,
-) -> tuple[Cloud, list[Tensor]]:
+) -> tuple[Particles, list[Tensor]]:
     """From the base to the target, each island of ``num`` particles at a pace of its own.
 
     An island that has arrived goes on being moved, at the target, until all have.
@@ -128,15 +128,15 @@ def _annealed(
     while float(beta.min()) < 1:
         beta = paths.next_betas(cloud.state.log_ratio.view(islands, num), beta, ess)
         at = beta.repeat_interleave(num)
-        cloud = particles.reweight(cloud, paths.place(cloud.state, at, ones))
+        cloud = particles.reweight(cloud, paths.at_beta(cloud.state, at, ones))
         cloud = particles.resample(cloud, below=torch.inf)
         split = cloud.state.grad.view(islands, num, -1), cloud.x.view(islands, num, -1)
         scale = torch.stack([paths.local_scale(*island) for island in zip(*split)])
         scale = scale.repeat_interleave(num, 0)
-        cloud = cloud._replace(state=paths.place(cloud.state, at, scale))
+        cloud = cloud._replace(state=paths.at_beta(cloud.state, at, scale))
         stage = driver.Stage(None, paths.density(target, base, at, scale), scale, step_size)
         count = moves if float(beta.min()) < 1 else 3 * moves
-        cloud, step_size = driver.tune(cloud, stage, count, target_accept_prob)
+        cloud, step_size = driver.move_and_tune(cloud, stage, count, target_accept_prob)
         betas.append(beta)
     return cloud, betas
 

@@ -79,7 +79,7 @@ def _like(own: Tensor, value: Tensor, name: str) -> Tensor:
     return exact
 
 
-class Learnt:
+class ContextRange:
     """What contexts a flow was trained on: each argument's shape, and each number's range.
 
     Arguments:
@@ -91,12 +91,12 @@ class Learnt:
         self.shapes, self.low, self.high = dict(shapes), low, high
         self._warned = False
 
-    def with_(self, other: Learnt) -> Learnt:
+    def with_(self, other: ContextRange) -> ContextRange:
         """Of both trainings, if they were of the same arguments."""
         if self.shapes != other.shapes:
             return self
         low, high = (v.to(self.low) for v in (other.low, other.high))
-        return Learnt(self.shapes, self.low.minimum(low), self.high.maximum(high))
+        return ContextRange(self.shapes, self.low.minimum(low), self.high.maximum(high))
 
     def saved(self) -> dict[str, Any]:
         """As plain lists, which any ``torch.load`` takes."""
@@ -104,7 +104,7 @@ class Learnt:
         return {"shapes": shapes, "low": self.low.tolist(), "high": self.high.tolist()}
 
     @classmethod
-    def load(cls, saved: dict[str, Any]) -> Learnt:
+    def load(cls, saved: dict[str, Any]) -> ContextRange:
         shapes = {name: Size(shape) for name, shape in saved["shapes"].items()}
         return cls(shapes, torch.tensor(saved["low"]), torch.tensor(saved["high"]))
 

@@ -28,7 +28,7 @@ __all__ = ["ModelStructureError", "Site", "Target"]
 
 
 @dataclass
-class Tally:
+class EvaluationCounter:
     """What a target counts, together with those made of it."""
 
     nonfinite: Tensor
@@ -71,7 +71,7 @@ class Target:
         mask = torch.tensor(circular, device=device) if angles is None else angles
         self.angles = mask.to(device)
         self.circular = bool(self.angles.any())
-        self._tally = Tally(torch.zeros((), dtype=torch.long, device=device))
+        self._counter = EvaluationCounter(torch.zeros((), dtype=torch.long, device=device))
         self.context_names: tuple[str, ...] = ()
         self.contexts: Tensor | None = None
         self._model_density: ModelDensity | None = None
@@ -107,7 +107,7 @@ class Target:
             raise ValueError("a Target knows its data: it takes no model arguments")
         return source
 
-    def amortize(self, *names: str) -> Target:
+    def conditional_on(self, *names: str) -> Target:
         """The same model as a conditional target: the named arguments become the context.
 
         The returned target's ``log_prob(x, context)`` takes one row of flattened argument values
@@ -262,12 +262,12 @@ class Target:
     @property
     def evaluations(self) -> int:
         """How many densities have been asked for so far."""
-        return self._tally.evaluations
+        return self._counter.evaluations
 
     @property
     def nonfinite(self) -> Tensor:
         """How many of them were NaN or infinite, as a 0-d tensor on ``device``."""
-        return self._tally.nonfinite
+        return self._counter.nonfinite
 
     @property
     def enumerated(self) -> bool:
@@ -275,9 +275,9 @@ class Target:
         return self._model_density is not None and self._model_density.enumerated
 
     @property
-    def conditioned(self) -> bool:
+    def has_observations(self) -> bool:
         """Whether there is anything but a model's prior: data, a factor, or no model at all."""
-        return self._model_density is None or self._model_density.conditioned
+        return self._model_density is None or self._model_density.has_observations
 
     # ---- evaluation ---------------------------------------------------------------------------
 
@@ -296,14 +296,14 @@ class Target:
             raise ValueError(f"expected points of shape (N, {self.dim}), got {tuple(x.shape)}")
         if not len(x):
             return x.sum(-1)
-        self._tally.evaluations += len(x)
+        self._counter.evaluations += len(x)
         context = self._own_context(len(x)) if context is None else context
         if x.requires_grad:
             x = x.view_as(x)
             x.register_hook(_finite_or_zero)
         log_p = self._searched(x, context)
         bad = ~torch.isfinite(log_p)
-        self._tally.nonfinite = self._tally.nonfinite + bad.sum().detach()
+        self._counter.nonfinite = self._counter.nonfinite + bad.sum().detach()
         return torch.where(bad, -torch.inf, log_p)
 
     def _searched(self, x: Tensor, context: Tensor | None) -> Tensor:

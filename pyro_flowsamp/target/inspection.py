@@ -35,7 +35,7 @@ class Prototype(NamedTuple):
     values: Values
     max_plate_nesting: int
     enumerated: bool
-    conditioned: bool
+    has_observations: bool
     guarded: frozenset[str]
 
 
@@ -228,6 +228,6 @@ def inspect_model(
         values={n["name"]: n["value"] for n in continuous},
         max_plate_nesting=-min(dims, default=0),
         enumerated=enumerated,
-        conditioned=any(_is_data(n) for n in trace.nodes.values() if _is_random(n)),
+        has_observations=any(_is_data(n) for n in trace.nodes.values() if _is_random(n)),
         guarded=guarded,
     )

@@ -80,7 +80,7 @@ class ModelDensity:
         self.model, self.args, self.kwargs = model, args, kwargs
         self.sites, self.context = prototype.sites, tuple(context)
         self.max_plate_nesting = prototype.max_plate_nesting
-        self.enumerated, self.conditioned = prototype.enumerated, prototype.conditioned
+        self.enumerated, self.has_observations = prototype.enumerated, prototype.has_observations
         self.guarded = prototype.guarded
         if context:
             self.args, self.kwargs = (), named_arguments(model, args, kwargs)

@@ -29,14 +29,14 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .langevin import State
-from .metropolis import Info, metropolis, select
+from .langevin import HMCState
+from .metropolis import MetropolisInfo, metropolis, select
 
-__all__ = ["Info", "State", "hmc", "leapfrog"]
+__all__ = ["MetropolisInfo", "HMCState", "hmc", "leapfrog"]
 
 
 class Point(Protocol):
-    """What a trajectory needs to know of a state; :class:`langevin.State` is one."""
+    """What a trajectory needs to know of a state; :class:`langevin.HMCState` is one."""
 
     @property
     def z(self) -> Tensor: ...
@@ -72,7 +72,7 @@ def hmc(
     num_steps: int,
     momentum: Tensor,
     log_u: Tensor,
-) -> tuple[P, Info]:
+) -> tuple[P, MetropolisInfo]:
     """One trajectory of every chain, with ``num_steps`` evaluations of ``density``.
 
     Diverging are the trajectories that were not finite, or off by more than 1000 in energy.
@@ -90,5 +90,5 @@ def hmc(
     log_alpha = torch.where(finite, end.log_pi - state.log_pi + kinetic, -torch.inf)
     accepted, accept_prob = metropolis(log_alpha, log_u)
     diverging = (log_alpha < -1000) | ~torch.isfinite(log_alpha)
-    info = Info(accepted, accept_prob, diverging)
+    info = MetropolisInfo(accepted, accept_prob, diverging)
     return select(accepted, end, state), info  # type: ignore[type-var]  # a P is a named tuple

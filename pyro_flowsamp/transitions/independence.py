@@ -32,12 +32,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .metropolis import Info, metropolis, select
+from .metropolis import MetropolisInfo, metropolis, select
 
-__all__ = ["Info", "State", "choose", "init", "step"]
+__all__ = ["MetropolisInfo", "IMHState", "choose", "init", "step"]
 
 
-class State(NamedTuple):
+class IMHState(NamedTuple):
     """C chains of an independent sampler; also a batch of scored proposals.
 
     Attributes:
@@ -51,12 +51,12 @@ class State(NamedTuple):
     log_q: Tensor
 
 
-def init(x: Tensor, log_p: Tensor, log_q: Tensor) -> State:
+def init(x: Tensor, log_p: Tensor, log_q: Tensor) -> IMHState:
     """A state of given positions and densities, which are kept in float64."""
-    return State(x, log_p.double(), log_q.double())
+    return IMHState(x, log_p.double(), log_q.double())
 
 
-def step(state: State, proposal: State, log_u: Tensor) -> tuple[State, Info]:
+def step(state: IMHState, proposal: IMHState, log_u: Tensor) -> tuple[IMHState, MetropolisInfo]:
     """Moves each chain to its proposal with the probability above.
 
     Arguments:
@@ -67,7 +67,7 @@ def step(state: State, proposal: State, log_u: Tensor) -> tuple[State, Info]:
     log_alpha = (proposal.log_p - proposal.log_q) - (state.log_p - state.log_q)
     accepted, accept_prob = metropolis(log_alpha, log_u)
     diverging = torch.zeros_like(accepted)
-    info = Info(accepted, accept_prob, diverging)
+    info = MetropolisInfo(accepted, accept_prob, diverging)
     return select(accepted, proposal, state), info
 
 

@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .metropolis import Info, metropolis, select
+from .metropolis import MetropolisInfo, metropolis, select
 
-__all__ = ["Info", "State", "init", "mala"]
+__all__ = ["MetropolisInfo", "HMCState", "init", "mala"]
 
 
-class State(NamedTuple):
+class HMCState(NamedTuple):
     r"""C chains of a Langevin sampler in z.
 
     Attributes:
@@ -56,7 +56,7 @@ class State(NamedTuple):
 Density = Callable[[Tensor], Any]  #: z → a state with at least z, log_pi and grad
 
 
-def init(z: Tensor, density: Density) -> State:
+def init(z: Tensor, density: Density) -> HMCState:
     """The state at z: ``density`` evaluates everything a state carries."""
     return density(z)
 
@@ -69,8 +69,8 @@ def _drift(grad: Tensor, step_size: Tensor) -> Tensor:
 
 
 def mala(
-    state: State, density: Density, step_size: Tensor, noise: Tensor, log_u: Tensor
-) -> tuple[State, Info]:
+    state: HMCState, density: Density, step_size: Tensor, noise: Tensor, log_u: Tensor
+) -> tuple[HMCState, MetropolisInfo]:
     """One step of every chain, with one evaluation of ``density``.
 
     Arguments:
@@ -86,5 +86,5 @@ def mala(
     log_alpha = proposal.log_pi - state.log_pi + log_g
     accepted, accept_prob = metropolis(log_alpha, log_u)
     diverging = ~torch.isfinite(proposal.log_pi)
-    info = Info(accepted, accept_prob, diverging)
+    info = MetropolisInfo(accepted, accept_prob, diverging)
     return select(accepted, proposal, state), info

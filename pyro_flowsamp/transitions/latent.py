@@ -43,13 +43,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .langevin import Density, State
+from .langevin import Density, HMCState
 from .metropolis import metropolis, select
 
-__all__ = ["Frame", "IDENTITY", "Info", "Jump", "kick", "step", "trajectory"]
+__all__ = ["Frame", "IDENTITY", "HMCInfo", "Jump", "kick", "step", "trajectory"]
 
 
-class Info(NamedTuple):
+class HMCInfo(NamedTuple):
     """What happened in one step, ``(C,)`` each; ``jumped`` says what was tried, not accepted."""
 
     accepted: Tensor
@@ -61,9 +61,9 @@ class Info(NamedTuple):
 class Frame(NamedTuple):
     r"""A metric :math:`G = J^\top J`, by what J does to vectors ``(C, d)`` at a state."""
 
-    solve: Callable[[State, Tensor], Tensor]  #: :math:`J^{-1} r`
-    apply: Callable[[State, Tensor], Tensor]  #: :math:`J v`
-    log_det: Callable[[State], Tensor]  #: :math:`\log|\det J|`, ``(C,)``
+    solve: Callable[[HMCState, Tensor], Tensor]  #: :math:`J^{-1} r`
+    apply: Callable[[HMCState, Tensor], Tensor]  #: :math:`J v`
+    log_det: Callable[[HMCState], Tensor]  #: :math:`\log|\det J|`, ``(C,)``
 
 
 IDENTITY = Frame(lambda _, r: r, lambda _, v: v, lambda state: torch.zeros_like(state.log_pi))
@@ -83,13 +83,13 @@ def kick(grad: Tensor, step_size: Tensor) -> Tensor:
 
 
 def trajectory(
-    state: State,
+    state: HMCState,
     density: Density,
     frame: Frame,
     step_size: Tensor,
     num_steps: int,
     momentum: Tensor,
-) -> tuple[State, Tensor, Tensor]:
+) -> tuple[HMCState, Tensor, Tensor]:
     """Where ``num_steps`` steps lead, with what momentum, and whether by finite densities only.
 
     One evaluation of ``density`` a step; the first field is the state's own.
@@ -104,7 +104,7 @@ def trajectory(
 
 
 def step(
-    state: State,
+    state: HMCState,
     density: Density,
     frame: Frame,
     step_size: Tensor,
@@ -112,7 +112,7 @@ def step(
     momentum: Tensor,
     log_u: Tensor,
     jump: Jump | None = None,
-) -> tuple[State, Info]:
+) -> tuple[HMCState, HMCInfo]:
     r"""One trajectory, or jump, of every chain, with ``num_steps`` evaluations of ``density``.
 
     Diverging are the trajectories that were not finite, or off by more than 1000 in energy.
@@ -142,4 +142,4 @@ def step(
     log_alpha = torch.where(finite, log_alpha, -torch.inf)
     accepted, accept_prob = metropolis(log_alpha, log_u)
     diverging = ~jumped & ((log_alpha < -1000) | ~torch.isfinite(log_alpha))
-    return select(accepted, end, state), Info(accepted, accept_prob, diverging, jumped)
+    return select(accepted, end, state), HMCInfo(accepted, accept_prob, diverging, jumped)

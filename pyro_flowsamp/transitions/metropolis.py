@@ -10,7 +10,7 @@ from torch import Tensor
 S = TypeVar("S", bound=tuple)
 
 
-class Info(NamedTuple):
+class MetropolisInfo(NamedTuple):
     """What happened in one step, ``(C,)`` each."""
 
     accepted: Tensor

@@ -22,7 +22,7 @@ from support.scenarios import (
 )
 
 from pyro_flowsamp.smc import paths
-from pyro_flowsamp.smc.starts import Base
+from pyro_flowsamp.smc.starts import TemperedStart
 from pyro_flowsamp.transitions.step_size import StepSize
 
 CASES = {name: SCENARIOS[name] for name in ("gaussian", "modes", "half space", "cylinder")} | {
@@ -72,7 +72,7 @@ def test_one_temperature_alone_does_not_find_the_weights():
 # ---- mistakes, each made on purpose -------------------------------------------------------------
 
 
-@mutation(paths.State, "log_ratio")
+@mutation(paths.TemperedState, "log_ratio")
 def flipped_ratio(log_ratio, state):
     return state.log_q - state.log_p
 
@@ -82,7 +82,7 @@ def always_accepted(swap, state, ladder, parity, log_u):
     return swap(state, ladder, parity, log_u - 1e9)
 
 
-@mutation(paths.State, "log_ratio")
+@mutation(paths.TemperedState, "log_ratio")
 def no_base(log_ratio, state):
     return state.log_p
 
@@ -100,7 +100,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_check_sees_mistakes(mistake):
     betas = [1.0, 0.7, 0.4, 0.2, 0.05, 0.0]
-    base = Base(torch.tensor([1.0, 0.0]), torch.tensor([2.5, 1.5]), torch.zeros(2).bool())
+    base = TemperedStart(torch.tensor([1.0, 0.0]), torch.tensor([2.5, 1.5]), torch.zeros(2).bool())
 
     def score():
         return largest_score({"x": _sample("modes", betas=betas, base=base).x}, CASES["modes"])
@@ -114,7 +114,7 @@ def test_the_check_sees_mistakes(mistake):
 def _ready(name="half space", num_chains=16, num_replicas=5):
     torch.set_default_dtype(torch.float64)
     target = CASES[name].source()
-    base = Base(torch.ones(target.dim), torch.full((target.dim,), 2.0), target.angles)
+    base = TemperedStart(torch.ones(target.dim), torch.full((target.dim,), 2.0), target.angles)
     betas = torch.linspace(1, 0, num_replicas) ** 2
     ladder = parallel.TemperatureLadder(betas, 0.5 + torch.rand(num_replicas, target.dim))
     x = target.initial_points(num_chains * num_replicas)
@@ -195,7 +195,9 @@ def test_nothing_changes_after_warmup(monkeypatch):
 def test_the_standard_error_of_the_evidence_is_honest():
     pyro.set_rng_seed(0)
     target, scores = CASES["gaussian"].source(), []
-    base = Base(torch.tensor([1.0, -2.0, 0.0, 3.0, 0.5]), torch.full((5,), 3.0), target.angles)
+    base = TemperedStart(
+        torch.tensor([1.0, -2.0, 0.0, 3.0, 0.5]), torch.full((5,), 3.0), target.angles
+    )
     for _ in range(20):
         log_z, error = parallel.parallel_tempering(
             target, 50, 20, 30, num_replicas=5, num_steps=2, base=base

@@ -15,9 +15,9 @@ from pyro_flowsamp import (
     IMH,
     AutoFlow,
     FitOptions,
-    JumpHMC,
     LatentHMC,
     LatentMALA,
+    LocalGlobalHMC,
     Target,
     VectorizedMCMC,
 )
@@ -25,7 +25,7 @@ from pyro_flowsamp.flows.recipes import coupling
 from pyro_flowsamp.flows.transforms import AffineMap
 from pyro_flowsamp.target.inspection import ModelStructureError
 
-KERNELS = [IMH, LatentMALA, LatentHMC, JumpHMC]
+KERNELS = [IMH, LatentMALA, LatentHMC, LocalGlobalHMC]
 
 
 def normal():
@@ -342,7 +342,7 @@ def tempered(flow, kernel=LatentMALA, **options):
         ({"model": normal, "global_prob": 1.0}, r"global_prob must lie in \[0, 1\), got 1.0"),
     ],
 )
-@pytest.mark.parametrize("kernel", [LatentMALA, LatentHMC, JumpHMC])
+@pytest.mark.parametrize("kernel", [LatentMALA, LatentHMC, LocalGlobalHMC])
 def test_targets_and_metrics(kernel, options, text):
     with pytest.raises(ValueError, match=text):
         kernel(**options)
@@ -352,9 +352,9 @@ def test_counts_of_steps_and_proposals():
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         LatentHMC(normal, num_steps=0)
     with pytest.raises(ValueError, match="local_steps must be at least 1, got 0"):
-        JumpHMC(normal, local_steps=0)
+        LocalGlobalHMC(normal, local_steps=0)
     with pytest.raises(ValueError, match="num_proposals must be at least 1, got -1"):
-        JumpHMC(normal, num_proposals=-1)
+        LocalGlobalHMC(normal, num_proposals=-1)
 
 
 def test_flow_without_a_latent_map():
@@ -424,7 +424,7 @@ def test_a_flow_takes_no_data(make):
 
 def test_singular_jacobian():
     guide = AutoFlow(models.location, flow="gaussian")
-    guide.bind(torch.zeros(2))
+    guide.target_for(torch.zeros(2))
     guide.flow.affine.initialize(torch.zeros(2), torch.tensor([[1.0, 0.0], [1e9, 1e-9]]))
     guide.trained = True
     kernel = LatentHMC(guide=guide, metric="jacobian")
@@ -444,10 +444,10 @@ def noisy(x):
 
 
 @pytest.mark.parametrize("make", [vectorized, sequential])
-@pytest.mark.parametrize("kernel", [LatentMALA, LatentHMC, JumpHMC])
+@pytest.mark.parametrize("kernel", [LatentMALA, LatentHMC, LocalGlobalHMC])
 def test_step_size_driven_to_zero(kernel, make):
     guide = AutoFlow(Target.from_energy(noisy, 2), flow="gaussian")
-    guide.bind()
+    guide.target_for()
     guide.trained = True
     with pytest.raises(RuntimeError, match=r"drove the step size to .*% of its moves were accep"):
         make(kernel(guide=guide), warmup_steps=100).run()

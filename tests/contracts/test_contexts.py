@@ -16,9 +16,9 @@ from pyro_flowsamp import (
     AutoAdvNF,
     AutoFlow,
     FitOptions,
-    JumpHMC,
     LatentHMC,
     LatentMALA,
+    LocalGlobalHMC,
     Target,
     VectorizedMCMC,
     tempered,
@@ -27,10 +27,10 @@ from pyro_flowsamp import (
 )
 from pyro_flowsamp.flows.proposal import Proposal
 from pyro_flowsamp.flows.recipes import coupling
-from pyro_flowsamp.kernels.local_global import Info
+from pyro_flowsamp.kernels.local_global import LocalGlobalInfo
 from pyro_flowsamp.transitions import latent
 
-OPTIONS = FitOptions(150, 128, 1e-2, enough=1.0, progress=False)
+OPTIONS = FitOptions(150, 128, 1e-2, stop_at_ess=1.0, progress=False)
 SCALES = torch.tensor([0.5, 1.0, 2.0])
 
 
@@ -59,14 +59,14 @@ def test_quality_is_told_for_each_context(guide):
         second = torch.arange(len(x)) % 2
         return proposal.log_prob(x) + second * 3 * x[:, 0]
 
-    found = proposal.quality(log_prob)
+    found = proposal.diagnostics(log_prob)
     assert found.ess.shape == found.pareto_k.shape == (2,)
     assert found.ess[0] > 0.999 and found.ess[1] < 0.5
-    assert found.pareto_k[0] < found.pareto_k[1] and found.gap < 1e-2
+    assert found.pareto_k[0] < found.pareto_k[1] and found.log_q_error < 1e-2
 
 
 def test_a_target_at_several_contexts():
-    target = Target.from_model(scaled, torch.tensor(1.0)).amortize("scale")
+    target = Target.from_model(scaled, torch.tensor(1.0)).conditional_on("scale")
     x = torch.randn(7, 2)
     rows = SCALES[torch.arange(7) % 3][:, None]
     assert_close(target.at(SCALES[:, None]).log_prob(x), target.log_prob(x, rows))
@@ -99,7 +99,7 @@ def shown(mask):
 @pytest.mark.parametrize("first", [0, torch.tensor(0)])
 def test_a_number_of_a_group_as_context(first):
     """Integers stay such on their way through rows of floats: the model may index with them."""
-    target = Target.from_model(chosen, first, shift=1.0).amortize("k", "shift")
+    target = Target.from_model(chosen, first, shift=1.0).conditional_on("k", "shift")
     x, rows = torch.randn(3, 1), torch.tensor([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]])
     expected = [
         Target.from_model(chosen, k, s).log_prob(x[[k]]) for k, s in enumerate([1.0, 2.0, 3.0])
@@ -112,7 +112,7 @@ def test_a_number_of_a_group_as_context(first):
 
 def test_a_mask_as_context():
     masks = torch.tensor([[True, False, True], [False, True, True]])
-    target = Target.from_model(shown, masks[0]).amortize("mask")
+    target = Target.from_model(shown, masks[0]).conditional_on("mask")
     x = torch.randn(2, 1)
     expected = [Target.from_model(shown, m).log_prob(v[None]) for m, v in zip(masks, x)]
     assert_close(target.log_prob(x, masks.float()), torch.cat(expected))
@@ -146,7 +146,9 @@ def test_a_proposal_at_several_contexts():
 
 
 def test_ensembles_at_several_contexts():
-    target = Target.from_model(scaled, torch.tensor(1.0)).amortize("scale").at(SCALES[:, None])
+    target = (
+        Target.from_model(scaled, torch.tensor(1.0)).conditional_on("scale").at(SCALES[:, None])
+    )
     x = tempered_ensembles(target, 1000)
     assert x.shape == (3, 1000, 2)
     assert_close(x.std(1).mean(-1), SCALES, atol=0.0, rtol=0.15)
@@ -156,7 +158,7 @@ def test_ensembles_at_several_contexts():
         tempered_ensembles(target, 1)
     with pytest.raises(ValueError, match="would mix: use tempered_ensembles"):
         tempered(target)
-    bad = Target.from_model(scaled, torch.tensor(1.0)).amortize("scale")
+    bad = Target.from_model(scaled, torch.tensor(1.0)).conditional_on("scale")
     with pytest.raises(ValueError, match=r"at the contexts \[\[nan\]\]"):
         tempered_ensembles(bad.at(torch.tensor([[1.0], [torch.nan]])), 50)
 
@@ -174,7 +176,9 @@ def two_modes(share):
 @pytest.mark.slow
 def test_each_context_has_particles_of_its_own():
     shares = torch.tensor([0.15, 0.5, 0.85])
-    target = Target.from_model(two_modes, torch.tensor(0.5)).amortize("share").at(shares[:, None])
+    target = (
+        Target.from_model(two_modes, torch.tensor(0.5)).conditional_on("share").at(shares[:, None])
+    )
     runs = [tempered_ensembles(target, 2000) > 0 for _ in range(5)]
     found = torch.stack([x.double().mean((1, 2)) for x in runs])
     assert_close(found.mean(0), shares.double(), atol=0.03, rtol=0.0)
@@ -185,7 +189,7 @@ def test_each_context_has_particles_of_its_own():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kernel", [IMH, LatentMALA, LatentHMC, lambda **how: JumpHMC(**how, num_proposals=3)]
+    "kernel", [IMH, LatentMALA, LatentHMC, lambda **how: LocalGlobalHMC(**how, num_proposals=3)]
 )
 def test_every_chain_keeps_its_context(guide, kernel):
     """A chain that took another's proposal, or density, would have another's variance."""
@@ -199,15 +203,15 @@ def test_every_chain_keeps_its_context(guide, kernel):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", [IMH, partial(JumpHMC, local_steps=1, num_steps=1)])
+@pytest.mark.parametrize("kernel", [IMH, partial(LocalGlobalHMC, local_steps=1, num_steps=1)])
 def test_jumps_of_a_bad_flow(guide, kernel):
     """A proposal weighed at another's context, or for another chain, would show."""
     flow = coupling(2, 1)
     for parameter in flow.parameters():
         parameter.data += 0.15 * torch.randn_like(parameter)
     bad = AutoFlow(scaled, context=["scale"], flow=flow, options=OPTIONS)
-    bad.bind(torch.tensor(1.0))
-    bad._learnt, bad.trained = guide._learnt, True
+    bad.target_for(torch.tensor(1.0))
+    bad._context_range, bad.trained = guide._context_range, True
     starts = (SCALES[torch.arange(3000) % 3][:, None] * torch.randn(3000, 2)).float()
     mcmc = VectorizedMCMC(
         kernel(guide=bad), 40, 5, 3000, initial_params={"x": starts}, disable_progbar=True
@@ -220,17 +224,19 @@ def test_jumps_of_a_bad_flow(guide, kernel):
 
 def test_local_steps_do_not_mind_how_far_contexts_lie_apart(guide):
     """What is between contexts is not for a chain to explore."""
-    kernel = JumpHMC(guide=guide, num_steps=2)
+    kernel = LocalGlobalHMC(guide=guide, num_steps=2)
     VectorizedMCMC(kernel, 1, 1, 30, disable_progbar=True).run(SCALES)
     nothing = torch.zeros(3000, dtype=torch.double)
-    local = latent.Info(nothing.bool(), nothing + 0.8, nothing.bool(), nothing.bool())
+    local = latent.HMCInfo(nothing.bool(), nothing + 0.8, nothing.bool(), nothing.bool())
     steps = []
     for apart in (0.0, 100.0):
         kernel.reset()
         for _ in range(20):
             x = torch.randn(3000, 2) + apart * (torch.arange(3000) % 3)[:, None]
             squared = torch.full((3000, 2), 1.0)  # of unit variances: half the correlation is left
-            kernel.adapt(Info(nothing.bool(), nothing, nothing.bool(), local, x, squared))
+            kernel.adapt(
+                LocalGlobalInfo(nothing.bool(), nothing, nothing.bool(), local, x, squared)
+            )
         kernel.freeze()
         steps.append(kernel.local_steps)
     assert steps[0] == steps[1] < 16
@@ -266,7 +272,9 @@ def test_a_second_training_widens_the_range():
     )
     made.fit(torch.tensor([0.5, 1.0]))
     made.fit(torch.tensor([2.0, 3.0]))
-    assert_close(torch.cat([made._learnt.low, made._learnt.high]), torch.tensor([0.5, 3.0]))
+    assert_close(
+        torch.cat([made._context_range.low, made._context_range.high]), torch.tensor([0.5, 3.0])
+    )
 
 
 def test_vector_contexts_are_numbered():
@@ -306,12 +314,12 @@ def test_contexts_outside_are_warned_of_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made.proposal(torch.tensor(0.5))
-        made.bind(torch.tensor([0.5, 2.0]))
+        made.target_for(torch.tensor([0.5, 2.0]))
     with pytest.warns(UserWarning, match=r"\(scale\) = \[3.0\] to \[3.0\] leaves the range"):
-        made.bind(torch.tensor(3.0))
+        made.target_for(torch.tensor(3.0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made.bind(torch.tensor(3.0))
+        made.target_for(torch.tensor(3.0))
 
 
 @pytest.mark.parametrize("make", [AutoFlow, AutoAdvNF])
@@ -352,10 +360,10 @@ def test_arguments_in_keywords_stay():
     t, scale = torch.tensor(1.0), 0.1
     plain = Target.from_model(warmed, t, scale=scale)
     x = torch.randn(6, 1)
-    assert_close(plain.amortize("temperature").log_prob(x), plain.log_prob(x))
+    assert_close(plain.conditional_on("temperature").log_prob(x), plain.log_prob(x))
     row = torch.full((6, 1), 0.5)
     moved = Target.from_model(warmed, t, offset=row[0, 0], scale=scale)
-    assert_close(plain.amortize("offset").log_prob(x, row), moved.log_prob(x))
+    assert_close(plain.conditional_on("offset").log_prob(x, row), moved.log_prob(x))
 
 
 def test_positional_arguments_have_no_names():
@@ -363,7 +371,7 @@ def test_positional_arguments_have_no_names():
         pyro.sample("x", dist.Normal(data[0], 1.0))
 
     with pytest.raises(ValueError, match="'data' is positional only"):
-        Target.from_model(model, torch.zeros(())).amortize("data")
+        Target.from_model(model, torch.zeros(())).conditional_on("data")
 
 
 @pytest.mark.parametrize("flow", ["coupling", "spline"])
@@ -405,7 +413,7 @@ def test_contexts_keep_their_precision():
     t = torch.tensor([0.1, 0.7], dtype=torch.double)
     guide = AutoFlow(model, context=["t"], options=FitOptions(2, progress=False))
     guide.fit(t=t)
-    assert guide.bind(t=t).contexts[:, 0].equal(t)
+    assert guide.target_for(t=t).contexts[:, 0].equal(t)
 
 
 def test_a_run_keeps_its_contexts(guide):

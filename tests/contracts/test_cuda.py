@@ -25,9 +25,9 @@ from pyro_flowsamp import (
     AutoDeformationFlow,
     AutoFlow,
     FitOptions,
-    JumpHMC,
     LatentHMC,
     LatentMALA,
+    LocalGlobalHMC,
     PathGradient,
     Target,
     VectorizedMCMC,
@@ -40,20 +40,20 @@ from pyro_flowsamp import (
     tempered_ensembles,
     to_arviz,
 )
-from pyro_flowsamp.guides.deformation.losses import TRAINERS, Trainer
+from pyro_flowsamp.guides.deformation.losses import COLLOCATION_LOSSES, CollocationLoss
 from pyro_flowsamp.lattice import phi4, xy, xy_model
 from pyro_flowsamp.problems import funnel, mog4, rings4, unequal_pair
 from pyro_flowsamp.train import Stepper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 DEVICE = "cuda"
-QUICK = FitOptions(60, 256, enough=1.0, progress=False)
+QUICK = FitOptions(60, 256, stop_at_ess=1.0, progress=False)
 KERNELS = {
     "IMH": IMH,
     "LatentMALA": LatentMALA,
     "LatentMALA, Jacobian metric": partial(LatentMALA, metric="jacobian"),
     "LatentHMC, jumps": partial(LatentHMC, global_prob=0.3),
-    "JumpHMC": JumpHMC,
+    "LocalGlobalHMC": LocalGlobalHMC,
 }
 
 
@@ -142,7 +142,7 @@ def test_a_model_follows_its_data():
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_are_exact_with_a_bad_flow(kernel):
     guide = AutoFlow(conjugate(), flow="coupling")
-    guide.bind()
+    guide.target_for()
     shake(guide.flow)
     guide.trained = True
     mcmc = VectorizedMCMC(KERNELS[kernel](guide=guide), 10, 100, 2000, disable_progbar=True)
@@ -157,7 +157,7 @@ def test_kernels_are_exact_with_a_bad_flow(kernel):
 def test_kernels_where_cuda_is_the_default(name, kernel, default_on_cuda):
     scenario = SCENARIOS[name]
     guide = spoil(AutoFlow(scenario.source(), flow=scenario.flow()), scenario)
-    start = starts(guide.bind(), scenario, 2000)
+    start = starts(guide.target_for(), scenario, 2000)
     mcmc = VectorizedMCMC(
         KERNELS[kernel](guide=guide), 10, 150, 2000, initial_params=start, disable_progbar=True
     )
@@ -195,7 +195,7 @@ def test_inside_pyros_mcmc(kernel):
 
 def test_parallel_tempering():
     guide = AutoFlow(conjugate())
-    draws = parallel_tempering(guide.bind(), 200, 10, 50, num_replicas=4)
+    draws = parallel_tempering(guide.target_for(), 200, 10, 50, num_replicas=4)
     assert on_cuda([draws.x])
 
 
@@ -208,7 +208,7 @@ def test_a_guide_trains_and_draws(flow):
     guide.fit(*data())
     assert on_cuda(guide.parameters()) and on_cuda(guide(*data()).values())
     x, log_q = guide.proposal(*data()).sample_and_log_prob(4096)
-    log_z, error = log_evidence(guide.bind(*data()).log_prob(x).double() - log_q.double())
+    log_z, error = log_evidence(guide.target_for(*data()).log_prob(x).double() - log_q.double())
     assert abs(float(log_z) - models.CONJUGATE_LOG_EVIDENCE) < 0.01 + THRESHOLD * float(error)
     idata = to_arviz(guide, *data(), num_samples=100)
     assert idata.posterior["rate"].shape[-1] == 100
@@ -225,7 +225,7 @@ def test_a_state_comes_back_on_either_device(tmp_path):
 
 
 def _annealing():
-    options = FitOptions(20, 64, enough=1.0, progress=False)
+    options = FitOptions(20, 64, stop_at_ess=1.0, progress=False)
     return AutoAnnealingFlow(
         gaussian(), start=2.0, schedule=[0, 0.5, 1], num_particles=512, options=options
     )
@@ -238,26 +238,26 @@ def test_annealing():
     assert on_cuda([cloud.x, cloud.evidence.log_z])
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
-def test_deformation(trainer):
-    options = FitOptions(30, 64, 1e-2, enough=1.0, progress=False)
+@pytest.mark.parametrize("collocation", COLLOCATION_LOSSES)
+def test_deformation(collocation):
+    options = FitOptions(30, 64, 1e-2, stop_at_ess=1.0, progress=False)
     guide = AutoDeformationFlow(
         phi4(4, 0.5, device=DEVICE).target,
         power=4.0,
         scale=2.0,
         hidden_features=16,
-        trainer=trainer,
+        collocation=collocation,
         options=options,
     )
     guide.fit()
-    draws, log_w = guide.path_weights(100)
+    draws, log_w = guide.weighted_samples(100)
     assert on_cuda([draws, log_w, guide.particles(64).x])
 
 
 def test_a_diffusion_and_its_distillation():
     known = mog4(device=DEVICE)
     path = diffusion(known.weights, known.modes, torch.ones_like(known.modes), 2**0.5)
-    options = FitOptions(30, 64, 1e-2, enough=1.0, progress=False)
+    options = FitOptions(30, 64, 1e-2, stop_at_ess=1.0, progress=False)
     guide = AutoDeformationFlow(known.target, scale=2**0.5, interpolation=path, options=options)
     guide.fit()
     assert on_cuda(guide.distill(num=256, options=QUICK)().values())
@@ -285,7 +285,7 @@ def test_a_lattice_at_several_temperatures():
 @pytest.mark.parametrize("flow", ["coupling", "spline"])
 def test_a_training_step_waits_for_nothing(flow, make):
     guide = AutoFlow(make(), flow=flow, options=QUICK)
-    target = guide.bind()
+    target = guide.target_for()
     stepper = Stepper(guide.flow.parameters(), guide.options)
     stepper.step(PathGradient()(guide.flow, target, 16, None).loss)
     with no_waiting():
@@ -294,12 +294,14 @@ def test_a_training_step_waits_for_nothing(flow, make):
     assert int(stepper.skipped) == 0
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
-def test_training_a_deformation_waits_for_nothing(trainer):
+@pytest.mark.parametrize("collocation", COLLOCATION_LOSSES)
+def test_training_a_deformation_waits_for_nothing(collocation):
     guide = AutoDeformationFlow(gaussian(), scale=1.5, times=4, hidden_features=8, kernels=2)
-    target = guide.bind()
+    target = guide.target_for()
     flow, times = guide.flow, torch.tensor(guide.times, device=DEVICE)
-    closure = TRAINERS[trainer](Trainer(flow, target, times, "mixed", 24, 1.5, 8))
+    closure = COLLOCATION_LOSSES[collocation](
+        CollocationLoss(flow, target, times, "mixed", 24, 1.5, 8)
+    )
     stepper = Stepper([*flow.velocity.parameters(), *flow.path.parameters()], guide.options)
     stepper.step(closure())
     with no_waiting():

@@ -17,18 +17,18 @@ from pyro_flowsamp import (
     AutoDeformationFlow,
     AutoFlow,
     ForwardKL,
-    JumpHMC,
     LatentHMC,
     LatentMALA,
+    LocalGlobalHMC,
     PathGradient,
     ReverseKL,
     Target,
     WeightedSum,
 )
 from pyro_flowsamp.guides.annealing import guide as annealing_guide
-from pyro_flowsamp.guides.annealing.blocks import Start
+from pyro_flowsamp.guides.annealing.blocks import BaseDensity
 from pyro_flowsamp.guides.annealing.losses import LOSSES
-from pyro_flowsamp.guides.deformation.losses import TRAINERS, Trainer
+from pyro_flowsamp.guides.deformation.losses import COLLOCATION_LOSSES, CollocationLoss
 from pyro_flowsamp.nn.equivariant import group, tied
 from pyro_flowsamp.options import FitOptions
 from pyro_flowsamp.smc import driver, particles, paths
@@ -60,7 +60,7 @@ SLOW = [case for case in CASES if "annealing" in case]
 
 
 def _annealed(target, **arguments):
-    options = FitOptions(max_steps=2, batch_size=8, enough=1.0, progress=False)
+    options = FitOptions(max_steps=2, batch_size=8, stop_at_ess=1.0, progress=False)
     guide = AutoAnnealingFlow(
         target, start=2.0, schedule=[0, 0.5, 1], num_particles=128, options=options, **arguments
     )
@@ -71,7 +71,7 @@ def _annealed(target, **arguments):
 @pytest.fixture(params=slow(CASES, *SLOW), ids=" on ".join)
 def guide(request):
     flow, name = request.param
-    options = FitOptions(max_steps=2, batch_size=8, enough=1.0, progress=False)
+    options = FitOptions(max_steps=2, batch_size=8, stop_at_ess=1.0, progress=False)
     ensemble = None
     if flow == "annealing":
         return _annealed(TARGETS[name]())
@@ -87,7 +87,7 @@ SAMPLERS = {
     "LatentMALA": LatentMALA,
     "LatentHMC": partial(LatentHMC, global_prob=0.5),
     "LatentMALA, Jacobian metric": partial(LatentMALA, metric="jacobian"),
-    "JumpHMC": partial(JumpHMC, num_steps=1),
+    "LocalGlobalHMC": partial(LocalGlobalHMC, num_steps=1),
 }
 
 
@@ -116,7 +116,7 @@ OBJECTIVES = {
 @pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_training(objective, guide, context):
-    target = guide.bind()
+    target = guide.target_for()
     before = [p.clone() for p in guide.flow.parameters()]
     with context():
         stepper = Stepper(guide.flow.parameters(), guide.options)
@@ -132,7 +132,7 @@ def test_training(objective, guide, context):
 def test_training_a_block(name, objective, context):
     target = TARGETS[name]()
     guide = _annealed(target, objective=objective)
-    start, block = Start(guide.flow.start), guide.flow.new_block()
+    start, block = BaseDensity(guide.flow.start), guide.flow.new_block()
     one = torch.ones(target.dim)
     cloud = particles.init(start.sample(128), paths.density(target, start, 0 * one[0], one))
     density = annealing_guide._path_density(target, start, 0.5)
@@ -152,7 +152,7 @@ def test_particles(name, context):
     with context():
         cloud = guide.particles(128, islands=4)
         stage = guide._stage(target, guide.flow.blocks[-1], 0.0)
-        cloud, _ = driver.tune(cloud, stage, 2, 0.574)
+        cloud, _ = driver.move_and_tune(cloud, stage, 2, 0.574)
         assert cloud.evidence.log_z.shape == () and cloud.draw(10).shape == (10, target.dim)
         assert cloud.mean(cloud.x).value.shape == (target.dim,)
 
@@ -167,16 +167,16 @@ def _deforming():
         kernels=2,
         symmetry=[([1, 0], [1, 1]), ([0, 1], [-1, -1])],
     )
-    return guide, guide.bind()
+    return guide, guide.target_for()
 
 
 @pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
-@pytest.mark.parametrize("trainer", TRAINERS)
-def test_training_a_deformation(trainer, context):
+@pytest.mark.parametrize("collocation", COLLOCATION_LOSSES)
+def test_training_a_deformation(collocation, context):
     guide, target = _deforming()
     flow, times = guide.flow, torch.tensor(guide.times)
-    training = Trainer(flow, target, times, "mixed", 24, 1.5, 8)
-    closure = TRAINERS[trainer](training)
+    training = CollocationLoss(flow, target, times, "mixed", 24, 1.5, 8)
+    closure = COLLOCATION_LOSSES[collocation](training)
     with tied([flow.velocity, flow.path.detour], group(guide.symmetry)), context():
         stepper = Stepper([*flow.velocity.parameters(), *flow.path.parameters()], guide.options)
         for _ in range(2):
@@ -189,7 +189,7 @@ def test_deformed_particles(context):
     guide, target = _deforming()
     with context():
         assert guide.particles(128, islands=4).evidence.log_z.shape == ()
-        assert guide.path_weights(8)[0].shape == (8, 2)
+        assert guide.weighted_samples(8)[0].shape == (8, 2)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def _draws(name, kernel, seed=0, patience=1):
         num_samples,
         patience * warmup_steps,
         num_chains,
-        initial_params=starts(guide.bind(), scenario, num_chains),
+        initial_params=starts(guide.target_for(), scenario, num_chains),
         disable_progbar=True,
     )
     mcmc.run()
@@ -89,7 +89,7 @@ def test_draws_are_exact_whatever_the_flow_knows_of_angles(name, kernel):
     guide = AutoFlow(
         Target.from_energy(energy, 2, angles=angles), flow=partial(recipe, hidden_features=(16,))
     )
-    guide.bind()
+    guide.target_for()
     if angles == [0]:
         guide.flow.affine.initialize(torch.zeros(2), 2.5 * torch.eye(2))
     guide.trained = True
@@ -298,7 +298,7 @@ def test_ranks_of_the_truth_are_uniform():
         y = mean + 1.5 * torch.randn(FLIPS)
         heads = dist.Binomial(TOSSES, chance).sample()
         if not guide.trained:
-            guide.bind(y, heads)
+            guide.target_for(y, heads)
             off, wide = torch.tensor([1.5, -1.0]), torch.diag(torch.tensor([1.5, 2.0]))
             guide.flow.affine.initialize(off, wide)
             shake(guide.flow)

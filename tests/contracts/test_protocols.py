@@ -25,9 +25,9 @@ from pyro_flowsamp import (
     AutoDeformationFlow,
     AutoFlow,
     FitOptions,
-    JumpHMC,
     LatentHMC,
     LatentMALA,
+    LocalGlobalHMC,
     Target,
     VectorizedMCMC,
 )
@@ -40,7 +40,7 @@ def latent_hmc(*args, **options):
 
 
 def jump_hmc(*args, **options):
-    return JumpHMC(*args, num_steps=1, local_steps=1, num_proposals=4, **options)
+    return LocalGlobalHMC(*args, num_steps=1, local_steps=1, num_proposals=4, **options)
 
 
 KERNELS = [IMH, LatentMALA, latent_hmc, jump_hmc]
@@ -140,10 +140,10 @@ def _trained(flow):
         options = FitOptions(max_steps=20, progress=False)
         guide = AutoAnnealingFlow(model, num_particles=1024, hidden_features=16, options=options)
     elif flow == "deformation":
-        options = FitOptions(40, 96, 1e-2, window=20, anneal=True, progress=False)
+        options = FitOptions(40, 96, 1e-2, eval_every=20, cosine_schedule=True, progress=False)
         guide = AutoDeformationFlow(model, times=4, hidden_features=16, options=options)
     elif flow == "adversarial":
-        options = FitOptions(60, 128, 5e-3, window=20, progress=False)
+        options = FitOptions(60, 128, 5e-3, eval_every=20, progress=False)
         guide = AutoAdvNF(model, flow=two_layers, options=options)
     else:
         guide = AutoFlow(model, flow=flow, options=QUICK)
@@ -280,7 +280,7 @@ def test_no_chain_is_caught_where_the_density_is_steep():
     def density(z):  # the steepness of a kink in a flow, at the top of a normal density
         log_pi = -0.5 * z.square().sum(-1)
         grad = torch.where(z.abs() < 0.2, 50.0, -z)
-        return langevin.State(z, log_pi.double(), grad, z, log_pi, log_pi)
+        return langevin.HMCState(z, log_pi.double(), grad, z, log_pi, log_pi)
 
     state, step_size = density(torch.zeros(500, 1)), torch.tensor(1.4)
     for _ in range(50):
@@ -309,7 +309,7 @@ class Still(IMH):
 
     def step(self, state):
         no = torch.zeros_like(state.log_p, dtype=torch.bool)
-        return state, metropolis.Info(no, no.double(), no)
+        return state, metropolis.MetropolisInfo(no, no.double(), no)
 
 
 START = {"mean": torch.tensor([0.3, -1.0]), "rate": torch.tensor([0.7, 1.2])}  # rate: its log
@@ -377,7 +377,7 @@ def test_reports(kernel, capsys):
     assert 0.3 < report["acceptance rate"]["chain 1"] <= 1
     assert 0.5 < report["importance ess"]["chain 0"] <= 1
     assert report["pareto k"].keys() == {"chain 0", "chain 1"}
-    assert report["log q gap"]["chain 0"] < 1e-2
+    assert report["log q error"]["chain 0"] < 1e-2
     statistics = report["statistics"]["chain 1"]
     assert {value.shape for value in statistics.values()} == {(DRAWS,)}
     assert statistics["accepted"].mean() == pytest.approx(report["acceptance rate"]["chain 1"])

@@ -66,13 +66,6 @@ def run(script: str, *arguments: str) -> str:
     return printed.getvalue()
 
 
-def test_quickstart(tmp_path):
-    out = run("quickstart.py", "--smoke", "--out", str(tmp_path))
-    assert "acceptance rate" in out
-    assert (tmp_path / "eight_schools.nc").stat().st_size > 10_000
-    assert (tmp_path / "eight_schools.png").stat().st_size > 10_000
-
-
 def test_galaxies(tmp_path):
     assert "flow + IMH" in run("benchmarks/suites/galaxies.py", "--smoke", "--out", str(tmp_path))
     assert (tmp_path / "galaxies.png").stat().st_size > 10_000

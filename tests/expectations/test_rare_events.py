@@ -13,7 +13,7 @@ from pyro_flowsamp.expectations import rare_events
 from pyro_flowsamp.flows.recipes import gaussian
 from pyro_flowsamp.problems import truncated_normal
 
-QUICK = FitOptions(60, 256, 5e-3, anneal=True, enough=0.99, progress=False)
+QUICK = FitOptions(60, 256, 5e-3, cosine_schedule=True, stop_at_ess=0.99, progress=False)
 SMALL = {
     "num_particles": 2048,
     "hidden_features": 32,
@@ -64,7 +64,7 @@ def test_a_rare_event_by_every_estimator():
 @pytest.mark.slow
 def test_a_smooth_function_of_a_flow():
     """E exp(2 x₁) = e² under a standard normal, here a flow."""
-    options = FitOptions(150, 512, 5e-3, anneal=True, enough=0.999, progress=False)
+    options = FitOptions(150, 512, 5e-3, cosine_schedule=True, stop_at_ess=0.999, progress=False)
     more = {**SMALL, "num_samples": 65536, "options": options}  # the ratio has the largest error
     found = importance_flow(gaussian(2), lambda x: (2 * x[:, 0]).exp(), estimators=ALL, **more)
     check(found, exp(2.0))

@@ -329,7 +329,7 @@ def test_single_precision():
     flow = make_flow(method="dopri5")
     x, log_q = flow().rsample_and_log_prob((1000,))
     assert x.dtype == log_q.dtype == torch.float32
-    assert 0 < Proposal(flow).gap() < 1e-3
+    assert 0 < Proposal(flow).log_q_error() < 1e-3
 
 
 @pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])

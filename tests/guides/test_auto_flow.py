@@ -115,7 +115,7 @@ def _draw(guide, data):
 def test_state_dict(data, guide, when):
     new = AutoFlow(conjugate, options=QUICK)
     if when == "after":
-        new.bind(*data)
+        new.target_for(*data)
     buffer = io.BytesIO()
     torch.save(guide.state_dict(), buffer)
     buffer.seek(0)
@@ -204,7 +204,7 @@ def test_ensemble(data):
 
 @pytest.mark.parametrize("flow", ["gaussian", "coupling"])
 def test_history(flow):
-    options = FitOptions(max_steps=70, window=50, enough=1.0, progress=False)
+    options = FitOptions(max_steps=70, eval_every=50, stop_at_ess=1.0, progress=False)
     guide = AutoFlow(models.schools, flow=flow, options=options)
     history = guide.fit(torch.tensor([0.5, -1.0, 2.0]))
     assert history is guide.history
@@ -212,7 +212,7 @@ def test_history(flow):
     assert len(history.loss) == len(history.ess) == 2  # a window of 50, and what is left
     for ess in (history.gaussian_ess, history.final_ess, *history.ess):
         assert 0 < ess <= 1
-    assert history.pareto_k == history.pareto_k and 0 < history.log_q_gap < 1e-2
+    assert history.pareto_k == history.pareto_k and 0 < history.log_q_error < 1e-2
     assert history.seconds > 0 and history.evaluations > 70 * 256
 
 
@@ -235,7 +235,7 @@ def test_gaussian_of_a_target_with_edges(edge):
     guide = AutoFlow(Target.from_energy(EDGES[edge], 2), flow="gaussian", options=QUICK)
     assert guide.fit().gaussian_ess > 0.05
     draws = guide.proposal().sample_and_log_prob(1000)[0]
-    assert torch.isfinite(guide.bind().log_prob(draws)).float().mean() > 0.4
+    assert torch.isfinite(guide.target_for().log_prob(draws)).float().mean() > 0.4
 
 
 def test_second_fit_continues(data):
@@ -254,7 +254,7 @@ def test_fit_options(name):
     with pytest.raises(ValueError, match=f"FitOptions.{name} must be at least 1, got 0"):
         FitOptions(**{name: 0})
     with pytest.raises(ValueError, match="decay must lie between 0 and 1"):
-        FitOptions(decay=1.0)
+        FitOptions(lr_decay=1.0)
 
 
 def test_nothing_to_train():
@@ -317,10 +317,10 @@ def test_a_deep_copy_knows_its_model(guide, data):
 
 def test_an_unpickled_guide_asks_for_its_model(guide, data):
     again = pickle.loads(pickle.dumps(guide))
-    for use in (again.fit, again.bind, again, again.median):
+    for use in (again.fit, again.target_for, again, again.median):
         with pytest.raises(ValueError, match=r"guide.attach\(model\)"):
             use(*data)
-    again.attach(conjugate)
+    again.restore_model(conjugate)
     again(*data)
     assert again.median().keys() == guide.median().keys() == copy.deepcopy(guide).median().keys()
 
@@ -332,11 +332,11 @@ def test_a_state_without_a_flow():
 
 def test_an_untrained_state_stays_untrained(data):
     untrained = AutoFlow(conjugate)
-    untrained.bind(*data)
+    untrained.target_for(*data)
     loaded = AutoFlow(conjugate)
     loaded.load_state_dict(untrained.state_dict())
     assert not loaded.trained
-    loaded.bind(*data)
+    loaded.target_for(*data)
     assert not loaded.trained
 
 

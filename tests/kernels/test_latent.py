@@ -19,7 +19,7 @@ from support.scenarios import (
 )
 from torch.testing import assert_close
 
-from pyro_flowsamp import JumpHMC, LatentHMC, LatentMALA
+from pyro_flowsamp import LatentHMC, LatentMALA, LocalGlobalHMC
 from pyro_flowsamp.transitions import independence, latent
 
 # name → (kernel, chains, warm-up steps, draws)
@@ -33,9 +33,9 @@ KERNELS = {
         200,
         10,
     ),
-    "jumps": (partial(JumpHMC, num_steps=1, metric="jacobian"), 500, 100, 10),
+    "jumps": (partial(LocalGlobalHMC, num_steps=1, metric="jacobian"), 500, 100, 10),
     "jumps, one proposal": (
-        partial(JumpHMC, num_steps=1, num_proposals=1, local_steps=3),
+        partial(LocalGlobalHMC, num_steps=1, num_proposals=1, local_steps=3),
         500,
         100,
         10,
@@ -50,7 +50,7 @@ def _draws(name, kernel):
     pyro.set_rng_seed(0)
     make, *budget = KERNELS[kernel]
     guide = bad_guide(name)
-    return run(make(guide=guide), budget, starts(guide.bind(), SCENARIOS[name], budget[0]))
+    return run(make(guide=guide), budget, starts(guide.target_for(), SCENARIOS[name], budget[0]))
 
 
 @pytest.mark.parametrize("kernel", MARKED)
@@ -174,7 +174,7 @@ def test_the_state_is_never_stale(name, kernel):
         (LatentMALA, 1, 0),
         (partial(LatentMALA, metric="jacobian", global_prob=0.5), 1, 0),
         (partial(LatentHMC, num_steps=3), 3, 0),
-        (partial(JumpHMC, num_steps=2, local_steps=3, num_proposals=5), 2 * 3 + 1, 5),
+        (partial(LocalGlobalHMC, num_steps=2, local_steps=3, num_proposals=5), 2 * 3 + 1, 5),
     ],
 )
 def test_nothing_is_evaluated_twice(make, gradients, densities):

@@ -3,11 +3,11 @@
 from support.latent import bad_guide
 from support.scenarios import SCENARIOS
 
-from pyro_flowsamp import AutoFlow, JumpHMC, VectorizedMCMC
+from pyro_flowsamp import AutoFlow, LocalGlobalHMC, VectorizedMCMC
 
 
 def _tuned(guide, **options):
-    kernel = JumpHMC(guide=guide, num_steps=2, **options)
+    kernel = LocalGlobalHMC(guide=guide, num_steps=2, **options)
     mcmc = VectorizedMCMC(kernel, 1, 60, 200, disable_progbar=True)
     mcmc.run()
     return kernel
@@ -25,14 +25,14 @@ def test_local_steps_follow_what_they_earn():
 
 
 def test_local_steps_are_frozen_after_warmup(monkeypatch):
-    seen, step = [], JumpHMC.step
+    seen, step = [], LocalGlobalHMC.step
 
     def watched(self, state):
         seen.append((self.local_steps, float(self.step_size)))
         return step(self, state)
 
-    monkeypatch.setattr(JumpHMC, "step", watched)
-    kernel = JumpHMC(guide=bad_guide("funnel"), num_steps=1)
+    monkeypatch.setattr(LocalGlobalHMC, "step", watched)
+    kernel = LocalGlobalHMC(guide=bad_guide("funnel"), num_steps=1)
     VectorizedMCMC(kernel, 10, 20, 50, disable_progbar=True).run()
     assert len({size for _, size in seen[:20]}) == 20
     assert len(set(seen[20:])) == 1 and 1 <= seen[-1][0] <= 32

@@ -14,7 +14,7 @@ from support.scenarios import (
 )
 from torch.testing import assert_close
 
-from pyro_flowsamp import JumpHMC, LatentHMC, LatentMALA
+from pyro_flowsamp import LatentHMC, LatentMALA, LocalGlobalHMC
 from pyro_flowsamp.flows.proposal import Proposal
 
 # ---- the tempered target ------------------------------------------------------------------------
@@ -28,7 +28,7 @@ TEMPERED = {
         10,
     ),
     "HMC": (LatentHMC, 1000, 80, 10),
-    "jumps": (partial(JumpHMC, num_steps=1, num_proposals=4), 1000, 40, 10),
+    "jumps": (partial(LocalGlobalHMC, num_steps=1, num_proposals=4), 1000, 40, 10),
 }
 MOMENTS = {
     "x": lambda x: x[..., 0],

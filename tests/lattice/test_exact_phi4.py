@@ -7,7 +7,7 @@ import torch
 from baselines.parallel_tempering import parallel_tempering
 from support.lattice import z_score
 
-from pyro_flowsamp.lattice import phi4, phi4_action, phi4_exact, phi4_observables, phi4_truth
+from pyro_flowsamp.lattice import exact_phi4, phi4, phi4_action, phi4_exact, phi4_observables
 
 MASSES = [0.25, 0.5, 0.75, 1.0]
 NUM = 10_000
@@ -30,7 +30,7 @@ CIRCLE = {  # m: log Z, <phi^2>, <S>/N, <|mean|>, P(mean > 0); N = 16, lambda = 
 
 @pytest.mark.parametrize("mass", MASSES)
 def test_circle(mass):
-    truth = phi4_truth(16, mass)
+    truth = exact_phi4(16, mass)
     log_z, mean_square, action, mean_abs, positive = CIRCLE[mass]
     assert truth.log_z == pytest.approx(log_z, abs=2e-8)
     assert truth.mean_square == pytest.approx(mean_square, abs=2e-8)
@@ -42,7 +42,7 @@ def test_circle(mass):
 def test_density_of_the_mean():
     a = torch.linspace(-8, 8, 4001)
     for sites in (2, 16, 64):
-        truth = phi4_truth(sites, 0.75)
+        truth = exact_phi4(sites, 0.75)
         density, cdf = truth.density(a), truth.cdf(a)
         assert density.min() > -1e-12
         assert torch.trapezoid(density, a).item() == pytest.approx(1, abs=1e-9)
@@ -58,7 +58,7 @@ def test_density_of_the_mean():
 @pytest.mark.parametrize("sites", [2, 3, 16, 64])
 def test_gaussian_circle(sites):
     """Without a quartic term it is free: each wave is a Gaussian of its own."""
-    truth = phi4_truth(sites, -0.5, 0.0, 0.0)
+    truth = exact_phi4(sites, -0.5, 0.0, 0.0)
     waves = 0.5 + 2 - 2 * torch.cos(2 * pi * torch.arange(sites) / sites)
     assert truth.log_z == pytest.approx(float(0.5 * (pi / waves).log().sum()), abs=1e-10)
     assert truth.mean_square == pytest.approx(float((0.5 / waves).mean()), abs=1e-10)
@@ -78,7 +78,7 @@ def test_two_sites_by_quadrature():
     x = torch.cartesian_prod(axis, axis)
     log_w = -phi4_action(x, 2, *params)
     w, mean = log_w.softmax(0), x.mean(-1)
-    truth = phi4_truth(2, *params)
+    truth = exact_phi4(2, *params)
     assert truth.log_z == pytest.approx(float(log_w.logsumexp(0)) + 2 * log(0.02), abs=1e-10)
     assert truth.mean_square == pytest.approx(float(w @ x[:, 0].square()), abs=1e-10)
     assert truth.action == pytest.approx(float(-w @ log_w) / 2, abs=1e-10)
@@ -92,7 +92,7 @@ def test_two_sites_by_quadrature():
 
 @pytest.mark.parametrize("sites, params", [(16, (0.5, 1 / 16, 0.01)), (3, (1.0, 0.5, 0.1))])
 def test_exact_draws(sites, params):
-    known, truth = phi4(sites, *params), phi4_truth(sites, *params)
+    known, truth = phi4(sites, *params), exact_phi4(sites, *params)
     x = known.sample(NUM)
     assert x.shape == (NUM, sites)
     observed = phi4_observables(x, sites, *params)
@@ -140,7 +140,7 @@ def z_scores(per_chain, truths):
 
 
 def test_tempering_on_the_circle():
-    truth = phi4_truth(16, 0.5)
+    truth = exact_phi4(16, 0.5)
     draws = parallel_tempering(phi4(16, 0.5).target, 48, 250, 250, num_replicas=6)
     observed = phi4_observables(draws.x, 16, 0.5)
     z = z_scores(

@@ -9,13 +9,13 @@ from scipy.special import ive
 from support.lattice import size, z_score
 
 from pyro_flowsamp.lattice import (
-    phi4_truth,
+    exact_phi4,
+    exact_xy_chain,
+    exact_xy_torus,
     xy,
-    xy_chain_truth,
     xy_energy,
     xy_magnetization,
     xy_observables,
-    xy_torus_truth,
 )
 
 
@@ -32,7 +32,7 @@ def test_bessel_ring():
         (1.0, 16.5934796, 0.44888514, 0.32536227),
         (2.0, 21.4016064, 0.72162812, 0.61165620),
     ]:
-        truth = xy_chain_truth(8, 1 / kappa)
+        truth = exact_xy_chain(8, 1 / kappa)
         assert truth.log_z == pytest.approx(log_z, abs=1e-7)
         assert truth.energy == pytest.approx(-cosine, abs=1e-8)
         assert truth.mean_square == pytest.approx(mean_square, abs=1e-8)
@@ -41,7 +41,7 @@ def test_bessel_ring():
 def test_open_chain():
     """Differences are independent von Mises variates."""
     t, i0 = ive(1, 2.0) / ive(0, 2.0), ive(0, 2.0) * exp(2)
-    truth = xy_chain_truth(5, 0.5, periodic=False)
+    truth = exact_xy_chain(5, 0.5, periodic=False)
     assert truth.log_z == pytest.approx(5 * log(2 * pi) + 4 * log(i0), abs=1e-12)
     assert truth.energy == pytest.approx(-0.8 * t, abs=1e-12)
     pairs = sum(t ** abs(i - j) for i in range(5) for j in range(5))
@@ -59,7 +59,7 @@ def test_three_sites_by_quadrature(periodic, coupling):
     log_z = log_w.logsumexp(0) + 2 * log(2 * pi / 48) + log(2 * pi)
     w = log_w.softmax(0)
     known = xy(3, 0.7, coupling=coupling, periodic=periodic)
-    truth = xy_chain_truth(3, 0.7, coupling=coupling, periodic=periodic)
+    truth = exact_xy_chain(3, 0.7, coupling=coupling, periodic=periodic)
     assert known.log_z == truth.log_z == pytest.approx(float(log_z), abs=1e-10)
     assert truth.energy == pytest.approx(float(w @ energy) / 3, abs=1e-10)
     assert truth.mean_square == pytest.approx(float(w @ xy_magnetization(x).square()), abs=1e-10)
@@ -68,7 +68,7 @@ def test_three_sites_by_quadrature(periodic, coupling):
 
 def test_large_chain():
     """Neither the powers of Bessel functions nor their number matter."""
-    cold = xy_chain_truth(1000, 1e-3)
+    cold = exact_xy_chain(1000, 1e-3)
     assert cold.energy == pytest.approx(-1 + 0.5e-3, abs=1e-5)  # equipartition
     assert not isnan(cold.log_z)
 
@@ -85,7 +85,7 @@ TORI = [  # shape, T, K: log Z, energy per site, <m^2>
 
 @pytest.mark.parametrize("shape, temperature, k, log_z, energy, mean_square", TORI)
 def test_torus(shape, temperature, k, log_z, energy, mean_square):
-    truth = xy_torus_truth(shape, temperature, ring_exchange=k)
+    truth = exact_xy_torus(shape, temperature, ring_exchange=k)
     digits = 6e-8 if (shape, temperature) != ((3, 3), 0.5) else 6e-7
     assert truth.energy == pytest.approx(energy, abs=digits)
     assert truth.mean_square == pytest.approx(mean_square, abs=digits)
@@ -100,7 +100,7 @@ def test_torus_by_quadrature(temperature, k):
     energy = xy_energy(x, (2, 2), ring_exchange=k)
     log_z = (-energy / temperature).logsumexp(0) + 3 * log(2 * pi / 40) + log(2 * pi)
     w = (-energy / temperature).softmax(0)
-    truth = xy_torus_truth((2, 2), temperature, ring_exchange=k)
+    truth = exact_xy_torus((2, 2), temperature, ring_exchange=k)
     assert truth.log_z == pytest.approx(float(log_z), abs=1e-8)
     assert truth.energy == pytest.approx(float(w @ energy) / 4, abs=1e-8)
     assert truth.mean_square == pytest.approx(float(w @ xy_magnetization(x).square()), abs=1e-8)
@@ -109,16 +109,16 @@ def test_torus_by_quadrature(temperature, k):
 def test_long_strips():
     """The energy is the derivative of log Z, and either axis may be the long one."""
     for shape, k in [((2, 7), 0.5), ((3, 4), 0.5)]:
-        low, high = (xy_torus_truth(shape, 1 / b, ring_exchange=k).log_z for b in (0.499, 0.501))
-        truth = xy_torus_truth(shape, 2.0, ring_exchange=k)
+        low, high = (exact_xy_torus(shape, 1 / b, ring_exchange=k).log_z for b in (0.499, 0.501))
+        truth = exact_xy_torus(shape, 2.0, ring_exchange=k)
         assert truth.energy == pytest.approx((low - high) / 0.002 / size(shape), abs=1e-5)
-        assert truth == xy_torus_truth(shape[::-1], 2.0, ring_exchange=k)
+        assert truth == exact_xy_torus(shape[::-1], 2.0, ring_exchange=k)
 
 
 def test_hot_strip():
     r"""At high temperature :math:`N \langle m^2 \rangle = 1 + 4 \tanh`-like corrections, to first
     order :math:`1 + 4 \cdot J/2T`, and the energy is :math:`-2 J^2/2T`."""
-    truth = xy_torus_truth((3, 5), 1000.0)
+    truth = exact_xy_torus((3, 5), 1000.0)
     assert truth.mean_square * 15 == pytest.approx(1 + 2e-3, abs=1e-5)
     assert truth.energy == pytest.approx(-1e-3, abs=1e-5)
 
@@ -136,9 +136,9 @@ def chains(shape, temperature, k=0.0, num=200, start=pi):
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature, k", [(0.5, 0.0), (1.0, 0.0), (1.0, 1.0)])
 def test_hmc_on_the_torus(temperature, k):
-    truth = xy_torus_truth((2, 2), temperature, ring_exchange=k)
+    truth = exact_xy_torus((2, 2), temperature, ring_exchange=k)
     around = temperature - 1e-3, temperature + 1e-3
-    low, high = (xy_torus_truth((2, 2), t, ring_exchange=k).energy for t in around)
+    low, high = (exact_xy_torus((2, 2), t, ring_exchange=k).energy for t in around)
     draws = chains((2, 2), temperature, k)
     observed = xy_observables(draws, (2, 2), temperature, ring_exchange=k)
     energy = xy_energy(draws, (2, 2), ring_exchange=k)
@@ -150,7 +150,7 @@ def test_hmc_on_the_torus(temperature, k):
 
 @pytest.mark.slow
 def test_hmc_on_the_ring():
-    truth = xy_chain_truth(8)
+    truth = exact_xy_chain(8)
     observed = xy_observables(chains(8, 1.0), 8)
     n = torch.arange(-20, 21)
     weights = torch.tensor(ive(n.numpy(), 1.0)) ** 8
@@ -183,13 +183,13 @@ def test_hmc_on_eight_by_eight(temperature, start, energy, magnetization):
 
 def test_no_such_solution():
     with pytest.raises(ValueError, match="two dimensions"):
-        xy_torus_truth((2, 2, 2))
+        exact_xy_torus((2, 2, 2))
     with pytest.raises(ValueError, match="too many"):
-        xy_torus_truth((8, 8))
+        exact_xy_torus((8, 8))
     with pytest.raises(ValueError, match="too many"):
-        xy_torus_truth((3, 3), 0.05)
+        exact_xy_torus((3, 3), 0.05)
     with pytest.raises(ValueError, match="temperature must be positive"):
-        xy_torus_truth((3, 3), 0.0)
-    for function in (phi4_truth, xy_chain_truth):
+        exact_xy_torus((3, 3), 0.0)
+    for function in (exact_phi4, exact_xy_chain):
         with pytest.raises(ValueError, match="at least two sites"):
             function(1)

@@ -12,19 +12,19 @@ from pyro_flowsamp import (
     IMH,
     AutoFlow,
     FitOptions,
-    JumpHMC,
     LatentHMC,
+    LocalGlobalHMC,
     Target,
     VectorizedMCMC,
     lattice_flow,
 )
 from pyro_flowsamp.lattice import (
+    exact_xy_chain,
+    exact_xy_torus,
     xy,
-    xy_chain_truth,
     xy_energy,
     xy_magnetization,
     xy_model,
-    xy_torus_truth,
 )
 from pyro_flowsamp.lattice.flow import cut_normal
 from pyro_flowsamp.lattice.grid import coarse_to_fine
@@ -167,16 +167,16 @@ def test_exact_by_imh_whatever_the_flow(shape, temperature, ring):
     """Hardly trained; energies and magnetisations against tori and rings that are solved."""
     target = xy(shape, temperature, ring_exchange=ring).target
     sizes = (shape,) if isinstance(shape, int) else shape
-    options = FitOptions(60, 128, 5e-3, enough=1.0, progress=False)
+    options = FitOptions(60, 128, 5e-3, stop_at_ess=1.0, progress=False)
     guide = AutoFlow(target, flow=lattice_flow(sizes), options=options)
     guide.fit()
     mcmc = VectorizedMCMC(IMH(target, guide=guide), 100, 60, 400, disable_progbar=True)
     mcmc.run()
     x = mcmc.unconstrained
     if isinstance(shape, int):
-        truth = xy_chain_truth(shape, temperature)
+        truth = exact_xy_chain(shape, temperature)
     else:
-        truth = xy_torus_truth(shape, temperature, ring_exchange=ring)
+        truth = exact_xy_torus(shape, temperature, ring_exchange=ring)
     for value, expected in (
         (xy_energy(x, sizes, ring_exchange=ring) / target.dim, truth.energy),
         (xy_magnetization(x).square(), truth.mean_square),
@@ -187,7 +187,7 @@ def test_exact_by_imh_whatever_the_flow(shape, temperature, ring):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", [LatentHMC, partial(JumpHMC, local_steps=1)])
+@pytest.mark.parametrize("kernel", [LatentHMC, partial(LocalGlobalHMC, local_steps=1)])
 def test_latent_angles_are_a_circle(kernel):
     """Chains that leave [-π, π] in latent space go round; nothing is flat or forbidden there."""
     target = xy((2, 2), 1.0).target
@@ -206,7 +206,7 @@ def test_latent_angles_are_a_circle(kernel):
     mcmc = VectorizedMCMC(kernel(guide=guide, num_steps=3), 60, 60, 300, disable_progbar=True)
     mcmc.run()
     energy = xy_energy(mcmc.unconstrained, (2, 2)).double().mean(1) / 4
-    z = (energy.mean() - xy_torus_truth((2, 2), 1.0).energy) / (energy.std() / 300**0.5)
+    z = (energy.mean() - exact_xy_torus((2, 2), 1.0).energy) / (energy.std() / 300**0.5)
     assert abs(float(z)) < 4
     assert not mcmc.statistics["diverging"].any()
 

@@ -9,7 +9,7 @@ from support.statistics import z_score
 
 from pyro_flowsamp import Target
 from pyro_flowsamp.problems import (
-    Known,
+    Problem,
     banana,
     exp_gauss,
     exp_gauss_unequal,
@@ -125,7 +125,7 @@ def test_no_modes():
         funnel().assign(torch.zeros(1, 5))
     target = Target.from_energy(lambda x: x.square().sum(-1), 2)
     with pytest.raises(ValueError, match="not known"):
-        Known(target, modes=torch.zeros(1, 2)).mode_fractions(torch.zeros(3, 2))
+        Problem(target, modes=torch.zeros(1, 2)).mode_fractions(torch.zeros(3, 2))
 
 
 # ---- dtype and device ---------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from pyro_flowsamp import Target
 from pyro_flowsamp.flows.transforms import AffineMap
 from pyro_flowsamp.smc import driver, particles, paths
-from pyro_flowsamp.smc.starts import Base, overdispersed_base
+from pyro_flowsamp.smc.starts import TemperedStart, overdispersed_base
 
 
 def _worst(cloud):
@@ -28,9 +28,9 @@ def _worst(cloud):
 
 @pytest.mark.parametrize("moves", [0, 2])
 @pytest.mark.parametrize("below", [0.0, 0.5, math.inf])
-@pytest.mark.parametrize("stay", [0.0, 0.1, 0.5, 1.0])
-def test_particles_are_properly_weighted(moves, below, stay):
-    assert _worst(run_stages(moves, below, stay)) < 4.5
+@pytest.mark.parametrize("defensive_weight", [0.0, 0.1, 0.5, 1.0])
+def test_particles_are_properly_weighted(moves, below, defensive_weight):
+    assert _worst(run_stages(moves, below, defensive_weight)) < 4.5
 
 
 @mutation(AffineMap, "push")
@@ -73,17 +73,17 @@ def _cliff(x):
     return x[:, 0] + (-x[:, 0]).exp()
 
 
-def _over_the_cliff(stay):
+def _over_the_cliff(defensive_weight):
     """A map from the target to itself that draws away from the wall, before moves that mend it."""
     target = Target.from_energy(_cliff, 1)
-    base = Base(torch.zeros(1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
+    base = TemperedStart(torch.zeros(1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
     one = torch.ones(1)
     density = paths.density(target, base, one[0], one)
     x = dist.Gumbel(0.0, 1.0).sample((ISLANDS * NUM, 1))
     away = AffineMap(3.0 * one, one, torch.zeros(()), None)
     before = partial(paths.log_path, beta=one[0])
-    stage = driver.Stage(away, density, one, torch.tensor(0.1), stay, before)
-    return driver.push(particles.init(x, density, ISLANDS), stage)
+    stage = driver.Stage(away, density, one, torch.tensor(0.1), defensive_weight, before)
+    return driver.transport(particles.init(x, density, ISLANDS), stage)
 
 
 def test_what_a_map_leaves_behind_is_not_lost():
@@ -112,7 +112,7 @@ def test_where_no_way_leads_particles_stay():
 def _aside(shift, times):
     """N(0, 1), shifted and mended by weights alone, some times over."""
     target = Target.from_energy(lambda x: 0.5 * (x.square() + math.log(2 * math.pi)).sum(-1), 1)
-    base = Base(torch.zeros(1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
+    base = TemperedStart(torch.zeros(1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
     one = torch.ones(1)
     density = paths.density(target, base, one[0], one)
     aside = AffineMap(shift * one, one, torch.zeros(()), None)
@@ -161,7 +161,7 @@ def _half_normal(x):
 def test_a_particle_that_left_the_support_stays_dead(moves):
     """One mirror throws all but a few over the edge, the next brings back all but those."""
     target = Target.from_energy(_half_normal, 1)
-    start = Base(torch.ones(1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
+    start = TemperedStart(torch.ones(1), torch.ones(1), torch.zeros(1, dtype=torch.bool))
     one = torch.ones(1)
     cloud = particles.init(
         start.sample(ISLANDS * NUM), paths.density(target, start, 0 * one[0], one), ISLANDS
@@ -183,7 +183,7 @@ def test_islands_have_step_sizes_of_their_own():
     density = paths.density(target, base, ones[0], ones)
     cloud = particles.init(torch.randn(400, 2), density, 2)
     stage = driver.Stage(None, density, ones, torch.tensor([1e-9, 2.5]))
-    moved, sizes = driver.tune(cloud, stage, 3, 0.574)
+    moved, sizes = driver.move_and_tune(cloud, stage, 3, 0.574)
     how_far = (moved.x - cloud.x).abs().view(2, 200, 2).amax((1, 2))
     assert how_far[0] < 1e-6 and how_far[1] > 0.1
     assert 1e-9 < sizes[0] < 1e-8 and 0.1 < sizes[1] < 2.5  # each by its own acceptance

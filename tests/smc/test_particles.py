@@ -40,5 +40,5 @@ def test_draws_are_equally_weighted():
 def test_the_dead_count_for_nothing_wherever_they_are():
     log_w = torch.tensor([[0.0, -torch.inf], [0.0, 0.0]]).double()
     values = torch.tensor([1.0, torch.nan, 2.0, 3.0])
-    cloud = particles.Cloud(None, log_w, torch.zeros(2).double())
+    cloud = particles.Particles(None, log_w, torch.zeros(2).double())
     assert_close(float(cloud.mean(values).value), (0.5 * 1.0 + 1.0 * 2.5) / 1.5)

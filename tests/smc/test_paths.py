@@ -7,12 +7,12 @@ from torch.testing import assert_close
 
 from pyro_flowsamp import Target
 from pyro_flowsamp.smc import paths
-from pyro_flowsamp.smc.starts import Base
+from pyro_flowsamp.smc.starts import TemperedStart
 
 
 def test_the_path_has_its_own_gradient():
     target = Target.from_energy(two_widths_energy, 2)
-    start = Base(torch.ones(2), 3 * torch.ones(2), torch.zeros(2, dtype=torch.bool))
+    start = TemperedStart(torch.ones(2), 3 * torch.ones(2), torch.zeros(2, dtype=torch.bool))
     scale, beta = torch.tensor([0.7, 1.3]), torch.tensor(0.3)
     z = torch.randn(20, 2).requires_grad_()
     log_b = torch.distributions.Normal(1.0, 3.0).log_prob(z * scale).sum(-1)
@@ -52,5 +52,5 @@ def test_the_start_does_not_matter_at_the_end_of_the_path():
     nothing = torch.full((2,), -torch.inf).double()
     at, zero = torch.tensor([[0.3], [0.4]]), torch.zeros(2, 1)
     log_p = torch.tensor([1.0, 2.0]).double()
-    state = paths.State(at, nothing, zero, at, log_p, nothing, zero, zero)
-    assert_close(paths.place(state, torch.tensor(1.0), torch.ones(1)).log_pi, log_p)
+    state = paths.TemperedState(at, nothing, zero, at, log_p, nothing, zero, zero)
+    assert_close(paths.at_beta(state, torch.tensor(1.0), torch.ones(1)).log_pi, log_p)

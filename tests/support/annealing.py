@@ -3,7 +3,12 @@
 from pyro_flowsamp import FitOptions, Target
 
 QUICK = FitOptions(
-    max_steps=40, batch_size=256, learning_rate=5e-3, anneal=True, enough=0.99, progress=False
+    max_steps=40,
+    batch_size=256,
+    learning_rate=5e-3,
+    cosine_schedule=True,
+    stop_at_ess=0.99,
+    progress=False,
 )
 SMALL = {"num_particles": 2048, "hidden_features": 32, "options": QUICK}
 

@@ -11,7 +11,12 @@ from pyro_flowsamp.guides.deformation.energy_path import BoltzmannPath, EnergyML
 from pyro_flowsamp.nn.mlp import VelocityMLP
 
 QUICK = FitOptions(
-    max_steps=20, batch_size=96, learning_rate=1e-2, window=10, anneal=True, progress=False
+    max_steps=20,
+    batch_size=96,
+    learning_rate=1e-2,
+    eval_every=10,
+    cosine_schedule=True,
+    progress=False,
 )
 SMALL = {"times": 4, "hidden_features": 16, "options": QUICK}
 
@@ -33,25 +38,27 @@ def _bent(t, x):
 def make_path(kind):
     """Make a path, its target, and its energy written a second time."""
     target = Target.from_energy(quartic_energy, 2)
-    detour = roughened(EnergyMLP(2, 8, 3), 1.0) if kind == "trainable" else None
-    path = BoltzmannPath(2, 3.0, detour, _bent if kind == "given" else None)
+    learned_term = roughened(EnergyMLP(2, 8, 3), 1.0) if kind == "trainable" else None
+    path = BoltzmannPath(2, 3.0, learned_term, _bent if kind == "given" else None)
     if kind == "given":
         path.scale.fill_(2.0)
     else:
         path.loc.copy_(torch.tensor([0.5, -1.0]))
         path.scale.copy_(torch.tensor([2.0, 0.7]))
     if kind == "trainable":
-        path.pace.fill_(math.log(5.0))
-        path.share = 0.6
+        path.log_kappa.fill_(math.log(5.0))
+        path.learned_fraction = 0.6
     path.check(target, torch.randn(16, 2))
 
     def energy(t, u, width=1.0):
         x, volume = path.loc + path.scale * u, path.scale.log().sum()
         if kind == "given":
             return _bent(t, x) - t * (5 * math.sin(1) + volume)
-        beta = t if detour is None else (5**t - 1) / 4
+        beta = t if learned_term is None else (5**t - 1) / 4
         value = (1 - beta) * (u / width).abs().pow(3).sum(-1) + beta * (quartic_energy(x) - volume)
-        return value if detour is None else value + 0.6 * t * (1 - t) * detour(t, u)[:, 0]
+        return (
+            value if learned_term is None else value + 0.6 * t * (1 - t) * learned_term(t, u)[:, 0]
+        )
 
     return path, target, energy
 
@@ -116,10 +123,10 @@ def bad_guide(kind, times=8):
         hidden_features=8,
         kernels=2,
     )
-    target = guide.bind()
+    target = guide.target_for()
     roughened(guide.flow)
-    guide.flow.path.share = 1.0
-    guide.flow.place(torch.zeros(2), torch.full((2,), 2**0.5))  # roughened too
+    guide.flow.path.learned_fraction = 1.0
+    guide.flow.set_loc_scale(torch.zeros(2), torch.full((2,), 2**0.5))  # roughened too
     for parameter in guide.flow.transform.transforms[0].parameters():
         parameter.detach().zero_()
     guide.flow.path.check(target, torch.randn(16, 2))
@@ -134,10 +141,10 @@ def flipped_divergence(with_divergence, *args):
     return velocity, -divergence
 
 
-@mutation(BoltzmannPath, "fixed")
+@mutation(BoltzmannPath, "fixed_terms")
 def no_rate(fixed, *args):
     """Forget that the energy changes with time."""
-    return fixed(*args)._replace(rate=torch.zeros(()))
+    return fixed(*args)._replace(denergy_dt=torch.zeros(()))
 
 
 SURE = {"scale": 1.0}

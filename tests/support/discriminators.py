@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 
-class Fixed(nn.Module):
+class FixedTerms(nn.Module):
     """Discriminator whose logits are w · x + b."""
 
     def __init__(self, w=0.0, b=0.0):

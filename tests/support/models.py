@@ -10,7 +10,7 @@ import torch
 from pyro_flowsamp import FitOptions
 
 #: A short training that no Gaussian cuts shorter.
-QUICK = FitOptions(max_steps=60, enough=1.0, progress=False)
+QUICK = FitOptions(max_steps=60, stop_at_ess=1.0, progress=False)
 
 
 def data(*values):

@@ -9,7 +9,7 @@ from support.mutations import mutation
 from pyro_flowsamp import Target
 from pyro_flowsamp.flows.transforms import AffineMap
 from pyro_flowsamp.smc import driver, particles, paths
-from pyro_flowsamp.smc.starts import Base
+from pyro_flowsamp.smc.starts import TemperedStart
 
 ISLANDS, NUM = 1000, 50
 LOC = torch.tensor([1.0, -0.5])
@@ -21,10 +21,10 @@ def two_widths_energy(x):
     return 0.5 * scaled.square().sum(-1) + math.log(2 * math.pi) - math.log(7)
 
 
-def run_stages(moves=2, below=0.5, stay=0.0):
+def run_stages(moves=2, below=0.5, defensive_weight=0.0):
     """Move particles by a bad map at each of three stages."""
     target = Target.from_energy(two_widths_energy, 2)
-    start = Base(torch.zeros(2), 3 * torch.ones(2), torch.zeros(2, dtype=torch.bool))
+    start = TemperedStart(torch.zeros(2), 3 * torch.ones(2), torch.zeros(2, dtype=torch.bool))
     ones = torch.ones(2)
     cloud = particles.init(
         start.sample(ISLANDS * NUM), paths.density(target, start, 0 * ones[0], ones), ISLANDS
@@ -36,7 +36,7 @@ def run_stages(moves=2, below=0.5, stay=0.0):
         bad = AffineMap(shift * ones, factor * ones, log_det, None)
         density = paths.density(target, start, ones[0] * beta, scale)
         before = partial(paths.log_path, beta=torch.tensor(previous))
-        stage = driver.Stage(bad, density, scale, torch.tensor(0.8), stay, before)
+        stage = driver.Stage(bad, density, scale, torch.tensor(0.8), defensive_weight, before)
         cloud, previous = driver.advance(cloud, stage, moves, below), beta
     return cloud
 

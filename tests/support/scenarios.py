@@ -48,7 +48,7 @@ class Scenario(NamedTuple):
 
 def spoil(guide: AutoFlow, scenario: Scenario | None = None, size: float = 0.1) -> AutoFlow:
     """Builds the guide's flow and makes it bad: random couplings, shifted, too wide."""
-    guide.bind()
+    guide.target_for()
     flow = guide.flow
     assert isinstance(flow, LayeredFlow)
     if scenario is not None:

@@ -15,13 +15,13 @@ from pyro_flowsamp import Target
 def test_amortize():
     ys = torch.randn(4, 2)
     target = Target.from_model(models.location, ys[0])
-    conditional = target.amortize("y")
+    conditional = target.conditional_on("y")
     x = torch.randn(4, 2)
     each = [Target.from_model(models.location, y).log_prob(row[None]) for y, row in zip(ys, x)]
     assert_close(conditional.log_prob(x, ys), torch.cat(each))
     assert_close(conditional.log_prob(x), target.log_prob(x))  # its own argument is the default
     with pytest.raises(ValueError, match="only a target made from a Pyro model"):
-        Target.from_energy(models.energy, 2).amortize("y")
+        Target.from_energy(models.energy, 2).conditional_on("y")
 
 
 # ---- what a model may hide ----------------------------------------------------------------------
@@ -30,7 +30,7 @@ def test_amortize():
 def test_names_that_no_argument_has():
     target = Target.from_model(models.location, torch.zeros(2))
     with pytest.raises(ValueError, match="'z'. are no arguments of the model, which has .'y'"):
-        target.amortize("z")
+        target.conditional_on("z")
     with pytest.raises(ValueError, match="takes no model arguments"):
         Target.of(target, 1.0)
 
@@ -42,6 +42,6 @@ def test_data_may_depend_on_an_argument():
         rate = pyro.sample("rate", dist.LogNormal(0.0, 1.0))
         pyro.sample("y", dist.Exponential(rate), obs=y)
 
-    target = Target.from_model(model, torch.tensor(1.0)).amortize("y")
+    target = Target.from_model(model, torch.tensor(1.0)).conditional_on("y")
     found = target.log_prob(torch.zeros(2, 1), torch.tensor([[1.0], [-1.0]]))
     assert found[0].isfinite() and found[1] == -inf

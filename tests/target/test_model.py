@@ -158,7 +158,7 @@ def test_what_a_reparametrisation_makes_deterministic_is_no_data():
     moved = poutine.reparam(model, {"theta": LocScaleReparam(0.0)})
     target = Target.from_model(moved, Y)
     assert list(target.observed_data()) == ["y"]
-    assert target.conditioned and not Target.from_model(moved).conditioned
+    assert target.has_observations and not Target.from_model(moved).has_observations
 
 
 def mixed_angles():

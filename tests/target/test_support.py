@@ -42,7 +42,7 @@ def of_an_argument(w):
     [
         lambda: Target.from_model(symmetric),
         lambda: Target.from_model(of_a_state),
-        lambda: Target.from_model(of_an_argument, torch.tensor(1.0)).amortize("w"),
+        lambda: Target.from_model(of_an_argument, torch.tensor(1.0)).conditional_on("w"),
     ],
     ids=["of another site", "of a discrete site", "of an argument"],
 )
@@ -59,7 +59,7 @@ def test_a_support_that_stays_is_taken():
         pyro.sample("x", dist.Uniform(torch.zeros(2), w).to_event(1))
         pyro.sample("y", dist.LogNormal(loc + k, 1.0))
 
-    target = Target.from_model(model, torch.tensor(2.0), torch.tensor(0.0)).amortize("loc")
+    target = Target.from_model(model, torch.tensor(2.0), torch.tensor(0.0)).conditional_on("loc")
     assert target.unpack(torch.full((1, 3), 30.0))["x"].max() == pytest.approx(2.0)
 
 

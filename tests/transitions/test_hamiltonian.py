@@ -90,7 +90,7 @@ def _nan_in_a_belt(z):
     """A normal density, NaN in value and gradient for 1 < z < 2."""
     belt = (z > 1) & (z < 2)
     log_pi = torch.where(belt, torch.nan, -0.5 * z.square()).sum(-1).double()
-    return langevin.State(z, log_pi, torch.where(belt, torch.nan, -z), z, log_pi, 0 * log_pi)
+    return langevin.HMCState(z, log_pi, torch.where(belt, torch.nan, -z), z, log_pi, 0 * log_pi)
 
 
 def test_a_trajectory_through_nan_is_rejected():
@@ -148,7 +148,7 @@ def _pulled(num=16):
     target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1) + 0.1 * x.pow(4).sum(-1), 2)
     flow = shaken(spline(2, transforms=2, hidden_features=(16,)), 0.1)
     guide = AutoFlow(target, flow=flow)
-    guide.bind()
+    guide.target_for()
     guide.trained = True
     kernel = LatentHMC(guide=guide, metric="jacobian")
     kernel.setup(0)

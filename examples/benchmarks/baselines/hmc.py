@@ -48,10 +48,10 @@ class HMCDraws(NamedTuple):
 def density_of(target: Target) -> langevin.Density:
     """The density of a target in the form that the transitions take."""
 
-    def density(x: Tensor) -> langevin.State:
+    def density(x: Tensor) -> langevin.HMCState:
         log_p, grad = target.log_prob_and_grad(x)
         log_p = log_p.double()
-        return langevin.State(x, log_p, grad, x, log_p, torch.zeros_like(log_p))
+        return langevin.HMCState(x, log_p, grad, x, log_p, torch.zeros_like(log_p))
 
     return density
 
@@ -59,7 +59,7 @@ def density_of(target: Target) -> langevin.Density:
 def _rescaled(density: langevin.Density, scale: Tensor) -> langevin.Density:
     """Changes the coordinates of a density to z = x / scale, up to a constant."""
 
-    def rescaled(z: Tensor) -> langevin.State:
+    def rescaled(z: Tensor) -> langevin.HMCState:
         state = density(z * scale)
         return state._replace(z=z, grad=state.grad * scale)
 

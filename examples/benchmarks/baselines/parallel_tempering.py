@@ -33,10 +33,10 @@ from torch import Tensor
 
 from pyro_flowsamp import Target
 from pyro_flowsamp.smc import paths
-from pyro_flowsamp.smc.paths import State
-from pyro_flowsamp.smc.starts import Base, overdispersed_base
+from pyro_flowsamp.smc.paths import TemperedState
+from pyro_flowsamp.smc.starts import TemperedStart, overdispersed_base
 from pyro_flowsamp.transitions import hamiltonian
-from pyro_flowsamp.transitions.metropolis import Info, metropolis
+from pyro_flowsamp.transitions.metropolis import MetropolisInfo, metropolis
 from pyro_flowsamp.transitions.step_size import StepSize, jitter
 from pyro_flowsamp.weights import Evidence
 
@@ -82,13 +82,13 @@ class TemperingDraws(NamedTuple):
 
 
 def explore(
-    state: State,
+    state: TemperedState,
     ladder: TemperatureLadder,
     target: Target,
-    base: Base,
+    base: TemperedStart,
     step_size: Tensor,
     num_steps: int,
-) -> tuple[State, Info]:
+) -> tuple[TemperedState, MetropolisInfo]:
     """A trajectory of each replica, step sizes ``(R - 1,)``; the hottest are drawn afresh.
 
     The Info is of all but the hottest.
@@ -96,18 +96,18 @@ def explore(
     num_rows = len(state.x)
     each = num_rows // len(ladder.betas)
     beta, scale = ladder.rows(num_rows)
-    local = State(*(v[:-each] for v in state))
+    local = TemperedState(*(v[:-each] for v in state))
     density = paths.density(target, base, beta[:-each], scale[:-each])
     epsilon = jitter(step_size.unsqueeze(1).expand(-1, each).reshape(-1, 1))
     momentum, log_u = torch.randn_like(local.z), torch.rand_like(local.log_pi).log()
     local, info = hamiltonian.hmc(local, density, epsilon, num_steps, momentum, log_u)
     hot = paths.density(target, base, beta[-each:], scale[-each:])(base.sample(each) / scale[-1])
-    return State(*(torch.cat(pair) for pair in zip(local, hot))), info
+    return TemperedState(*(torch.cat(pair) for pair in zip(local, hot))), info
 
 
 def swap(
-    state: State, ladder: TemperatureLadder, parity: int, log_u: Tensor
-) -> tuple[State, Tensor]:
+    state: TemperedState, ladder: TemperatureLadder, parity: int, log_u: Tensor
+) -> tuple[TemperedState, Tensor]:
     """Exchanges neighbours ``(i, i + 1)``, i of one parity; evaluates nothing.
 
     Arguments:
@@ -128,7 +128,7 @@ def swap(
     source = rank + torch.cat([accepted, none]) - torch.cat([none, accepted])
     each = ratio.shape[1]
     rows = (source * each + torch.arange(each, device=ratio.device)).flatten()
-    moved = paths.place(State(*(v[rows] for v in state)), *ladder.rows(len(rows)))
+    moved = paths.at_beta(TemperedState(*(v[rows] for v in state)), *ladder.rows(len(rows)))
     return moved, accept_prob
 
 
@@ -161,7 +161,7 @@ def parallel_tempering(
     num_replicas: int = 10,
     num_steps: int = 5,
     target_accept_prob: float = 0.8,
-    base: Base | None = None,
+    base: TemperedStart | None = None,
 ) -> TemperingDraws:
     """Runs ``num_chains`` ensembles; all that is tuned is tuned over them in warm-up, then fixed.
 
@@ -221,7 +221,7 @@ def parallel_tempering(
             scale = spread(torch.cat(window))
             new = ladder.betas if betas is not None else _equalised(ladder.betas, rejection)
             ladder, window, swaps = TemperatureLadder(new, scale), [], []
-            state = paths.place(state, *ladder.rows(len(state.x)))
+            state = paths.at_beta(state, *ladder.rows(len(state.x)))
             step_size = StepSize(first, target_accept_prob)
     return TemperingDraws(
         torch.stack(kept, 1),

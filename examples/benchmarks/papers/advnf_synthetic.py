@@ -29,13 +29,13 @@ from stored_runs import options as stored_options
 
 from pyro_flowsamp import IMH, AutoAdvNF, FitOptions, Target, VectorizedMCMC, ess_fraction, tempered
 from pyro_flowsamp.flows.recipes import spline
-from pyro_flowsamp.problems import Known, mog4, mog8, rings4
+from pyro_flowsamp.problems import Problem, mog4, mog8, rings4
 
 STUDY = "advnf_synthetic.jsonl"  #: the file of its stored runs
 TARGETS = {"MOG-4": mog4, "MOG-8": mog8, "Rings-4": rings4}
 COMPONENTS = 64  #: at most, of the mixture under a flow that starts from an ensemble
 FOUND = 0.1  #: of its mass, from which a mode counts as found
-UNTRAINED = FitOptions(1, learning_rate=1e-9, enough=1.0, progress=False)
+UNTRAINED = FitOptions(1, learning_rate=1e-9, stop_at_ess=1.0, progress=False)
 METHODS: dict[str, dict[str, Any]] = {
     "mixture alone": {"adversarial": 0, "reverse": 0, "forward": 1, "options": UNTRAINED},
     "RKL": {"adversarial": 0, "reverse": 1, "forward": 0},
@@ -65,10 +65,10 @@ class Size:
             self.steps,
             self.batch,
             3e-3,
-            window=100,
-            anneal=True,
-            warm_up=0.1,
-            enough=1.0,
+            eval_every=100,
+            cosine_schedule=True,
+            warmup_fraction=0.1,
+            stop_at_ess=1.0,
             progress=False,
         )
 
@@ -105,7 +105,7 @@ def run(
 
 def given(guide: AutoAdvNF, num: int) -> Any:
     """Returns the ensemble that a guide learns from, or None where it needs none."""
-    return partial(ensemble, num=num) if guide.taught else None
+    return partial(ensemble, num=num) if guide.uses_ensemble else None
 
 
 def ensemble(target: Target, num: int) -> torch.Tensor:
@@ -115,7 +115,7 @@ def ensemble(target: Target, num: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def judged(known: Known, guide: AutoAdvNF, size: Size) -> dict[str, Any]:
+def judged(known: Problem, guide: AutoAdvNF, size: Size) -> dict[str, Any]:
     assert known.sample is not None and known.weights is not None
     proposal = guide.proposal()
     nll = -proposal.log_prob(known.sample(size.held_out)).double()

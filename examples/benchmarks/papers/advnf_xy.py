@@ -93,10 +93,10 @@ class Size:
             steps,
             self.batch,
             5e-3,
-            window=min(100, steps),
-            anneal=True,
-            warm_up=warm_up,
-            enough=1.0,
+            eval_every=min(100, steps),
+            cosine_schedule=True,
+            warmup_fraction=warm_up,
+            stop_at_ess=1.0,
             progress=False,
         )
 
@@ -113,7 +113,7 @@ class Lattice(NamedTuple):
 
     def target(self, temperatures: Tensor) -> Target:
         first = Target.from_model(xy_model, temperature=torch.tensor(1.0), **self.arguments)
-        return first.amortize("temperature").at(temperatures[:, None])
+        return first.conditional_on("temperature").at(temperatures[:, None])
 
     def energy(self, theta: Tensor) -> Tensor:
         """Per site."""
@@ -139,11 +139,11 @@ def monte_carlo(lattice: Lattice, chains: int, samples: int) -> Tensor:
     unit = grid().sqrt().repeat_interleave(chains)[:, None]
     target = lattice.target(grid().repeat_interleave(chains))
 
-    def density(z: Tensor) -> langevin.State:
+    def density(z: Tensor) -> langevin.HMCState:
         x = z * unit
         log_p, grad = target.log_prob_and_grad(x)
         log_p = log_p.double()
-        return langevin.State(z, log_p, grad * unit, x, log_p, torch.zeros_like(log_p))
+        return langevin.HMCState(z, log_p, grad * unit, x, log_p, torch.zeros_like(log_p))
 
     with torch.random.fork_rng():
         torch.manual_seed(12345)  # the same for all seeds of the flows
@@ -331,11 +331,17 @@ def scaling_run(
     steps = 5 if size.batch < 64 else 300
     ensemble, few = (20, 8) if steps == 5 else (50, 64)
     options = FitOptions(
-        steps, 32 if steps == 5 else 128, 5e-3, window=50, anneal=True, enough=1.0, progress=False
+        steps,
+        32 if steps == 5 else 128,
+        5e-3,
+        eval_every=50,
+        cosine_schedule=True,
+        stop_at_ess=1.0,
+        progress=False,
     )
     temperatures = grid()[::8]
     guide = made(lattice, options, adversarial=0)
-    guide.bind(**lattice.arguments, temperature=temperatures[0])
+    guide.target_for(**lattice.arguments, temperature=temperatures[0])
     if before is not None:
         smaller = made(Lattice("xy", before), options, adversarial=0)
         fitted(smaller, Lattice("xy", before), temperatures, ensemble)
@@ -369,7 +375,14 @@ def study_run(size: Size, weight: float | str, num: int, **how: Any) -> dict[str
     lattice = Lattice("xy", (4, 4))
     steps, batch = (3, 32) if size.batch < 64 else (400, 256)
     options = FitOptions(
-        steps, batch, 5e-3, window=100, anneal=True, warm_up=0.1, enough=1.0, progress=False
+        steps,
+        batch,
+        5e-3,
+        eval_every=100,
+        cosine_schedule=True,
+        warmup_fraction=0.1,
+        stop_at_ess=1.0,
+        progress=False,
     )
     guide = made(lattice, options, adversarial=weight, **how)
     seconds = fitted(guide, lattice, grid(), num)

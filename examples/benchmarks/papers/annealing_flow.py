@@ -38,7 +38,7 @@ from stored_runs import DOCS, RESULTS, collect, load, markdown, spread
 
 from pyro_flowsamp import AutoAnnealingFlow, AutoFlow, FitOptions, ReverseKL, Target, ess_fraction
 from pyro_flowsamp.problems import (
-    Known,
+    Problem,
     accuracy,
     exp_gauss,
     exp_gauss_unequal,
@@ -69,14 +69,14 @@ class Size:
     def of(cls, smoke: bool) -> "Size":
         if not smoke:
             return cls(False, 20_000, 1000, {})
-        brief = FitOptions(10, 64, 5e-3, anneal=True)
+        brief = FitOptions(10, 64, 5e-3, cosine_schedule=True)
         return cls(True, 320, 100, {"options": brief, "num_particles": 256})
 
 
 # ---- samplers: what each reports of itself, and its draws ---------------------------------------
 
 
-def anneal(known: Known, size: Size, **options: Any) -> tuple[AutoAnnealingFlow, Any, Result]:
+def anneal(known: Problem, size: Size, **options: Any) -> tuple[AutoAnnealingFlow, Any, Result]:
     """A trained guide, its corrected particles, and what it took."""
     guide = AutoAnnealingFlow(known.target, **{**size.options, **options})
     guide.options = FitOptions(**{**guide.options.__dict__, "progress": False})
@@ -96,13 +96,13 @@ def anneal(known: Known, size: Size, **options: Any) -> tuple[AutoAnnealingFlow,
         "log_z_error": float(error),
         "corrected_ess": float(ess_fraction(cloud.log_weights)),
         "flow_ess": float(ess_fraction(log_w)),
-        "log_q_gap": history.log_q_gap,
+        "log_q_gap": history.log_q_error,
         "rollbacks": history.skipped,
     }
     return guide, cloud, result
 
 
-def run_hmc(known: Known, budget: int, size: Size) -> Tensor:
+def run_hmc(known: Problem, budget: int, size: Size) -> Tensor:
     """Batched HMC from the annealing flow's start, N(0, I): the last draws of every chain."""
     chains, leaps = (20, 3) if size.smoke else (1000, 10)
     steps = max(20, budget // (chains * leaps))
@@ -111,7 +111,7 @@ def run_hmc(known: Known, budget: int, size: Size) -> Tensor:
     return draws[:, -max(1, size.draws // chains) :].flatten(0, 1)
 
 
-def run_tempering(known: Known, budget: int, size: Size) -> Tensor:
+def run_tempering(known: Problem, budget: int, size: Size) -> Tensor:
     """Parallel tempering, ten replicas of five leapfrog steps."""
     chains = 4 if size.smoke else 100
     steps = max(20, budget // (chains * 10 * 5))
@@ -119,7 +119,7 @@ def run_tempering(known: Known, budget: int, size: Size) -> Tensor:
     return draws[:, -max(1, size.draws // chains) :].flatten(0, 1)
 
 
-def run_reverse_kl(known: Known, budget: int, size: Size) -> Tensor:
+def run_reverse_kl(known: Problem, budget: int, size: Size) -> Tensor:
     """A flow by plain reverse KL: splines in few dimensions, affine couplings in many."""
     steps = 10 if size.smoke else min(3000, budget // 256)
     options = FitOptions(max_steps=steps, learning_rate=1e-3, progress=False)
@@ -133,7 +133,7 @@ BASELINES = {"HMC": run_hmc, "tempering": run_tempering, "reverse KL": run_rever
 
 
 def beside(
-    known: Known, budget: int, size: Size, measure: Callable[[Tensor], float]
+    known: Problem, budget: int, size: Size, measure: Callable[[Tensor], float]
 ) -> dict[str, float]:
     """One number of each baseline's draws."""
     return {name: measure(run(known, budget, size)) for name, run in BASELINES.items()}
@@ -146,7 +146,7 @@ def beside_cells(runs: list[Result], digits: int = 3) -> list[str]:
 # ---- Gaussian mixtures --------------------------------------------------------------------------
 
 
-def modes_of(known: Known, x: Tensor, effective: float, size: Size) -> Result:
+def modes_of(known: Problem, x: Tensor, effective: float, size: Size) -> Result:
     """Modes found, errors of their weights against the floor, distances to exact draws."""
     shares = known.mode_fractions(x)
     w = known.weights.to(shares)
@@ -254,14 +254,14 @@ def expgauss_table(store: Path) -> str:
 # ---- unequal weights ----------------------------------------------------------------------------
 
 
-def first_shares(known: Known, x: Tensor) -> Tensor:
+def first_shares(known: Problem, x: Tensor) -> Tensor:
     """Indicators whose means are the weights: of modes, or of each active coordinate's sign."""
     if len(known.weights) <= 10:
         return torch.nn.functional.one_hot(known.assign(x), len(known.weights)).double()
     return (x[:, :10] < 0).double()
 
 
-def unequal_run(make: Callable[[], Known], options: dict[str, Any], size: Size) -> Result:
+def unequal_run(make: Callable[[], Problem], options: dict[str, Any], size: Size) -> Result:
     known = make()
     guide, cloud, result = anneal(known, size, **options)
     budget = known.target.evaluations
@@ -285,7 +285,7 @@ def unequal_run(make: Callable[[], Known], options: dict[str, Any], size: Size) 
     }
 
 
-UNEQUAL: dict[str, tuple[Callable[[], Known], dict[str, Any]]] = {
+UNEQUAL: dict[str, tuple[Callable[[], Problem], dict[str, Any]]] = {
     "pair": (unequal_pair, {"ess": 0.9, "moves": 20}),
     "pair-N01": (unequal_pair, {"ess": 0.9, "moves": 20, "start": 1.0}),
     "expgauss": (exp_gauss_unequal, {"ess": 0.6, "start": 1.0}),
@@ -315,7 +315,7 @@ def unequal_table(store: Path) -> str:
 
 def funnel_run(dim: int, size: Size) -> Result:
     known = funnel(dim)
-    _, cloud, result = anneal(known, size, ess=0.9, moves=20)
+    _, cloud, result = anneal(known, size, ess=0.9, mcmc_steps=20)
     budget = known.target.evaluations
     squares = cloud.mean(cloud.x.square())
     rest = cloud.mean(cloud.x[:, 1:].square().mean(-1))
@@ -379,10 +379,10 @@ def logistic_run(name: str, store: Path, size: Size) -> Result:
     (X, y), (X_test, y_test) = load_classes(name)
     model = poutine.reparam(logistic_regression, {"beta": LocScaleReparam(0.0)})
     target = Target.from_model(model, X, y)
-    known = Known(target, None, None, None, None, None)
+    known = Problem(target, None, None, None, None, None)
     moves, particles = (1, 320) if size.smoke else CLASSES[name]
     size = replace(size, draws=particles)
-    _, cloud, result = anneal(known, size, start=3.0, moves=moves, num_particles=particles)
+    _, cloud, result = anneal(known, size, start=3.0, mcmc_steps=moves, num_particles=particles)
 
     def original(x: Tensor) -> Tensor:
         log_alpha, beta = x[:, :1], x[:, 1:]

@@ -27,7 +27,7 @@ from stored_runs import DOCS, collect, load, markdown, spread
 from stored_runs import options as stored_options
 
 from pyro_flowsamp import AutoDeformationFlow, FitOptions, diffusion, log_evidence
-from pyro_flowsamp.problems import Known, mog4, unequal_pair
+from pyro_flowsamp.problems import Problem, mog4, unequal_pair
 
 matplotlib.use("Agg")
 STUDY = "deformation_gmm.jsonl"  #: the file of its stored runs
@@ -35,7 +35,7 @@ STUDY = "deformation_gmm.jsonl"  #: the file of its stored runs
 Result = dict[str, Any]
 
 #: target, standard deviation of the paper's base, by how much training's is wider
-TARGETS: dict[str, tuple[Callable[[], Known], float, float]] = {
+TARGETS: dict[str, tuple[Callable[[], Problem], float, float]] = {
     "four": (mog4, 1.0, 5.0),
     "pair": (unequal_pair, 2.0, 3.0),
 }
@@ -77,7 +77,7 @@ class Size:
 
 
 @torch.no_grad()
-def measure(guide: Any, known: Known, size: Size) -> Result:
+def measure(guide: Any, known: Problem, size: Size) -> Result:
     """The paper's figures, of the flow's own draws and of exact ones (Eqs. 14–18)."""
     x, log_q = guide.flow(None).rsample_and_log_prob((size.draws,))
     log_p = known.target.log_prob(x)
@@ -97,21 +97,21 @@ def measure(guide: Any, known: Known, size: Size) -> Result:
     }
 
 
-def chains(guide: Any, known: Known, size: Size) -> dict[str, float]:
+def chains(guide: Any, known: Problem, size: Size) -> dict[str, float]:
     return through_imh(guide, known, size.chains, size.samples)
 
 
-def made(known: Known, scale: float, **how: Any) -> AutoDeformationFlow:
+def made(known: Problem, scale: float, **how: Any) -> AutoDeformationFlow:
     return AutoDeformationFlow(known.target, scale=scale * 2**0.5, hidden_features=HIDDEN, **how)
 
 
-def trained(known: Known, scale: float, **how: Any) -> AutoDeformationFlow:
+def trained(known: Problem, scale: float, **how: Any) -> AutoDeformationFlow:
     guide = made(known, scale, **how)
     train(guide)
     return guide
 
 
-def summary(guide: AutoDeformationFlow, known: Known, size: Size) -> Result:
+def summary(guide: AutoDeformationFlow, known: Problem, size: Size) -> Result:
     assert guide.history is not None
     reached = next((p for p in guide.progress if p.ess >= 0.99), None)
     return {
@@ -124,7 +124,7 @@ def summary(guide: AutoDeformationFlow, known: Known, size: Size) -> Result:
     }
 
 
-def exact_diffusion(known: Known, scale: float) -> Any:
+def exact_diffusion(known: Problem, scale: float) -> Any:
     weights, means = known.weights.to(known.modes), known.modes
     return diffusion(weights, means, torch.ones_like(means), scale * 2**0.5)
 
@@ -132,7 +132,7 @@ def exact_diffusion(known: Known, scale: float) -> Any:
 def by_walkers(name: str, size: Size, steps: int, **how: Any) -> Result:
     make, scale, wider = TARGETS[name]
     known = make()
-    how = {"train_scale": wider, "kernels": size.kernels, **how}
+    how = {"exploration_scale": wider, "kernels": size.kernels, **how}
     how = {"options": options(steps, *WALKERS), **how}
     guide = trained(known, scale, **how)
     return {**summary(guide, known, size), "steps": steps}
@@ -141,7 +141,7 @@ def by_walkers(name: str, size: Size, steps: int, **how: Any) -> Result:
 def by_diffusion(name: str, size: Size) -> Result:
     make, scale, _ = TARGETS[name]
     path = exact_diffusion(make(), scale)
-    return by_walkers(name, size, size.fewer, interpolation=path, train_scale=1.0, kernels=1)
+    return by_walkers(name, size, size.fewer, interpolation=path, exploration_scale=1.0, kernels=1)
 
 
 def briefly(name: str, size: Size) -> Result:
@@ -177,7 +177,11 @@ def by_trajectories(name: str, size: Size, store: Path, seed: int) -> Result:
     known = make()
     walkers = load(store, f"{name}-trainable")
     budget = walkers[seed]["fit_seconds"] if seed < len(walkers) else 1.0
-    how: dict[str, Any] = {"trainer": "trajectories", "train_scale": wider, "kernels": size.kernels}
+    how: dict[str, Any] = {
+        "trainer": "trajectories",
+        "exploration_scale": wider,
+        "kernels": size.kernels,
+    }
     trial = trained(known, scale, options=options(10, 3e-3, 256), **how)
     steps = min(size.most, max(10, int(budget / trial.progress[-1].seconds * 10)))
     guide = trained(known, scale, options=options(steps, 3e-3, 256), **how)
@@ -189,7 +193,7 @@ def by_reverse_kl(name: str, size: Size) -> Result:
     make, scale, _ = TARGETS[name]
     known = make()
     guide = made(known, scale)
-    guide.bind()
+    guide.target_for()
     history = train_by_reverse_kl(guide, known, size.reverse)
     evaluations = known.target.evaluations  # before the result is measured
     return {
@@ -238,14 +242,16 @@ def cost_run(name: str, size: Size) -> Result:
     """Seconds of one step of 256 points, 32 Euler steps where trajectories are followed."""
     make, scale, wider = TARGETS[name]
     known, steps = make(), size.reverse // 5 or 1
-    wide: dict[str, Any] = {"train_scale": wider, "options": options(steps, WALKERS[0], 256)}
+    wide: dict[str, Any] = {"exploration_scale": wider, "options": options(steps, WALKERS[0], 256)}
     result = {}
-    for trainer in ("walkers", "trajectories"):
+    for collocation in ("smc", "trajectories"):
         for interpolation in ("linear", "trainable"):
-            guide = trained(known, scale, trainer=trainer, interpolation=interpolation, **wide)
-            result[f"{interpolation}, {trainer}"] = guide.progress[-1].seconds / steps
+            guide = trained(
+                known, scale, collocation=collocation, interpolation=interpolation, **wide
+            )
+            result[f"{interpolation}, {collocation}"] = guide.progress[-1].seconds / steps
     guide = made(known, scale)
-    guide.bind()
+    guide.target_for()
     guide.flow.block.method, guide.flow.block.steps = "euler", 32
     history = train_by_reverse_kl(guide, known, steps)
     return {**result, "reverse KL": history.seconds / steps}
@@ -304,8 +310,8 @@ def draw(path: Path, size: Size) -> None:
     make, scale, wider = TARGETS["pair"]
     known = make()
     choices: dict[str, Any] = {
-        "linear": {"interpolation": "linear", "train_scale": wider, "kernels": size.kernels},
-        "trainable": {"train_scale": wider, "kernels": size.kernels},
+        "linear": {"interpolation": "linear", "exploration_scale": wider, "kernels": size.kernels},
+        "trainable": {"exploration_scale": wider, "kernels": size.kernels},
         "diffusion": {"interpolation": exact_diffusion(known, scale)},
     }
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.8), sharex=True, sharey=True)

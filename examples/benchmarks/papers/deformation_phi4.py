@@ -28,8 +28,8 @@ from stored_runs import DOCS, collect, load, markdown, names, spread
 from stored_runs import options as stored_options
 
 from pyro_flowsamp import AutoDeformationFlow, log_evidence
-from pyro_flowsamp.lattice import lattice_symmetries, phi4, phi4_truth
-from pyro_flowsamp.problems import Known
+from pyro_flowsamp.lattice import exact_phi4, lattice_symmetries, phi4
+from pyro_flowsamp.problems import Problem
 
 matplotlib.use("Agg")
 STUDY = "deformation_phi4.jsonl"  #: the file of its stored runs
@@ -78,13 +78,13 @@ def average(log_w: Tensor, values: Tensor, truth: float) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def measure(guide: Any, known: Known, mass: float, size: Size) -> Result:
+def measure(guide: Any, known: Problem, mass: float, size: Size) -> Result:
     """The paper's figures, and what it did not check: averages of weighted draws."""
     x, log_q = guide.flow(None).rsample_and_log_prob((size.draws,))
     log_p = known.target.log_prob(x)
     log_w = log_p.double() - log_q.double()
     log_z, error = log_evidence(log_w)
-    truth = phi4_truth(known.target.dim, mass)
+    truth = exact_phi4(known.target.dim, mass)
     exact = known.sample(size.draws // 4)
     exact_w = known.target.log_prob(exact).double() - guide.flow(None).log_prob(exact).double()
     field, square = x.mean(-1).double(), x.double().square().mean(-1)
@@ -115,12 +115,12 @@ def histogram(field: Tensor, weights: Tensor) -> list[float]:
     return [round(m, 6) for m in mass.tolist()]
 
 
-def chains(guide: Any, known: Known, size: Size) -> dict[str, float]:
+def chains(guide: Any, known: Problem, size: Size) -> dict[str, float]:
     found = through_imh(guide, known, size.chains, size.samples)
     return {**found, "imh_positive": 1 - found["imh_share"]}
 
 
-def make(known: Known, **more: Any) -> AutoDeformationFlow:
+def make(known: Problem, **more: Any) -> AutoDeformationFlow:
     """The paper's base, exp(-(x/2)^4); shifts and reflections tied, which leaves four channels."""
     sites = known.target.dim
     return AutoDeformationFlow(
@@ -147,7 +147,7 @@ def by_deformation(mass: float, sites: int, size: Size) -> Result:
         "steps": history.steps,
         "evaluations_to_99": reached and reached.evaluations,
         "integration_steps": guide.flow.block.steps,
-        "missed": max(guide.missed.values()),
+        "missed": max(guide.missed_mass.values()),
         "device": known.modes.device.type,
     }
 
@@ -156,7 +156,7 @@ def by_reverse_kl(mass: float, sites: int, size: Size) -> Result:
     """Trains an equal network and base by reverse KL alone."""
     known = phi4(sites, mass)
     guide = make(known)
-    guide.bind()
+    guide.target_for()
     history = train_by_reverse_kl(guide, known, size.reverse)
     evaluations = known.target.evaluations  # before the result is measured
     return {
@@ -199,7 +199,7 @@ def table(store: Path, sites: int) -> str:
             worst = [max(abs(r[k]) for r in runs) for k in ("positive_z", "mean_square_z")]
             rows[-1] += [
                 spread(r["positive"] for r in runs),
-                f"{phi4_truth(sites, mass).positive:.4f}",
+                f"{exact_phi4(sites, mass).positive:.4f}",
             ]
             rows[-1] += ["; ".join(f"{z:.1f}" if z < 100 else "> 99" for z in worst)]
             more = ("acceptance", "imh_ess", "imh_positive", "fit_seconds")
@@ -235,7 +235,7 @@ def draw(store: Path, path: Path, sites: int) -> None:
             axis.stairs(
                 heights, EDGES, color=style, fill=name == "histogram_raw", alpha=0.6, label=label
             )
-        axis.plot(middle, phi4_truth(sites, mass).density(middle), "k-", lw=1, label="exact")
+        axis.plot(middle, exact_phi4(sites, mass).density(middle), "k-", lw=1, label="exact")
         axis.set_title(f"m = {mass}")
         axis.set_xlabel("mean field")
     axes[1].legend()

@@ -12,7 +12,7 @@ from pyro_flowsamp import (
     VectorizedMCMC,
     ess_fraction,
 )
-from pyro_flowsamp.problems import Known
+from pyro_flowsamp.problems import Problem
 from pyro_flowsamp.train import fit
 
 __all__ = ["options", "through_imh", "train", "train_by_reverse_kl"]
@@ -24,10 +24,10 @@ def options(steps: int, rate: float, batch: int) -> FitOptions:
         steps,
         batch,
         rate,
-        window=min(200, steps),
-        anneal=True,
-        warm_up=0.1,
-        enough=1.0,
+        eval_every=min(200, steps),
+        cosine_schedule=True,
+        warmup_fraction=0.1,
+        stop_at_ess=1.0,
         progress=False,
     )
 
@@ -38,7 +38,7 @@ def train(guide: AutoDeformationFlow) -> History:
         return guide.fit()
 
 
-def train_by_reverse_kl(guide: AutoDeformationFlow, known: Known, steps: int) -> History:
+def train_by_reverse_kl(guide: AutoDeformationFlow, known: Problem, steps: int) -> History:
     """Trains the network and base of a guide by reverse KL alone; the guide must be bound."""
     assert guide.flow is not None
     flow = guide.flow
@@ -52,7 +52,7 @@ def train_by_reverse_kl(guide: AutoDeformationFlow, known: Known, steps: int) ->
     return history
 
 
-def through_imh(guide: Any, known: Known, chains: int, samples: int) -> dict[str, float]:
+def through_imh(guide: Any, known: Problem, chains: int, samples: int) -> dict[str, float]:
     """Independent Metropolis–Hastings: acceptance, ESS per draw, modes' shares of the draws."""
     kernel = IMH(known.target, guide=guide)
     mcmc = VectorizedMCMC(kernel, samples, 20, chains, disable_progbar=True)

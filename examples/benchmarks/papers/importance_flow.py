@@ -56,7 +56,9 @@ class Size:
             "num_particles": 512 if smoke else 4096,
             "num_samples": 512 if smoke else 32768,
             "islands": 16,
-            "options": FitOptions(steps, batch, 5e-3, anneal=True, enough=0.999, progress=False),
+            "options": FitOptions(
+                steps, batch, 5e-3, cosine_schedule=True, stop_at_ess=0.999, progress=False
+            ),
         }
 
 

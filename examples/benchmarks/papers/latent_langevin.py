@@ -210,7 +210,9 @@ def trained(data: Data, recipe: Callable[[int], LayeredFlow], size: Size) -> Lay
     # One copy of each: a mixture is chosen by points that its components have not seen.
     flow.initialize_from(data.seen[: len(data.seen) // data.copies])
     objective = ForwardKL(data.seen)
-    options = FitOptions(10 if size.smoke else data.steps, 256, 2e-3, anneal=True, progress=False)
+    options = FitOptions(
+        10 if size.smoke else data.steps, 256, 2e-3, cosine_schedule=True, progress=False
+    )
     best, state = -torch.inf, flow.state_dict()
     for _ in range(size.rounds):
         fit(flow.parameters(), lambda: objective(flow, None, 256), ess_fraction, options)

@@ -31,7 +31,9 @@ def run(steps: int) -> dict[str, float]:
     from pyro_flowsamp.lattice import phi4
 
     torch.manual_seed(0)
-    options = FitOptions(steps, 600, 2e-2, window=steps, anneal=True, enough=1.0, progress=False)
+    options = FitOptions(
+        steps, 600, 2e-2, eval_every=steps, cosine_schedule=True, stop_at_ess=1.0, progress=False
+    )
     guide = AutoDeformationFlow(phi4(16, 1.0).target, kernels=4, options=options)
     start = perf_counter()
     guide.fit()

@@ -26,9 +26,9 @@ def train(seed: int, smoke: bool, ladder: bool) -> AutoFlow:
     """A guide: the whole ladder, or with couplings even where the Gaussian would do."""
     pyro.set_rng_seed(seed)
     model, data = load("german_credit")
-    enough = FitOptions().enough if ladder else 0.999
+    enough = FitOptions().stop_at_ess if ladder else 0.999
     steps = 50 if smoke else 400
-    guide = AutoFlow(model, options=FitOptions(max_steps=steps, enough=enough))
+    guide = AutoFlow(model, options=FitOptions(max_steps=steps, stop_at_ess=enough))
     guide.fit(*data)
     return guide
 

@@ -60,16 +60,16 @@ def by_mala(problem: Problem, seed: int, smoke: bool) -> Measured:
     import torch
 
     from pyro_flowsamp import LatentMALA, Target, VectorizedMCMC
-    from pyro_flowsamp.sampling import Ladder
+    from pyro_flowsamp.sampling import SamplerSearch
 
     pyro.set_rng_seed(seed)
     model, data = problem.make()
     chains, kept = (100, 5) if smoke else (1000, 100)
-    ladder = Ladder(Target.of(model, *data), kept, chains, progress=False)
-    ladder.anneal()
+    ladder = SamplerSearch(Target.of(model, *data), kept, chains, progress=False)
+    ladder.run_smc()
     starts = ladder.particles[torch.arange(chains) % len(ladder.particles)]
     run = VectorizedMCMC(
-        LatentMALA(guide=ladder.placed(1)),
+        LatentMALA(guide=ladder.fit_mixture_guide(1)),
         num_samples=kept,
         warmup_steps=kept,
         num_chains=chains,

@@ -130,11 +130,11 @@ class Adversary:
         self.stepper = Stepper(network.parameters(), options)
         self.trace: list[Tensor] = []
         self.paused = torch.zeros((), device=angles.device)
-        self.edge = torch.zeros((), device=angles.device)  # 2 AUC - 1
+        self.gini = torch.zeros((), device=angles.device)  # 2 AUC - 1
         self._ratio = torch.zeros((), device=angles.device)
         self._level = torch.ones((), device=angles.device)  # of the loss, of that at chance
 
-    def study(self, real: Ensemble, fake: Tensor, unseen: Ensemble) -> Tensor:
+    def update(self, real: Ensemble, fake: Tensor, unseen: Ensemble) -> Tensor:
         """One step of the discriminator; whether it teaches, 1 or 0, as a 0-d tensor.
 
         Arguments:
@@ -148,18 +148,18 @@ class Adversary:
         with torch.no_grad():
             fine = torch.isfinite(loss)
             other = self.network(unseen.draws, unseen.contexts)
-            edge = (other[:, None] - guess).sign().mean()
-            self.edge = torch.where(fine, MEMORY * self.edge + (1 - MEMORY) * edge, self.edge)
+            gini = (other[:, None] - guess).sign().mean()
+            self.gini = torch.where(fine, MEMORY * self.gini + (1 - MEMORY) * gini, self.gini)
             level = MEMORY * self._level + (1 - MEMORY) * loss / self.loss.chance
             self._level = torch.where(fine, level, self._level)
-            awake = torch.ones_like(loss)
+            active = torch.ones_like(loss)
             if self.loss.chance < inf:
-                awake = (self._level > SATURATED).to(loss)
-            self.paused = self.paused + (1 - awake)
+                active = (self._level > SATURATED).to(loss)
+            self.paused = self.paused + (1 - active)
         if self.loss.penalised:
             loss = loss + PENALTY * self._steepness(real, fake.detach())
-        self.stepper.step(loss, skip=1 - awake)
-        return awake
+        self.stepper.step(loss, skip=1 - active)
+        return active
 
     def _steepness(self, real: Ensemble, fake: Tensor) -> Tensor:
         """How far the slope is from one between pairs of draws, of angles along the arc."""
@@ -170,20 +170,22 @@ class Adversary:
         (slope,) = torch.autograd.grad(logits.sum(), between, create_graph=True)
         return (slope.norm(dim=-1) - 1).square().mean()
 
-    def lesson(self, fake: Tensor, contexts: Tensor | None) -> Tensor:
+    def generator_loss(self, fake: Tensor, contexts: Tensor | None) -> Tensor:
         """What the flow is to descend, at its draws."""
         return self.loss.flow(self.network(fake, contexts)).mean()
 
-    def measure(self, lesson: Tensor, others: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+    def update_balance(
+        self, generator_loss: Tensor, others: Tensor, parameters: Sequence[nn.Parameter]
+    ) -> None:
         """How loud the other losses are beside the lesson."""
-        loud, own = (_norm(loss, parameters) for loss in (others, lesson))
-        ratio = torch.nan_to_num(loud / own, nan=0.0, posinf=0.0)
+        divergence_norm, own = (_norm(loss, parameters) for loss in (others, generator_loss))
+        ratio = torch.nan_to_num(divergence_norm / own, nan=0.0, posinf=0.0)
         keep = 0.5 if self.trace else 0.0
         self._ratio = keep * self._ratio + (1 - keep) * ratio
 
     def weight(self) -> Tensor:
         """λ1 by itself."""
-        return self._ratio * self.edge.clamp(min=0)
+        return self._ratio * self.gini.clamp(min=0)
 
 
 def _norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -248,27 +250,29 @@ class AdversarialKL:
         total = torch.stack(parts).sum() if parts else None
         if challenged:
             assert real is not None
-            total = self._with_lesson(total, real, x, list(flow.parameters()))
+            total = self._with_generator_loss(total, real, x, list(flow.parameters()))
         if total is None:
             raise ValueError(f"all weights are zero at the progress {self.progress:.3g}")
         return Loss(total, log_w)
 
-    def _with_lesson(
+    def _with_generator_loss(
         self, others: Tensor | None, real: Ensemble, fake: Tensor, parameters: list[nn.Parameter]
     ) -> Tensor:
         adversary = self.adversary
         assert adversary is not None
         assert self.unseen is not None
-        awake = adversary.study(real, fake, self.unseen.pick(len(fake)))
-        lesson = adversary.lesson(fake, real.contexts)
+        active = adversary.update(real, fake, self.unseen.pick(len(fake)))
+        generator_loss = adversary.generator_loss(fake, real.contexts)
         if self.adversarial == "auto" and others is not None:
             if len(adversary.trace) % BALANCE == 0:
-                adversary.measure(lesson, others, [p for p in parameters if p.requires_grad])
+                adversary.update_balance(
+                    generator_loss, others, [p for p in parameters if p.requires_grad]
+                )
             weight = adversary.weight()
         else:
             chosen = 1.0 if isinstance(self.adversarial, str) else self.adversarial
-            weight = lesson.new_full((), _now(chosen, self.progress))
-        weight = awake * weight.detach()
-        adversary.trace.append(torch.stack([weight, 0.5 + 0.5 * adversary.edge]))
-        total = weight * lesson
+            weight = generator_loss.new_full((), _now(chosen, self.progress))
+        weight = active * weight.detach()
+        adversary.trace.append(torch.stack([weight, 0.5 + 0.5 * adversary.gini]))
+        total = weight * generator_loss
         return total if others is None else others + total

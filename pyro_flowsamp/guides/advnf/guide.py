@@ -2,8 +2,9 @@ r"""AutoAdvNF: one flow for every mode and a whole range of an external conditio
 
 A flow trained by reverse KL settles on some of the modes; by forward KL on a few draws it covers
 them, and what lies between. AdvNF has an adversary compare its draws with the ensemble's besides,
-see :mod:`pyro_flowsamp.guides.advnf.adversary`, and independent Metropolis–Hastings makes them exact afterwards
-(Kanaujia, Scheurer and Arora, 2024, https://arxiv.org/abs/2401.15948). The ensemble need not be
+see :mod:`pyro_flowsamp.guides.advnf.adversary`, and independent Metropolis–Hastings makes them
+exact afterwards (Kanaujia, Scheurer and Arora, 2024, https://arxiv.org/abs/2401.15948). The
+ensemble need not be
 good: it is where the flow learns that there are modes, not how much each weighs.
 """
 
@@ -23,7 +24,7 @@ from ...smc.tempering import EACH, tempered, tempered_ensembles
 from ...target.density import Target
 from ...train import History, fit
 from ...weights import ess_fraction
-from ..auto_flow import MAX_COMPONENTS, Given, check_recipe, ensemble_points, make_flow
+from ..auto_flow import MAX_COMPONENTS, EnsembleSource, check_recipe, ensemble_points, make_flow
 from ..base import FlowGuide
 from .adversary import LOSSES, AdversarialKL, Adversary, Ensemble, Weight
 from .discriminator import DenseDiscriminator
@@ -32,7 +33,7 @@ __all__ = ["AutoAdvNF"]
 
 
 LEARNING_RATE = 1e-3  #: of the discriminator
-CLIMBERS = 128  #: over-dispersed points that look for modes the ensemble has missed
+ASCENT_STARTS = 128  #: over-dispersed points that look for modes the ensemble has missed
 FAR = 10.0  #: distances between neighbours in the ensemble, beyond which a mode is another one
 SLACK = 5.0  #: nats by which it may be lower than the ensemble's median
 
@@ -67,8 +68,8 @@ class AutoAdvNF(FlowGuide):
         discriminator: A module of points ``(N, d)`` and contexts ``(N, c)`` or None, with logits
             ``(N,)``, or what makes one of ``(features, context, angles)``; by default
             :class:`~pyro_flowsamp.guides.advnf.discriminator.DenseDiscriminator`.
-        adversarial: :math:`\lambda_1`: "auto", see :mod:`pyro_flowsamp.guides.advnf.adversary`, a number, or a
-            function of the progress of training from 0 to 1.
+        adversarial: :math:`\lambda_1`: "auto", see :mod:`pyro_flowsamp.guides.advnf.adversary`, a
+            number, or a function of the progress of training from 0 to 1.
         reverse, forward: :math:`\lambda_2` and :math:`\lambda_3`, numbers or such functions. By
             default the forward KL fades away by the middle of training, as a flow would learn few
             draws by heart; without a reverse KL it is 1.
@@ -102,9 +103,9 @@ class AutoAdvNF(FlowGuide):
             max_steps=2000,
             batch_size=512,
             learning_rate=3e-3,
-            anneal=True,
-            warm_up=0.1,
-            enough=1.0,
+            cosine_schedule=True,
+            warmup_fraction=0.1,
+            stop_at_ess=1.0,
         )
         super().__init__(model, options=options or default, context=context)
         if forward is None:
@@ -128,19 +129,19 @@ class AutoAdvNF(FlowGuide):
         self._forward_kl = forward  # nn.Module has a method called forward
         self.loss, self.pretraining = loss, pretraining
         self._recipe, self._discriminator = (flow,), (discriminator,)
-        self._ensemble: tuple[Given | None] = (None,)
+        self._ensemble: tuple[EnsembleSource | None] = (None,)
         self.suspicion: str | None = None
         self.trace = torch.empty(0, 2)
 
     @property
-    def taught(self) -> bool:
+    def uses_ensemble(self) -> bool:
         """Whether it learns from an ensemble."""
         return self.adversarial != 0 or self._forward_kl != 0
 
     # ---- building -----------------------------------------------------------------------------
 
     def build_flow(self, target: Target, context_size: int) -> nn.Module:
-        mixed = self.taught and not context_size
+        mixed = self.uses_ensemble and not context_size
         components = MAX_COMPONENTS if mixed else 1
         return make_flow(*self._recipe, target, context_size, "spline", components)
 
@@ -165,7 +166,7 @@ class AutoAdvNF(FlowGuide):
 
     # ---- training -----------------------------------------------------------------------------
 
-    def fit(self, *args: Any, ensemble: Given | None = None, **kwargs: Any) -> History:
+    def fit(self, *args: Any, ensemble: EnsembleSource | None = None, **kwargs: Any) -> History:
         """Trains the guide on the posterior of the model with these arguments.
 
         A second call goes on with the flow, and has a new discriminator.
@@ -181,7 +182,7 @@ class AutoAdvNF(FlowGuide):
                 is missing or has the wrong shape; the density is not finite anywhere; the model
                 does not fit the guide.
         """
-        if ensemble is not None and not self.taught:
+        if ensemble is not None and not self.uses_ensemble:
             raise ValueError("adversarial=0 and forward=0 leave nothing to learn of an ensemble")
         self._ensemble = (ensemble,)
         try:
@@ -192,7 +193,7 @@ class AutoAdvNF(FlowGuide):
     def train_flow(self, target: Target, contexts: Tensor | None) -> History:
         assert self.flow is not None
         rows = None if contexts is None else contexts.to(target.device, target.dtype)
-        ensemble = self._gathered(target, rows) if self.taught else None
+        ensemble = self._gathered(target, rows) if self.uses_ensemble else None
         if ensemble is None:
             target.initial_points(1)  # raises where the density is not finite anywhere
         else:
@@ -227,7 +228,7 @@ class AutoAdvNF(FlowGuide):
             objective.progress = step / self.options.max_steps
             step += 1
             context = None
-            if rows is not None and not self.taught:  # else those of the ensemble's draws
+            if rows is not None and not self.uses_ensemble:  # else those of the ensemble's draws
                 context = rows[torch.randint(len(rows), (num,), device=rows.device)]
             return objective(flow, target, num, context)
 
@@ -264,8 +265,8 @@ class AutoAdvNF(FlowGuide):
             assert ensemble.contexts is not None
             row = rows[len(rows) // 2]
             draws, here = draws[(ensemble.contexts == row).all(-1)], target.at(row[None])
-        wide = torch.where(target.angles, 0.0, 3 * torch.rand(CLIMBERS, 1).to(draws))
-        ends = ascend(here, here.initial_points(CLIMBERS) * 2**wide, steps=300, rate=0.3)[-1]
+        wide = torch.where(target.angles, 0.0, 3 * torch.rand(ASCENT_STARTS, 1).to(draws))
+        ends = ascend(here, here.initial_points(ASCENT_STARTS) * 2**wide, steps=300, rate=0.3)[-1]
         seen = draws[torch.randperm(len(draws), device=draws.device)[:2000]]
         with torch.no_grad():
             level = here.log_prob(seen).median() - SLACK

@@ -36,14 +36,14 @@ class BlockReport(NamedTuple):
     rollbacks: int
     steps: int
     integration_steps: int
-    gap: float
-    stay: float
+    log_q_error: float
+    defensive_weight: float
     seconds: float
 
     @property
     def covers(self) -> bool:
         """Whether any particles go by it."""
-        return self.stay < 1
+        return self.defensive_weight < 1
 
 
 class Standardized(VelocityMLP):
@@ -76,20 +76,20 @@ class Block(ContinuousTransform):
     It is trained by a single midpoint step, which is cheap, and then integrated to the end.
     """
 
-    SAVED = ("beta", "refinement", "stay", "method")
+    SAVED = ("beta", "refinement", "defensive_weight", "method")
     scale: Tensor
     step_size: Tensor
 
     def __init__(self, features: int, hidden_features: int) -> None:
         super().__init__(Standardized(features, hidden_features), 1, "midpoint")
-        self.beta, self.refinement, self.stay = 1.0, False, 0.0
+        self.beta, self.refinement, self.defensive_weight = 1.0, False, 0.0
         self.register_buffer("scale", torch.ones(features))
         self.register_buffer("step_size", torch.tensor(optimal_step_size(features)))
 
     @property
     def map(self) -> driver.Pushes | None:
         """How it carries particles; None where they are better off without."""
-        return self(None) if self.stay < 1 else None
+        return self(None) if self.defensive_weight < 1 else None
 
     def get_extra_state(self) -> dict[str, Any]:
         return {**super().get_extra_state(), **{name: getattr(self, name) for name in self.SAVED}}
@@ -132,7 +132,7 @@ class AnnealedFlow(TransportFlow):
             self.blocks.append(self.new_block())
 
 
-class Start:
+class BaseDensity:
     """The start's density, with its gradient, as paths take it."""
 
     def __init__(self, flow: nn.Module) -> None:

@@ -51,14 +51,14 @@ from ...flows.proposal import Proposal
 from ...flows.recipes import gaussian
 from ...options import FitOptions
 from ...smc import driver, particles, paths
-from ...smc.particles import Cloud
+from ...smc.particles import Particles
 from ...smc.starts import overdispersed_base
 from ...target.density import Target
 from ...train import History, fit
 from ...weights import ess_fraction
 from ..base import FlowGuide
-from .blocks import AnnealedFlow, Block, BlockReport, Standardized, Start
-from .losses import LOSSES, Loss, Move
+from .blocks import AnnealedFlow, BaseDensity, Block, BlockReport, Standardized
+from .losses import LOSSES, Loss, TransportBatch
 
 __all__ = ["AutoAnnealingFlow"]
 
@@ -71,7 +71,7 @@ FEWEST = 10  #: particles' worth of weight that must be left after a stage
 FEWEST_PARTICLES = 10 * FEWEST  #: that blocks can be trained on
 NUM_REFINE = 1024  #: particles on which the integrator is checked
 NUM_WEIGHED = 4096  #: on which the share of particles that a block leaves behind is chosen
-SHARES = 1.0, 0.4, 0.2, 0.1, 0.05, 0.02  #: of which it is
+DEFENSIVE_GRID = 1.0, 0.4, 0.2, 0.1, 0.05, 0.02  #: of which it is
 TIE = 1e-9  #: nats, between shares that differ by rounding: a block may move nothing
 STEP_TOLERANCE = 2e-4  #: nats by which the integrator may be off in each block
 FLOW_TOLERANCE = 5e-4  #: nats by which the flow's sampling and scoring may differ
@@ -114,9 +114,9 @@ class AutoAnnealingFlow(FlowGuide):
         start: nn.Module | float | None = None,
         schedule: Sequence[float] | None = None,
         ess: float = 0.8,
-        refinements: int = 0,
+        refinement_blocks: int = 0,
         objective: str = "variance",
-        wasserstein: float | None = None,
+        transport_cost: float | None = None,
         num_particles: int = 16384,
         moves: int = 5,
         hidden_features: int = 64,
@@ -124,7 +124,11 @@ class AutoAnnealingFlow(FlowGuide):
         options: FitOptions | None = None,
     ) -> None:
         default = FitOptions(
-            max_steps=100, batch_size=512, learning_rate=5e-3, anneal=True, enough=0.999
+            max_steps=100,
+            batch_size=512,
+            learning_rate=5e-3,
+            cosine_schedule=True,
+            stop_at_ess=0.999,
         )
         super().__init__(model, options=options or default)
         if objective not in LOSSES:
@@ -137,20 +141,20 @@ class AutoAnnealingFlow(FlowGuide):
         if isinstance(start, int | float) and not 0 < start < torch.inf:
             raise ValueError(f"start must be a positive standard deviation, got {start}")
         self._loss, gamma = LOSSES[objective]
-        self.wasserstein = gamma if wasserstein is None else wasserstein
-        if not self.wasserstein >= 0:
-            raise ValueError(f"wasserstein must not be negative, got {wasserstein}")
+        self.transport_cost = gamma if transport_cost is None else transport_cost
+        if not self.transport_cost >= 0:
+            raise ValueError(f"wasserstein must not be negative, got {transport_cost}")
         if num_particles < FEWEST_PARTICLES:
             raise ValueError(
                 f"num_particles must be at least {FEWEST_PARTICLES}, got {num_particles}"
             )
-        if moves < 0 or refinements < 0:
+        if moves < 0 or refinement_blocks < 0:
             raise ValueError(
-                f"moves and refinements must not be negative, got {moves} and {refinements}"
+                f"moves and refinements must not be negative, got {moves} and {refinement_blocks}"
             )
         self._start = (start,)
-        self.schedule, self.ess, self.refinements = schedule, ess, refinements
-        self.num_particles, self.moves = num_particles, moves
+        self.schedule, self.ess, self.refinement_blocks = schedule, ess, refinement_blocks
+        self.num_particles, self.mcmc_steps = num_particles, moves
         self.hidden_features, self.method = hidden_features, method
         self.reports: list[BlockReport] = []
         self._led_to: Target | None = None
@@ -185,7 +189,7 @@ class AutoAnnealingFlow(FlowGuide):
     def train_flow(self, target: Target, contexts: Tensor | None) -> History:
         assert isinstance(self.flow, AnnealedFlow)
         target.initial_points(1)  # raises where the density is not finite anywhere
-        self._forget_other(target)
+        self._drop_stale_blocks(target)
         if not self.flow.blocks:
             self._initialize_start(target)
         history, start = History(stopped="enough"), time.perf_counter()
@@ -197,9 +201,9 @@ class AutoAnnealingFlow(FlowGuide):
                 bar.update(beta - bar.n)
                 bar.set_postfix(blocks=len(self.flow.blocks), ess=f"{self.reports[-1].ess:.3f}")
             self._warn_if_uncovered(target, cloud)
-            for _ in range(self.refinements - self._count_refinements()):
+            for _ in range(self.refinement_blocks - self._count_refinements()):
                 self._refine_once(target)
-            self._settle()
+            self._double_steps()
         except KeyboardInterrupt:
             warnings.warn(
                 f"interrupted at beta = {beta:.3f}: {len(self.flow.blocks)} finished blocks are "
@@ -216,19 +220,19 @@ class AutoAnnealingFlow(FlowGuide):
             seconds=time.perf_counter() - start,
         )
 
-    def _forget_other(self, target: Target) -> None:
+    def _drop_stale_blocks(self, target: Target) -> None:
         """Drops the blocks, where they lead to another density than this: other data."""
         assert isinstance(self.flow, AnnealedFlow)
         last, self._led_to = self._led_to or target, target
         if last is target:
             return
-        x = Start(self.flow.start).sample(64)
+        x = BaseDensity(self.flow.start).sample(64)
         with torch.no_grad():
             if not torch.equal(last.log_prob(x), target.log_prob(x)):
                 del self.flow.blocks[:]
                 self.reports.clear()
 
-    def _resume(self, target: Target) -> tuple[Cloud, float]:
+    def _resume(self, target: Target) -> tuple[Particles, float]:
         """Equally weighted particles where the finished blocks end, and where that is."""
         with torch.no_grad():
             cloud = self._carried(target, self.num_particles, 1)
@@ -246,7 +250,7 @@ class AutoAnnealingFlow(FlowGuide):
         assert isinstance(self.flow, AnnealedFlow)
         return len(self.flow.blocks) - len(self._annealing_blocks())
 
-    def _next_beta(self, cloud: Cloud, beta: float) -> float:
+    def _next_beta(self, cloud: Particles, beta: float) -> float:
         if self.schedule is not None:
             following = min(b for b in self.schedule if b > beta)
         else:
@@ -261,18 +265,18 @@ class AutoAnnealingFlow(FlowGuide):
             )
         return following
 
-    def _add_block(self, target: Target, cloud: Cloud, beta: float) -> tuple[float, Cloud]:
+    def _add_block(self, target: Target, cloud: Particles, beta: float) -> tuple[float, Particles]:
         assert isinstance(self.flow, AnnealedFlow)
         clock, following = time.perf_counter(), self._next_beta(cloud, beta)
         stage = self._unmoved(target, cloud, following)
-        unmoved = driver.push(cloud, stage)
+        unmoved = driver.transport(cloud, stage)
         before = _ess(unmoved)
         block, history, rollbacks = self._trained(target, cloud, following, before, stage.scale)
-        density = _path_density(target, Start(self.flow.start), beta)
+        density = _path_density(target, BaseDensity(self.flow.start), beta)
         gap = refine(block, _spread_out(cloud.x), STEP_TOLERANCE, density)
-        block.stay = _share_to_stay(block, cloud, unmoved, density)
+        block.defensive_weight = _choose_defensive_weight(block, cloud, unmoved, density)
         stage = _with_map(stage, block, beta)
-        pushed = driver.push(cloud, stage) if block.stay < 1 else unmoved
+        pushed = driver.transport(cloud, stage) if block.defensive_weight < 1 else unmoved
         ess = _ess(pushed)
         if not ess * self.num_particles >= FEWEST:
             raise ValueError(
@@ -281,7 +285,7 @@ class AutoAnnealingFlow(FlowGuide):
                 f"ess=, a finer schedule=), more particles, or a start that covers the target."
             )
         cloud = particles.resample(pushed, torch.inf)
-        cloud, step_size = driver.tune(cloud, stage, self.moves, ACCEPT)
+        cloud, step_size = driver.move_and_tune(cloud, stage, self.mcmc_steps, ACCEPT)
         block.beta = following
         block.scale.copy_(stage.scale)
         block.step_size.copy_(step_size)
@@ -296,18 +300,18 @@ class AutoAnnealingFlow(FlowGuide):
                 history.steps,
                 block.steps,
                 gap,
-                block.stay,
+                block.defensive_weight,
                 seconds,
             )
         )
         return following, cloud
 
-    def _unmoved(self, target: Target, cloud: Cloud, beta: float) -> driver.Stage:
+    def _unmoved(self, target: Target, cloud: Particles, beta: float) -> driver.Stage:
         """The next stage without a map, its moves as wide as the density is there."""
         assert isinstance(self.flow, AnnealedFlow)
-        start, ones = Start(self.flow.start), torch.ones_like(cloud.x[0])
+        start, ones = BaseDensity(self.flow.start), torch.ones_like(cloud.x[0])
         at = ones.new_tensor(beta)
-        here = particles.reweight(cloud, paths.place(cloud.state, at, ones))
+        here = particles.reweight(cloud, paths.at_beta(cloud.state, at, ones))
         here = particles.resample(here, torch.inf)
         scale = paths.local_scale(here.state.grad, here.x)
         blocks = self._annealing_blocks()
@@ -315,13 +319,13 @@ class AutoAnnealingFlow(FlowGuide):
         return driver.Stage(None, paths.density(target, start, at, scale), scale, step_size)
 
     def _trained(
-        self, target: Target, cloud: Cloud, beta: float, before: float, scale: Tensor
+        self, target: Target, cloud: Particles, beta: float, before: float, scale: Tensor
     ) -> tuple[Block, History, int]:
         """A block that makes the weights more even; after too many tries, one that stays put."""
         assert isinstance(self.flow, AnnealedFlow)
-        density = _path_density(target, Start(self.flow.start), beta)
+        density = _path_density(target, BaseDensity(self.flow.start), beta)
         options = replace(self.options, progress=False)
-        for rollbacks in range(RETRIES + 1 if before < options.enough else 0):
+        for rollbacks in range(RETRIES + 1 if before < options.stop_at_ess else 0):
             block = self.flow.new_block()
             assert isinstance(block.velocity, Standardized)
             block.velocity.standardize(cloud.x.mean(0), scale)
@@ -343,7 +347,7 @@ class AutoAnnealingFlow(FlowGuide):
             options = replace(options, learning_rate=options.learning_rate / 3)
         block = self.flow.fresh_block()
         block.method = self.method
-        if before >= options.enough:
+        if before >= options.stop_at_ess:
             return block, History(), 0
         if before < EVEN:
             warnings.warn(
@@ -358,7 +362,7 @@ class AutoAnnealingFlow(FlowGuide):
     def _closure(
         self,
         block: Block,
-        cloud: Cloud,
+        cloud: Particles,
         density: Callable[[Tensor], Tensor],
         beta: float,
     ) -> Callable[[], Loss]:
@@ -366,9 +370,9 @@ class AutoAnnealingFlow(FlowGuide):
             index = torch.randint(len(cloud.x), (self.options.batch_size,), device=cloud.x.device)
             before = type(cloud.state)(*(value[index] for value in cloud.state))
             x, ladj = block(None).push(before.x)
-            move = Move(before, x, ladj, lambda: density(x).double(), beta)
+            move = TransportBatch(before, x, ladj, lambda: density(x).double(), beta)
             loss, log_w = self._loss(move)
-            return loss + self.wasserstein * move.cost(), log_w
+            return loss + self.transport_cost * move.cost(), log_w
 
         return closure
 
@@ -380,8 +384,8 @@ class AutoAnnealingFlow(FlowGuide):
             x, log_q = self.flow(None).rsample_and_log_prob((self.num_particles,))
         log_p, grad = target.log_prob_and_grad(x)
         log_p, log_q = log_p.double(), log_q.double()
-        state = paths.State(x, log_q, grad, x, log_p, log_q, grad, torch.zeros_like(grad))
-        cloud = Cloud(state, torch.zeros_like(log_q)[None], torch.zeros_like(log_q[:1]))
+        state = paths.TemperedState(x, log_q, grad, x, log_p, log_q, grad, torch.zeros_like(grad))
+        cloud = Particles(state, torch.zeros_like(log_q)[None], torch.zeros_like(log_q[:1]))
         before = float(ess_fraction(state.log_p - state.log_q))
         block, history, rollbacks = self._trained(
             target, cloud, 1.0, before, paths.local_scale(grad, x)
@@ -395,23 +399,31 @@ class AutoAnnealingFlow(FlowGuide):
         ess = float(ess_fraction(log_w))
         self.reports.append(
             BlockReport(
-                1.0, before, ess, rollbacks, history.steps, block.steps, gap, block.stay, seconds
+                1.0,
+                before,
+                ess,
+                rollbacks,
+                history.steps,
+                block.steps,
+                gap,
+                block.defensive_weight,
+                seconds,
             )
         )
 
-    def _settle(self) -> None:
+    def _double_steps(self) -> None:
         """More steps where the flow's own draws need them: blocks were refined on particles."""
         assert isinstance(self.flow, AnnealedFlow)
         for _ in range(DOUBLINGS):
-            if Proposal(self.flow).gap() <= FLOW_TOLERANCE:
+            if Proposal(self.flow).log_q_error() <= FLOW_TOLERANCE:
                 return
             for block in self.flow.blocks:
                 assert isinstance(block, Block)
                 block.steps *= 2
 
-    def _warn_if_uncovered(self, target: Target, cloud: Cloud) -> None:
+    def _warn_if_uncovered(self, target: Target, cloud: Particles) -> None:
         assert isinstance(self.flow, AnnealedFlow)
-        start = Start(self.flow.start)
+        start = BaseDensity(self.flow.start)
         least = start.log_prob(start.sample(1000)).min()
         outside = float((cloud.state.log_q < least.detach()).double().mean())
         if outside > 0.01:
@@ -435,7 +447,7 @@ class AutoAnnealingFlow(FlowGuide):
         islands: int = 16,
         target: Target | None = None,
         **kwargs: Any,
-    ) -> Cloud:
+    ) -> Particles:
         r"""Fresh particles of the posterior, carried by the frozen blocks and corrected on the way.
 
         The evidence they estimate is unbiased; averages with their weights are consistent, whatever
@@ -453,7 +465,7 @@ class AutoAnnealingFlow(FlowGuide):
         """
         if islands < 1 or num_particles < 1 or num_particles % islands:
             raise ValueError(f"{num_particles} particles do not divide into {islands} islands")
-        target = self.bind(*args, **kwargs) if target is None else target
+        target = self.target_for(*args, **kwargs) if target is None else target
         if (beta := self._reached()) < 1:
             raise ValueError(
                 f"the path ends at beta = {beta:.4g}, short of the target: call fit, which goes on "
@@ -461,22 +473,24 @@ class AutoAnnealingFlow(FlowGuide):
             )
         return self._carried(target, num_particles, islands)
 
-    def _carried(self, target: Target, num_particles: int, islands: int) -> Cloud:
+    def _carried(self, target: Target, num_particles: int, islands: int) -> Particles:
         """Fresh particles where the finished blocks end."""
-        return deque(self.trail(target, num_particles, islands), maxlen=1).pop()
+        return deque(self.intermediate_particles(target, num_particles, islands), maxlen=1).pop()
 
     @torch.no_grad()
-    def trail(self, target: Target, num_particles: int, islands: int) -> Iterator[Cloud]:
+    def intermediate_particles(
+        self, target: Target, num_particles: int, islands: int
+    ) -> Iterator[Particles]:
         """The clouds on the way of :meth:`particles`: of the start, then after every block."""
         assert isinstance(self.flow, AnnealedFlow)
-        start = Start(self.flow.start)
+        start = BaseDensity(self.flow.start)
         x = start.sample(num_particles)
         ones = torch.ones_like(x[0])
         cloud = particles.init(x, paths.density(target, start, 0 * ones[0], ones), islands)
         yield cloud
         beta = 0.0
         for block in self._annealing_blocks():
-            cloud = driver.advance(cloud, self._stage(target, block, beta), self.moves)
+            cloud = driver.advance(cloud, self._stage(target, block, beta), self.mcmc_steps)
             beta = block.beta
             yield cloud
 
@@ -484,7 +498,7 @@ class AutoAnnealingFlow(FlowGuide):
         """What a finished block does to particles from beta."""
         assert isinstance(self.flow, AnnealedFlow)
         at = block.scale.new_tensor(block.beta)
-        density = paths.density(target, Start(self.flow.start), at, block.scale)
+        density = paths.density(target, BaseDensity(self.flow.start), at, block.scale)
         stage = driver.Stage(None, density, block.scale, block.step_size)
         return _with_map(stage, block, beta)
 
@@ -498,14 +512,16 @@ def _check_schedule(schedule: Sequence[float]) -> None:
 def _with_map(stage: driver.Stage, block: Block, beta: float) -> driver.Stage:
     """The stage by way of a block that begins at ``beta``."""
     before = partial(paths.log_path, beta=block.scale.new_tensor(beta))
-    return stage._replace(map=block.map, stay=block.stay, before=before)
+    return stage._replace(
+        map=block.map, defensive_weight=block.defensive_weight, previous_log_prob=before
+    )
 
 
 @torch.no_grad()
-def _share_to_stay(
+def _choose_defensive_weight(
     block: Block,
-    cloud: Cloud,
-    unmoved: Cloud,
+    cloud: Particles,
+    unmoved: Particles,
     density: Callable[[Tensor], Tensor],
 ) -> float:
     r"""The share of particles to leave behind, of :data:`SHARES`, for the most even weights.
@@ -525,13 +541,13 @@ def _share_to_stay(
     z, ladj = block(None).pull(cloud.x[rows])
     here, there = cloud.state.log_pi[rows], unmoved.state.log_pi[rows]
     carried = density(z).double() + ladj.double()
-    mixture = driver.log_mixture(carried.new_tensor(SHARES)[:, None], here, carried)
+    mixture = driver.log_mixture(carried.new_tensor(DEFENSIVE_GRID)[:, None], here, carried)
     cubes = (there - here) + 3 * (there - mixture)
     moments = torch.where(cubes.isnan(), -torch.inf, cubes).logsumexp(-1)
-    return SHARES[int((moments <= moments.min() + TIE).double().argmax())]
+    return DEFENSIVE_GRID[int((moments <= moments.min() + TIE).double().argmax())]
 
 
-def _path_density(target: Target, start: Start, beta: float) -> Callable[[Tensor], Tensor]:
+def _path_density(target: Target, start: BaseDensity, beta: float) -> Callable[[Tensor], Tensor]:
     r""":math:`\log\tilde f`, differentiable; the ends ask only the density they need."""
     if beta == 0:
         return start.log_prob
@@ -550,5 +566,5 @@ def _spread_out(x: Tensor) -> Tensor:
     return x[:: max(1, len(x) // NUM_REFINE)][:NUM_REFINE]
 
 
-def _ess(cloud: Cloud) -> float:
+def _ess(cloud: Particles) -> float:
     return float(ess_fraction(cloud.log_w[0]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Move(NamedTuple):
+class TransportBatch(NamedTuple):
     """A minibatch carried by a block, differentiable.
 
     Attributes:
@@ -38,7 +38,7 @@ class Move(NamedTuple):
 Loss = tuple[Tensor, Tensor | None]
 
 
-def _variance(move: Move) -> Loss:
+def _variance(move: TransportBatch) -> Loss:
     log_w = move.log_weights()
     finite = torch.isfinite(log_w)
     known = torch.where(finite, log_w.detach(), -torch.inf)
@@ -47,13 +47,13 @@ def _variance(move: Move) -> Loss:
     return (2 * (1 + excess.square()).sqrt() - 2).sum() / finite.sum(), log_w.detach()
 
 
-def _kl(move: Move) -> Loss:
+def _kl(move: TransportBatch) -> Loss:
     log_w = move.log_weights()
     finite = torch.isfinite(log_w)
     return -torch.where(finite, log_w, 0.0).sum() / finite.sum(), log_w.detach()
 
 
-def _linear(move: Move) -> Loss:
+def _linear(move: TransportBatch) -> Loss:
     score = (1 - move.beta) * move.before.grad_b + move.beta * move.before.grad_p
     gain = (score * (move.x - move.before.x)).sum(-1)
     return -(gain + move.ladj).mean(), None

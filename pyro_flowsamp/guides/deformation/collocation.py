@@ -29,22 +29,29 @@ from torch import Tensor
 
 from ...nn.mlp import VelocityMLP
 from ...smc import driver, particles
-from ...smc.particles import Cloud
+from ...smc.particles import Particles
 from ...smc.starts import overdispersed_base
 from ...target.density import Target
 from ...transitions import langevin
 from ...transitions.step_size import optimal_step_size
 from ...weights import Evidence
-from .energy_path import BoltzmannPath, Spot
+from .energy_path import BoltzmannPath, PathState
 from .velocity_flow import GeneralisedNormal
 
-__all__ = ["ACCEPT", "Arrived", "Sample", "Walkers", "arrivals", "explore"]
+__all__ = [
+    "ACCEPT",
+    "TerminalParticles",
+    "Sample",
+    "CollocationPoints",
+    "anneal_from_bases",
+    "run_smc",
+]
 
 
 ACCEPT = 0.574  #: acceptance that Langevin steps are tuned to
 RESAMPLE_BELOW = 0.5  #: effective sample size of a crowd, as a fraction
-FOLLOWERS = 16  #: of each kind, at each time
-CROWDS = 4
+POINTS_PER_TIME = 16  #: of each kind, at each time
+NUM_SOURCES = 4
 SELECTIONS = 1.0, 0.5  #: powers of the explorers' weights
 MOVES = 4  #: of explorers in each slice, for every 16 dimensions begun
 
@@ -54,14 +61,14 @@ class Sample(NamedTuple):
 
     t: Tensor
     u: Tensor
-    rate: Tensor
-    slope: Tensor
+    denergy_dt: Tensor
+    grad_energy: Tensor
 
 
-class Explorers(NamedTuple):
+class SMCHistory(NamedTuple):
     """Spots ``(S, N, ...)`` at all times, their weights ``(S, N)`` and the path's evidence."""
 
-    spots: Spot
+    states: PathState
     weights: Tensor
     step_sizes: Tensor
     evidence: Evidence
@@ -72,7 +79,7 @@ def _stage(density: langevin.Density, like: Tensor, step_size: Tensor) -> driver
 
 
 @torch.no_grad()
-def explore(
+def run_smc(
     path: BoltzmannPath,
     target: Target,
     base: GeneralisedNormal,
@@ -82,7 +89,7 @@ def explore(
     num: int = 1024,
     islands: int = 8,
     selection: float = 1.0,
-) -> Explorers:
+) -> SMCHistory:
     """Anneals ``num`` particles along a path without its detour, from a base ``width`` as wide.
 
     The more dimensions, the more changes from slice to slice, and the more moves follow each.
@@ -92,39 +99,39 @@ def explore(
     moves = MOVES * ceil(target.dim / 16)
 
     def stage(t: Tensor) -> driver.Stage:
-        def density(u: Tensor) -> Spot:
-            return path.spot(target, t.expand(len(u)), u, width, detour=False)
+        def density(u: Tensor) -> PathState:
+            return path.state_at(target, t.expand(len(u)), u, width, learned_term=False)
 
         return _stage(density, path.loc, step_size)
 
     step_size = torch.full_like(times[0], optimal_step_size(target.dim))
     cloud = particles.init(width * base.sample((num,)), stage(times[0]).density, islands)
-    spots, weights, sizes = [cloud.state], [cloud.log_weights.softmax(0)], [step_size]
+    states, weights, sizes = [cloud.state], [cloud.log_weights.softmax(0)], [step_size]
     for t in times[1:]:
-        pushed = driver.push(cloud, stage(t))
+        pushed = driver.transport(cloud, stage(t))
         gain = (pushed.log_w - cloud.log_w).nan_to_num(nan=-inf, neginf=-inf)
         pushed = pushed._replace(log_w=cloud.log_w + selection * gain)
         cloud = particles.resample(pushed, RESAMPLE_BELOW)
-        cloud, step_size = driver.tune(cloud, stage(t), moves, ACCEPT)
-        spots.append(cloud.state)
+        cloud, step_size = driver.move_and_tune(cloud, stage(t), moves, ACCEPT)
+        states.append(cloud.state)
         weights.append(cloud.log_weights.softmax(0))
         sizes.append(step_size)
     log_z, error = cloud.evidence
     log_z = log_z + base.log_z + target.dim * log(width)
-    stacked = Spot(*(torch.stack(values) for values in zip(*spots)))
-    return Explorers(
+    stacked = PathState(*(torch.stack(values) for values in zip(*states)))
+    return SMCHistory(
         stacked, torch.stack(weights).to(path.loc), torch.stack(sizes), Evidence(log_z, error)
     )
 
 
-def _joined(parts: Sequence[Explorers]) -> Explorers:
+def _joined(parts: Sequence[SMCHistory]) -> SMCHistory:
     """All of them, equally often; evidence and step sizes are the first ones'."""
-    spots = Spot(*(torch.cat(values, 1) for values in zip(*(part.spots for part in parts))))
+    states = PathState(*(torch.cat(values, 1) for values in zip(*(part.states for part in parts))))
     weights = torch.cat([part.weights for part in parts], 1) / len(parts)
-    return parts[0]._replace(spots=spots, weights=weights)
+    return parts[0]._replace(states=states, weights=weights)
 
 
-class Arrived(NamedTuple):
+class TerminalParticles(NamedTuple):
     """Particles annealed to the target, whatever the flow does.
 
     Attributes:
@@ -141,9 +148,9 @@ class Arrived(NamedTuple):
 
 
 @torch.no_grad()
-def arrivals(
+def anneal_from_bases(
     path: BoltzmannPath, target: Target, base: GeneralisedNormal, times: Tensor
-) -> tuple[dict[str, Arrived], Tensor]:
+) -> tuple[dict[str, TerminalParticles], Tensor]:
     """Particles annealed from several bases, and step sizes ``(S,)`` along the path.
 
     The bases are an over-dispersed one, one twice as wide as the path's, and the path's own, here
@@ -157,15 +164,17 @@ def arrivals(
     far.loc.copy_(start.loc)
     far.scale.copy_(start.scale * 2**0.5)
     for way in (plain, far):
-        way.pace.copy_(path.pace)
+        way.log_kappa.copy_(path.log_kappa)
 
-    def arrive(way: BoltzmannPath, base: GeneralisedNormal, width: float) -> Explorers:
-        return explore(way, target, base, times, width=width)
+    def arrive(way: BoltzmannPath, base: GeneralisedNormal, width: float) -> SMCHistory:
+        return run_smc(way, target, base, times, width=width)
 
-    def ends(way: BoltzmannPath, crowd: Explorers) -> Arrived:
-        x, log_prob = crowd.spots.x[-1], crowd.spots.log_pi[-1]
+    def ends(way: BoltzmannPath, population: SMCHistory) -> TerminalParticles:
+        x, log_prob = population.states.x[-1], population.states.log_pi[-1]
         log_prob = log_prob - way.scale.log().sum()
-        return Arrived(way.loc + way.scale * x, log_prob, crowd.weights[-1], crowd.evidence)
+        return TerminalParticles(
+            way.loc + way.scale * x, log_prob, population.weights[-1], population.evidence
+        )
 
     own = arrive(path, base, 1.0)
     found = {
@@ -181,9 +190,9 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
     return values[torch.arange(len(index), device=index.device)[:, None], index]
 
 
-def _needed(spot: Spot) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _needed(state: PathState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What the loss takes."""
-    return spot.x, spot.rate, spot.slope, spot.turn
+    return state.x, state.denergy_dt, state.grad_energy, state.dgrad_dt
 
 
 def _out_of_line(log_w: Tensor) -> Tensor:
@@ -193,7 +202,7 @@ def _out_of_line(log_w: Tensor) -> Tensor:
     return 0.1 + gap.nan_to_num(nan=0.0).abs().clamp(max=10.0)  # the dead are not sought
 
 
-class Walkers:
+class CollocationPoints:
     """The four crowds.
 
     Arguments:
@@ -222,65 +231,65 @@ class Walkers:
     ) -> None:
         self.path, self.velocity, self.target, self.base = path, velocity, target, base
         self.times = times
-        parts = [explore(path, target, base, times, width=width, selection=s) for s in SELECTIONS]
+        parts = [run_smc(path, target, base, times, width=width, selection=s) for s in SELECTIONS]
         if not all(torch.isfinite(part.evidence.log_z) for part in parts):
             raise ValueError(
                 "no particle that was annealed from the base to the target has kept any weight: "
                 "the base must cover the target's support (give another scale), or the times lie "
                 "too far apart."
             )
-        self.explorers = _joined(parts)
-        self.step_sizes = self.explorers.step_sizes[:, None]
-        self.t = times[:, None].expand(-1, FOLLOWERS).reshape(-1)
-        self.followers, self.trajectories, self.returning = (self._start() for _ in range(3))
+        self.history = _joined(parts)
+        self.step_sizes = self.history.step_sizes[:, None]
+        self.t = times[:, None].expand(-1, POINTS_PER_TIME).reshape(-1)
+        self.smc_points, self.trajectories, self.returning = (self._start() for _ in range(3))
         self._gather()
 
-    def _density(self, u: Tensor) -> Spot:
-        return self.path.spot(self.target, self.t, u)
+    def _density(self, u: Tensor) -> PathState:
+        return self.path.state_at(self.target, self.t, u)
 
     @torch.no_grad()
-    def _start(self) -> Cloud:
-        index = self.explorers.weights.multinomial(FOLLOWERS, replacement=True)
-        u = pick(self.explorers.spots.x, index).flatten(0, 1)
+    def _start(self) -> Particles:
+        index = self.history.weights.multinomial(POINTS_PER_TIME, replacement=True)
+        u = pick(self.history.states.x, index).flatten(0, 1)
         return particles.init(u, self._density, len(self.times))
 
     def _entering(self, back: bool) -> tuple[Tensor, Tensor]:
         """Fresh ones with their log densities: of the base, or explorers that have arrived."""
         if not back:
-            u = self.base.sample((FOLLOWERS,))
+            u = self.base.sample((POINTS_PER_TIME,))
             return u, -self.path.base(u)[0].double()
-        index = self.explorers.weights[-1].multinomial(FOLLOWERS, replacement=True)
-        return self.explorers.spots.x[-1, index], self.explorers.spots.log_pi[-1, index]
+        index = self.history.weights[-1].multinomial(POINTS_PER_TIME, replacement=True)
+        return self.history.states.x[-1, index], self.history.states.log_pi[-1, index]
 
-    def _carry(self, cloud: Cloud, back: bool = False) -> Cloud:
+    def _carry(self, cloud: Particles, back: bool = False) -> Particles:
         """One time further, or back, by a midpoint step, with the weight of it."""
 
         def on(values: Tensor, fresh: Tensor) -> Tensor:
             """What was at each time is now at the next, ``(S, ...)``."""
             return torch.cat([values[1:], fresh[None]] if back else [fresh[None], values[:-1]])
 
-        shape = (len(self.times), FOLLOWERS)
+        shape = (len(self.times), POINTS_PER_TIME)
         x, log_prob = self._entering(back)
         u = on(cloud.x.unflatten(0, shape), x).flatten(0, 1)
         log_pi = on(cloud.state.log_pi.unflatten(0, shape), log_prob).flatten()
         before = on(self.times, self.times[-1 if back else 0])
-        before = before[:, None].expand(-1, FOLLOWERS).reshape(-1)
+        before = before[:, None].expand(-1, POINTS_PER_TIME).reshape(-1)
         h = self.t - before
         middle = u + h[:, None] / 2 * self.velocity(before, u)
         v, divergence = self.velocity.with_divergence(before + h / 2, middle)
         weights = (on(value, torch.zeros_like(value[0])) for value in (cloud.log_w, cloud.log_z))
-        cloud = Cloud(cloud.state._replace(log_pi=log_pi), *weights)
+        cloud = Particles(cloud.state._replace(log_pi=log_pi), *weights)
         state = self._density(u + h[:, None] * v)
         return particles.reweight(cloud, state, (h * divergence).double())
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Everybody moves on."""
-        cloud = particles.resample(self._carry(self.followers), RESAMPLE_BELOW)
-        sizes = self.step_sizes.expand(-1, FOLLOWERS).reshape(-1, 1)
+        cloud = particles.resample(self._carry(self.smc_points), RESAMPLE_BELOW)
+        sizes = self.step_sizes.expand(-1, POINTS_PER_TIME).reshape(-1, 1)
         noise, log_u = torch.randn_like(cloud.x), torch.rand_like(cloud.state.log_pi).log()
         state, info = langevin.mala(cloud.state, self._density, sizes, noise, log_u)
-        self.followers = cloud._replace(state=state)
+        self.smc_points = cloud._replace(state=state)
         self.trajectories = self._carry(self.trajectories)
         self.returning = self._carry(self.returning, back=True)
         self._gather()
@@ -289,26 +298,28 @@ class Walkers:
 
     def _gather(self) -> None:
         """Puts down for :meth:`sample` who is where, ``(S, 3·m, ...)``, and how much sought."""
-        crowds = self.followers, self.trajectories, self.returning
-        shape = (len(self.times), FOLLOWERS)
-        each = [[v.unflatten(0, shape) for v in _needed(crowd.state)] for crowd in crowds]
+        populations = self.smc_points, self.trajectories, self.returning
+        shape = (len(self.times), POINTS_PER_TIME)
+        each = [
+            [v.unflatten(0, shape) for v in _needed(population.state)] for population in populations
+        ]
         self._places = [torch.cat(values, 1) for values in zip(*each)]
-        carried = [_out_of_line(crowd.log_w) for crowd in crowds[1:]]
-        self._sought = torch.cat([self.followers.log_w.softmax(-1), *carried])
+        carried = [_out_of_line(population.log_w) for population in populations[1:]]
+        self._sought = torch.cat([self.smc_points.log_w.softmax(-1), *carried])
 
     @torch.no_grad()
     def sample(self, num: int) -> Sample:
         """``num`` points of each crowd at each time, up to half a slice earlier or later."""
         chosen = self._sought.multinomial(num, replacement=True).split(len(self.times))
-        index = torch.cat([rows + k * FOLLOWERS for k, rows in enumerate(chosen)], 1)
-        explorer = self.explorers.weights.multinomial(num, replacement=True)
-        u, rate, slope, turn = (
-            torch.cat([pick(known, explorer), pick(place, index)], 1).flatten(0, 1)
-            for known, place in zip(_needed(self.explorers.spots), self._places)
+        index = torch.cat([rows + k * POINTS_PER_TIME for k, rows in enumerate(chosen)], 1)
+        index_history = self.history.weights.multinomial(num, replacement=True)
+        u, denergy_dt, grad_energy, dgrad_dt = (
+            torch.cat([pick(known, index_history), pick(place, index)], 1).flatten(0, 1)
+            for known, place in zip(_needed(self.history.states), self._places)
         )
-        t, shift = (v.repeat_interleave(CROWDS * num) for v in (self.times, self._shift()))
-        rate, slope = self.path.at(t, shift, u, rate, slope, turn)
-        return Sample(t + shift, u, rate, slope)
+        t, shift = (v.repeat_interleave(NUM_SOURCES * num) for v in (self.times, self._shift()))
+        denergy_dt, grad_energy = self.path.at(t, shift, u, denergy_dt, grad_energy, dgrad_dt)
+        return Sample(t + shift, u, denergy_dt, grad_energy)
 
     def _shift(self) -> Tensor:
         """Uniform over half of the slices on both sides, ``(S,)``: lest nobody looks between."""

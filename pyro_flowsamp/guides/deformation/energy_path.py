@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from ...nn.mlp import TimeMLP
 from ...target.density import Target
 
-__all__ = ["BoltzmannPath", "EnergyMLP", "Spot", "diffusion"]
+__all__ = ["BoltzmannPath", "EnergyMLP", "PathState", "diffusion"]
 
 
 class EnergyMLP(TimeMLP):
@@ -47,21 +47,21 @@ class EnergyMLP(TimeMLP):
         second, first_slope, second_slope = self.layers(t, x)
         value = self._value(x, second)[..., 0]  # (M, N)
         back = (second_slope * self.out_weight) @ self.mid_weight * first_slope
-        rate, slope = (back * self.time_weight).sum(-1), back @ self.in_weight
+        denergy_dt, grad_energy = (back * self.time_weight).sum(-1), back @ self.in_weight
         if self.kernels == 1:
-            return value[0], rate[0], slope[0]
+            return value[0], denergy_dt[0], grad_energy[0]
         mix = self.mix(t)
         assert isinstance(mix, Tensor)
         pull = (self.centres - t) * (self.kernels - 1) ** 2
         mix_rate = mix * (pull - (mix * pull).sum(0))
         return (
             (mix * value).sum(0),
-            (mix_rate * value + mix * rate).sum(0),
-            (mix[..., None] * slope).sum(0),
+            (mix_rate * value + mix * denergy_dt).sum(0),
+            (mix[..., None] * grad_energy).sum(0),
         )
 
 
-class Fixed(NamedTuple):
+class FixedTerms(NamedTuple):
     r"""What of a path is not learnt, at N points.
 
     Attributes:
@@ -72,13 +72,13 @@ class Fixed(NamedTuple):
     """
 
     energy: Tensor
-    rate: Tensor
-    slope: Tensor
-    turn: Tensor
+    denergy_dt: Tensor
+    grad_energy: Tensor
+    dgrad_dt: Tensor
 
 
-class Spot(NamedTuple):
-    r"""N points of a path; a :class:`~pyro_flowsamp.transitions.langevin.State`, and more.
+class PathState(NamedTuple):
+    r"""N points of a path; a :class:`~pyro_flowsamp.transitions.langevin.HMCState`, and more.
 
     Attributes:
         z, x: Positions u, ``(N, d)``.
@@ -91,9 +91,9 @@ class Spot(NamedTuple):
     log_pi: Tensor
     grad: Tensor
     x: Tensor
-    rate: Tensor
-    slope: Tensor
-    turn: Tensor
+    denergy_dt: Tensor
+    grad_energy: Tensor
+    dgrad_dt: Tensor
 
 
 Energy = Callable[[Tensor, Tensor], Tensor]
@@ -125,57 +125,61 @@ class BoltzmannPath(nn.Module):
 
     loc: Tensor
     scale: Tensor
-    pace: Tensor
+    log_kappa: Tensor
     constants: Tensor
 
     def __init__(
-        self, features: int, power: float, detour: EnergyMLP | None, given: Energy | None
+        self, features: int, power: float, learned_term: EnergyMLP | None, given: Energy | None
     ) -> None:
         super().__init__()
-        self.power, self.detour, self.given = power, detour, given
+        self.power, self.learned_term, self.given = power, learned_term, given
         self.register_buffer("loc", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
-        self.register_buffer("pace", torch.zeros(()))
+        self.register_buffer("log_kappa", torch.zeros(()))
         self.register_buffer("constants", torch.zeros(2))
-        self.share = 0.0
+        self.learned_fraction = 0.0
 
     def get_extra_state(self) -> float:
         """What of the state is no tensor: the share."""
-        return self.share
+        return self.learned_fraction
 
     def set_extra_state(self, state: float) -> None:
-        self.share = state
+        self.learned_fraction = state
 
     def base(self, u: Tensor, width: float = 1.0) -> tuple[Tensor, Tensor]:
         r""":math:`f_0(u/\text{width})` and its gradient."""
         v = u / width
-        slope = v.abs().pow(self.power - 1) * v.sign() * (self.power / width)
-        return v.abs().pow(self.power).sum(-1), slope
+        grad_energy = v.abs().pow(self.power - 1) * v.sign() * (self.power / width)
+        return v.abs().pow(self.power).sum(-1), grad_energy
 
-    def clock(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def beta_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`\beta_t` and its rate."""
-        steady = self.pace.abs() < 1e-3
-        pace = torch.where(steady, 1.0, self.pace)
-        end = torch.expm1(pace)
-        beta = torch.where(steady, t, torch.expm1(pace * t) / end)
-        return beta, torch.where(steady, torch.ones_like(t), pace * torch.exp(pace * t) / end)
+        steady = self.log_kappa.abs() < 1e-3
+        log_kappa = torch.where(steady, 1.0, self.log_kappa)
+        end = torch.expm1(log_kappa)
+        beta = torch.where(steady, t, torch.expm1(log_kappa * t) / end)
+        return beta, torch.where(
+            steady, torch.ones_like(t), log_kappa * torch.exp(log_kappa * t) / end
+        )
 
     def target_energy(self, target: Target, u: Tensor) -> Tensor:
         """:math:`f_1(u)`, the change of volume included."""
         return -target.log_prob(self.loc + self.scale * u) - self.scale.log().sum()
 
-    def fixed(self, target: Target, t: Tensor, u: Tensor) -> Fixed:
+    def fixed_terms(self, target: Target, t: Tensor, u: Tensor) -> FixedTerms:
         """What there is to the path but its detour, at points ``(N, d)`` and times ``(N,)``."""
         if self.given is not None:
             return self._given(t, u)
         f_0, g_0 = self.base(u)
         f_1, g_1 = _with_slope(lambda v: self.target_energy(target, v), u)
-        beta, pace = self.clock(t)
-        gap, turn = f_1 - f_0, g_1 - g_0
+        beta, log_kappa = self.beta_at(t)
+        gap, dgrad_dt = f_1 - f_0, g_1 - g_0
         energy = torch.where(t > 0, f_0 + beta * gap, f_0)  # also off the support: 0 times infinity
-        return Fixed(energy, pace * gap, g_0 + beta[:, None] * turn, pace[:, None] * turn)
+        return FixedTerms(
+            energy, log_kappa * gap, g_0 + beta[:, None] * dgrad_dt, log_kappa[:, None] * dgrad_dt
+        )
 
-    def _given(self, t: Tensor, u: Tensor) -> Fixed:
+    def _given(self, t: Tensor, u: Tensor) -> FixedTerms:
         assert self.given is not None
         keep = u.requires_grad
         with torch.enable_grad():
@@ -187,57 +191,73 @@ class BoltzmannPath(nn.Module):
                     f"the interpolation must return energies ({len(t)},), got {tuple(energy.shape)}"
                 )
             energy = energy - self.constants[0].lerp(self.constants[1], t)
-            rate, slope = torch.autograd.grad(energy.sum(), (t, v), create_graph=keep)
-        return Fixed(energy if keep else energy.detach(), rate, slope, torch.zeros_like(u))
+            denergy_dt, grad_energy = torch.autograd.grad(energy.sum(), (t, v), create_graph=keep)
+        return FixedTerms(
+            energy if keep else energy.detach(), denergy_dt, grad_energy, torch.zeros_like(u)
+        )
 
     def at(
-        self, t: Tensor, shift: Tensor, u: Tensor, rate: Tensor, slope: Tensor, turn: Tensor
+        self,
+        t: Tensor,
+        shift: Tensor,
+        u: Tensor,
+        denergy_dt: Tensor,
+        grad_energy: Tensor,
+        dgrad_dt: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Rate and slope a little later, ``t + shift``, without asking the target again."""
         if self.given is not None:
-            _, rate, slope, _ = self._given(t + shift, u)
-            return rate, slope
-        (beta, pace), (later, faster) = self.clock(t), self.clock(t + shift)
-        passed = (later - beta) / pace
-        return rate * faster / pace, slope + passed[:, None] * turn
+            _, denergy_dt, grad_energy, _ = self._given(t + shift, u)
+            return denergy_dt, grad_energy
+        (beta, log_kappa), (later, faster) = self.beta_at(t), self.beta_at(t + shift)
+        passed = (later - beta) / log_kappa
+        return denergy_dt * faster / log_kappa, grad_energy + passed[:, None] * dgrad_dt
 
-    def learnt(self, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def learned_terms(self, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Energy, rate and slope of the detour."""
-        if self.detour is None or not self.share:
+        if self.learned_term is None or not self.learned_fraction:
             zero = torch.zeros_like(t)
             return zero, zero, torch.zeros_like(u)
-        value, rate, slope = self.detour.with_derivatives(t, u)
-        bump, bump_rate = self.share * t * (1 - t), self.share * (1 - 2 * t)
-        return bump * value, bump_rate * value + bump * rate, bump[:, None] * slope
+        value, denergy_dt, grad_energy = self.learned_term.with_derivatives(t, u)
+        bump, bump_rate = self.learned_fraction * t * (1 - t), self.learned_fraction * (1 - 2 * t)
+        return bump * value, bump_rate * value + bump * denergy_dt, bump[:, None] * grad_energy
 
-    def spot(
-        self, target: Target, t: Tensor, u: Tensor, width: float = 1.0, detour: bool = True
-    ) -> Spot:
+    def state_at(
+        self, target: Target, t: Tensor, u: Tensor, width: float = 1.0, learned_term: bool = True
+    ) -> PathState:
         """Everything there is to know of points ``(N, d)`` at times ``(N,)``.
 
         ``width`` is that of the base of another, straight path; rate and slope stay of this one.
         """
-        fixed = self.fixed(target, t, u)
-        energy, slope = fixed.energy, fixed.slope
+        fixed = self.fixed_terms(target, t, u)
+        energy, grad_energy = fixed.energy, fixed.grad_energy
         if width != 1:
-            (f_0, g_0), (wide, g_wide), (beta, _) = self.base(u), self.base(u, width), self.clock(t)
+            (f_0, g_0), (wide, g_wide), (beta, _) = (
+                self.base(u),
+                self.base(u, width),
+                self.beta_at(t),
+            )
             energy = energy + (1 - beta) * (wide - f_0)
-            slope = slope + (1 - beta)[:, None] * (g_wide - g_0)
-        if detour and self.detour is not None:
-            more, _, steeper = self.learnt(t, u)
-            energy, slope = energy + more, slope + steeper
-        return Spot(u, -energy.double(), -slope, u, *fixed[1:])
+            grad_energy = grad_energy + (1 - beta)[:, None] * (g_wide - g_0)
+        if learned_term and self.learned_term is not None:
+            more, _, steeper = self.learned_terms(t, u)
+            energy, grad_energy = energy + more, grad_energy + steeper
+        return PathState(u, -energy.double(), -grad_energy, u, *fixed[1:])
 
-    def log_prob_at(self, s: float, spot: Spot, t: float) -> Tensor:
+    def log_prob_at(self, s: float, state: PathState, t: float) -> Tensor:
         """:math:`-f_s`, ``(N,)``, at points looked at at time t > 0, the target not asked again."""
-        earlier, later = (torch.full_like(spot.rate, time) for time in (s, t))
+        earlier, later = (torch.full_like(state.denergy_dt, time) for time in (s, t))
         if self.given is not None:
-            return -self._given(earlier, spot.x).energy.double()
+            return -self._given(earlier, state.x).energy.double()
         if s == 0:
-            return -self.base(spot.x)[0].double()
-        (before, _), (after, pace) = self.clock(earlier), self.clock(later)
-        detour = self.learnt(earlier, spot.x)[0] - self.learnt(later, spot.x)[0]
-        return spot.log_pi - ((before - after) / pace * spot.rate + detour).double()
+            return -self.base(state.x)[0].double()
+        (before, _), (after, log_kappa) = self.beta_at(earlier), self.beta_at(later)
+        learned_term = (
+            self.learned_terms(earlier, state.x)[0] - self.learned_terms(later, state.x)[0]
+        )
+        return (
+            state.log_pi - ((before - after) / log_kappa * state.denergy_dt + learned_term).double()
+        )
 
     @torch.no_grad()
     def check(self, target: Target, u: Tensor) -> None:
@@ -250,7 +270,10 @@ class BoltzmannPath(nn.Module):
             return
         zeros, ones = torch.zeros_like(u[:, 0]), torch.ones_like(u[:, 0])
         try:
-            first, last = self.fixed(target, zeros, u).energy, self.fixed(target, ones, u).energy
+            first, last = (
+                self.fixed_terms(target, zeros, u).energy,
+                self.fixed_terms(target, ones, u).energy,
+            )
         except (AttributeError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"the interpolation must map times (N,) and places (N, d) to differentiable "
@@ -302,5 +325,5 @@ def _with_slope(energy: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, 
     with torch.enable_grad():
         v = u if keep else u.detach().requires_grad_()
         value = energy(v)
-        (slope,) = torch.autograd.grad(value.sum(), v, create_graph=keep)
-    return (value if keep else value.detach()), slope
+        (grad_energy,) = torch.autograd.grad(value.sum(), v, create_graph=keep)
+    return (value if keep else value.detach()), grad_energy

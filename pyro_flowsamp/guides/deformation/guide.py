@@ -1,7 +1,8 @@
 r"""AutoDeformationFlow: a velocity trained on the deformation equation, from energies alone.
 
-See :mod:`pyro_flowsamp.guides.deformation.energy_path` for the equation, :mod:`pyro_flowsamp.guides.deformation.losses` for the
-loss, :mod:`pyro_flowsamp.guides.deformation.collocation` for the points it is demanded at.
+See :mod:`pyro_flowsamp.guides.deformation.energy_path` for the equation,
+:mod:`pyro_flowsamp.guides.deformation.losses` for the loss,
+:mod:`pyro_flowsamp.guides.deformation.collocation` for the points it is demanded at.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ...nn.mlp import TimeMLP, VelocityMLP
 from ...objectives import Objective, PathGradient
 from ...options import FitOptions
 from ...smc import driver, particles
-from ...smc.particles import Cloud
+from ...smc.particles import Particles
 from ...smc.starts import overdispersed_base
 from ...smc.tempering import tempered
 from ...target.density import Target
@@ -33,9 +34,9 @@ from ...train import History, fit
 from ...weights import Evidence, ess_fraction, log_evidence
 from ..auto_flow import AutoFlow
 from ..base import FlowGuide
-from .collocation import Arrived, arrivals
-from .energy_path import BoltzmannPath, Energy, EnergyMLP, Spot
-from .losses import LOSSES, TRAINERS, Trainer, residual
+from .collocation import TerminalParticles, anneal_from_bases
+from .energy_path import BoltzmannPath, Energy, EnergyMLP, PathState
+from .losses import COLLOCATION_LOSSES, LOSSES, CollocationLoss, residual
 from .velocity_flow import DeformationFlow, GeneralisedNormal
 
 __all__ = ["AutoDeformationFlow", "Progress"]
@@ -49,7 +50,9 @@ NUM_REFINE = 256  #: draws on which the integrator is checked
 NUM_COMPARE = 4096  #: draws for the flow's own evidence
 POLISH_RATE = 1e-4  #: learning rate of polishing
 SIGMAS, NATS = 4.0, 0.1  #: by how much evidences may differ
-STAY = 0.1  #: share of the particles that no slice carries, lest it hide what it draws away from
+DEFENSIVE_WEIGHT = (
+    0.1  #: share of the particles that no slice carries, lest it hide what it draws away from
+)
 SPARSE = 5.0  #: nats by which the flow's density may fall short of what its evidence promises
 MOST_MISSED = 0.01  #: of the flow's evidence, where it falls shorter
 
@@ -70,7 +73,7 @@ class AutoDeformationFlow(FlowGuide):
 
         guide = AutoDeformationFlow(model)
         guide.fit(data)
-        x, log_w = guide.path_weights(10_000, data)
+        x, log_w = guide.weighted_samples(10_000, data)
         log_z, error = log_evidence(log_w)
         cloud = guide.particles(16_000, data)      # corrected on the way
 
@@ -83,13 +86,13 @@ class AutoDeformationFlow(FlowGuide):
         interpolation: "linear"; "trainable", whose learnt detour from the linear path joins it
             early in training; or energies :math:`f_t(x)` of times ``(N,)`` and places ``(N, d)``,
             equal to those of the base at 0 and of the target at 1.
-        trainer: "walkers", on points kept near the path; or "trajectories", the paper's, along the
+        trainer: "smc", on points kept near the path; or "trajectories", the paper's, along the
             flow's own, through which gradients go back.
         loss: L(E): "mixed", :math:`|E| + E^2`, "absolute", "square", or "log".
         power: :math:`p` of the base :math:`e^{-\sum_i |(x_i - \mu_i) / \sigma|^p}`.
         scale: :math:`\sigma`, with :math:`\mu = 0`; by default both cover many points that climbed
             to their modes from far out, and the path's pace is that of an annealing from there.
-        train_scale: How much wider the base is from which training explores.
+        exploration_scale: How much wider the base is from which training explores.
         times: How many slices of time, or the slices' ends, from 0 to 1.
         hidden_features, kernels: Of both networks, see :class:`~pyro_flowsamp.nn.mlp.TimeMLP`.
         symmetry: Signed permutations of coordinates that leave base and target as they are, which
@@ -118,11 +121,11 @@ class AutoDeformationFlow(FlowGuide):
         model: Callable,
         *,
         interpolation: str | Energy = "trainable",
-        trainer: str = "walkers",
+        collocation: str = "smc",
         loss: str = "mixed",
         power: float = 2.0,
         scale: float | None = None,
-        train_scale: float = 1.0,
+        exploration_scale: float = 1.0,
         times: int | Sequence[float] = 32,
         hidden_features: int = 128,
         kernels: int = 1,
@@ -135,40 +138,46 @@ class AutoDeformationFlow(FlowGuide):
             max_steps=4000,
             batch_size=300,
             learning_rate=2e-2,
-            window=200,
-            anneal=True,
-            warm_up=0.1,
-            enough=1.0,
+            eval_every=200,
+            cosine_schedule=True,
+            warmup_fraction=0.1,
+            stop_at_ess=1.0,
         )
         super().__init__(model, options=options or default)
         if not callable(interpolation) and interpolation not in ("trainable", "linear"):
             raise ValueError(
                 f"interpolation must be 'trainable', 'linear' or a function, got '{interpolation}'"
             )
-        if trainer not in TRAINERS:
-            raise ValueError(f"trainer must be one of {sorted(TRAINERS)}, got '{trainer}'")
+        if collocation not in COLLOCATION_LOSSES:
+            raise ValueError(
+                f"trainer must be one of {sorted(COLLOCATION_LOSSES)}, got '{collocation}'"
+            )
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {sorted(LOSSES)}, got '{loss}'")
-        for name, value in (("power", power), ("scale", scale), ("train_scale", train_scale)):
+        for name, value in (
+            ("power", power),
+            ("scale", scale),
+            ("exploration_scale", exploration_scale),
+        ):
             if value is not None and not 0 < value < inf:
                 raise ValueError(f"{name} must be positive and finite, got {value}")
-        if callable(interpolation) and (train_scale != 1 or scale is None):
+        if callable(interpolation) and (exploration_scale != 1 or scale is None):
             raise ValueError(
                 "a given interpolation has a base of its own: give its scale, and leave "
-                "train_scale at 1"
+                "exploration_scale at 1"
             )
         if polish < 0:
             raise ValueError(f"polish must not be negative, got {polish}")
         self._interpolation = (interpolation,)
-        self.loss, self.trainer = loss, trainer
-        self.power, self.scale, self.train_scale = power, scale, train_scale
+        self.loss, self.collocation = loss, collocation
+        self.power, self.scale, self.exploration_scale = power, scale, exploration_scale
         self.times = _grid(times)
         self.hidden_features, self.kernels = hidden_features, kernels
         self.symmetry, self.polish = list(symmetry), polish
         self.objective = objective or PathGradient()
         self.progress: list[Progress] = []
         self.evidences: dict[str, Evidence] = {}
-        self.missed: dict[str, float] = {}
+        self.missed_mass: dict[str, float] = {}
 
     # ---- building -----------------------------------------------------------------------------
 
@@ -182,16 +191,16 @@ class AutoDeformationFlow(FlowGuide):
         dim, hidden, kernels = target.dim, self.hidden_features, self.kernels
         velocity = VelocityMLP(dim, hidden, kernels, units=0)
         velocity.damping = 1.0
-        detour = EnergyMLP(dim, hidden, kernels) if interpolation == "trainable" else None
+        learned_term = EnergyMLP(dim, hidden, kernels) if interpolation == "trainable" else None
         given = None if isinstance(interpolation, str) else interpolation
-        path = BoltzmannPath(dim, self.power, detour, given)
+        path = BoltzmannPath(dim, self.power, learned_term, given)
         flow = DeformationFlow(path, velocity, len(self.times), STEPS)
         if self.symmetry:
             elements = group(self.symmetry)
             for net in _networks(flow):
                 tie(net, elements)
         if self.scale is not None:
-            flow.place(torch.zeros(dim), torch.full((dim,), float(self.scale)))
+            flow.set_loc_scale(torch.zeros(dim), torch.full((dim,), float(self.scale)))
         return flow
 
     @property
@@ -212,10 +221,10 @@ class AutoDeformationFlow(FlowGuide):
             loc = elements.act(loc).mean(0)
             scale = elements.act(scale).square().mean(0).sqrt()
         deviation = (gamma(3 / self.power) / gamma(1 / self.power)) ** 0.5
-        self._flow.place(loc, scale / deviation)
+        self._flow.set_loc_scale(loc, scale / deviation)
         betas = tempered(target, NUM_PACE).betas
         halfway = min(0.5, betas[len(betas) // 2])
-        self._flow.path.pace.fill_(2 * log(1 / halfway - 1))
+        self._flow.path.log_kappa.fill_(2 * log(1 / halfway - 1))
 
     # ---- training -----------------------------------------------------------------------------
 
@@ -230,12 +239,16 @@ class AutoDeformationFlow(FlowGuide):
         flow.block.steps = STEPS
         num = self.options.batch_size
         steps = self.options.max_steps
-        trainer = Trainer(flow, target, times, self.loss, num, self.train_scale, steps)
-        closure = self._watched(TRAINERS[self.trainer](trainer), trainer, target)
+        collocation = CollocationLoss(
+            flow, target, times, self.loss, num, self.exploration_scale, steps
+        )
+        closure = self._watched(
+            COLLOCATION_LOSSES[self.collocation](collocation), collocation, target
+        )
         parameters = [*flow.velocity.parameters(), *flow.path.parameters()]
         with self._tied():
             history = fit(parameters, closure, ess_fraction, self.options)
-            trainer.check_dropped()
+            collocation.check_dropped()
             if self.polish:
                 self._polish(target)
         base = self.get_base_dist()
@@ -248,16 +261,16 @@ class AutoDeformationFlow(FlowGuide):
         return tied(_networks(self._flow), group(self.symmetry)) if self.symmetry else nullcontext()
 
     def _watched(
-        self, closure: Callable[[], Tensor], trainer: Trainer, target: Target
+        self, closure: Callable[[], Tensor], collocation: CollocationLoss, target: Target
     ) -> Callable[[], tuple[Tensor, Tensor | None]]:
         """The closure, and the flow's own weights at the end of every window."""
         start, already, calls = time.perf_counter(), target.evaluations, count(1)
 
         def watched() -> tuple[Tensor, Tensor | None]:
             loss, steps = closure(), next(calls)
-            if steps % self.options.window:
+            if steps % self.options.eval_every:
                 return loss, None
-            trainer.check_dropped()
+            collocation.check_dropped()
             log_w = self._log_weights(target, NUM_WATCH)
             clock, asked = time.perf_counter() - start, target.evaluations - already
             self.progress.append(Progress(steps, asked, clock, float(ess_fraction(log_w))))
@@ -290,13 +303,15 @@ class AutoDeformationFlow(FlowGuide):
         flow has next to no density. That one is meaningful however low their evidence: all but
         unbiased, it rarely is much larger than the mass there.
         """
-        found, step_sizes = arrivals(self._flow.path, target, self.get_base_dist(), times)
+        found, step_sizes = anneal_from_bases(self._flow.path, target, self.get_base_dist(), times)
         self._flow.step_sizes.copy_(step_sizes)
         own, error = log_evidence(self._log_weights(target, NUM_COMPARE))
         self.evidences = {"flow": Evidence(own, error)}
-        self.evidences |= {name: crowd.evidence for name, crowd in found.items()}
-        self.missed = {name: self._missed(crowd, own) for name, crowd in found.items()}
-        remedy = "Train longer, or give a larger scale, or train_scale."
+        self.evidences |= {name: population.evidence for name, population in found.items()}
+        self.missed_mass = {
+            name: self._missed_mass(population, own) for name, population in found.items()
+        }
+        remedy = "Train longer, or give a larger scale, or exploration_scale."
         if self._flow.path.given is not None:
             remedy = "Train longer, or give an interpolation from a wider base."
         for name, (log_z, other) in self.evidences.items():
@@ -309,7 +324,7 @@ class AutoDeformationFlow(FlowGuide):
                     stacklevel=4,
                 )
                 return
-        name, missed = max(self.missed.items(), key=lambda item: item[1])
+        name, missed = max(self.missed_mass.items(), key=lambda item: item[1])
         if missed > MOST_MISSED:
             warnings.warn(
                 f"annealed particles ({name}) find {missed:.1%} of the flow's own evidence where "
@@ -319,16 +334,16 @@ class AutoDeformationFlow(FlowGuide):
             )
 
     @torch.no_grad()
-    def _missed(self, crowd: Arrived, own: Tensor) -> float:
+    def _missed_mass(self, population: TerminalParticles, own: Tensor) -> float:
         """Evidence where the flow has next to no density, in units of the flow's own."""
-        if crowd.evidence.log_z == -inf:
+        if population.evidence.log_z == -inf:
             return 0.0
-        log_q = self._flow(None).log_prob(crowd.x).double()
-        sparse = ~(crowd.log_prob - log_q - own <= SPARSE)  # NaN: no way leads there
-        share = (crowd.weights * sparse).sum().double().log()
-        return float((share + crowd.evidence.log_z - own).exp())
+        log_q = self._flow(None).log_prob(population.x).double()
+        sparse = ~(population.log_prob - log_q - own <= SPARSE)  # NaN: no way leads there
+        share = (population.weights * sparse).sum().double().log()
+        return float((share + population.evidence.log_z - own).exp())
 
-    def path_weights(self, num: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def weighted_samples(self, num: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         r"""Draws ``(num, d)`` with :math:`\log(w Z_0)`, integrated along their trajectories.
 
         Their mean weight is an unbiased estimate of Z, see
@@ -343,12 +358,12 @@ class AutoDeformationFlow(FlowGuide):
         Returns:
             The draws and their log weights ``(num,)``, float64.
         """
-        target, flow = self.bind(*args, **kwargs), self._flow
+        target, flow = self.target_for(*args, **kwargs), self._flow
 
         def field(t: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             times = state[1].new_full(state[1].shape, t)
-            _, rate, slope, _ = flow.path.fixed(target, times, state[0])
-            errors, v = residual(flow.path, flow.velocity, times, state[0], rate, slope)
+            _, denergy_dt, grad_energy, _ = flow.path.fixed_terms(target, times, state[0])
+            errors, v = residual(flow.path, flow.velocity, times, state[0], denergy_dt, grad_energy)
             return v, -errors
 
         with torch.no_grad():
@@ -360,7 +375,7 @@ class AutoDeformationFlow(FlowGuide):
     @torch.no_grad()
     def particles(
         self, num: int, *args: Any, islands: int = 16, moves: int = 1, **kwargs: Any
-    ) -> Cloud:
+    ) -> Particles:
         r"""Draws corrected on the way: weighted, resampled and moved after every slice of time.
 
         A slice from t to t' adds to the weight what it takes to get from :math:`e^{-f_t}` to
@@ -380,18 +395,18 @@ class AutoDeformationFlow(FlowGuide):
         """
         if islands < 1 or num < 1 or num % islands:
             raise ValueError(f"{num} particles do not divide into {islands} islands")
-        target, flow = self.bind(*args, **kwargs), self._flow
+        target, flow = self.target_for(*args, **kwargs), self._flow
         path, times, ones = flow.path, self.times, torch.ones_like(flow.path.loc)
 
-        def density(t: float) -> Callable[[Tensor], Spot]:
-            return lambda u: path.spot(target, u.new_full(u.shape[:1], t), u)
+        def density(t: float) -> Callable[[Tensor], PathState]:
+            return lambda u: path.state_at(target, u.new_full(u.shape[:1], t), u)
 
         cloud = particles.init(self.get_base_dist().sample((num,)), density(0.0), islands)
         for (start, end), size in zip(pairwise(times), flow.step_sizes[1:]):
             steps = ceil(flow.block.steps * (end - start) - 1e-9)  # no longer than refined ones
             segment = ContinuousMap(flow.velocity, steps, flow.block.method, False, start, end)
             before = partial(path.log_prob_at, start, t=end)
-            stage = driver.Stage(segment, density(end), ones, size, STAY, before)
+            stage = driver.Stage(segment, density(end), ones, size, DEFENSIVE_WEIGHT, before)
             cloud = driver.advance(cloud, stage, moves)
         state = cloud.state._replace(x=path.loc + path.scale * cloud.x)
         return cloud._replace(state=state, log_z=cloud.log_z + self.get_base_dist().log_z)
@@ -412,7 +427,7 @@ class AutoDeformationFlow(FlowGuide):
             num: Corrected draws to learn from, by forward KL beside the path gradient.
             options: How to train it.
         """
-        target = self.bind(*args, **kwargs)
+        target = self.target_for(*args, **kwargs)
         draws = self.particles(num, *args, **kwargs).draw(num)
         (source,) = self._source
         student = AutoFlow(source, flow=flow, ensemble=target.unpack(draws), options=options)
@@ -421,8 +436,8 @@ class AutoDeformationFlow(FlowGuide):
 
 
 def _networks(flow: DeformationFlow) -> list[TimeMLP]:
-    detour = flow.path.detour
-    return [flow.velocity] if detour is None else [flow.velocity, detour]
+    learned_term = flow.path.learned_term
+    return [flow.velocity] if learned_term is None else [flow.velocity, learned_term]
 
 
 def _grid(times: int | Sequence[float]) -> list[float]:

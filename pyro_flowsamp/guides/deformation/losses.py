@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ...nn.mlp import VelocityMLP
 from ...target.density import Target
-from .collocation import CROWDS, Walkers
+from .collocation import NUM_SOURCES, CollocationPoints
 from .energy_path import BoltzmannPath
 from .velocity_flow import DeformationFlow
 
-__all__ = ["LOSSES", "TRAINERS", "Trainer", "residual"]
+__all__ = ["LOSSES", "COLLOCATION_LOSSES", "CollocationLoss", "residual"]
 
 
 EVERY = 8  #: optimiser steps between two refreshes of the walkers
@@ -28,7 +28,7 @@ MOST_DROPPED = 0.01  #: share of points whose energy may be NaN or infinite
 Closure = Callable[[], Tensor]
 
 
-class Trainer:
+class CollocationLoss:
     """Makes closures that return a loss, and counts the points they had to drop.
 
     Arguments:
@@ -78,36 +78,38 @@ class Trainer:
                 f"reaches where the target has no density, or the learning rate is too high."
             )
 
-    def walking(self) -> Closure:
+    def on_smc_points(self) -> Closure:
         """The error at points that walk along the path by themselves.
 
         At first the path is the straight one, on which no mode can be hidden. A detour that is free
         from the start may take a mode off the path that the velocity has not found yet. A training
         that was cut short leaves it where it was, and the next goes on from there.
         """
-        walkers = Walkers(self.path, self.velocity, self.target, self.base, self.times, self.width)
-        num = max(1, self.batch_size // (CROWDS * len(self.times)))
-        begun, calls = self.path.share, count()
+        points = CollocationPoints(
+            self.path, self.velocity, self.target, self.base, self.times, self.width
+        )
+        num = max(1, self.batch_size // (NUM_SOURCES * len(self.times)))
+        begun, calls = self.path.learned_fraction, count()
         start, end = (part * self.steps for part in JOINS)
 
         def closure() -> Tensor:
             call = next(calls)
-            self.path.share = min(max(begun, (call - start) / (end - start)), 1.0)
+            self.path.learned_fraction = min(max(begun, (call - start) / (end - start)), 1.0)
             if call % EVERY == 0:
-                walkers.refresh()
-            t, u, rate, slope = walkers.sample(num)
-            errors, _ = residual(self.path, self.velocity, t, u, rate, slope)
+                points.refresh()
+            t, u, denergy_dt, grad_energy = points.sample(num)
+            errors, _ = residual(self.path, self.velocity, t, u, denergy_dt, grad_energy)
             return self.loss(self.deviations(errors.view(len(self.times), -1))).mean()
 
         return closure
 
-    def carrying(self) -> Closure:
+    def on_trajectories(self) -> Closure:
         """The error along the flow's own trajectories, weighted, by Euler steps.
 
         As in the paper, the detour is there from the first step.
         """
         path = self.path
-        path.share = 1.0
+        path.learned_fraction = 1.0
 
         def closure() -> Tensor:
             u = self.width * self.base.sample((self.batch_size,))
@@ -115,8 +117,8 @@ class Trainer:
             loss = torch.zeros_like(log_w)
             for start, end in pairwise(self.times):
                 t, h = start.expand(len(u)), end - start
-                _, rate, slope, _ = path.fixed(self.target, t, u)
-                errors, v = residual(path, self.velocity, t, u, rate, slope)
+                _, denergy_dt, grad_energy, _ = path.fixed_terms(self.target, t, u)
+                errors, v = residual(path, self.velocity, t, u, denergy_dt, grad_energy)
                 deviations = self.deviations(errors[None])[0]
                 loss = loss + h * self.loss(deviations)
                 log_w = log_w - h * torch.where(errors.isfinite(), deviations, torch.inf).detach()
@@ -127,9 +129,9 @@ class Trainer:
 
 
 #: name → which closure
-TRAINERS: dict[str, Callable[[Trainer], Closure]] = {
-    "walkers": Trainer.walking,
-    "trajectories": Trainer.carrying,
+COLLOCATION_LOSSES: dict[str, Callable[[CollocationLoss], Closure]] = {
+    "smc": CollocationLoss.on_smc_points,
+    "trajectories": CollocationLoss.on_trajectories,
 }
 
 
@@ -143,9 +145,14 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def residual(
-    path: BoltzmannPath, velocity: VelocityMLP, t: Tensor, u: Tensor, rate: Tensor, slope: Tensor
+    path: BoltzmannPath,
+    velocity: VelocityMLP,
+    t: Tensor,
+    u: Tensor,
+    denergy_dt: Tensor,
+    grad_energy: Tensor,
 ) -> tuple[Tensor, Tensor]:
     r""":math:`E_t - C_t` ``(N,)``, and V; given what is fixed of rate and slope."""
     v, divergence = velocity.with_divergence(t, u)
-    _, more, steeper = path.learnt(t, u)
-    return rate + more + ((slope + steeper) * v).sum(-1) - divergence, v
+    _, more, steeper = path.learned_terms(t, u)
+    return denergy_dt + more + ((grad_energy + steeper) * v).sum(-1) - divergence, v

@@ -48,7 +48,7 @@ class GeneralisedNormal(dist.TorchDistribution):
         return -u.abs().pow(self.power).sum(-1) - self.log_z
 
 
-class Base(zuko.lazy.LazyDistribution):
+class GeneralisedNormalBase(zuko.lazy.LazyDistribution):
     """The standard generalised normal as the base of a flow."""
 
     like: Tensor
@@ -77,7 +77,7 @@ class DeformationFlow(zuko.lazy.Flow):
     def __init__(self, path: BoltzmannPath, velocity: VelocityMLP, slices: int, steps: int) -> None:
         affine = Affine(len(path.loc)).requires_grad_(False)
         block = ContinuousTransform(velocity, steps)
-        base = Base(len(path.loc), path.power)
+        base = GeneralisedNormalBase(len(path.loc), path.power)
         super().__init__([Inverse(affine), Inverse(block)], base)
         self.path = path
         self.register_buffer("step_sizes", torch.ones(slices))
@@ -90,7 +90,7 @@ class DeformationFlow(zuko.lazy.Flow):
     def velocity(self) -> VelocityMLP:
         return self.block.velocity  # type: ignore[return-value]
 
-    def place(self, loc: Tensor, scale: Tensor) -> None:
+    def set_loc_scale(self, loc: Tensor, scale: Tensor) -> None:
         r"""Sets :math:`\mu` and :math:`\sigma`."""
         self.path.loc.copy_(loc)
         self.path.scale.copy_(scale)

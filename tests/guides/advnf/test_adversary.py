@@ -4,7 +4,7 @@ from math import log
 
 import pytest
 import torch
-from support.discriminators import Fixed
+from support.discriminators import FixedTerms
 from torch import nn
 from torch.testing import assert_close
 
@@ -43,7 +43,7 @@ def test_signs(loss):
 
 def test_the_best_discriminator_is_the_log_ratio():
     """Of N(1, 1) and N(-1, 1) that is 2x, so that a step from there moves nothing on average."""
-    network = Fixed(2.0)
+    network = FixedTerms(2.0)
     real, fake = torch.randn(200_000, 2), torch.randn(200_000, 2)
     real[:, 0] += 1
     fake[:, 0] -= 1
@@ -58,9 +58,9 @@ def test_what_is_known_by_heart_does_not_count():
     network, draws = DenseDiscriminator(2, hidden_features=(256, 256)), Ensemble(torch.randn(20, 2))
     told, unseen = adversary(network, rate=3e-3), Ensemble(torch.randn(2000, 2))
     for _ in range(600):
-        told.study(draws.pick(200), torch.randn(200, 2), unseen.pick(200))
+        told.update(draws.pick(200), torch.randn(200, 2), unseen.pick(200))
     learnt = network(draws.draws)[:, None] > network(torch.randn(2000, 2))
-    assert learnt.double().mean() > 0.75 and float(told.edge) < 0.2
+    assert learnt.double().mean() > 0.75 and float(told.gini) < 0.2
 
 
 def test_ensembles_split():
@@ -85,43 +85,43 @@ def test_the_forward_kl_fades():
 
 
 def test_the_weight_falls_to_nothing_at_chance():
-    told, draws = adversary(Fixed(0.0)), Ensemble(torch.randn(500, 2))
-    told._ratio, told.edge = torch.tensor(3.0), torch.tensor(1.0)
+    told, draws = adversary(FixedTerms(0.0)), Ensemble(torch.randn(500, 2))
+    told._ratio, told.gini = torch.tensor(3.0), torch.tensor(1.0)
     first = float(told.weight())
     for _ in range(200):
-        told.study(draws.pick(500), torch.randn(500, 2), draws.pick(500))
+        told.update(draws.pick(500), torch.randn(500, 2), draws.pick(500))
     assert first == 3.0 and float(told.weight()) < 0.3
 
 
 def test_a_discriminator_without_error_is_paused():
     """Its loss has vanished: it is left as it is, and has no say, until it errs again."""
-    told = adversary(Fixed(100.0), rate=0.1)
+    told = adversary(FixedTerms(100.0), rate=0.1)
     real, fake = (
         torch.tensor([[3.0, 0.0]]).expand(50, -1),
         torch.tensor([[-3.0, 0.0]]).expand(50, -1),
     )
-    awake = [float(told.study(Ensemble(real), fake, Ensemble(real))) for _ in range(200)]
-    assert awake[0] == 1 and awake[-1] == 0 and float(told.paused) == awake.count(0)
+    active = [float(told.update(Ensemble(real), fake, Ensemble(real))) for _ in range(200)]
+    assert active[0] == 1 and active[-1] == 0 and float(told.paused) == active.count(0)
     before = told.network.w.detach().clone()
-    told.study(Ensemble(real), fake, Ensemble(real))
+    told.update(Ensemble(real), fake, Ensemble(real))
     assert torch.equal(told.network.w, before)
-    assert float(told.study(Ensemble(fake), real, Ensemble(fake))) == 1  # now all are wrong
+    assert float(told.update(Ensemble(fake), real, Ensemble(fake))) == 1  # now all are wrong
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_a_logit_that_is_no_number_is_passed_over(loss):
-    told = adversary(Fixed(1.0), loss)
+    told = adversary(FixedTerms(1.0), loss)
     bad = torch.tensor([[torch.nan, 0.0]])
-    assert float(told.study(Ensemble(bad), torch.zeros(1, 2), Ensemble(bad))) == 1
-    assert told.edge.isfinite() and told.paused.isfinite() and int(told.stepper.skipped) == 1
+    assert float(told.update(Ensemble(bad), torch.zeros(1, 2), Ensemble(bad))) == 1
+    assert told.gini.isfinite() and told.paused.isfinite() and int(told.stepper.skipped) == 1
 
 
 def test_the_slope_of_a_wasserstein_discriminator():
-    told = adversary(Fixed(3.0), "wasserstein")
+    told = adversary(FixedTerms(3.0), "wasserstein")
     real, fake = Ensemble(torch.randn(10, 2)), torch.randn(10, 2)
     assert_close(told._steepness(real, fake), torch.tensor(4.0))  # (3 - 1)²
     before = told.network.w.detach().clone()
-    assert float(told.study(real, fake, real)) == 1 and not torch.equal(told.network.w, before)
+    assert float(told.update(real, fake, real)) == 1 and not torch.equal(told.network.w, before)
 
 
 def test_between_angles_along_the_arc():
@@ -144,15 +144,15 @@ def test_between_angles_along_the_arc():
 
 def test_balanced_by_gradient_norms():
     flow = coupling(2)
-    told, x = adversary(Fixed(1.0)), flow(None).rsample((64,))
-    lesson = told.lesson(x, None)
-    told.measure(lesson, 5 * lesson, list(flow.parameters()))
+    told, x = adversary(FixedTerms(1.0)), flow(None).rsample((64,))
+    generator_loss = told.generator_loss(x, None)
+    told.update_balance(generator_loss, 5 * generator_loss, list(flow.parameters()))
     assert_close(told._ratio, torch.tensor(5.0), atol=1e-4, rtol=1e-4)
 
 
 def test_the_objective_is_the_weighted_sum():
     known, flow = mog4(), coupling(2)
-    told = adversary(Fixed(0.5, 0.1))
+    told = adversary(FixedTerms(0.5, 0.1))
     ensemble = Ensemble(known.sample(1000))
 
     def value(**how):

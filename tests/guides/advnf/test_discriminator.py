@@ -12,7 +12,7 @@ from pyro_flowsamp.guides.advnf.discriminator import DenseDiscriminator
 from pyro_flowsamp.lattice.discriminator import LatticeDiscriminator
 from pyro_flowsamp.problems import mog4
 
-SHORT = FitOptions(4, 32, 1e-3, window=2, enough=1.0, progress=False)
+SHORT = FitOptions(4, 32, 1e-3, eval_every=2, stop_at_ess=1.0, progress=False)
 
 
 # ---- discriminators -----------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from support.discriminators import Fixed
+from support.discriminators import FixedTerms
 from support.models import conjugate, conjugate_data
 from torch.testing import assert_close
 
@@ -21,11 +21,13 @@ from pyro_flowsamp import (
 )
 from pyro_flowsamp.flows.recipes import spline
 from pyro_flowsamp.guides.advnf.adversary import LOSSES
-from pyro_flowsamp.lattice import xy, xy_energy, xy_model, xy_torus_truth
+from pyro_flowsamp.lattice import exact_xy_torus, xy, xy_energy, xy_model
 from pyro_flowsamp.problems import mog4, mog8, rings4
 
-SHORT = FitOptions(4, 32, 1e-3, window=2, enough=1.0, progress=False)
-QUICK = FitOptions(120, 192, 5e-3, window=40, anneal=True, enough=1.0, progress=False)
+SHORT = FitOptions(4, 32, 1e-3, eval_every=2, stop_at_ess=1.0, progress=False)
+QUICK = FitOptions(
+    120, 192, 5e-3, eval_every=40, cosine_schedule=True, stop_at_ess=1.0, progress=False
+)
 
 
 # ---- the guide ----------------------------------------------------------------------------------
@@ -36,7 +38,7 @@ def test_the_first_steps_throw_a_flow_out_of_narrow_modes(warm_up, far):
     """It starts as the right mixture; Adam's steps are as long as the rate all the same."""
     torch.manual_seed(0)
     known = mog8()
-    options = FitOptions(5, 512, 3e-3, warm_up=warm_up, enough=1.0, progress=False)
+    options = FitOptions(5, 512, 3e-3, warmup_fraction=warm_up, stop_at_ess=1.0, progress=False)
     guide = AutoAdvNF(known.target, adversarial=0, reverse=0, options=options)
     guide.fit(ensemble=known.sample(4000))
     nll = -guide.proposal().log_prob(known.sample(4000)).mean()
@@ -92,7 +94,7 @@ def test_a_schedule_of_ones_own():
 @pytest.mark.slow
 def test_one_flow_for_all_temperatures():
     """Ensembles of its own, the periodic discriminator; then exact at values in between."""
-    options = FitOptions(80, 128, 5e-3, anneal=True, enough=1.0, progress=False)
+    options = FitOptions(80, 128, 5e-3, cosine_schedule=True, stop_at_ess=1.0, progress=False)
     guide = AutoAdvNF(
         xy_model,
         context=["temperature"],
@@ -106,7 +108,7 @@ def test_one_flow_for_all_temperatures():
     mcmc.run((2, 2), temperature=temperatures)
     energy = xy_energy(mcmc.unconstrained, (2, 2)).double().mean(1).unflatten(0, (-1, 2)) / 4
     for i, t in enumerate((0.5, 1.0)):
-        expected = xy_torus_truth((2, 2), t).energy
+        expected = exact_xy_torus((2, 2), t).energy
         z = (energy[:, i].mean() - expected) / (energy[:, i].std() / len(energy) ** 0.5)
         assert abs(float(z)) < 4
     assert mcmc.statistics["accepted"].double().mean() > 0.3
@@ -232,7 +234,7 @@ def test_an_ensemble_in_one_mode_is_suspect():
 
 def test_the_adversary_is_not_kept_waiting_by_a_flow_that_is_good_enough():
     """A collapsed flow has importance weights as flat as a good one's."""
-    options = FitOptions(8, 32, 1e-3, window=1, enough=1e-9, progress=False)
+    options = FitOptions(8, 32, 1e-3, eval_every=1, stop_at_ess=1e-9, progress=False)
     guide = AutoAdvNF(mog4().target, forward=0, pretraining=0.5, options=options)
     assert guide.fit(ensemble=mog4().sample(100)).steps == 5 and len(guide.trace) == 1
 
@@ -253,7 +255,7 @@ def test_guides_pickle():
     made.fit((2, 2), temperature=torch.tensor([0.5, 1.0]), ensemble=lambda t: torch.rand(2, 9, 4))
     made.set_extra_state(made.get_extra_state())
     copy = pickle.loads(pickle.dumps(made))
-    copy.attach(xy_model)
+    copy.restore_model(xy_model)
     x = torch.rand(5, 4)
     for temperature in (torch.tensor(0.7), torch.tensor([0.7])):
         proposals = [g.proposal((2, 2), temperature=temperature) for g in (made, copy)]
@@ -263,17 +265,17 @@ def test_guides_pickle():
 @pytest.mark.slow
 def test_a_saturated_discriminator_is_told_of():
     """A flow far from the ensemble, and one that tells them apart from the start."""
-    options = FitOptions(400, 32, 1e-6, window=50, enough=1.0, progress=False)
+    options = FitOptions(400, 32, 1e-6, eval_every=50, stop_at_ess=1.0, progress=False)
     guide = AutoAdvNF(
         mog4().target,
         flow=lambda features, context: spline(features, context, transforms=2),
         forward=0,
         pretraining=0,
-        discriminator=Fixed(50.0, -2500.0),
+        discriminator=FixedTerms(50.0, -2500.0),
         options=options,
     )
     draws = torch.tensor([[100.0, 0.0]]) + torch.randn(100, 2)
-    guide.bind()
+    guide.target_for()
     guide.trained = True  # so that it does not start from the ensemble
     with pytest.warns(UserWarning, match="was paused for"):
         guide.fit(ensemble=draws)

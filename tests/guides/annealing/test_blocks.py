@@ -10,7 +10,7 @@ from pyro_flowsamp.guides.annealing import blocks
 from pyro_flowsamp.guides.annealing import guide as annealing_guide
 from pyro_flowsamp.nn import mlp
 from pyro_flowsamp.smc import driver, particles, paths
-from pyro_flowsamp.smc.starts import Base
+from pyro_flowsamp.smc.starts import TemperedStart
 
 # ---- paths that lead nowhere ---------------------------------------------------------------------
 
@@ -70,12 +70,12 @@ def _toward(shift):
     block = blocks.Block(1, 8)  # which moves nothing yet
     block.velocity.out_bias.data.fill_(shift)
     ones = torch.ones(1)
-    base = Base(torch.zeros(1), ones, torch.zeros(1, dtype=torch.bool))
+    base = TemperedStart(torch.zeros(1), ones, torch.zeros(1, dtype=torch.bool))
     target = Target.from_energy(lambda x: 0.5 * (x[:, 0] - 1).square(), 1)
     cloud = particles.init(base.sample(20000), paths.density(target, base, 0 * ones[0], ones))
     density = paths.density(target, base, ones[0], ones)
-    unmoved = driver.push(cloud, driver.Stage(None, density, ones, ones[0]))
-    return annealing_guide._share_to_stay(
+    unmoved = driver.transport(cloud, driver.Stage(None, density, ones, ones[0]))
+    return annealing_guide._choose_defensive_weight(
         block, cloud, unmoved, lambda x: base.log_prob_and_grad(x)[0]
     )
 

@@ -14,7 +14,7 @@ def _block(a, b, **options):
         start=a**0.5,
         schedule=[0, 1],
         num_particles=8192,
-        options=FitOptions(300, 1024, 2e-3, anneal=True, enough=1.0, progress=False),
+        options=FitOptions(300, 1024, 2e-3, cosine_schedule=True, stop_at_ess=1.0, progress=False),
         **options,
     )
     guide.fit()
@@ -28,7 +28,7 @@ def _block(a, b, **options):
 def test_an_infinitesimal_block_is_the_difference_of_scores():
     """Theorem 3.3: as h → 0, v = ∇log f_k − ∇log f_{k−1} = x (1/a − 1/b)."""
     a, b, h = 2.0, 1.0, 0.02
-    slope, residual = _block(a, b, objective="linear", wasserstein=1 / (2 * h))
+    slope, residual = _block(a, b, objective="linear", transport_cost=1 / (2 * h))
     assert slope / h == pytest.approx(1 / a - 1 / b, rel=0.08)
     assert residual < 0.1 * abs(slope)
 
@@ -36,7 +36,7 @@ def test_an_infinitesimal_block_is_the_difference_of_scores():
 @pytest.mark.slow
 def test_a_block_of_finite_time_is_the_optimal_map():
     """s a/b − 1/s + (s − 1) a/h = 0 for x → s x, with γ = 1/(2h)."""
-    slope, residual = _block(2.0, 1.0, objective="kl", wasserstein=0.5)
+    slope, residual = _block(2.0, 1.0, objective="kl", transport_cost=0.5)
     assert 1 + slope == pytest.approx((1 + 5**0.5) / 4, rel=0.02)
     assert residual < 0.05
 

@@ -32,22 +32,24 @@ from pyro_flowsamp.guides.deformation.velocity_flow import GeneralisedNormal
 # ---- walkers -------------------------------------------------------------------------------------
 
 
-def crowds(width=1.0):
+def populations(width=1.0):
     guide = bad_guide("trainable")
     flow, times = guide.flow, torch.tensor(guide.times)
-    return guide, collocation.Walkers(
-        flow.path, flow.velocity, guide.bind(), guide.get_base_dist(), times, width
+    return guide, collocation.CollocationPoints(
+        flow.path, flow.velocity, guide.target_for(), guide.get_base_dist(), times, width
     )
 
 
 @pytest.mark.parametrize("width", [1.0, 2.0])
 def test_explorers_know_the_evidence(width):
-    _, crowd = crowds(width)
-    log_z, error = crowd.explorers.evidence
+    _, population = populations(width)
+    log_z, error = population.history.evidence
     assert error < 0.1 and abs(log_z - LOG_Z) < 4.5 * error
-    t = crowd.times[4].expand(2048)
-    spot = crowd.path.spot(crowd.target, t, crowd.explorers.spots.x[4], width, detour=False)
-    assert_close(spot.log_pi, crowd.explorers.spots.log_pi[4])
+    t = population.times[4].expand(2048)
+    spot = population.path.state_at(
+        population.target, t, population.history.states.x[4], width, learned_term=False
+    )
+    assert_close(spot.log_pi, population.history.states.log_pi[4])
 
 
 @pytest.mark.parametrize(
@@ -56,18 +58,20 @@ def test_explorers_know_the_evidence(width):
 )
 def test_crowds_are_small_runs_of_particles(mistake, below, monkeypatch):
     """From base to target they take a refresh for each time; their evidence is unbiased."""
-    monkeypatch.setattr(collocation, "FOLLOWERS", 1024)
+    monkeypatch.setattr(collocation, "POINTS_PER_TIME", 1024)
     monkeypatch.setattr(collocation, "RESAMPLE_BELOW", below)
     pyro.set_rng_seed(1)  # whose velocity spreads the weights little
-    _, crowd = crowds()
-    crowd.step_sizes = torch.full_like(crowd.step_sizes, 0.5)
+    _, population = populations()
+    population.step_sizes = torch.full_like(population.step_sizes, 0.5)
 
     def largest_gap():
         found = []
         for _ in range(24):
-            crowd.refresh()
-            found.append([c.evidences[-1] for c in (crowd.followers, crowd.trajectories)])
-        log_z = torch.tensor(found[len(crowd.times) :]) + crowd.base.log_z
+            population.refresh()
+            found.append(
+                [c.evidences[-1] for c in (population.smc_points, population.trajectories)]
+            )
+        log_z = torch.tensor(found[len(population.times) :]) + population.base.log_z
         gaps = ((log_z - LOG_Z).exp().mean(0) - 1).abs()
         if mistake in (None, weights_kept):
             assert gaps[1] < 0.05
@@ -86,15 +90,17 @@ def test_weights_along_a_solution(mistake, double):
     times, base = torch.linspace(0, 1, 65), GeneralisedNormal(path.loc, 2.0)
 
     def largest_gaps():
-        crowd = collocation.Walkers(path, velocity, target, base, times, 1.0)
+        population = collocation.CollocationPoints(path, velocity, target, base, times, 1.0)
         for _ in times:
-            crowd.refresh()
-        arrived = crowd.explorers.spots.x[-1]
-        assert (crowd.returning.x.view(65, -1, 3)[-1, :, None] == arrived).all(-1).any(-1).all()
+            population.refresh()
+        arrived = population.history.states.x[-1]
+        assert (
+            (population.returning.x.view(65, -1, 3)[-1, :, None] == arrived).all(-1).any(-1).all()
+        )
         gained = log_z(times) - log_z(times[:1])
         return (
-            (crowd.trajectories.log_w - gained[:, None]).abs().max(),
-            (crowd.returning.log_w - (gained - gained[-1])[:, None]).abs().max(),
+            (population.trajectories.log_w - gained[:, None]).abs().max(),
+            (population.returning.log_w - (gained - gained[-1])[:, None]).abs().max(),
         )
 
     if mistake is flipped_divergence:
@@ -107,31 +113,31 @@ def test_weights_along_a_solution(mistake, double):
 
 def test_what_is_sampled_is_the_path(double):
     """At the shifted times, also of points whose energies were asked for long ago."""
-    _, crowd = crowds()
-    crowd.refresh()
-    asked = crowd.target.evaluations
-    t, u, rate, slope = crowd.sample(3)
-    assert crowd.target.evaluations == asked
+    _, population = populations()
+    population.refresh()
+    asked = population.target.evaluations
+    t, u, rate, slope = population.sample(3)
+    assert population.target.evaluations == asked
     assert t.shape == (9 * 12,) and u.shape == slope.shape == (108, 2)
     assert (t.view(9, 12) == t.view(9, 12)[:, :1]).all()
     half = torch.tensor([0.0] + [1 / 16] * 8), torch.tensor([1 / 16] * 8 + [0.0])
-    assert (crowd.times - half[0] <= t.view(9, 12)[:, 0]).all()
-    assert (t.view(9, 12)[:, 0] <= crowd.times + half[1]).all()
-    fixed = crowd.path.fixed(crowd.target, t, u)
-    assert_close((rate, slope), (fixed.rate, fixed.slope))
+    assert (population.times - half[0] <= t.view(9, 12)[:, 0]).all()
+    assert (t.view(9, 12)[:, 0] <= population.times + half[1]).all()
+    fixed = population.path.fixed_terms(population.target, t, u)
+    assert_close((rate, slope), (fixed.denergy_dt, fixed.grad_energy))
 
 
 def test_the_dead_are_not_sought(double):
     """A trajectory off the support has no weight, however large its logarithm."""
-    _, crowd = crowds()
-    log_w = torch.full_like(crowd.trajectories.log_w, -torch.inf)
+    _, population = populations()
+    log_w = torch.full_like(population.trajectories.log_w, -torch.inf)
     log_w[:, :9] = 43.0  # whatever log Z is
     log_w[:, 0] = 51.0
-    crowd.trajectories = crowd.trajectories._replace(log_w=log_w)
-    crowd.returning = crowd.returning._replace(log_w=log_w)
-    crowd._gather()
-    sought = crowd.sample(400).u.view(9, 4, 400, 2)
-    for position, cloud in ((2, crowd.trajectories), (3, crowd.returning)):
+    population.trajectories = population.trajectories._replace(log_w=log_w)
+    population.returning = population.returning._replace(log_w=log_w)
+    population._gather()
+    sought = population.sample(400).u.view(9, 4, 400, 2)
+    for position, cloud in ((2, population.trajectories), (3, population.returning)):
         alive = cloud.x.view(9, -1, 2)[:, :1]
         assert (sought[:, position] == alive).all(-1).double().mean() > 0.75
 
@@ -148,16 +154,16 @@ def test_returning_weights_are_densities(double):
     """Along any velocity, of a detour that joins meanwhile: log q - log p, but for log Z."""
     guide = bad_guide("trainable")
     flow, times = guide.flow, torch.linspace(0, 1, 129) ** 1.3
-    crowd = collocation.Walkers(
-        flow.path, flow.velocity, guide.bind(), guide.get_base_dist(), times, 1.5
+    population = collocation.CollocationPoints(
+        flow.path, flow.velocity, guide.target_for(), guide.get_base_dist(), times, 1.5
     )
     for step in range(132):
-        flow.path.share = min(1.0, step / 40)
-        crowd.refresh()
+        flow.path.learned_fraction = min(1.0, step / 40)
+        population.refresh()
     flow.block.steps = 64
-    x = flow(None).transform.inv(crowd.returning.x[:16])
-    gaps = flow(None).log_prob(x) - guide.bind().log_prob(x) + crowd.base.log_z
-    assert_close(crowd.returning.log_w[0], gaps.detach(), atol=1e-3, rtol=0.0)
+    x = flow(None).transform.inv(population.returning.x[:16])
+    gaps = flow(None).log_prob(x) - guide.target_for().log_prob(x) + population.base.log_z
+    assert_close(population.returning.log_w[0], gaps.detach(), atol=1e-3, rtol=0.0)
     assert gaps.std() > 0.1
 
 
@@ -174,25 +180,25 @@ def test_rare_modes_are_explored(double):
     times = torch.linspace(0, 1, 17)
     fair, root = (collocation.explore(path, target, base, times, selection=s) for s in (1.0, 0.5))
     for found, share in ((fair, 1 / (1 + math.exp(7))), (root, 1 / (1 + math.exp(3.5)))):
-        rare = found.spots.x[-1, :, 0] < 0
+        rare = found.states.x[-1, :, 0] < 0
         assert share / 3 < found.weights[-1, rare].sum() < 3 * share
-    both = collocation.Walkers(path, None, target, base, times, 1.0).explorers
+    both = collocation.CollocationPoints(path, None, target, base, times, 1.0).history
     assert_close(both.weights.sum(-1), torch.ones(17))
-    assert not both.weights[both.spots.log_pi.isneginf()].any()
-    assert both.weights[-1, both.spots.x[-1, :, 0] < 0].sum() > 0.005
+    assert not both.weights[both.states.log_pi.isneginf()].any()
+    assert both.weights[-1, both.states.x[-1, :, 0] < 0].sum() > 0.005
 
 
 # ---- training ------------------------------------------------------------------------------------
 
 
 def test_the_other_trainer():
-    options = FitOptions(80, 128, 1e-2, window=40, anneal=True, progress=False)
+    options = FitOptions(80, 128, 1e-2, eval_every=40, cosine_schedule=True, progress=False)
     target = Target.from_energy(narrow, 2)
-    start = {"scale": 2.0, "train_scale": 1.2, "trainer": "trajectories"}
+    start = {"scale": 2.0, "exploration_scale": 1.2, "trainer": "trajectories"}
     guide = AutoDeformationFlow(target, **start, **{**SMALL, "options": options})
     guide.fit()
     assert guide.progress[-1].ess > 0.7
-    log_z, error = log_evidence(guide.path_weights(4000)[1])
+    log_z, error = log_evidence(guide.weighted_samples(4000)[1])
     assert abs(log_z - LOG_Z) < 4.5 * error < 0.1
 
 
@@ -200,20 +206,20 @@ def test_the_weight_of_a_wider_start(monkeypatch):
     """With no error anywhere it is the ratio of both bases, which averages give away."""
     target = Target.from_energy(lambda x: x.square().sum(-1), 1)
     guide = AutoDeformationFlow(target, scale=1.0, interpolation="linear", times=1)
-    guide.bind()
+    guide.target_for()
     times = torch.tensor([0.0, 1.0])
-    trainer = losses.Trainer(guide.flow, target, times, "mixed", 100_000, 1.5, 1)
-    trainer.loss = lambda deviations: trainer.drawn.square().sum(-1)  # whose mean is 1/2
+    collocation = losses.CollocationLoss(guide.flow, target, times, "mixed", 100_000, 1.5, 1)
+    collocation.loss = lambda deviations: collocation.drawn.square().sum(-1)  # whose mean is 1/2
     sample = guide.flow.base(None).sample
 
-    class Base:
+    class TemperedStart:
         def sample(self, shape):
             u = sample(shape)
-            trainer.drawn = 1.5 * u
+            collocation.drawn = 1.5 * u
             return u
 
-    trainer.base = Base()
-    assert float(trainer.carrying()()) == pytest.approx(0.5, abs=0.02)
+    collocation.base = TemperedStart()
+    assert float(collocation.on_trajectories()()) == pytest.approx(0.5, abs=0.02)
 
 
 def test_when_the_detour_joins(monkeypatch):
@@ -222,7 +228,7 @@ def test_when_the_detour_joins(monkeypatch):
     shares = []
 
     def noted(path, *args):
-        shares.append(path.share)
+        shares.append(path.learned_fraction)
         return residual(path, *args)
 
     monkeypatch.setattr(losses, "residual", noted)
@@ -239,76 +245,82 @@ def test_a_detour_that_had_not_joined(monkeypatch):
     shares = []
 
     def noted(path, *args):
-        shares.append(path.share)
+        shares.append(path.learned_fraction)
         if len(shares) == 4:
             raise KeyboardInterrupt
         return residual(path, *args)
 
     monkeypatch.setattr(losses, "residual", noted)
     guide.fit()
-    assert guide.flow.path.share == 0.5
+    assert guide.flow.path.learned_fraction == 0.5
     shares[:] = [None] * 4
     guide.fit()
     assert shares[4:] == [0.5] * 4 + [1.0] * 16
 
 
 def test_trajectories_take_the_detour_at_once():
-    how = {"trainer": "trajectories", "options": replace(QUICK, max_steps=1, window=1)}
+    how = {"trainer": "trajectories", "options": replace(QUICK, max_steps=1, eval_every=1)}
     guide = AutoDeformationFlow(Target.from_energy(narrow, 2), scale=2.0, **{**SMALL, **how})
-    assert guide.bind() and guide.flow.path.share == 0
+    assert guide.target_for() and guide.flow.path.learned_fraction == 0
     guide.fit()
-    assert guide.flow.path.share == 1
+    assert guide.flow.path.learned_fraction == 1
 
 
 # ---- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trainer", losses.TRAINERS)
-def test_points_without_a_density(trainer):
-    guide = AutoDeformationFlow(edged(0.5), trainer=trainer, **SMALL, **SURE)
+@pytest.mark.parametrize("collocation", losses.COLLOCATION_LOSSES)
+def test_points_without_a_density(collocation):
+    guide = AutoDeformationFlow(edged(0.5), collocation=collocation, **SMALL, **SURE)
     with pytest.raises(ValueError, match=r"NaN or infinite at \d+.\d% of the points on the way"):
         guide.fit()
-    guide = AutoDeformationFlow(edged(2.3), trainer=trainer, **SMALL, **SURE)
+    guide = AutoDeformationFlow(edged(2.3), collocation=collocation, **SMALL, **SURE)
     history = guide.fit()
     assert history.skipped == 0 and history.final_ess > 0.9
-    assert float(guide.bind().nonfinite) > 0
+    assert float(guide.target_for().nonfinite) > 0
 
 
 def test_dropped_trajectories_have_no_weight(double):
     """Two of three points are off the support: all is as if they had never been."""
     guide = AutoDeformationFlow(edged(0.0), interpolation="linear", times=2, **SURE)
-    roughened(guide.bind() and guide.flow.velocity)
+    roughened(guide.target_for() and guide.flow.velocity)
     inside = torch.tensor([[-1.0, 0.5], [-0.3, 0.2], [-2.0, -0.5]])
 
     def loss(u):
         times = torch.tensor([0.0, 0.01])
-        trainer = losses.Trainer(guide.flow, edged(0.0), times, "mixed", len(u), 1.0, 1)
-        trainer.base = type("Base", (), {"sample": lambda self, shape: u})()
-        return trainer, trainer.carrying()()
+        collocation = losses.CollocationLoss(guide.flow, edged(0.0), times, "mixed", len(u), 1.0, 1)
+        collocation.base = type("TemperedStart", (), {"sample": lambda self, shape: u})()
+        return collocation, collocation.on_trajectories()()
 
     alone = loss(inside)[1]
-    trainer, among = loss(torch.cat([inside, inside.abs(), inside.abs() + 1]))
+    collocation, among = loss(torch.cat([inside, inside.abs(), inside.abs() + 1]))
     assert_close(among, alone)
-    assert (trainer.dropped, trainer.seen) == (6, 9)
+    assert (collocation.dropped, collocation.seen) == (6, 9)
 
 
 @pytest.mark.parametrize("interpolation", ["trainable", shifted])
 def test_where_annealed_particles_arrive(interpolation):
     """Places, densities and weights are the target's, from whichever base."""
     guide = bad_guide("given" if callable(interpolation) else interpolation)
-    target, times = guide.bind(), torch.linspace(0, 1, 17)
-    guide.flow.place(torch.tensor([0.3, -0.2]), torch.tensor([2.0, 1.5]))
+    target, times = guide.target_for(), torch.linspace(0, 1, 17)
+    guide.flow.set_loc_scale(torch.tensor([0.3, -0.2]), torch.tensor([2.0, 1.5]))
     if callable(interpolation):
-        guide.flow.place(torch.zeros(2), torch.full((2,), 2**0.5))
+        guide.flow.set_loc_scale(torch.zeros(2), torch.full((2,), 2**0.5))
         guide.flow.path.check(target, torch.randn(16, 2))
-    found, step_sizes = collocation.arrivals(guide.flow.path, target, guide.get_base_dist(), times)
+    found, step_sizes = collocation.anneal_from_bases(
+        guide.flow.path, target, guide.get_base_dist(), times
+    )
     assert found.keys() == {"base", "twice as wide", "over-dispersed"}
     assert step_sizes.shape == times.shape
-    for crowd in found.values():
-        assert_close(crowd.log_prob, target.log_prob(crowd.x).double(), atol=1e-4, rtol=1e-4)
-        mean = (crowd.weights[:, None] * crowd.x).sum(0)
+    for population in found.values():
+        assert_close(
+            population.log_prob, target.log_prob(population.x).double(), atol=1e-4, rtol=1e-4
+        )
+        mean = (population.weights[:, None] * population.x).sum(0)
         assert_close(mean, torch.full((2,), 0.5), atol=0.16, rtol=0)
-        assert abs(crowd.evidence.log_z - LOG_Z) < 4.5 * crowd.evidence.standard_error < 0.4
+        assert (
+            abs(population.evidence.log_z - LOG_Z) < 4.5 * population.evidence.standard_error < 0.4
+        )
 
 
 def test_all_anneal_at_the_path_s_pace():
@@ -316,8 +328,8 @@ def test_all_anneal_at_the_path_s_pace():
     target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 10)
     path = BoltzmannPath(10, 2.0, None, None)
     path.scale.fill_(100.0)
-    path.pace.fill_(2 * math.log(100))
+    path.log_kappa.fill_(2 * math.log(100))
     base = GeneralisedNormal(path.loc, 2.0)
-    found, _ = collocation.arrivals(path, target, base, torch.linspace(0, 1, 33))
+    found, _ = collocation.anneal_from_bases(path, target, base, torch.linspace(0, 1, 33))
     for name in ("base", "twice as wide"):
         assert abs(found[name].evidence.log_z - 5 * math.log(2 * math.pi)) < 0.5

@@ -60,15 +60,17 @@ def test_derivatives_of_the_path(kind, double):
     path, target, energy = make_path(kind)
     t, shift, u = torch.rand(9), 0.1 * torch.rand(9), torch.randn(9, 2)
     value, rate, slope = derivatives(energy, t, u)
-    spot, (more, faster, steeper) = path.spot(target, t, u), path.learnt(t, u)
-    assert_close((-spot.log_pi, spot.rate + faster, -spot.grad), (value, rate, slope))
-    fixed = path.fixed(target, t, u)
+    spot, (more, faster, steeper) = path.state_at(target, t, u), path.learned_terms(t, u)
+    assert_close((-spot.log_pi, spot.denergy_dt + faster, -spot.grad), (value, rate, slope))
+    fixed = path.fixed_terms(target, t, u)
     assert_close(fixed.energy + more, value)
-    assert_close((fixed.rate, fixed.slope), (spot.rate, spot.slope))
-    assert not fixed.slope.requires_grad  # where points are not differentiated, nothing is
+    assert_close((fixed.denergy_dt, fixed.grad_energy), (spot.denergy_dt, spot.grad_energy))
+    assert not fixed.grad_energy.requires_grad  # where points are not differentiated, nothing is
     later = derivatives(energy, t + shift, u)
-    _, faster, steeper = path.learnt(t + shift, u)
-    rate, slope = path.at(t + shift - shift, shift, u, spot.rate, spot.slope, spot.turn)
+    _, faster, steeper = path.learned_terms(t + shift, u)
+    rate, slope = path.at(
+        t + shift - shift, shift, u, spot.denergy_dt, spot.grad_energy, spot.dgrad_dt
+    )
     assert_close((rate + faster, slope + steeper), later[1:])
 
 
@@ -76,7 +78,7 @@ def test_derivatives_of_the_path(kind, double):
 def test_gradients_through_the_path(kind, double):
     path, target, _ = make_path(kind)
     t, u = torch.rand(3), torch.randn(3, 2, requires_grad=True)
-    rate_and_slope = lambda u: path.fixed(target, t, u)[1:3]  # noqa: E731
+    rate_and_slope = lambda u: path.fixed_terms(target, t, u)[1:3]  # noqa: E731
     assert torch.autograd.gradcheck(rate_and_slope, u, check_undefined_grad=False)
 
 
@@ -84,18 +86,18 @@ def test_gradients_through_the_path(kind, double):
 def test_a_path_from_a_wider_base(kind, double):
     path, target, energy = make_path(kind)
     t, u = torch.rand(9), torch.randn(9, 2)
-    spot, more = path.spot(target, t, u, 2.5, detour=False), path.learnt(t, u)
+    spot, more = path.state_at(target, t, u, 2.5, learned_term=False), path.learned_terms(t, u)
     value, _, slope = derivatives(partial(energy, width=2.5), t, u)
     assert_close((-spot.log_pi, -spot.grad), (value - more[0], slope - more[2]))
-    own = path.spot(target, t, u)
-    assert_close((spot.rate, spot.slope), (own.rate, own.slope))
+    own = path.state_at(target, t, u)
+    assert_close((spot.denergy_dt, spot.grad_energy), (own.denergy_dt, own.grad_energy))
 
 
 def test_a_steady_pace():
     """From a variance of 100 to 1, the precision's logarithm grows by equal steps."""
     path = BoltzmannPath(1, 2.0, None, None)
-    path.pace.fill_(math.log(100.0))
-    beta, _ = path.clock(torch.linspace(0, 1, 11))
+    path.log_kappa.fill_(math.log(100.0))
+    beta, _ = path.beta_at(torch.linspace(0, 1, 11))
     precision = (1 - beta) / 100 + beta
     step = torch.tensor(math.log(100.0) / 10)
     assert_close(precision.log().diff(), step.expand(10), rtol=1e-3, atol=1e-3)
@@ -106,7 +108,7 @@ def test_off_the_support_the_path_begins_at_the_base():
         lambda x: torch.where(x[:, 0] > 0, x.square().sum(-1), torch.inf), 1
     )
     path = BoltzmannPath(1, 2.0, None, None)
-    spot = path.spot(target, torch.tensor([0.0, 0.5]), -torch.ones(2, 1))
+    spot = path.state_at(target, torch.tensor([0.0, 0.5]), -torch.ones(2, 1))
     assert spot.log_pi.tolist() == [-1.0, -torch.inf]
 
 
@@ -145,9 +147,9 @@ def test_diffusion_of_equal_widths(double):
 @pytest.mark.parametrize("before, after", [(0.0, 0.3), (0.2, 0.5), (0.7, 1.0)])
 def test_what_was_looked_at_later_is_known_earlier(kind, before, after):
     guide = bad_guide(kind)
-    path, target = guide.flow.path, guide.bind()
+    path, target = guide.flow.path, guide.target_for()
     u = torch.randn(50, 2)
-    early, late = (path.spot(target, torch.full((50,), t), u) for t in (before, after))
+    early, late = (path.state_at(target, torch.full((50,), t), u) for t in (before, after))
     asked = target.evaluations
     assert_close(path.log_prob_at(before, late, after), early.log_pi, rtol=1e-5, atol=1e-5)
     assert target.evaluations == asked
@@ -156,8 +158,8 @@ def test_what_was_looked_at_later_is_known_earlier(kind, before, after):
 def test_the_base_has_density_off_the_target_s_support():
     edge = Target.from_energy(lambda x: torch.where(x > 0, x.square(), torch.inf).sum(-1), 1)
     guide = AutoDeformationFlow(edge, interpolation="linear")
-    target, u = guide.bind(), torch.randn(50, 1)
-    late = guide.flow.path.spot(target, torch.full((50,), 0.3), u)
+    target, u = guide.target_for(), torch.randn(50, 1)
+    late = guide.flow.path.state_at(target, torch.full((50,), 0.3), u)
     assert bool(guide.flow.path.log_prob_at(0.0, late, 0.3).isfinite().all())
 
 

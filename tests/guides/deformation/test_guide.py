@@ -41,11 +41,19 @@ def pair_path():
 
 def trained_pair(interpolation, steps, **options):
     pyro.set_rng_seed(0)
-    fit = FitOptions(steps, 192, 2e-2, window=steps // 2, anneal=True, enough=1.0, progress=False)
+    fit = FitOptions(
+        steps,
+        192,
+        2e-2,
+        eval_every=steps // 2,
+        cosine_schedule=True,
+        stop_at_ess=1.0,
+        progress=False,
+    )
     if interpolation == "diffusion":
         interpolation, options = pair_path(), {"scale": WIDE, **options}
     else:
-        options = {"scale": WIDE, "train_scale": 3.0, **options}
+        options = {"scale": WIDE, "exploration_scale": 3.0, **options}
     guide = AutoDeformationFlow(
         unequal_pair().target,
         interpolation=interpolation,
@@ -67,7 +75,7 @@ def shares(x, log_w=None):
 
 
 def test_both_modes(pair):
-    x, log_w = pair.path_weights(4000)
+    x, log_w = pair.weighted_samples(4000)
     assert 0.08 < shares(x) < 0.92
     assert abs(shares(x, log_w) - 1 / 3) < 0.15
     log_z, error = log_evidence(log_w)
@@ -78,14 +86,14 @@ def test_both_modes(pair):
     assert pair.progress[-1].ess > 0.15 and pair.history.final_ess > 0.15
     assert (pair.flow.step_sizes != 1).all()
     assert pair.evidences.keys() == {"flow", "base", "twice as wide", "over-dispersed"}
-    assert max(pair.missed.values()) < 0.01
+    assert max(pair.missed_mass.values()) < 0.01
 
 
 @pytest.mark.slow
 def test_polish_does_no_harm(pair):
     """A second fit goes on from the first: here, but for the polish, it does next to nothing."""
     guide = copy.deepcopy(pair)
-    guide.attach(unequal_pair().target)
+    guide.restore_model(unequal_pair().target)
     guide.polish, guide.options = 12, FitOptions(1, 192, 1e-9, progress=False)
     x = torch.randn(100, 2)
     before = guide.flow(None).log_prob(x).detach()
@@ -147,9 +155,9 @@ def like(pair):
 def test_a_state_dict(pair, used):
     other = like(pair)
     if used:
-        other.bind()
+        other.target_for()
     other.load_state_dict(pair.state_dict())
-    other.bind()
+    other.target_for()
     assert other.trained
     same_particles(other, pair)
     x = 5 * torch.randn(20, 2)
@@ -159,8 +167,8 @@ def test_a_state_dict(pair, used):
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda g: pickle.loads(pickle.dumps(g))])
 def test_copies(pair, duplicate):
     other = duplicate(pair)
-    other.attach(unequal_pair().target)
-    other.bind()
+    other.restore_model(unequal_pair().target)
+    other.target_for()
     same_particles(other, pair)
 
 
@@ -183,11 +191,11 @@ def test_a_model_with_a_constrained_site(dtype):
     guide = AutoDeformationFlow(models.conjugate, times=8, hidden_features=16, options=QUICK)
     guide.fit(*data)
     cloud = guide.particles(8192, *data, islands=32)
-    x, log_w = guide.path_weights(8192, *data)
+    x, log_w = guide.weighted_samples(8192, *data)
     assert cloud.x.dtype == x.dtype == dtype and log_w.dtype == torch.float64
     for log_z, error in (cloud.evidence, log_evidence(log_w)):
         assert error < 0.1 and abs(log_z - models.CONJUGATE_LOG_EVIDENCE) < 4.5 * error
-    sites = guide.bind(*data).unpack(cloud.x)
+    sites = guide.target_for(*data).unpack(cloud.x)
     for name, (mean, _) in models.CONJUGATE_TRUTH.items():
         found = cloud.mean(sites[name])
         assert abs(found.value - mean) < 4.5 * found.standard_error, name
@@ -206,7 +214,7 @@ def schools_mean(y):
 @pytest.mark.slow
 def test_eight_schools():
     y = torch.tensor([2.8, 0.8, -0.3, 0.7, -0.1, 0.1, 1.8, 1.2])
-    options = FitOptions(400, 192, 1e-2, window=200, anneal=True, progress=False)
+    options = FitOptions(400, 192, 1e-2, eval_every=200, cosine_schedule=True, progress=False)
     guide = AutoDeformationFlow(models.schools, **{**SMALL, "times": 8, "options": options})
     guide.fit(y)
     guide.flow.block.steps = 4  # for haste: draws are scored by the pass that made them
@@ -231,7 +239,7 @@ def test_eight_schools():
         ({"scale": math.nan}, "scale must be positive"),
         ({"power": -1.0}, "power must be positive"),
         ({"power": math.inf}, "power must be positive and finite"),
-        ({"train_scale": 0.0}, "train_scale must be positive"),
+        ({"exploration_scale": 0.0}, "exploration_scale must be positive"),
         ({"times": 0}, "times must be at least 1"),
         ({"times": [0, 0.5]}, "times must rise from 0 to 1"),
         ({"times": [0.1, 1]}, "times must rise from 0 to 1"),
@@ -243,7 +251,10 @@ def test_eight_schools():
         ({"interpolation": "quadratic"}, "'trainable', 'linear' or a function"),
         ({"interpolation": 3}, "'trainable', 'linear' or a function"),
         ({"interpolation": shifted}, "give its scale"),
-        ({"interpolation": shifted, "train_scale": 2.0, **SURE}, "leave train_scale at 1"),
+        (
+            {"interpolation": shifted, "exploration_scale": 2.0, **SURE},
+            "leave exploration_scale at 1",
+        ),
         ({"polish": -1}, "polish must not be negative"),
     ],
 )
@@ -272,7 +283,7 @@ def test_energies_that_cannot_be_followed(energy, message):
 
 
 def test_a_short_training_is_checked_too():
-    options = FitOptions(max_steps=3, window=50, progress=False)
+    options = FitOptions(max_steps=3, eval_every=50, progress=False)
     guide = AutoDeformationFlow(edged(0.5), **{**SMALL, "options": options}, **SURE)
     with pytest.raises(ValueError, match="of the points on the way"):
         guide.fit()
@@ -306,7 +317,7 @@ def test_no_weight_at_all_is_a_warning():
     guide = bad_guide("linear")
     guide._log_weights = lambda target, num: torch.full((num,), -torch.inf)
     with pytest.warns(UserWarning, match="log Z is -inf ± nan by the flow, but"):
-        guide._compare(guide.bind(), torch.tensor(guide.times))
+        guide._compare(guide.target_for(), torch.tensor(guide.times))
 
 
 def lost_mode():
@@ -319,7 +330,7 @@ def lost_mode():
 
     target = Target.from_energy(energy, 2)
     guide = AutoDeformationFlow(target, interpolation="linear", scale=2**0.5, **SMALL)
-    guide.bind()
+    guide.target_for()
     for parameter in guide.flow.velocity.parameters():
         parameter.detach().zero_()
     return guide, centres
@@ -329,7 +340,9 @@ def arrived(guide, *groups, log_z):
     x = torch.cat(groups)
     weights = torch.full((len(x),), 1 / len(x))
     evidence = Evidence(torch.tensor(log_z).double(), torch.tensor(0.1).double())
-    return collocation.Arrived(x, guide.bind().log_prob(x).double(), weights, evidence)
+    return collocation.TerminalParticles(
+        x, guide.target_for().log_prob(x).double(), weights, evidence
+    )
 
 
 def test_dead_particles_have_missed_nothing():
@@ -337,7 +350,7 @@ def test_dead_particles_have_missed_nothing():
     dead = arrived(guide, torch.full((8, 2), 50.0), log_z=-math.inf)._replace(
         weights=torch.full((8,), math.nan)
     )
-    assert guide._missed(dead, torch.tensor(0.0).double()) == 0
+    assert guide._missed_mass(dead, torch.tensor(0.0).double()) == 0
 
 
 def test_a_mode_that_annealing_finds_but_not_whole(monkeypatch):
@@ -348,12 +361,17 @@ def test_a_mode_that_annealing_finds_but_not_whole(monkeypatch):
         "base": arrived(guide, near, log_z=math.log(0.5)),
         "twice as wide": arrived(guide, near, far, log_z=math.log(0.4)),
     }
-    monkeypatch.setattr(deformation_guide, "arrivals", lambda *args: (found, guide.flow.step_sizes))
+    monkeypatch.setattr(
+        deformation_guide, "anneal_from_bases", lambda *args: (found, guide.flow.step_sizes)
+    )
     message = r"particles \(twice as wide\) find 5\.0% of the flow's own evidence where it has less"
     with pytest.warns(UserWarning, match=message):
-        guide._compare(guide.bind(), torch.tensor(guide.times))
-    assert guide.missed == {"base": 0, "twice as wide": pytest.approx(0.4 * 0.1 / 0.8, rel=1e-3)}
+        guide._compare(guide.target_for(), torch.tensor(guide.times))
+    assert guide.missed_mass == {
+        "base": 0,
+        "twice as wide": pytest.approx(0.4 * 0.1 / 0.8, rel=1e-3),
+    }
     del found["twice as wide"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        guide._compare(guide.bind(), torch.tensor(guide.times))
+        guide._compare(guide.target_for(), torch.tensor(guide.times))

@@ -22,7 +22,7 @@ def rate_of(log_z, t):
 def solved(path, target, velocity, log_z, factor=1.0):
     """The error of a solution, C included; ``factor`` spoils the velocity."""
     t, u = torch.rand(50), 2 * torch.randn(50, 3)
-    _, rate, slope, _ = path.fixed(target, t, u)
+    _, rate, slope, _ = path.fixed_terms(target, t, u)
 
     class Spoilt:
         def with_divergence(self, t, u):
@@ -91,7 +91,7 @@ def test_a_solution_has_no_error(solution, double):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss(loss):
     target = Target.from_energy(narrow, 2)
-    options = FitOptions(80, 192, 1e-2, window=80, anneal=True, progress=False)
+    options = FitOptions(80, 192, 1e-2, eval_every=80, cosine_schedule=True, progress=False)
     guide = AutoDeformationFlow(
         target, loss=loss, interpolation="linear", scale=2.0, **{**SMALL, "options": options}
     )

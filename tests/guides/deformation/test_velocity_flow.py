@@ -30,13 +30,13 @@ from pyro_flowsamp.nn.equivariant import group
 
 
 def by_path(guide):
-    return log_evidence(guide.path_weights(20_000)[1])
+    return log_evidence(guide.weighted_samples(20_000)[1])
 
 
 def by_flow(guide):
     with torch.no_grad():
         x, log_q = guide.flow(None).rsample_and_log_prob((20_000,))
-        return log_evidence(guide.bind().log_prob(x) - log_q)
+        return log_evidence(guide.target_for().log_prob(x) - log_q)
 
 
 def by_particles(guide):
@@ -89,9 +89,9 @@ def test_the_check_sees_mistakes(mistake, way):
 def test_path_weights_are_importance_weights(kind, double):
     guide = bad_guide(kind)
     guide.flow.block.steps = 64
-    x, log_w = guide.path_weights(200)
+    x, log_w = guide.weighted_samples(200)
     with torch.no_grad():
-        expected = guide.bind().log_prob(x) - guide.flow(None).log_prob(x)
+        expected = guide.target_for().log_prob(x) - guide.flow(None).log_prob(x)
     assert_close(log_w, expected, atol=1e-4, rtol=0)
 
 
@@ -121,7 +121,7 @@ def test_nothing_is_adapted_while_particles_run():
     guide = bad_guide("trainable")
     before = copy.deepcopy(guide.state_dict())
     guide.particles(512)
-    guide.path_weights(512)
+    guide.weighted_samples(512)
     assert_close(guide.state_dict(), before, rtol=0, atol=0)
 
 
@@ -132,8 +132,8 @@ def test_as_few_steps_as_will_do(monkeypatch):
     monkeypatch.setattr(deformation_guide, "refine", continuous.refine)
     guide = AutoDeformationFlow(Target.from_energy(narrow, 2), **SMALL)
     history = guide.fit()
-    assert guide.flow.block.steps <= 8 and history.log_q_gap < 1e-3
-    log_z, error = log_evidence(guide.path_weights(10_000)[1])
+    assert guide.flow.block.steps <= 8 and history.log_q_error < 1e-3
+    log_z, error = log_evidence(guide.weighted_samples(10_000)[1])
     assert abs(log_z - LOG_Z) < 4.5 * error < 0.1
 
 
@@ -153,15 +153,15 @@ def test_a_symmetric_flow(scale, double):
     for _ in range(2):
         guide.fit()
         t, u = torch.rand(20), torch.randn(20, 4)
-        flow, target = guide.flow, guide.bind()
+        flow, target = guide.flow, guide.target_for()
         v = flow.velocity(t, u)
-        spots = [flow.path.spot(target, t, y) for y in elements.act(u)]
-        for y, w, spot in zip(elements.act(u), elements.act(v), spots):
+        states = [flow.path.state_at(target, t, y) for y in elements.act(u)]
+        for y, w, spot in zip(elements.act(u), elements.act(v), states):
             assert_close(flow.velocity(t, y), w)
-            assert_close(spot.log_pi, spots[0].log_pi)
-        assert v.abs().max() > 1e-3 and flow.path.learnt(t, u)[0].abs().max() > 1e-5
+            assert_close(spot.log_pi, states[0].log_pi)
+        assert v.abs().max() > 1e-3 and flow.path.learned_terms(t, u)[0].abs().max() > 1e-5
         guide = pickle.loads(pickle.dumps(guide))
-        guide.attach(target)
+        guide.restore_model(target)
 
 
 def test_a_width_that_symmetry_does_not_divide():
@@ -169,7 +169,7 @@ def test_a_width_that_symmetry_does_not_divide():
         phi4(4, alpha=0.0).target, symmetry=phi4_symmetries(4), hidden_features=20
     )
     with pytest.raises(ValueError, match="multiple of the symmetry's 16 elements, got 20"):
-        guide.bind()
+        guide.target_for()
 
 
 # ---- what is refused -----------------------------------------------------------------------------
