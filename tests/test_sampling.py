@@ -68,6 +68,7 @@ def no_training(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_the_clock(monkeypatch):
     """The burn-in is counted in evaluations: a machine that slows down has the same draws."""
     small = {"num_samples": 5, "num_chains": 20, **QUIET}
@@ -96,6 +97,7 @@ def test_conjugate_model():
     assert set(data["observed_data"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 10])
 def test_two_distant_modes(dim):
     data = pf.sample(mixture(dim), num_samples=50, num_chains=1000, **QUIET)
@@ -116,6 +118,7 @@ def test_a_flow_is_trained_where_nothing_else_mixes(bad_flows, monkeypatch):
     assert abs(z_score(x[..., 1], 0.0)) < 4
 
 
+@pytest.mark.slow
 def test_bad_flows_do_no_harm(bad_flows, no_training):
     target = Target.from_energy(lambda x: 0.5 * (x - 1).square().sum(-1), 3)
     data = pf.sample(target, num_samples=50, num_chains=400, **QUIET)
@@ -129,6 +132,7 @@ def test_bad_flows_do_no_harm(bad_flows, no_training):
     assert abs(z_score((x[..., 0] - 1).square(), 1.0)) < 4
 
 
+@pytest.mark.slow
 def test_a_site_at_its_boundary():
     def model(count):
         p = pyro.sample("p", dist.Beta(1.0, 1.0))
@@ -138,6 +142,7 @@ def test_a_site_at_its_boundary():
     assert abs(z_score(values(data, "p"), 11 / 12)) < 4
 
 
+@pytest.mark.slow
 def test_angles():
     data = pf.sample(models.turned, torch.tensor(0.5), num_samples=20, num_chains=200, **QUIET)
     assert float(values(data, "direction").abs().max()) <= torch.pi + 1e-5
@@ -254,6 +259,7 @@ def test_particles_that_start_chains_are_no_siblings():
     assert abs(float((u[1:] * u[:-1]).mean() / u.square().mean())) < 0.15
 
 
+@pytest.mark.slow
 def test_chains_go_on_from_where_they_were():
     """Not by way of constrained values, which a simplex rounds to its faces."""
 
@@ -340,6 +346,7 @@ def interrupt_at(monkeypatch, kernel, call):
     monkeypatch.setattr(kernel, "step", interrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [10, 60], ids=["warm-up", "trial"])
 def test_interrupting_a_later_trial_ends_the_climb(monkeypatch, bad_flows, call):
     interrupt_at(monkeypatch, pf.LatentHMC, call)

@@ -144,6 +144,7 @@ def test_half_space(kernel):
     assert (draws > 0).all() and draws.std() > 0.3
 
 
+@pytest.mark.slow
 def test_item_falls_back_to_the_loop_with_one_warning():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -309,6 +310,7 @@ def test_circular_flow_without_angles():
         AutoFlow(normal, flow="circular", options=QUICK).fit()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_guide_of_another_model(kernel):
     guide = AutoFlow(models.location, options=QUICK)

@@ -51,6 +51,7 @@ def guide():
 # ---- targets and proposals ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_quality_is_told_for_each_context(guide):
     """At the second of two contexts the target is tilted away from the flow."""
     proposal = Proposal(guide.flow, SCALES[:2, None])
@@ -277,6 +278,7 @@ def test_a_second_training_widens_the_range():
     )
 
 
+@pytest.mark.slow
 def test_vector_contexts_are_numbered():
     made = AutoFlow(scaled, context=["scale", "shift"], flow="coupling", options=OPTIONS)
     made.fit(torch.rand(16) + 0.5, shift=torch.randn(16, 2))

@@ -92,7 +92,9 @@ SAMPLERS = {
 
 
 @pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
-@pytest.mark.parametrize("kernel", slow(SAMPLERS, "LatentMALA, Jacobian metric"))
+@pytest.mark.parametrize(
+    "kernel", slow(SAMPLERS, "LatentHMC", "LatentMALA, Jacobian metric", "JumpHMC")
+)
 def test_sampling(kernel, guide, context):
     kernel = SAMPLERS[kernel](guide=guide)
     mcmc, state = started(kernel, 8)

@@ -10,7 +10,7 @@ import torch
 from pyro.infer import MCMC
 from scipy.special import iv
 from scipy.stats import chi2
-from support.marks import slow, slow_if
+from support.marks import slow
 from support.mutations import must_fail, mutation, stale
 from support.scenarios import (
     SCENARIOS,
@@ -180,13 +180,10 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mistake", "kernel"),
-    [
-        slow_if(case in ("torus", "modes", "manifolds"), name, kernel)
-        for name, (_, kernels, case) in MISTAKES.items()
-        for kernel in kernels
-    ],
+    [(name, kernel) for name, (_, kernels, _) in MISTAKES.items() for kernel in kernels],
 )
 def test_the_check_sees_mistakes(mistake, kernel, monkeypatch):
     mutations, _, name = MISTAKES[mistake]

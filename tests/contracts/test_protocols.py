@@ -151,7 +151,9 @@ def _trained(flow):
     return guide, args
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype", slow([torch.float32, torch.float64], torch.float64), ids=["float32", "float64"]
+)
 @pytest.mark.parametrize(
     "runner", slow(RUNNERS, chain, two_chains, streaming), ids=lambda runner: runner.__name__
 )
@@ -176,7 +178,7 @@ def test_every_combination(flow, kernel, runner, dtype):
         assert abs(float(value.mean()) - mean) < within * sd, name
 
 
-@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize("flow", slow(FLOWS, "annealing", "deformation"))
 def test_every_guide_is_one_of_pyro_s(flow):
     """Predictive, SVI and Importance take it, and it can be pickled afterwards."""
     shared, args = trained(flow, torch.float32)
@@ -195,8 +197,9 @@ def test_every_guide_is_one_of_pyro_s(flow):
         assert_close(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runner", [two_chains, vectorized])
-@pytest.mark.parametrize("kernel", slow(KERNELS, latent_hmc, jump_hmc))
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_same_seed_same_draws(kernel, runner):
     def run(seed):
         torch.manual_seed(seed)

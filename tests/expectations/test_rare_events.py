@@ -71,6 +71,7 @@ def test_a_smooth_function_of_a_flow():
     assert all(abs(e.value / exp(2.0) - 1) < 0.05 for e in found.estimates.values())
 
 
+@pytest.mark.slow
 def test_a_signed_function():
     """E[x² − 2x − 1/2] = 1/2."""
     found = importance_flow(
@@ -129,6 +130,7 @@ def test_data_alone():
     assert 0.6 < found.value / truth < 1.6
 
 
+@pytest.mark.slow
 def test_bad_flows_stay_unbiased(monkeypatch):
     """Blocks never trained, but stirred: right within errors, or their Pareto k says otherwise."""
 
@@ -216,6 +218,7 @@ def test_options_are_checked_before_training(options, error, message):
         importance_flow(one_normal, event=lambda s: s["x"] - 3, guide=guide, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ALL)
 def test_an_event_that_is_impossible(estimator):
     options = {**SMALL, "estimators": (estimator,)}

@@ -6,7 +6,7 @@ import pyro
 import pytest
 import torch
 from support.latent import FOREIGN, bad_guide, run
-from support.marks import slow, slow_if
+from support.marks import slow
 from support.mutations import must_fail, mutation, stale
 from support.scenarios import (
     GAUSSIAN_MEAN,
@@ -41,8 +41,6 @@ KERNELS = {
         10,
     ),
 }
-SLOW = ["MALA in the Jacobian metric", "HMC in the Jacobian metric", "jumps"]
-MARKED = slow(KERNELS, *SLOW)
 CASES = ["funnel", "modes", "half space", "conjugate", "cylinder"]
 
 
@@ -53,7 +51,9 @@ def _draws(name, kernel):
     return run(make(guide=guide), budget, starts(guide.target_for(), SCENARIOS[name], budget[0]))
 
 
-@pytest.mark.parametrize("kernel", MARKED)
+@pytest.mark.parametrize(
+    "kernel", slow(KERNELS, "MALA in the Jacobian metric", "HMC in the Jacobian metric", "jumps")
+)
 @pytest.mark.parametrize("name", slow(CASES, "modes", "cylinder"))
 def test_draws_are_exact_however_bad_the_flow(name, kernel):
     assert_exact(_draws(name, kernel), SCENARIOS[name])
@@ -118,20 +118,18 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mistake", "kernel"),
-    [
-        slow_if(kernel in SLOW, name, kernel)
-        for name, (_, kernels) in MISTAKES.items()
-        for kernel in kernels
-    ],
+    [(name, kernel) for name, (_, kernels) in MISTAKES.items() for kernel in kernels],
 )
 def test_the_check_sees_mistakes(mistake, kernel):
     mutations, _ = MISTAKES[mistake]
     must_fail(*mutations, score=lambda: _departure(kernel), above=1.5 * THRESHOLD)
 
 
-@pytest.mark.parametrize("kernel", MARKED)
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_and_sees_none_where_there_is_none(kernel):
     assert _departure(kernel) < THRESHOLD
 

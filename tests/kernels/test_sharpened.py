@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 import torch
 from support.latent import FOREIGN, run, shaken
-from support.marks import slow
 from support.scenarios import (
     THRESHOLD,
     Scenario,
@@ -57,8 +56,9 @@ def _as_scenario(truth):
     return Scenario(None, None, [], [], moments)
 
 
-@pytest.mark.parametrize("kernel", slow(TEMPERED, "MALA in the Jacobian metric"))
-@pytest.mark.parametrize("name", slow(FOREIGN, "splines in 2-D"))
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", TEMPERED)
+@pytest.mark.parametrize("name", FOREIGN)
 def test_tempered_draws_are_those_of_quadrature(name, kernel):
     flow = FOREIGN[name]()
     make, *budget = TEMPERED[kernel]

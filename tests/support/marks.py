@@ -3,11 +3,7 @@
 import pytest
 
 
-def slow_if(condition, *values):
-    """Return one set of parameters of pytest, marked as slow where a condition holds."""
-    return pytest.param(*values, marks=pytest.mark.slow if condition else ())
-
-
 def slow(values, *chosen):
     """Return parameters of pytest, where the chosen ones are marked as slow."""
-    return [slow_if(value in chosen, value) for value in values]
+    mark = pytest.mark.slow
+    return [pytest.param(value, marks=mark) if value in chosen else value for value in values]

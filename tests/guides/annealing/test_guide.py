@@ -29,6 +29,7 @@ def pair():
     return guide
 
 
+@pytest.mark.slow
 def test_corrected_weights_of_modes_and_evidence(pair):
     known = unequal_pair()
     cloud = pair.particles(16384, islands=32)
@@ -45,6 +46,7 @@ def flipped_log_det(transport, cloud, stage):
     return right._replace(log_w=right.log_w - 2 * ladj)
 
 
+@pytest.mark.slow
 def test_a_wrong_log_det_shows(pair):
     def z_score():
         log_z, error = pair.particles(16384, islands=32).evidence
@@ -280,6 +282,7 @@ def test_one_dimension():
     assert error < 0.02 and abs(log_z - 0.5 * math.log(math.pi / 2)) < 4.5 * error
 
 
+@pytest.mark.slow
 def test_other_data_begin_another_path():
     guide = AutoAnnealingFlow(models.location, **SMALL)
     for y in (torch.tensor([8.0, -8.0]), torch.tensor([-6.0, 0.0])):
@@ -363,6 +366,7 @@ def test_copies(pair, duplicate):
     assert_close(clouds[0].evidences, clouds[1].evidences)
 
 
+@pytest.mark.slow
 def test_a_state_dict_before_the_first_use(pair):
     other = AutoAnnealingFlow(unequal_pair().target, **SMALL)
     other.load_state_dict(pair.state_dict())
@@ -378,6 +382,7 @@ def test_a_state_dict_before_the_first_use(pair):
     assert len(other.flow.blocks) == len(pair.flow.blocks)
 
 
+@pytest.mark.slow
 def test_one_seed_one_flow():
     def draws(seed):
         pyro.set_rng_seed(seed)

@@ -83,6 +83,7 @@ def test_crowds_are_small_runs_of_particles(mistake, below, monkeypatch):
         must_fail(mistake, score=largest_gap, above=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", [None, flipped_divergence, stale_log_pi])
 def test_weights_along_a_solution(mistake, double):
     """Carried by a velocity that solves the equation, all weigh the same, there and back."""
@@ -191,6 +192,7 @@ def test_rare_modes_are_explored(double):
 # ---- training ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_other_trainer():
     options = FitOptions(80, 128, 1e-2, eval_every=40, cosine_schedule=True, progress=False)
     target = Target.from_energy(narrow, 2)

@@ -74,6 +74,7 @@ def shares(x, log_w=None):
     return unequal_pair().mode_fractions(x, log_w)[0]
 
 
+@pytest.mark.slow
 def test_both_modes(pair):
     x, log_w = pair.weighted_samples(4000)
     assert 0.08 < shares(x) < 0.92
@@ -172,6 +173,7 @@ def test_copies(pair, duplicate):
     same_particles(other, pair)
 
 
+@pytest.mark.slow
 def test_one_seed_one_flow():
     def draws(seed):
         pyro.set_rng_seed(seed)
