@@ -93,7 +93,7 @@ SAMPLERS = {
 
 @pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
 @pytest.mark.parametrize(
-    "kernel", slow(SAMPLERS, "LatentHMC", "LatentMALA, Jacobian metric", "JumpHMC")
+    "kernel", slow(SAMPLERS, "LatentHMC", "LatentMALA, Jacobian metric", "LocalGlobalHMC")
 )
 def test_sampling(kernel, guide, context):
     kernel = SAMPLERS[kernel](guide=guide)
