@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..transitions import langevin
+from ..transitions import hamiltonian
 from .particles import Particles, resample, reweight
 
 __all__ = ["Stage", "advance", "log_mixture", "move", "transport", "move_and_tune"]
@@ -36,7 +36,7 @@ class Stage(NamedTuple):
     """
 
     map: Pushes | None
-    density: langevin.Density
+    density: hamiltonian.Density
     scale: Tensor
     step_size: Tensor
     defensive_weight: float = 0.0
@@ -52,7 +52,7 @@ def transport(cloud: Particles, stage: Stage) -> Particles:
     x, ladj = cloud.x, torch.zeros_like(cloud.state.log_pi)
     if stage.map is not None:
         x, ladj = stage.map.push(x)
-    return reweight(cloud, langevin.init(x / stage.scale, stage.density), ladj.double())
+    return reweight(cloud, stage.density(x / stage.scale), ladj.double())
 
 
 def _transport_defensive(
@@ -67,9 +67,9 @@ def _transport_defensive(
 
     pushed, ladj = map.push(cloud.x[go])
     x = cloud.x.index_copy(0, go, pushed)
-    state = langevin.init(x / stage.scale, stage.density)
+    state = stage.density(x / stage.scale)
     z, ladj_back = map.pull(cloud.x[stay])
-    origin = previous_log_prob(langevin.init(z / stage.scale, stage.density)) + ladj_back.double()
+    origin = previous_log_prob(stage.density(z / stage.scale)) + ladj_back.double()
 
     stayed = previous_log_prob(state).index_copy(0, stay, log_pi[stay])
     carried = log_pi.index_copy(0, go, log_pi[go] - ladj.double()).index_copy(0, stay, origin)
@@ -106,7 +106,7 @@ def _moved(
     for _ in range(moves):
         noise, log_u = torch.randn_like(state.z), torch.rand_like(state.log_pi).log()
         each = step_size.repeat_interleave(num)[:, None] if step_size.dim() else step_size
-        state, info = langevin.mala(state, stage.density, each, noise, log_u)
+        state, info = hamiltonian.step(state, stage.density, each, 1, noise, log_u)
         if goal is not None:
             rate = info.accept_prob.view(islands, num).mean(-1)
             rate = rate if step_size.dim() else rate.mean()

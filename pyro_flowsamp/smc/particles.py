@@ -43,7 +43,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..transitions import langevin
+from ..transitions import hamiltonian
 from ..weights import Evidence, ess_fraction, log_evidence
 
 __all__ = ["Particles", "Mean", "init", "resample", "reweight", "systematic"]
@@ -112,9 +112,9 @@ class Particles(NamedTuple):
         return self.x[systematic(self.log_weights[None], num)[0]]
 
 
-def init(x: Tensor, density: langevin.Density, islands: int = 1) -> Particles:
+def init(x: Tensor, density: hamiltonian.Density, islands: int = 1) -> Particles:
     r"""Equally weighted draws ``(R·n, d)`` of :math:`f_0`, at unit scale."""
-    state = langevin.init(x, density)
+    state = density(x)
     log_w = torch.zeros_like(state.log_pi).unflatten(0, (islands, -1))
     return Particles(state, log_w, torch.zeros_like(log_w[:, 0]))
 

@@ -26,7 +26,7 @@ __all__ = [
 
 
 class TemperedState(NamedTuple):
-    r"""N points of the path; a :class:`langevin.HMCState`, and what it takes to change
+    r"""N points of the path; a :class:`hamiltonian.HMCState`, and what it takes to change
     :math:`\beta`.
 
     Attributes:

@@ -28,7 +28,7 @@ from pyro_flowsamp import (
 from pyro_flowsamp.flows.proposal import Proposal
 from pyro_flowsamp.flows.recipes import coupling
 from pyro_flowsamp.kernels.local_global import LocalGlobalInfo
-from pyro_flowsamp.transitions import latent
+from pyro_flowsamp.transitions import hamiltonian
 
 OPTIONS = FitOptions(150, 128, 1e-2, stop_at_ess=1.0, progress=False)
 SCALES = torch.tensor([0.5, 1.0, 2.0])
@@ -227,7 +227,7 @@ def test_local_steps_do_not_mind_how_far_contexts_lie_apart(guide):
     kernel = LocalGlobalHMC(guide=guide, num_steps=2)
     VectorizedMCMC(kernel, 1, 1, 30, disable_progbar=True).run(SCALES)
     nothing = torch.zeros(3000, dtype=torch.double)
-    local = latent.HMCInfo(nothing.bool(), nothing + 0.8, nothing.bool(), nothing.bool())
+    local = hamiltonian.HMCInfo(nothing.bool(), nothing + 0.8, nothing.bool(), nothing.bool())
     steps = []
     for apart in (0.0, 100.0):
         kernel.reset()

@@ -32,7 +32,7 @@ from pyro_flowsamp import (
     VectorizedMCMC,
 )
 from pyro_flowsamp.flows.recipes import RECIPES, coupling
-from pyro_flowsamp.transitions import langevin, metropolis
+from pyro_flowsamp.transitions import hamiltonian, metropolis
 
 
 def latent_hmc(*args, **options):
@@ -280,12 +280,12 @@ def test_no_chain_is_caught_where_the_density_is_steep():
     def density(z):  # the steepness of a kink in a flow, at the top of a normal density
         log_pi = -0.5 * z.square().sum(-1)
         grad = torch.where(z.abs() < 0.2, 50.0, -z)
-        return langevin.HMCState(z, log_pi.double(), grad, z, log_pi, log_pi)
+        return hamiltonian.HMCState(z, log_pi.double(), grad, z, log_pi, log_pi)
 
     state, step_size = density(torch.zeros(500, 1)), torch.tensor(1.4)
     for _ in range(50):
         noise, log_u = torch.randn(500, 1), torch.rand(500).log()
-        state, _ = langevin.mala(state, density, step_size, noise, log_u)
+        state, _ = hamiltonian.step(state, density, step_size, 1, noise, log_u)
     assert (state.z != 0).all() and 0.9 < state.z.std() < 1.1
 
 

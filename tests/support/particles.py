@@ -41,14 +41,14 @@ def run_stages(moves=2, below=0.5, defensive_weight=0.0):
     return cloud
 
 
-@mutation(particles, "reweight")
+@mutation(driver, "reweight")
 def stale_log_pi(reweight, cloud, state, ladj=0.0):
     """Keep the density of the place where the particle was."""
     new = reweight(cloud, state, ladj)
     return new._replace(state=state._replace(log_pi=cloud.state.log_pi))
 
 
-@mutation(particles, "resample")
+@mutation(driver, "resample")
 def weights_kept(resample, cloud, below):
     """Keep the weights after resampling."""
     return resample(cloud, below)._replace(log_w=cloud.log_w)

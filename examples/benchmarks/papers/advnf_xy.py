@@ -56,7 +56,7 @@ from pyro_flowsamp.lattice import (
     xy_model,
     xy_observables,
 )
-from pyro_flowsamp.transitions import langevin
+from pyro_flowsamp.transitions import hamiltonian
 
 STUDY = "advnf_xy.jsonl"  #: the file of its stored runs
 FLOWS = "advnf_xy"  #: the folder of trained flows beside it
@@ -139,11 +139,11 @@ def monte_carlo(lattice: Lattice, chains: int, samples: int) -> Tensor:
     unit = grid().sqrt().repeat_interleave(chains)[:, None]
     target = lattice.target(grid().repeat_interleave(chains))
 
-    def density(z: Tensor) -> langevin.HMCState:
+    def density(z: Tensor) -> hamiltonian.HMCState:
         x = z * unit
         log_p, grad = target.log_prob_and_grad(x)
         log_p = log_p.double()
-        return langevin.HMCState(z, log_p, grad * unit, x, log_p, torch.zeros_like(log_p))
+        return hamiltonian.HMCState(z, log_p, grad * unit, x, log_p, torch.zeros_like(log_p))
 
     with torch.random.fork_rng():
         torch.manual_seed(12345)  # the same for all seeds of the flows

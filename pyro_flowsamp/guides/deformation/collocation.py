@@ -32,7 +32,7 @@ from ...smc import driver, particles
 from ...smc.particles import Particles
 from ...smc.starts import overdispersed_base
 from ...target.density import Target
-from ...transitions import langevin
+from ...transitions import hamiltonian
 from ...transitions.step_size import optimal_step_size
 from ...weights import Evidence
 from .energy_path import BoltzmannPath, PathState
@@ -74,7 +74,7 @@ class SMCHistory(NamedTuple):
     evidence: Evidence
 
 
-def _stage(density: langevin.Density, like: Tensor, step_size: Tensor) -> driver.Stage:
+def _stage(density: hamiltonian.Density, like: Tensor, step_size: Tensor) -> driver.Stage:
     return driver.Stage(None, density, torch.ones_like(like), step_size)
 
 
@@ -288,7 +288,7 @@ class CollocationPoints:
         cloud = particles.resample(self._carry(self.smc_points), RESAMPLE_BELOW)
         sizes = self.step_sizes.expand(-1, POINTS_PER_TIME).reshape(-1, 1)
         noise, log_u = torch.randn_like(cloud.x), torch.rand_like(cloud.state.log_pi).log()
-        state, info = langevin.mala(cloud.state, self._density, sizes, noise, log_u)
+        state, info = hamiltonian.step(cloud.state, self._density, sizes, 1, noise, log_u)
         self.smc_points = cloud._replace(state=state)
         self.trajectories = self._carry(self.trajectories)
         self.returning = self._carry(self.returning, back=True)

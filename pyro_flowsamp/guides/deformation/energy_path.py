@@ -78,7 +78,7 @@ class FixedTerms(NamedTuple):
 
 
 class PathState(NamedTuple):
-    r"""N points of a path; a :class:`~pyro_flowsamp.transitions.langevin.HMCState`, and more.
+    r"""N points of a path; a :class:`~pyro_flowsamp.transitions.hamiltonian.HMCState`, and more.
 
     Attributes:
         z, x: Positions u, ``(N, d)``.

@@ -19,6 +19,7 @@ from pyro_flowsamp.flows.recipes import gaussian
 from pyro_flowsamp.guides.annealing import guide as annealing_guide
 from pyro_flowsamp.problems import exp_gauss, gmm, unequal_pair
 from pyro_flowsamp.smc import driver
+from pyro_flowsamp.transitions import hamiltonian
 
 
 @pytest.fixture(scope="module")
@@ -335,13 +336,13 @@ def test_pyro_takes_it_as_a_guide():
 
 
 def test_particles_move_by_frozen_steps(pair, monkeypatch):
-    mala, used = annealing_guide.langevin.mala, []
+    step, used = hamiltonian.step, []
 
     def seen(state, density, step_size, *variates):
         used.append(float(step_size))
-        return mala(state, density, step_size, *variates)
+        return step(state, density, step_size, *variates)
 
-    monkeypatch.setattr(annealing_guide.langevin, "mala", seen)
+    monkeypatch.setattr(hamiltonian, "step", seen)
     pair.particles(512)
     frozen = [float(block.step_size) for block in pair.flow.blocks for _ in range(pair.mcmc_steps)]
     assert used == frozen and len(set(frozen)) > 1
