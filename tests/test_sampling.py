@@ -58,7 +58,7 @@ def bad_flows(monkeypatch):
             guide.flow.affine.loc += 3 * guide.flow.affine.scale.diagonal()
         return guide
 
-    monkeypatch.setattr(sampling.SamplerSearch, "placed", displaced)
+    monkeypatch.setattr(sampling.SamplerSearch, "fit_mixture_guide", displaced)
 
 
 @pytest.fixture
@@ -357,7 +357,7 @@ def test_interrupting_the_first_trial_ends_all(monkeypatch, call):
 
 @pytest.mark.parametrize("later, kept", [(0, pilot.PILOT_STEPS), (2, 2), (4, 4)])
 def test_interrupting_the_draws_keeps_what_there_is(monkeypatch, later, kept):
-    interrupt_at(monkeypatch, pf.IMH, pilot.SHORTEST + later)
+    interrupt_at(monkeypatch, pf.IMH, pilot.MIN_PILOT_STEPS + later)
     with pytest.warns(UserWarning, match="interrupted"):
         data = pf.sample(mixture(2), num_samples=50, num_chains=300, **QUIET)
     assert dict(data["posterior"].sizes)["draw"] == kept

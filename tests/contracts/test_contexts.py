@@ -21,8 +21,7 @@ from pyro_flowsamp import (
     LocalGlobalHMC,
     Target,
     VectorizedMCMC,
-    tempered,
-    tempered_ensembles,
+    tempered_smc,
     to_arviz,
 )
 from pyro_flowsamp.flows.proposal import Proposal
@@ -149,18 +148,16 @@ def test_ensembles_at_several_contexts():
     target = (
         Target.from_model(scaled, torch.tensor(1.0)).conditional_on("scale").at(SCALES[:, None])
     )
-    x = tempered_ensembles(target, 1000)
-    assert x.shape == (3, 1000, 2)
+    found = tempered_smc(target, 1000)
+    x = found.x.view(3, 1000, 2)
+    assert found.log_z.shape == (3,) and found.betas.shape[1] == 3
     assert_close(x.std(1).mean(-1), SCALES, atol=0.0, rtol=0.15)
-    with pytest.raises(ValueError, match="at contexts"):
-        tempered_ensembles(Target.from_model(scaled, 1.0), 10)
-    with pytest.raises(ValueError, match="two particles at least"):
-        tempered_ensembles(target, 1)
-    with pytest.raises(ValueError, match="would mix: use tempered_ensembles"):
-        tempered(target)
+    assert tempered_smc(Target.from_model(scaled, 1.0), 10).log_z.shape == (1,)
+    with pytest.raises(ValueError, match="at least two particles"):
+        tempered_smc(target, 1)
     bad = Target.from_model(scaled, torch.tensor(1.0)).conditional_on("scale")
     with pytest.raises(ValueError, match=r"at the contexts \[\[nan\]\]"):
-        tempered_ensembles(bad.at(torch.tensor([[1.0], [torch.nan]])), 50)
+        tempered_smc(bad.at(torch.tensor([[1.0], [torch.nan]])), 50)
 
 
 def two_modes(share):
@@ -179,7 +176,7 @@ def test_each_context_has_particles_of_its_own():
     target = (
         Target.from_model(two_modes, torch.tensor(0.5)).conditional_on("share").at(shares[:, None])
     )
-    runs = [tempered_ensembles(target, 2000) > 0 for _ in range(5)]
+    runs = [tempered_smc(target, 2000).x.view(3, 2000, 1) > 0 for _ in range(5)]
     found = torch.stack([x.double().mean((1, 2)) for x in runs])
     assert_close(found.mean(0), shares.double(), atol=0.03, rtol=0.0)
 

@@ -141,7 +141,7 @@ def _trained(flow):
         guide = AutoAnnealingFlow(model, num_particles=1024, hidden_features=16, options=options)
     elif flow == "deformation":
         options = FitOptions(40, 96, 1e-2, eval_every=20, cosine_schedule=True, progress=False)
-        guide = AutoDeformationFlow(model, times=4, hidden_features=16, options=options)
+        guide = AutoDeformationFlow(model, time_grid=4, hidden_features=16, options=options)
     elif flow == "adversarial":
         options = FitOptions(60, 128, 5e-3, eval_every=20, progress=False)
         guide = AutoAdvNF(model, flow=two_layers, options=options)

@@ -47,7 +47,7 @@ from pyro_flowsamp import (
     ess_fraction,
     lattice_discriminator,
     lattice_flow,
-    tempered_ensembles,
+    tempered_smc,
 )
 from pyro_flowsamp.lattice import (
     vortex_density,
@@ -147,7 +147,7 @@ def monte_carlo(lattice: Lattice, chains: int, samples: int) -> Tensor:
 
     with torch.random.fork_rng():
         torch.manual_seed(12345)  # the same for all seeds of the flows
-        x = tempered_ensembles(lattice.target(grid()), chains).flatten(0, 1)
+        x = tempered_smc(lattice.target(grid()), chains).x
         found = hmc.sample(density, x / unit, samples, max(20, samples // 4), 8)
     return found.x.view(len(grid()), chains, samples, -1)
 
@@ -169,7 +169,7 @@ def made(lattice: Lattice, options: FitOptions, **how: Any) -> AutoAdvNF:
 
 def fitted(guide: AutoAdvNF, lattice: Lattice, temperatures: Tensor, num: int) -> float:
     """Trains on an ensemble of ``num`` draws at each temperature; the seconds that it takes."""
-    start, draw = perf_counter(), partial(tempered_ensembles, num=num)
+    start, draw = perf_counter(), partial(tempered_smc, num_particles=num)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what goes wrong stands in the table
         guide.fit(**lattice.arguments, temperature=temperatures, ensemble=draw)
