@@ -292,12 +292,12 @@ def test_more_chains_than_draws_part(monkeypatch):
 def test_tails_that_a_flow_lacks_give_it_away():
     """Jumps by a Gaussian, of a target with a heavy tail that some chains start in."""
     target = pf.Target.from_energy(lambda x: 4 * (1 + x.square().sum(-1) / 7).log(), 1)
-    climb = sampling.SamplerSearch(target, 100, 256, progress=False)
-    climb.run_smc()
-    climb.particles[:20] = 40.0
-    guide = climb.fit_mixture_guide(1)
+    search = sampling.SamplerSearch(target, 100, 256, progress=False)
+    search.run_smc()
+    search.particles[:20] = 40.0
+    guide = search.fit_mixture_guide(1)
     guide.flow.initialize_from(torch.randn(5000, 1))
-    candidate = climb._try("IMH", pf.IMH(guide=guide), torch.inf)
+    candidate = search._try("IMH", pf.IMH(guide=guide), torch.inf)
     assert candidate.never_accepted_fraction > 0 and not candidate.reliable
     good = candidate._replace(ess_per_draw=0.9, length=100)
     assert (
@@ -314,12 +314,12 @@ def test_tails_that_a_flow_lacks_give_it_away():
 def test_starts_are_forgotten():
     """Chains begin at particles of one mode only; jumps put the shares right before the draws."""
     target = mixture(2)
-    climb = sampling.SamplerSearch(target, 4, 2000, progress=False)
-    climb.run_smc()
-    best = climb._try("IMH", pf.IMH(guide=climb.fit_mixture_guide(1)), torch.inf)
+    search = sampling.SamplerSearch(target, 4, 2000, progress=False)
+    search.run_smc()
+    best = search._try("IMH", pf.IMH(guide=search.fit_mixture_guide(1)), torch.inf)
     x = best.run.unconstrained
     x[:] = x[x.sum(-1) > 0][:1]
-    climb.finish(best)
+    search.finish(best)
     upper = (best.run.unconstrained.sum(-1) > 0).double().mean(1)
     z = (upper.mean() - 1 / 3) / (upper.std() / len(upper) ** 0.5)
     assert abs(float(z)) < 4
