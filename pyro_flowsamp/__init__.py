@@ -15,7 +15,7 @@ from .lattice import lattice_discriminator, lattice_flow
 from .objectives import ForwardKL, PathGradient, ReverseKL, WeightedSum
 from .options import FitOptions
 from .sampling import sample
-from .smc import tempered, tempered_ensemble, tempered_ensembles
+from .smc import tempered_smc
 from .target import Target
 from .train import History
 from .vectorized import VectorizedMCMC
@@ -51,9 +51,7 @@ __all__ = [
     "log_evidence",
     "pareto_k",
     "sample",
-    "tempered",
-    "tempered_ensemble",
-    "tempered_ensembles",
+    "tempered_smc",
     "to_arviz",
 ]
 

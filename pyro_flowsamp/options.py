@@ -55,7 +55,9 @@ class FitOptions:
             if not getattr(self, name) > 0:
                 raise ValueError(f"FitOptions.{name} must be positive, got {getattr(self, name)}")
         if self.max_lr_decays < 0:
-            raise ValueError(f"FitOptions.decays must not be negative, got {self.max_lr_decays}")
+            raise ValueError(
+                f"FitOptions.max_lr_decays must not be negative, got {self.max_lr_decays}"
+            )
         if not 0 < self.lr_decay < 1:
             raise ValueError(f"FitOptions.decay must lie between 0 and 1, got {self.lr_decay}")
         if not 0 <= self.warmup_fraction <= 1:

@@ -58,7 +58,7 @@ def bad_flows(monkeypatch):
             guide.flow.affine.loc += 3 * guide.flow.affine.scale.diagonal()
         return guide
 
-    monkeypatch.setattr(sampling.SamplerSearch, "placed", displaced)
+    monkeypatch.setattr(sampling.SamplerSearch, "fit_mixture_guide", displaced)
 
 
 @pytest.fixture
@@ -298,12 +298,12 @@ def test_more_chains_than_draws_part(monkeypatch):
 def test_tails_that_a_flow_lacks_give_it_away():
     """Jumps by a Gaussian, of a target with a heavy tail that some chains start in."""
     target = pf.Target.from_energy(lambda x: 4 * (1 + x.square().sum(-1) / 7).log(), 1)
-    climb = sampling.SamplerSearch(target, 100, 256, progress=False)
-    climb.run_smc()
-    climb.particles[:20] = 40.0
-    guide = climb.fit_mixture_guide(1)
+    search = sampling.SamplerSearch(target, 100, 256, progress=False)
+    search.run_smc()
+    search.particles[:20] = 40.0
+    guide = search.fit_mixture_guide(1)
     guide.flow.initialize_from(torch.randn(5000, 1))
-    candidate = climb._try("IMH", pf.IMH(guide=guide), torch.inf)
+    candidate = search._try("IMH", pf.IMH(guide=guide), torch.inf)
     assert candidate.never_accepted_fraction > 0 and not candidate.reliable
     good = candidate._replace(ess_per_draw=0.9, length=100)
     assert (
@@ -320,12 +320,12 @@ def test_tails_that_a_flow_lacks_give_it_away():
 def test_starts_are_forgotten():
     """Chains begin at particles of one mode only; jumps put the shares right before the draws."""
     target = mixture(2)
-    climb = sampling.SamplerSearch(target, 4, 2000, progress=False)
-    climb.run_smc()
-    best = climb._try("IMH", pf.IMH(guide=climb.fit_mixture_guide(1)), torch.inf)
+    search = sampling.SamplerSearch(target, 4, 2000, progress=False)
+    search.run_smc()
+    best = search._try("IMH", pf.IMH(guide=search.fit_mixture_guide(1)), torch.inf)
     x = best.run.unconstrained
     x[:] = x[x.sum(-1) > 0][:1]
-    climb.finish(best)
+    search.finish(best)
     upper = (best.run.unconstrained.sum(-1) > 0).double().mean(1)
     z = (upper.mean() - 1 / 3) / (upper.std() / len(upper) ** 0.5)
     assert abs(float(z)) < 4
@@ -364,7 +364,7 @@ def test_interrupting_the_first_trial_ends_all(monkeypatch, call):
 
 @pytest.mark.parametrize("later, kept", [(0, pilot.PILOT_STEPS), (2, 2), (4, 4)])
 def test_interrupting_the_draws_keeps_what_there_is(monkeypatch, later, kept):
-    interrupt_at(monkeypatch, pf.IMH, pilot.SHORTEST + later)
+    interrupt_at(monkeypatch, pf.IMH, pilot.MIN_PILOT_STEPS + later)
     with pytest.warns(UserWarning, match="interrupted"):
         data = pf.sample(mixture(2), num_samples=50, num_chains=300, **QUIET)
     assert dict(data["posterior"].sizes)["draw"] == kept

@@ -156,7 +156,7 @@ class Path:
             raise ValueError(
                 "h is zero at all particles: the path does not lead to where it is positive. Is "
                 "the event possible, and does event= grow towards it from everywhere? More "
-                "num_particles=, moves=, or an ess= closer to 1 make a more careful path."
+                "num_particles=, more mcmc_steps=, or a target_ess= closer to 1 may help."
             )
         return log_h
 
@@ -250,7 +250,7 @@ def _evidence(weights: Weights) -> Part:
 def _check_options(annealing: dict[str, Any]) -> None:
     """Before anything is trained: raises what the annealing flow would raise after p's flow is."""
     options = inspect.signature(AutoAnnealingFlow.__init__).parameters
-    known = [name for name in options if name not in ("self", "model", "start")]
+    known = [name for name in options if name not in ("self", "model", "reference")]
     for name in annealing:
         if name not in known:
             raise TypeError(
@@ -270,7 +270,7 @@ def _anneal(
         return -(p.log_prob(x) + part.relaxed(x).to(p.dtype))
 
     relaxed = Target.from_energy(energy, p.dim, dtype=p.dtype, device=p.device)
-    guide = _AnnealingFlow(relaxed, start=source.start, **annealing)
+    guide = _AnnealingFlow(relaxed, reference=source.start, **annealing)
     guide.fit()
     return Path(p, part, guide, num, islands)
 
@@ -337,7 +337,7 @@ def importance_flow(
         num_samples: Fresh draws for each, of each path.
         islands: Independent groups of particles.
         annealing: Options of :class:`~pyro_flowsamp.AutoAnnealingFlow`, for every path, but for
-            ``start``: they start at p. None go to the model, whose arguments are ``args``.
+            ``reference``: they start at p. None go to the model, whose arguments are ``args``.
 
     Raises:
         TypeError: A keyword is no such option.

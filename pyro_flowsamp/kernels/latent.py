@@ -1,8 +1,8 @@
 r"""LatentHMC and LatentMALA: local moves in the latent space of a flow.
 
-Both are :func:`pyro_flowsamp.transitions.latent.step`, one integrator and one acceptance for every
-number of steps, metric and target; that module derives them. Langevin is Hamiltonian of one step:
-:class:`LatentMALA` only picks arguments.
+Both are :func:`pyro_flowsamp.transitions.hamiltonian.step`: one integrator and one acceptance for
+every number of steps, metric and target; that module derives them. Langevin is the case of one
+step: :class:`LatentMALA` only picks arguments.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor, nn
 
 from ..target.site import Values
-from ..transitions import langevin, latent
+from ..transitions import hamiltonian
 from ..transitions.step_size import jitter, optimal_step_size
 from .base import FlowKernel, Guide
 from .sharpened import Pretrained, check_metric
@@ -136,7 +136,7 @@ class LatentHMC(FlowKernel):
 
     # ---- the density in z -----------------------------------------------------------------------
 
-    def density(self, z: Tensor) -> langevin.HMCState:
+    def density(self, z: Tensor) -> hamiltonian.HMCState:
         """Everything a state carries, by one pass through flow and target."""
         evaluate = self._in_z if self.metric == "identity" else self._in_x
         x, ladj, log_p, grad = evaluate(z.detach())
@@ -144,7 +144,7 @@ class LatentHMC(FlowKernel):
         log_q = self.proposal.base_log_prob(z).double() - ladj
         log_pi = torch.where(torch.isfinite(log_q), log_p + ladj, -torch.inf)  # f lives on its base
         grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
-        return langevin.HMCState(z.detach(), log_pi, grad, x, log_p, log_q)
+        return hamiltonian.HMCState(z.detach(), log_pi, grad, x, log_p, log_q)
 
     def _in_z(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         with torch.enable_grad():
@@ -170,10 +170,10 @@ class LatentHMC(FlowKernel):
         return self.log_prob(x)
 
     @property
-    def _frame(self) -> latent.Frame:
+    def latent_metric(self) -> hamiltonian.Metric:
         if self.metric == "identity":
-            return latent.IDENTITY
-        return latent.Frame(
+            return hamiltonian.IDENTITY
+        return hamiltonian.Metric(
             lambda state, r: self.proposal.pull_vector(state.x, r),
             lambda state, v: self.proposal.push_vector(state.z, v),
             lambda state: state.log_q.neg() + self.proposal.base_log_prob(state.z).double(),
@@ -181,22 +181,29 @@ class LatentHMC(FlowKernel):
 
     # ---- steps ----------------------------------------------------------------------------------
 
-    def init(self, x: Tensor) -> langevin.HMCState:
-        return langevin.init(self.proposal.pull(x), self.density)
+    def init(self, x: Tensor) -> hamiltonian.HMCState:
+        return self.density(self.proposal.pull(x))
 
-    def step(self, state: langevin.HMCState) -> tuple[langevin.HMCState, Any]:
+    def step(self, state: hamiltonian.HMCState) -> tuple[hamiltonian.HMCState, Any]:
         noise = torch.randn_like(state.z)
         log_u = torch.rand_like(state.log_pi).log()
         size = self.step_size
         if self.jittered:
             size = jitter(size.expand(len(log_u), 1).clone())
         jump = self._jump(log_u) if self.global_prob else None
-        return latent.step(
-            state, self.density, self._frame, size, self.num_steps, noise, log_u, jump
+        return hamiltonian.step(
+            state,
+            self.density,
+            size,
+            self.num_steps,
+            noise,
+            log_u,
+            metric=self.latent_metric,
+            jump=jump,
         )
 
-    def _jump(self, like: Tensor) -> latent.Jump:
-        return latent.Jump(
+    def _jump(self, like: Tensor) -> hamiltonian.Jump:
+        return hamiltonian.Jump(
             torch.rand_like(like) < self.global_prob, self.proposal.sample_latent(len(like))
         )
 

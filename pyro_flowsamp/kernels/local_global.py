@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..target.site import Values
-from ..transitions import independence, langevin, latent
+from ..transitions import hamiltonian, independence
 from ..transitions.metropolis import select
 from .base import Guide
 from .latent import LatentHMC
@@ -35,7 +35,7 @@ class LocalGlobalInfo(NamedTuple):
     accepted: Tensor
     accept_prob: Tensor
     diverging: Tensor
-    local: latent.HMCInfo
+    local: hamiltonian.HMCInfo
     x: Tensor
     squared: Tensor
 
@@ -99,20 +99,20 @@ class LocalGlobalHMC(LatentHMC):
         self._earned: Tensor | float = 0.0
         self._weight = 0.0
 
-    def step(self, state: langevin.HMCState) -> tuple[langevin.HMCState, LocalGlobalInfo]:
+    def step(self, state: hamiltonian.HMCState) -> tuple[hamiltonian.HMCState, LocalGlobalInfo]:
         infos, squared = [], torch.zeros_like(state.x)
         for _ in range(self.local_steps):
             before = state.x
             state, info = super().step(state)
             infos.append(info)
             squared = squared + (state.x - before).square()
-        local = latent.HMCInfo(*(torch.cat(part) for part in zip(*infos)))
+        local = hamiltonian.HMCInfo(*(torch.cat(part) for part in zip(*infos)))
         diverging = local.diverging.reshape(self.local_steps, -1).any(0)
         moved, squared = state.x, squared / self.local_steps
         state, accepted, accept_prob = self._global(state)
         return state, LocalGlobalInfo(accepted, accept_prob, diverging, local, moved, squared)
 
-    def _global(self, state: langevin.HMCState) -> tuple[langevin.HMCState, Tensor, Tensor]:
+    def _global(self, state: hamiltonian.HMCState) -> tuple[hamiltonian.HMCState, Tensor, Tensor]:
         """A jump, and everything a state carries evaluated where it leads."""
         shape = len(state.z), self.num_proposals
         with torch.no_grad():

@@ -30,7 +30,7 @@ from pyro_flowsamp.flows.latent import LatentDistribution
 from pyro_flowsamp.flows.proposal import Proposal
 from pyro_flowsamp.flows.recipes import circular, coupling
 from pyro_flowsamp.target.site import Site
-from pyro_flowsamp.transitions import independence, latent
+from pyro_flowsamp.transitions import hamiltonian, independence
 
 # chains, warm-up steps, draws
 BUDGET = {IMH: (2000, 800, 20), LatentMALA: (1000, 300, 20)}
@@ -139,12 +139,12 @@ def no_log_q(step, state, proposal, log_u):
 
 def _stale(*fields):
     """Forget to refresh some fields of the state when a proposal is accepted."""
-    return [stale(module, "step", *fields) for module in (independence, latent)]
+    return [stale(module, "step", *fields) for module in (independence, hamiltonian)]
 
 
-@mutation(latent, "trajectory")
-def no_backward_density(trajectory, *args):
-    end, _, finite = trajectory(*args)
+@mutation(hamiltonian, "trajectory")
+def no_backward_density(trajectory, *args, **options):
+    end, _, finite = trajectory(*args, **options)
     return end, args[-1], finite
 
 

@@ -32,7 +32,7 @@ from pyro_flowsamp import (
     VectorizedMCMC,
 )
 from pyro_flowsamp.flows.recipes import RECIPES, coupling
-from pyro_flowsamp.transitions import langevin, metropolis
+from pyro_flowsamp.transitions import hamiltonian, metropolis
 
 
 def latent_hmc(*args, **options):
@@ -141,7 +141,7 @@ def _trained(flow):
         guide = AutoAnnealingFlow(model, num_particles=1024, hidden_features=16, options=options)
     elif flow == "deformation":
         options = FitOptions(40, 96, 1e-2, eval_every=20, cosine_schedule=True, progress=False)
-        guide = AutoDeformationFlow(model, times=4, hidden_features=16, options=options)
+        guide = AutoDeformationFlow(model, time_grid=4, hidden_features=16, options=options)
     elif flow == "adversarial":
         options = FitOptions(60, 128, 5e-3, eval_every=20, progress=False)
         guide = AutoAdvNF(model, flow=two_layers, options=options)
@@ -283,12 +283,12 @@ def test_no_chain_is_caught_where_the_density_is_steep():
     def density(z):  # the steepness of a kink in a flow, at the top of a normal density
         log_pi = -0.5 * z.square().sum(-1)
         grad = torch.where(z.abs() < 0.2, 50.0, -z)
-        return langevin.HMCState(z, log_pi.double(), grad, z, log_pi, log_pi)
+        return hamiltonian.HMCState(z, log_pi.double(), grad, z, log_pi, log_pi)
 
     state, step_size = density(torch.zeros(500, 1)), torch.tensor(1.4)
     for _ in range(50):
         noise, log_u = torch.randn(500, 1), torch.rand(500).log()
-        state, _ = langevin.mala(state, density, step_size, noise, log_u)
+        state, _ = hamiltonian.step(state, density, step_size, 1, noise, log_u)
     assert (state.z != 0).all() and 0.9 < state.z.std() < 1.1
 
 

@@ -17,7 +17,7 @@ QUICK = FitOptions(60, 256, 5e-3, cosine_schedule=True, stop_at_ess=0.99, progre
 SMALL = {
     "num_particles": 2048,
     "hidden_features": 32,
-    "ess": 0.5,
+    "target_ess": 0.5,
     "num_samples": 8192,
     "islands": 16,
     "options": QUICK,
@@ -208,8 +208,8 @@ class Untrainable(AutoFlow):
     [
         ({"move": 20}, TypeError, "argument 'move': .* options are .*moves.* model go in args"),
         ({"scale": 2.0}, TypeError, "argument 'scale': keywords go to the annealing flow"),
-        ({"start": 1.0}, TypeError, "argument 'start'"),
-        ({"moves": -1}, ValueError, "moves and refinements must not be negative"),
+        ({"reference": 1.0}, TypeError, "argument 'start'"),
+        ({"mcmc_steps": -1}, ValueError, "mcmc_steps and refinement_blocks must not be negative"),
     ],
 )
 def test_options_are_checked_before_training(options, error, message):

@@ -256,7 +256,7 @@ def test_second_fit_continues(data):
     assert second.evaluations < first.evaluations
 
 
-@pytest.mark.parametrize("name", ["max_steps", "batch_size", "window", "patience"])
+@pytest.mark.parametrize("name", ["max_steps", "batch_size", "eval_every", "patience"])
 def test_fit_options(name):
     with pytest.raises(ValueError, match=f"FitOptions.{name} must be at least 1, got 0"):
         FitOptions(**{name: 0})

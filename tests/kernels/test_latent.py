@@ -20,7 +20,7 @@ from support.scenarios import (
 from torch.testing import assert_close
 
 from pyro_flowsamp import LatentHMC, LatentMALA, LocalGlobalHMC
-from pyro_flowsamp.transitions import independence, latent
+from pyro_flowsamp.transitions import hamiltonian, independence
 
 # name → (kernel, chains, warm-up steps, draws)
 KERNELS = {
@@ -71,14 +71,14 @@ def _departure(kernel):
     return largest_score(draws, SCENARIOS["gaussian"])
 
 
-@mutation(LatentHMC, "_frame")
+@mutation(LatentHMC, "latent_metric")
 def no_volume(frame, kernel):
-    return frame(kernel)._replace(log_det=latent.IDENTITY.log_det)
+    return frame(kernel)._replace(log_det=hamiltonian.IDENTITY.log_det)
 
 
-@mutation(latent, "trajectory")
-def no_reverse_step(trajectory, *args):
-    end, _, finite = trajectory(*args)
+@mutation(hamiltonian, "trajectory")
+def no_reverse_step(trajectory, *args, **options):
+    end, _, finite = trajectory(*args, **options)
     return end, args[-1], finite
 
 
@@ -86,10 +86,10 @@ def _swap(state):
     return state._replace(log_p=state.log_q, log_q=state.log_p)
 
 
-@mutation(latent, "step")
-def flipped_mixed_moves(step, state, density, *args):
+@mutation(hamiltonian, "step")
+def flipped_mixed_moves(step, state, density, *args, **options):
     """Take the inverse of the ratio of global moves, where these are mixed in."""
-    new, info = step(_swap(state), lambda z: _swap(density(z)), *args)
+    new, info = step(_swap(state), lambda z: _swap(density(z)), *args, **options)
     return _swap(new), info
 
 
@@ -99,9 +99,9 @@ def flipped_moves_in_turn(choose, w, proposals, *args):
     return choose(-w, -proposals, *args)
 
 
-STALE_DENSITIES = stale(latent, "step", "log_p", "log_q")
+STALE_DENSITIES = stale(hamiltonian, "step", "log_p", "log_q")
 MISTAKES = {
-    "log q not refreshed": ([stale(latent, "step", "log_q")], ["jumps, one proposal"]),
+    "log q not refreshed": ([stale(hamiltonian, "step", "log_q")], ["jumps, one proposal"]),
     "log p and log q not refreshed": ([STALE_DENSITIES], ["jumps, one proposal"]),
     "no volume of the Jacobian metric": (
         [no_volume],
@@ -189,13 +189,13 @@ def test_nothing_is_evaluated_twice(make, gradients, densities):
 
 
 def test_steps_are_jittered_in_hmc_only(monkeypatch):
-    sizes, step = [], latent.step
+    sizes, step = [], hamiltonian.step
 
-    def watched(state, density, frame, step_size, *args):
+    def watched(state, density, step_size, *args, **options):
         sizes.append(step_size)
-        return step(state, density, frame, step_size, *args)
+        return step(state, density, step_size, *args, **options)
 
-    monkeypatch.setattr(latent, "step", watched)
+    monkeypatch.setattr(hamiltonian, "step", watched)
     for kernel, jittered in ((LatentHMC, True), (LatentMALA, False)):
         ready = kernel(guide=bad_guide("funnel"), step_size=0.5)
         ready.setup(0)

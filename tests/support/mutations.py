@@ -47,8 +47,8 @@ def stale(owner: Any, name: str, *fields: str) -> Mutation:
     The function takes a state first, and returns the new state and something else.
     """
 
-    def not_refreshed(step, state, *args):
-        new, info = step(state, *args)
+    def not_refreshed(step, state, *args, **options):
+        new, info = step(state, *args, **options)
         return new._replace(**{field: getattr(state, field) for field in fields}), info
 
     return Mutation(owner, name, not_refreshed)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ...flows.gaussian_fit import ascend
 from ...flows.recipes import LayeredFlow
 from ...options import FitOptions
-from ...smc.tempering import EACH, tempered, tempered_ensembles
+from ...smc.tempering import tempered_smc
 from ...target.density import Target
 from ...train import History, fit
 from ...weights import ess_fraction
@@ -251,7 +251,7 @@ class AutoAdvNF(FlowGuide):
         (given,) = self._ensemble
         here = target if rows is None else target.at(rows)
         if given is None:
-            given = tempered(here).x if rows is None else tempered_ensembles(here, EACH)
+            given = tempered_smc(here)
         points = ensemble_points(given, here)
         if rows is None:
             return Ensemble(points)
