@@ -1,22 +1,27 @@
-r"""Density ratios along a path, by classifiers between neighbours.
+r"""Density ratios along a path, estimated by classifiers between neighbouring densities.
 
-From draws of a sequence of densities,
+From draws of a sequence of densities, logistic regression gives
 
 .. math:: \min_r \; \mathbb E_{f_{k-1}} \log(1 + e^{-r}) + \mathbb E_{f_k} \log(1 + e^{r})
           \quad\Longrightarrow\quad r_k = \log\frac{f_{k-1}}{f_k}, \qquad
-          \sum_{k=1}^K r_k = \log\frac{f_0}{f_K}
+          \sum_{k=1}^K r_k = \log\frac{f_0}{f_K} .
 
-(logistic regression; Wu & Xie, 2025, https://arxiv.org/abs/2409.20547, on importance flows). The
-sum is needed at draws of :math:`f_K`, where the first classifiers have seen nothing: networks alone
-extrapolate there, and are wrong by nats. But along a tempered path, :math:`\log f_k = \log f_0 +
-\beta_k \phi - \log Z_k`, the ratio is known up to a constant:
+The sum is needed at draws of :math:`f_K`, where the first classifiers have seen no draws. Networks
+alone extrapolate there, with errors of several nats. Along a tempered path, :math:`\log f_k = \log
+f_0 + \beta_k \phi - \log Z_k`, the ratio is known up to a constant:
 
-.. math:: r_k(x) = -(\beta_k - \beta_{k-1})\,\phi(x) + c_k + \mathrm{net}_k(x),
+.. math:: r_k(x) = -(\beta_k - \beta_{k-1})\,\phi(x) + c_k + \mathrm{net}_k(x) .
 
-with a network that starts at zero, for what the draws have of their own, and is constant far from
-them. The constant that is best
-without it is Bennett's acceptance ratio (1976, https://doi.org/10.1016/0021-9991(76)90078-4), and
-is where training starts.
+The network represents how the draws differ from the path's densities. It starts at zero, and it is
+constant far from the draws. Without the network, the best constant is Bennett's acceptance ratio.
+The training starts there.
+
+References:
+    Wu and Xie, *Annealing Flow Generative Models Towards Sampling High-Dimensional and Multi-Modal
+    Distributions*, 2025, https://arxiv.org/abs/2409.20547
+
+    Bennett, *Efficient Estimation of Free Energy Differences from Monte Carlo Data*, 1976,
+    https://doi.org/10.1016/0021-9991(76)90078-4
 """
 
 from __future__ import annotations
@@ -26,32 +31,30 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..nn.mlp import TimeMLP
-from ..options import FitOptions
 from ..train import fit
 from ..weights import ess_fraction
+from .options import ImportanceOptions
 
-__all__ = ["Ratios", "fit_ratios"]
-
-
-REACH = 3.0  #: standard deviations of its own draws beyond which a network is constant
+__all__ = ["Ratios", "bennett", "fit_ratios"]
 
 
 class Ratios(TimeMLP):
-    r"""K log ratios, each learnt G times from draws of its own.
+    r"""K log ratios of densities, each learnt G times from separate groups of draws.
 
     Arguments:
         steps: :math:`\beta_k - \beta_{k-1}`, ``(K,)``.
-        draws: ``(K + 1, G, n, d)``, for their location and scale.
-        hidden_features: Width of both hidden layers.
+        draws: Draws ``(K + 1, G, n, d)``, for their location and scale.
+        options: ``classifier_width`` and ``classifier_reach`` are used.
     """
 
     steps: Tensor
     loc: Tensor
     spread: Tensor
 
-    def __init__(self, steps: Tensor, draws: Tensor, hidden_features: int) -> None:
+    def __init__(self, steps: Tensor, draws: Tensor, options: ImportanceOptions) -> None:
         groups, _, features = draws.shape[1:]
-        super().__init__(features, 1, hidden_features, len(steps) * groups)
+        super().__init__(features, 1, options.classifier_width, len(steps) * groups)
+        self.reach = options.classifier_reach
         high = draws[1:].flatten(1, 2)
         self.register_buffer("steps", steps)
         self.register_buffer("loc", high.mean(1)[:, None, None])
@@ -59,46 +62,60 @@ class Ratios(TimeMLP):
         self.to(draws)
 
     def forward(self, x: Tensor, phi: Tensor) -> Tensor:  # type: ignore[override]
-        r""":math:`r_k` at points ``(K, G, n, d)`` where :math:`\phi` is ``(K, G, n)``."""
-        u = ((x - self.loc) / self.spread).clamp(-REACH, REACH).flatten(0, 1)
+        r"""Returns :math:`r_k` at points ``(K, G, n, d)``, where :math:`\phi` is ``(K, G, n)``."""
+        u = ((x - self.loc) / self.spread).clamp(-self.reach, self.reach).flatten(0, 1)
         learnt = self._value(u, self.layers(0.0, u)[0])
         return learnt.view(phi.shape) - self.steps[:, None, None] * phi
 
     @torch.no_grad()
     def total(self, x: Tensor, phi: Tensor) -> Tensor:
-        r""":math:`\log (f_0/f_K)` at points ``(G, n, d)``, by each group's own; float64."""
+        r"""Returns :math:`\log (f_0/f_K)` at points ``(G, n, d)``, float64.
+
+        Each group's points are evaluated by that group's own classifiers.
+        """
         shape = (len(self.steps), *x.shape)
         return self(x.expand(shape), phi.expand(shape[:-1])).double().sum(0)
 
 
-def fit_ratios(
-    draws: Tensor, phi: Tensor, steps: Tensor, options: FitOptions, hidden_features: int = 32
-) -> Ratios:
-    r"""Learns all ratios at once.
+def fit_ratios(draws: Tensor, phi: Tensor, steps: Tensor, options: ImportanceOptions) -> Ratios:
+    r"""Trains all classifiers at once.
 
     Arguments:
-        draws: Of :math:`f_0, \dots, f_K` in G groups, ``(K + 1, G, n, d)``.
-        phi: :math:`\phi` there, ``(K + 1, G, n)``.
+        draws: Draws of :math:`f_0, \dots, f_K` in G groups, ``(K + 1, G, n, d)``.
+        phi: :math:`\phi` at the draws, ``(K + 1, G, n)``.
         steps: :math:`\beta_k - \beta_{k-1}`, ``(K,)``.
-        options: How to train; the batch is that of each ratio.
-        hidden_features: Width of the networks.
+        options: Settings; the batch size of ``classifier_fit`` is that of each ratio.
+
+    Returns:
+        The log ratios as a module.
     """
-    ratios = Ratios(steps, draws, hidden_features)
+    ratios, training = Ratios(steps, draws, options), options.classifier_fit
     with torch.no_grad():
         ratios.out_bias.copy_(bennett(phi, steps).view_as(ratios.out_bias))
 
     def closure() -> tuple[Tensor, None]:
-        i = torch.randint(draws.shape[2], (options.batch_size,), device=draws.device)
+        i = torch.randint(draws.shape[2], (training.batch_size,), device=draws.device)
         x, values = draws[:, :, i], phi[:, :, i]
         low, high = ratios(x[:-1], values[:-1]), ratios(x[1:], values[1:])
         return (softplus(-low) + softplus(high)).mean(-1).sum(), None
 
-    fit(ratios.parameters(), closure, ess_fraction, options)
+    fit(ratios.parameters(), closure, ess_fraction, training)
     return ratios
 
 
 def bennett(phi: Tensor, steps: Tensor) -> Tensor:
-    """The best constants without networks, ``(K, G)``: the loss's derivative is zero there."""
+    r"""Returns the best constants :math:`c_k` without networks, ``(K, G)``, by bisection.
+
+    Arguments:
+        phi: :math:`\phi` at draws of :math:`f_0, \dots, f_K`, ``(K + 1, G, n)``.
+        steps: :math:`\beta_k - \beta_{k-1}`, ``(K,)``.
+
+    Example::
+
+        >>> x = torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]]])  # both densities have the same draws
+        >>> round(float(bennett(x, torch.tensor([1.0]))), 4)
+        0.5
+    """
     low, high = (-steps[:, None, None] * values for values in (phi[:-1], phi[1:]))
     both = torch.cat([low, high], -1)
     left, right = -both.amax(-1) - 30, -both.amin(-1) + 30

@@ -1,6 +1,6 @@
-r"""What an expectation is asked of: a density that paths start from, and h with its relaxation.
+r"""The two inputs of an expectation: a density p, and a function h with a relaxation.
 
-See :mod:`pyro_flowsamp.expectations.rare_events` for what is made of them.
+:mod:`pyro_flowsamp.expectations.rare_events` builds a path of densities from them.
 """
 
 from __future__ import annotations
@@ -19,33 +19,25 @@ from ..flows.recipes import gaussian, spline
 from ..guides.auto_flow import AutoFlow
 from ..guides.base import FlowGuide
 from ..objectives import ForwardKL
-from ..options import FitOptions
 from ..target.density import Target
 from ..train import fit
 from ..weights import ess_fraction
+from .options import ImportanceOptions
 
-__all__ = ["Integrand", "ONE", "SampledDensity", "integrands", "source_of"]
-
-
-NUM_DRAWS = 4096  #: of p, by which h is checked and relaxed
-WIDER = 2.0  #: standard deviations of a posterior's start, in units of its own
-FLOOR = 0.1  #: epsilon, in units of the mean of h over draws of the start
-SHARPNESS = 20.0  #: kappa, in units of the standard deviation of g over them
-MAX_COMPONENTS = 16  #: of the mixture under a flow fitted to data
-DENSITY = FitOptions(1000, 512, 2e-3, progress=False)
+__all__ = ["ONE", "Integrand", "SampledDensity", "as_density", "integrands"]
 
 
 # ---- p ------------------------------------------------------------------------------------------
 class SampledDensity(NamedTuple):
-    r"""A density, and where paths from it start.
+    r"""A density p, together with a flow where paths from it start.
 
     Attributes:
         target: :math:`\log\tilde p` on :math:`\mathbb R^d`.
         start: A flow that can be sampled.
-        draws: Of p, as well as is known beforehand, ``(N, d)``.
-        values: Makes of points ``(N, d)`` what h takes.
+        draws: Draws of p, or of an approximation of it, ``(N, d)``.
+        values: Converts points ``(N, d)`` into the argument of h.
         normalised: Whether the start is p itself.
-        already: Densities asked of the target before.
+        evaluations_before: Evaluations of the target before the call.
     """
 
     target: Target
@@ -53,48 +45,68 @@ class SampledDensity(NamedTuple):
     draws: Tensor
     values: Callable[[Tensor], Any]
     normalised: bool
-    already: int = 0
+    evaluations_before: int = 0
 
 
-def source_of(
-    model: Any, args: tuple, data: Tensor | None, guide: FlowGuide | None
+def as_density(
+    model: Any,
+    args: tuple,
+    data: Tensor | None,
+    guide: FlowGuide | None,
+    options: ImportanceOptions,
 ) -> SampledDensity:
+    """Makes the density of a model, of a distribution, of a flow, or of data.
+
+    Arguments:
+        model: A Pyro model, a target, a distribution, a flow, or None.
+        args: The model's arguments.
+        data: Draws ``(N, d)`` in place of a model, or None.
+        guide: A guide of the model, or None. It is fitted here if it is not yet.
+        options: Settings.
+
+    Raises:
+        ValueError: There is neither a model nor data, or both; the data or the distribution have
+            the wrong shape.
+    """
     if (model is None) == (data is None):
         raise ValueError("give either a model (or a distribution, or a flow) or data=, not both")
     if data is not None:
-        model = _flow_of(data)
+        model = _flow_of_data(data, options)
     if isinstance(model, Distribution):
-        model = _as_flow(model)
+        model = _flow_of_distribution(model)
     if isinstance(model, zuko.lazy.LazyDistribution):
         start = deepcopy(model).requires_grad_(False)
-        return SampledDensity(_energy_of(start), start, _draws(start), lambda x: x, True)
+        target = _target_of(start)
+        draws = _draws(start, options.pilot_draws)
+        return SampledDensity(target, start, draws, lambda x: x, True)
     guide = AutoFlow(model) if guide is None else guide
     target = guide.target_for(*args)
-    already = target.evaluations
+    before = target.evaluations
     if not guide.trained:
         guide.fit(*args)
     assert guide.flow is not None
     values = (lambda x: x) if isinstance(model, Target) else target.unpack
-    draws = _draws(guide.flow)
-    return SampledDensity(target, _widened(draws), draws, values, False, already)
+    draws = _draws(guide.flow, options.pilot_draws)
+    start = _gaussian_of(draws, options.start_width)
+    return SampledDensity(target, start, draws, values, False, before)
 
 
 @torch.no_grad()
-def _draws(flow: nn.Module) -> Tensor:
-    return flow(None).sample((NUM_DRAWS,))
+def _draws(flow: nn.Module, num: int) -> Tensor:
+    return flow(None).sample((num,))
 
 
-def _widened(draws: Tensor) -> nn.Module:
-    """A Gaussian wide enough to have tails where a posterior's, or an event, may be."""
+def _gaussian_of(draws: Tensor, width: float) -> nn.Module:
+    """Makes a Gaussian with the draws' mean, and ``width`` times their standard deviation."""
     d = draws.shape[-1]
     flow = gaussian(d).to(draws)
     root = torch.linalg.cholesky(torch.cov(draws.double().mT).reshape(d, d))
-    flow.affine.initialize(draws.mean(0), WIDER * root.to(draws))
+    flow.affine.initialize(draws.mean(0), width * root.to(draws))
     return flow
 
 
-def _as_flow(p: Distribution) -> nn.Module:
-    """The distribution as the base of a flow that moves nothing."""
+def _flow_of_distribution(p: Distribution) -> nn.Module:
+    """Makes a flow whose base is the distribution and whose map is the identity."""
     if p.batch_shape or len(p.event_shape) != 1:
         raise ValueError(
             f"a distribution must have batch shape () and event shape (d,), got "
@@ -104,15 +116,15 @@ def _as_flow(p: Distribution) -> nn.Module:
     far, support = 1e3 * torch.randn(64, len(x)).to(x), p.support
     if support is None or not bool(support.check(far).all()):
         raise ValueError(
-            "the distribution does not live on all of R^d: write it as a Pyro model, whose sites "
-            "are mapped there"
+            "the distribution does not have all of R^d as its support: write it as a Pyro model, "
+            "whose sites are mapped there"
         )
     flow = gaussian(len(x)).to(x)
     flow.base = zuko.lazy.UnconditionalDistribution(lambda: p)
     return flow
 
 
-def _energy_of(flow: nn.Module) -> Target:
+def _target_of(flow: nn.Module) -> Target:
     x = flow(None).sample()
 
     def energy(x: Tensor) -> Tensor:
@@ -121,10 +133,11 @@ def _energy_of(flow: nn.Module) -> Target:
     return Target.from_energy(energy, len(x), dtype=x.dtype, device=x.device)
 
 
-def _flow_of(data: Tensor) -> nn.Module:
-    r"""A density of draws ``(N, d)``: a mixture, bent by splines where that predicts better.
+def _flow_of_data(data: Tensor, options: ImportanceOptions) -> nn.Module:
+    r"""Fits a flow to draws ``(N, d)``: a Gaussian mixture, with splines where they help.
 
-    By forward KL on four fifths of the draws; the rest says whether the splines are of use.
+    The forward KL is taken on four fifths of the draws. The splines are kept if they raise the
+    likelihood of the rest.
     """
     if data.dim() != 2 or len(data) < 100 or not data.is_floating_point():
         raise ValueError(
@@ -136,42 +149,47 @@ def _flow_of(data: Tensor) -> nn.Module:
         raise ValueError(f"{bad} of {len(data)} rows of data are NaN or infinite: drop them")
     data = data[torch.randperm(len(data), device=data.device)]
     held_out, seen = data[: len(data) // 5], data[len(data) // 5 :]
-    flow = spline(data.shape[-1], components=MAX_COMPONENTS).to(data)
+    flow = spline(data.shape[-1], components=options.components).to(data)
     flow.initialize_from(seen)
-    plain = deepcopy(flow)
-    plain.depth = 0
-    objective, target = ForwardKL(seen), _energy_of(flow)
+    mixture = deepcopy(flow)
+    mixture.depth = 0
+    objective, target, training = ForwardKL(seen), _target_of(flow), options.data_fit
     fit(
         flow.parameters(),
-        lambda: objective(flow, target, DENSITY.batch_size),
+        lambda: objective(flow, target, training.batch_size),
         ess_fraction,
-        DENSITY,
+        training,
     )
     with torch.no_grad():
-        bent, flat = (q(None).log_prob(held_out).mean() for q in (flow, plain))
-    return flow if bent > flat else plain
+        with_splines, without = (q(None).log_prob(held_out).mean() for q in (flow, mixture))
+    return flow if with_splines > without else mixture
 
 
 # ---- h ------------------------------------------------------------------------------------------
-Log = Callable[[Tensor], Tensor]  #: points ``(N, d)`` → ``(N,)``
+LogFunction = Callable[[Tensor], Tensor]  #: points ``(N, d)`` → ``(N,)``
 
 
 class Integrand(NamedTuple):
-    r""":math:`\log h`, and :math:`\log h_\epsilon`, positive everywhere and differentiable."""
+    r"""The logarithm of h, and that of a relaxation which is positive and differentiable.
 
-    exact: Log
-    relaxed: Log
+    Attributes:
+        exact: :math:`\log h`.
+        relaxed: :math:`\log h_\epsilon`.
+    """
+
+    exact: LogFunction
+    relaxed: LogFunction
 
 
 def _zero(x: Tensor) -> Tensor:
     return torch.zeros_like(x[:, 0])
 
 
-ONE = Integrand(_zero, _zero)  #: h = 1, whose expectation is the evidence of p
+ONE = Integrand(_zero, _zero)  #: h = 1, whose integral is the evidence of p
 
 
 def _checked(values: Any, num: int, name: str) -> Tensor:
-    """Numbers ``(N,)``, finite, in float64."""
+    """Returns the values in float64; raises ValueError unless they are ``(num,)`` and finite."""
     if not isinstance(values, Tensor) or values.shape != (num,):
         found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"{name} of {num} draws must be of shape ({num},), got {found}")
@@ -181,18 +199,30 @@ def _checked(values: Any, num: int, name: str) -> Tensor:
     return values.double()
 
 
-def integrands(source: SampledDensity, h: Any, event: Any, signed: bool) -> list[Integrand]:
+def integrands(
+    density: SampledDensity, h: Any, event: Any, signed: bool, options: ImportanceOptions
+) -> list[Integrand]:
+    """Makes the integrand of h or of an event; for a signed h one for each sign.
+
+    Raises:
+        ValueError: There is neither h nor an event, or both; h is zero at all pilot draws; the
+            event's function is constant, or has a sign.
+    """
     if (h is None) == (event is None):
         raise ValueError("give either h, or event= (a function that is positive where it happens)")
+    draws = density.draws
     if event is not None:
         if signed:
             raise ValueError("signed=True is for h; an event has no sign")
-        return [_event(lambda x: event(source.values(x)), source.draws)]
-    parts = [1.0, -1.0] if signed else [1.0]
-    return [_function(lambda x: h(source.values(x)), source.draws, sign, signed) for sign in parts]
+        return [_event(lambda x: event(density.values(x)), draws, options.sharpness)]
+    signs = {"positive ": 1.0, "negative ": -1.0} if signed else {"": 1.0}
+    return [
+        _function(lambda x: h(density.values(x)), draws, name, sign, options.floor)
+        for name, sign in signs.items()
+    ]
 
 
-def _event(g: Callable[[Tensor], Tensor], pilot: Tensor) -> Integrand:
+def _event(g: Callable[[Tensor], Tensor], pilot: Tensor, sharpness: float) -> Integrand:
     values = g(pilot)
     if isinstance(values, Tensor) and not values.is_floating_point():
         raise ValueError(
@@ -206,26 +236,29 @@ def _event(g: Callable[[Tensor], Tensor], pilot: Tensor) -> Integrand:
     def exact(x: Tensor) -> Tensor:
         return (_checked(g(x), len(x), "event=") > 0).double().log()
 
-    return Integrand(exact, lambda x: logsigmoid(SHARPNESS / spread * g(x)))
+    return Integrand(exact, lambda x: logsigmoid(sharpness / spread * g(x)))
 
 
-def _function(h: Callable[[Tensor], Tensor], pilot: Tensor, sign: float, signed: bool) -> Integrand:
+def _function(
+    h: Callable[[Tensor], Tensor], pilot: Tensor, name: str, sign: float, floor: float
+) -> Integrand:
+    """Makes the integrand of h, or of the part of a signed h that ``name`` says."""
+
     def exact(x: Tensor) -> Tensor:
         values = sign * _checked(h(x), len(x), "h")
-        if not signed and bool((values < 0).any()):
+        if not name and bool((values < 0).any()):
             raise ValueError("h is negative at some draws: signed=True splits it into two parts")
         return values.clamp(min=0).log()
 
     mean = float(exact(pilot).exp().mean())
     if mean == 0:
-        part = {1.0: "positive ", -1.0: "negative "}[sign] if signed else ""
         raise ValueError(
-            f"h has no {part}value at any of {len(pilot)} draws of p, so nothing leads to where "
+            f"h has no {name}value at any of {len(pilot)} draws of p, so nothing leads to where "
             f"it has: for a rare event give event=, a function that is positive there and grows "
             f"towards it"
         )
 
     def relaxed(x: Tensor) -> Tensor:
-        return ((sign * h(x)).clamp(min=0) + FLOOR * mean).log()
+        return ((sign * h(x)).clamp(min=0) + floor * mean).log()
 
     return Integrand(exact, relaxed)

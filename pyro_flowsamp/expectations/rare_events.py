@@ -1,46 +1,52 @@
-r"""Expectations and rare events by a flow that is led to where they happen.
+r"""Expectations and probabilities of rare events, by a flow that carries p to where h is large.
 
 For :math:`h \ge 0` and a density p the estimator
 
 .. math:: \mathbb E_p[h] = \mathbb E_{x \sim q}\!\left[\frac{h(x)\,p(x)}{q(x)}\right]
 
 has no variance at :math:`q^* \propto h\,p`, whose normalising constant is the answer. An annealing
-flow carries p to :math:`q^*` (importance flow: Wu & Xie, 2025, https://arxiv.org/abs/2409.20547),
-along
+flow carries p to :math:`q^*` along
 
 .. math:: \log\tilde f_k = \log p + \beta_k \log h_\epsilon, \qquad
-          0 = \beta_0 < \dots < \beta_K = 1,
+          0 = \beta_0 < \dots < \beta_K = 1 .
 
-where :math:`h_\epsilon` is positive everywhere and its gradient leads to where h is:
+The relaxation :math:`h_\epsilon` is positive everywhere, and its gradient leads to where h is
+large:
 
 - for a function, :math:`h_\epsilon = h + \epsilon`;
-- for an event :math:`\{g > 0\}`, :math:`h_\epsilon = \sigma(\kappa g)`: while :math:`\beta` is
-  small, p tilted by :math:`e^{\beta\kappa g}`, so that no level need be moved.
+- for an event :math:`\{g > 0\}`, :math:`h_\epsilon = \sigma(\kappa g)`. While :math:`\beta` is
+  small, this is p tilted by :math:`e^{\beta\kappa g}`, and no sequence of levels of g is needed.
 
-The last weight is :math:`h / h_\epsilon`, at most 1 and at most 2: the relaxation costs a little
-variance, and no bias. Three estimators:
+The last weight is :math:`h / h_\epsilon`, at most 1 for a function and at most 2 for an event. The
+relaxation adds a little variance, and no bias. There are three estimators:
 
-- ``"particles"``: the evidence of :math:`q^*` from fresh particles, weighted, resampled and moved
-  along the frozen path; unbiased whatever the flow is worth, its standard error from islands.
-- ``"density"``: the mean of :math:`w = h p / q` over the flow's own draws, by its exact density;
-  unbiased too. Draws cannot tell what the flow never visits, so its standard error is the larger of
-  theirs and of what particles of :math:`q^*` say, for which :math:`\mathrm{Var}_q(w) / Z^2 =
-  \mathbb E_{q^*}[w / Z] - 1`. Where tails are thinner than those of :math:`q^*`, neither is to be
-  believed: that is what the Pareto k beside it says.
-- ``"ratio"``: :math:`\mathbb E_{f_K}[h\,p / f_K]` over particles of :math:`f_K`, with the log ratio
-  of start and end by classifiers between neighbours, see
-  :mod:`pyro_flowsamp.expectations.density_ratio`. Classifiers are never perfect: a bias, of which
-  the standard error, from groups that each have their own, shows a part.
+- ``"particles"`` is the evidence of :math:`q^*` from fresh particles, which are weighted, resampled
+  and moved along the frozen path. It is unbiased for every flow. The standard error is that of the
+  mean over islands.
+- ``"density"`` is the mean of :math:`w = h p / q` over the flow's own draws, by the flow's exact
+  density. It is unbiased too. Draws of the flow do not show what the flow never visits. So the
+  standard error is the larger of theirs and of that from particles of :math:`q^*`, by
+  :math:`\mathrm{Var}_q(w) / Z^2 = \mathbb E_{q^*}[w / Z] - 1`. Where the flow has thinner tails
+  than :math:`q^*`, neither can be trusted, and the Pareto k is large.
+- ``"ratio"`` is :math:`\mathbb E_{f_K}[h\,p / f_K]` over particles of :math:`f_K`. The log ratio of
+  start and end comes from classifiers between neighbouring densities, see
+  :mod:`pyro_flowsamp.expectations.density_ratio`. Classifiers are never perfect, so this estimator
+  has a bias. The standard error, from groups with separate classifiers, shows a part of it.
 
-Where p can be sampled, the path starts at p and its evidence is the answer. A posterior :math:`p =
-\tilde p / Z_p` cannot; there both paths start at a Gaussian :math:`q_0`, twice as wide as a flow
-fitted to p (from a start with thinner tails than the event, weights have no variance), and
+Where p can be sampled, the path starts at p and its evidence is the answer. An unnormalised
+posterior :math:`p = \tilde p / Z_p` cannot be sampled. Then both paths start at a Gaussian
+:math:`q_0`, twice as wide as a flow fitted to p, because weights from a start with thinner tails
+than the event have no variance. The answer
 
 .. math:: \mathbb E_p[h] = \frac{\int h\,\tilde p}{\int \tilde p}
           = \frac{Z(q_0 \to h\,\tilde p)}{Z(q_0 \to \tilde p)}
 
-is a ratio of two independent estimates, whose relative errors add in squares; that it is unbiased
-holds to first order only.
+is a ratio of two independent estimates, whose relative errors add in squares. It is unbiased to
+first order only.
+
+References:
+    Wu and Xie, *Annealing Flow Generative Models Towards Sampling High-Dimensional and Multi-Modal
+    Distributions*, 2025, https://arxiv.org/abs/2409.20547 (importance flow)
 """
 
 from __future__ import annotations
@@ -48,8 +54,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from math import log, nan
+from math import nan
 from typing import Any, NamedTuple
 
 import torch
@@ -58,23 +63,25 @@ from torch.distributions import Distribution
 
 from ..guides.annealing.guide import AutoAnnealingFlow
 from ..guides.base import FlowGuide
-from ..options import FitOptions
-from ..smc.particles import Particles, resample
+from ..smc.particles import Particles
 from ..target.density import Target
-from ..weights import log_evidence, pareto_k
-from .density_ratio import fit_ratios
-from .integrand import ONE, Integrand, SampledDensity, integrands, source_of
+from ..weights import Evidence
+from .estimators import ESTIMATORS, Path
+from .integrand import ONE, Integrand, SampledDensity, as_density, integrands
+from .options import ImportanceOptions
 
 __all__ = ["Estimate", "ImportanceEstimate", "importance_flow"]
 
 
-GROUPS = 8  #: of draws, each with classifiers of its own
-CLASSIFIERS = FitOptions(200, 128, 1e-3, cosine_schedule=True, progress=False)
-
-
 # ---- the answer ---------------------------------------------------------------------------------
 class Estimate(NamedTuple):
-    """A number, its standard error, and the Pareto k of the weights behind it (the worst one)."""
+    """A number with its standard error, and the largest Pareto k of the weights behind it.
+
+    Example::
+
+        >>> print(Estimate(0.02, 0.001, 0.3))
+        0.02 ± 0.001 (5.0%), Pareto k 0.30
+    """
 
     value: float
     standard_error: float
@@ -82,7 +89,7 @@ class Estimate(NamedTuple):
 
     @property
     def relative_error(self) -> float:
-        """The standard error over the value."""
+        """The standard error over the value; NaN where the value is zero."""
         return self.standard_error / abs(self.value) if self.value else nan
 
     def __str__(self) -> str:
@@ -92,37 +99,44 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class ImportanceEstimate:
-    r"""What :func:`importance_flow` found; ``value`` … are those of the first estimator.
+    r"""The result of :func:`importance_flow`.
 
     Attributes:
-        estimates: By each estimator asked for, in that order.
-        evaluations: Densities of p asked for, training included.
-        clouds: Weighted particles of :math:`h\,p`, for a signed h of :math:`h^+ p` and
+        estimates: One estimate for each estimator that was asked for, in that order. The properties
+            ``value``, ``standard_error``, ``relative_error`` and ``pareto_k`` are those of the
+            first.
+        evaluations: Number of evaluations of the density p, training included.
+        particles: Weighted particles of :math:`h\,p`, or for a signed h of :math:`h^+ p` and of
             :math:`h^- p`; none for the estimator "ratio" alone.
     """
 
     estimates: dict[str, Estimate]
     evaluations: int
-    clouds: tuple[Particles, ...] = field(repr=False)
+    particles: tuple[Particles, ...] = field(repr=False)
 
     @property
     def first(self) -> Estimate:
+        """The estimate of the first estimator."""
         return next(iter(self.estimates.values()))
 
     @property
     def value(self) -> float:
+        """The value of the first estimate."""
         return self.first.value
 
     @property
     def standard_error(self) -> float:
+        """The standard error of the first estimate."""
         return self.first.standard_error
 
     @property
     def relative_error(self) -> float:
+        """The standard error of the first estimate over its value."""
         return self.first.relative_error
 
     @property
     def pareto_k(self) -> float:
+        """The Pareto k of the first estimate."""
         return self.first.pareto_k
 
     def __repr__(self) -> str:
@@ -130,125 +144,9 @@ class ImportanceEstimate:
         return "\n".join([*lines, f"{self.evaluations} evaluations of p"])
 
 
-# ---- evidences ----------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Path:
-    r"""A trained path from the start to :math:`h_\epsilon\,\tilde p`, h, and how it is sampled."""
-
-    target: Target
-    part: Integrand
-    guide: AutoAnnealingFlow
-    num: int
-    islands: int
-
-    @cached_property
-    def particles(self) -> Particles:
-        r"""Fresh weighted particles of :math:`h\,\tilde p`."""
-        particles = self.guide.particles(self.num, islands=self.islands)
-        log_w = particles.log_w + self.correction(particles.x).view_as(particles.log_w)
-        return particles._replace(log_w=log_w)
-
-    @torch.no_grad()
-    def log_h(self, x: Tensor) -> Tensor:
-        r""":math:`\log h` where the path ends, ``(N,)``, float64."""
-        log_h = self.part.exact(x).double()
-        if not bool(torch.isfinite(log_h).any()):
-            raise ValueError(
-                "h is zero at all particles: the path does not lead to where it is positive. Is "
-                "the event possible, and does event= grow towards it from everywhere? More "
-                "num_particles=, more mcmc_steps=, or a target_ess= closer to 1 may help."
-            )
-        return log_h
-
-    def correction(self, x: Tensor) -> Tensor:
-        r""":math:`\log (h / h_\epsilon)` of the path's last particles, ``(N,)``, float64."""
-        return self.log_h(x) - self.part.relaxed(x).detach().double()
-
-
-class Weights(NamedTuple):
-    r"""Log weights ``(G, n)`` of independent groups, the mean of each of which estimates Z.
-
-    Attributes:
-        log_w: The weights.
-        pareto_k: The shape of their tail.
-        relative_error: Of their mean, where that is known from elsewhere.
-    """
-
-    log_w: Tensor
-    pareto_k: float
-    relative_error: Tensor | float = 0.0
-
-
-def _by_particles(path: Path) -> Weights:
-    log_w = path.particles.log_w + path.particles.log_z[:, None]
-    return Weights(log_w, pareto_k(log_w))
-
-
-@torch.no_grad()
-def _by_density(path: Path) -> Weights:
-    assert path.guide.flow is not None
-    flow = path.guide.flow(None)
-    x, log_q = flow.rsample_and_log_prob((path.num,))
-    log_w = path.target.log_prob(x).double() + path.log_h(x) - log_q.double()
-    return Weights(
-        log_w.unflatten(0, (path.islands, -1)), pareto_k(log_w), _error_at_particles(path, flow)
-    )
-
-
-def _error_at_particles(path: Path, flow: Distribution) -> Tensor:
-    r"""Relative error of the mean weight of n draws, by particles of :math:`q^* = h\,p / Z`.
-
-    .. math:: \frac{\mathrm{Var}_q(w)}{n Z^2} = \frac{\mathbb E_{q^*}[w / Z] - 1}{n},
-              \qquad w = h\,p / q
-
-    Particles are also where the flow has no draws. What weighs more than :math:`n Z` counts as
-    :math:`n Z`: of such weights n draws would see none (Chatterjee & Diaconis, 2018,
-    https://arxiv.org/abs/1511.01437), and are short by the mass that they have.
-    """
-    particles = path.particles
-    mass = (particles.log_w + particles.log_z[:, None]).flatten()
-    log_z = mass.logsumexp(0) - log(len(mass))
-    log_w = path.target.log_prob(particles.x).double() + path.log_h(particles.x)
-    excess = torch.nan_to_num(
-        (log_w - flow.log_prob(particles.x).double() - log_z).exp(), nan=torch.inf
-    )
-    mean = (mass.softmax(0) * excess.clamp(max=path.num)).sum()
-    return ((mean - 1).clamp(min=0) / path.num).sqrt()
-
-
-def _by_ratio(path: Path) -> Weights:
-    relaxed = path.guide.target_for()
-    states = [
-        resample(c, torch.inf).state
-        for c in path.guide.intermediate_particles(relaxed, path.num, GROUPS)
-    ]
-    x = torch.stack([state.x for state in states]).unflatten(1, (GROUPS, -1))
-    phi = torch.stack([state.log_ratio for state in states]).unflatten(1, (GROUPS, -1))
-    betas = x.new_tensor(sorted({0.0, *(report.beta for report in path.guide.reports)}))
-    ratios = fit_ratios(x, phi.to(x), betas.diff(), CLASSIFIERS)
-    log_w = phi[-1] + ratios.total(x[-1], phi[-1].to(x))
-    log_w = log_w + path.correction(states[-1].x).view_as(log_w)
-    return Weights(log_w, pareto_k(log_w.unique()))  # resampling has made copies
-
-
-ESTIMATORS = {"particles": _by_particles, "density": _by_density, "ratio": _by_ratio}
-
-
-class Part(NamedTuple):
-    """An evidence: its value, its relative standard error, the Pareto k of its weights."""
-
-    log_z: Tensor
-    relative_error: Tensor
-    pareto_k: float
-
-
-def _evidence(weights: Weights) -> Part:
-    log_z, error = log_evidence(weights.log_w.logsumexp(-1) - log(weights.log_w.shape[-1]))
-    return Part(log_z, error.clamp(min=weights.relative_error), weights.pareto_k)
-
-
-def _check_options(annealing: dict[str, Any]) -> None:
-    """Before anything is trained: raises what the annealing flow would raise after p's flow is."""
+# ---- the paths ----------------------------------------------------------------------------------
+def _check_annealing(annealing: dict[str, Any]) -> None:
+    """Raises the errors of the annealing flow's options before anything is trained."""
     options = inspect.signature(AutoAnnealingFlow.__init__).parameters
     known = [name for name in options if name not in ("self", "model", "reference")]
     for name in annealing:
@@ -261,38 +159,42 @@ def _check_options(annealing: dict[str, Any]) -> None:
     AutoAnnealingFlow(lambda: None, **annealing)
 
 
-def _anneal(
-    source: SampledDensity, part: Integrand, *, num: int, islands: int, annealing: dict[str, Any]
-) -> Path:
-    p = source.target
-
-    def energy(x: Tensor) -> Tensor:
-        return -(p.log_prob(x) + part.relaxed(x).to(p.dtype))
-
-    relaxed = Target.from_energy(energy, p.dim, dtype=p.dtype, device=p.device)
-    guide = _AnnealingFlow(relaxed, reference=source.start, **annealing)
-    guide.fit()
-    return Path(p, part, guide, num, islands)
-
-
 class _AnnealingFlow(AutoAnnealingFlow):
-    """A path whose end lies where its start has no draws, which is what a rare event is."""
+    """An annealing flow without the warning of a path that ends where the start has no draws.
+
+    A path to a rare event ends there.
+    """
 
     def _warn_if_uncovered(self, target: Target, particles: Particles) -> None:
         return None
 
 
-def _combined(numerators: Sequence[Part], denominator: Part | None) -> Estimate:
-    """The first numerator minus the second, over the denominator; errors by the delta method."""
-    values = [part.log_z.exp() for part in numerators]
-    errors = [value * part.relative_error for value, part in zip(values, numerators)]
-    value, variance = values[0] - sum(values[1:]), sum(error.square() for error in errors)
-    k = max(part.pareto_k for part in numerators)
-    if denominator is not None:
-        z = denominator.log_z.exp()
-        value, k = value / z, max(k, denominator.pareto_k)
-        variance = variance / z.square() + (value * denominator.relative_error).square()
-    return Estimate(float(value), float(variance) ** 0.5, k)
+def _trained_guide(
+    density: SampledDensity, part: Integrand, annealing: dict[str, Any]
+) -> AutoAnnealingFlow:
+    """Trains an annealing flow from the density's start to the relaxed integrand times p."""
+    p = density.target
+
+    def energy(x: Tensor) -> Tensor:
+        return -(p.log_prob(x) + part.relaxed(x).to(p.dtype))
+
+    relaxed = Target.from_energy(energy, p.dim, dtype=p.dtype, device=p.device)
+    guide = _AnnealingFlow(relaxed, reference=density.start, **annealing)
+    guide.fit()
+    return guide
+
+
+def _combined(
+    numerators: Sequence[tuple[Evidence, float]], denominator: tuple[Evidence, float] | None
+) -> Estimate:
+    """Divides the first numerator minus the second by the denominator; delta-method errors."""
+    (log_z, relative), k = denominator or ((torch.zeros(()), torch.zeros(())), -torch.inf)
+    values = [(evidence.log_z - log_z).exp() for evidence, _ in numerators]
+    value = values[0] - sum(values[1:])
+    variance = (value * relative).square()
+    for part, (evidence, _) in zip(values, numerators):
+        variance = variance + (part * evidence.standard_error).square()
+    return Estimate(float(value), float(variance) ** 0.5, max(k, *(k for _, k in numerators)))
 
 
 def importance_flow(
@@ -306,65 +208,95 @@ def importance_flow(
     estimators: Sequence[str] = ("particles", "density"),
     num_samples: int = 32768,
     islands: int = 32,
+    settings: ImportanceOptions | None = None,
     **annealing: Any,
 ) -> ImportanceEstimate:
-    r""":math:`\mathbb E_p[h]`, or the probability of a rare event, by a flow from p to :math:`h p`.
+    r"""Estimates :math:`\mathbb E_p[h]`, or the probability of a rare event, by a flow.
+
+    Arguments:
+        model: The density p. A Pyro model or a :class:`~pyro_flowsamp.Target` may be unnormalised.
+            A distribution on :math:`\mathbb R^d` or a zuko flow is where the path starts.
+        h: A function from draws to values ``(N,)``, which are not negative unless ``signed``. For a
+            model its argument holds constrained values ``{site: (N, ...)}``, otherwise points
+            ``(N, d)``. Gradients are taken through it, as in :meth:`Target.log_prob`.
+        args: The model's arguments.
+        event: Given in place of h: a real function :math:`g` of the same draws. The event is
+            :math:`g > 0`. Below zero, :math:`g` leads to the event: it is a distance, or anything
+            that grows towards the event from everywhere. One standard deviation of g should mean
+            about the same everywhere; take the logarithm of a quantity with heavy tails.
+        data: Given in place of a model: draws ``(N, d)`` of p, to which a flow is fitted. The
+            answer is that of the flow. The standard error does not include the error of the fit.
+        signed: Whether h is split, :math:`h = h^+ - h^-`, into two paths.
+        guide: A guide of the model, which is fitted if it is not yet. It determines the location
+            and the width of the start of the paths. By default
+            :class:`~pyro_flowsamp.AutoFlow`.
+        estimators: Some of "particles", "density" and "ratio"; the first gives the answer.
+        num_samples: Number of fresh draws for each estimator, of each path.
+        islands: Number of independent groups of particles.
+        settings: Settings that are not those of the annealing flow.
+        annealing: Options of :class:`~pyro_flowsamp.AutoAnnealingFlow` for every path, except for
+            its start, which is p.
+
+    Returns:
+        The estimates, the number of evaluations of p, and particles of :math:`h\,p`.
+
+    Raises:
+        TypeError: A keyword is no option of the annealing flow.
+        ValueError: h is negative, NaN, of the wrong shape, or zero wherever the path leads; the
+            arguments contradict each other; an option is out of range; data are not finite draws
+            ``(N, d)``; a distribution does not have all of :math:`\mathbb R^d` as its support; or
+            the path cannot be annealed.
+
+    References:
+        Wu and Xie, *Annealing Flow Generative Models Towards Sampling High-Dimensional and
+        Multi-Modal Distributions*, 2025, https://arxiv.org/abs/2409.20547
 
     Example::
 
-        p = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-        importance_flow(p, event=lambda x: x.norm(dim=-1) - 6)      # P(|x| > 6) = 1.523e-8
-        importance_flow(eight_schools, None, y, sigma, event=lambda s: s["mu"] - 25)
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro_flowsamp import FitOptions
+        >>> pyro.set_rng_seed(0)
+        >>> p = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> found = importance_flow(  # E exp(x₁) is exp(1/2) = 1.6487
+        ...     p,
+        ...     lambda x: x[:, 0].exp(),
+        ...     num_samples=4096,
+        ...     num_particles=512,
+        ...     options=FitOptions(max_steps=20, progress=False),
+        ... )
+        >>> abs(found.value - 1.6487) < 4 * found.standard_error < 0.1
+        True
 
-    Arguments:
-        model: What p is: a Pyro model or a :class:`~pyro_flowsamp.Target`, which may be
-            unnormalised posteriors; a distribution on :math:`\mathbb R^d`, or a zuko-style flow,
-            where the path can start.
-        h: Maps draws to values ``(N,)``, not negative unless ``signed``. Of a model it is given
-            constrained values ``{site: (N, ...)}``, otherwise points ``(N, d)``. As in
-            :meth:`Target.log_prob`, gradients are taken through it.
-        args: The model's.
-        event: In place of h: a real function :math:`g`, of the same draws, whose event is
-            :math:`g > 0`. What it says below zero leads there: a distance, or anything that grows
-            towards the event from everywhere, of which one standard deviation should mean about
-            the same far out (take logs of what has heavy tails).
-        data: In place of a model: draws ``(N, d)`` of p, to which a flow is fitted. The answer is
-            the flow's, and the standard error knows nothing of the fit.
-        signed: Whether h is split, :math:`h = h^+ - h^-`, into two paths.
-        guide: Of a model, fitted if it is not yet: says where the paths start, and how wide. By
-            default :class:`~pyro_flowsamp.AutoFlow`.
-        estimators: Which of "particles", "density" and "ratio"; the first gives the answer.
-        num_samples: Fresh draws for each, of each path.
-        islands: Independent groups of particles.
-        annealing: Options of :class:`~pyro_flowsamp.AutoAnnealingFlow`, for every path, but for
-            ``reference``: they start at p. None go to the model, whose arguments are ``args``.
+    A rare event, here with a probability of 1.5e-8, takes a longer training::
 
-    Raises:
-        TypeError: A keyword is no such option.
-        ValueError: h is negative, NaN, of the wrong shape, or zero wherever the path leads; what
-            is given contradicts itself; an option is out of range; data are not finite draws
-            ``(N, d)``; a distribution does not live on :math:`\mathbb R^d`; or the path cannot be
-            annealed.
+        importance_flow(p, event=lambda x: x.norm(dim=-1) - 6)
     """
     unknown = set(estimators) - set(ESTIMATORS)
     if unknown or not estimators:
         raise ValueError(f"estimators must be some of {sorted(ESTIMATORS)}, got {estimators}")
-    if islands < 2 or num_samples % islands or num_samples % GROUPS:
+    settings = settings or ImportanceOptions()
+    if islands < 2 or num_samples % islands or num_samples % settings.groups:
         raise ValueError(
-            f"num_samples must be a multiple of {GROUPS} and of islands, at least 2, got "
+            f"num_samples must be a multiple of {settings.groups} and of islands, at least 2, got "
             f"{num_samples} and {islands}"
         )
-    _check_options(annealing)
-    source = source_of(model, args, data, guide)
+    _check_annealing(annealing)
+    density = as_density(model, args, data, guide, settings)
     with torch.no_grad():
-        parts = integrands(source, h, event, signed)
-    anneal = partial(_anneal, source, num=num_samples, islands=islands, annealing=annealing)
-    paths = [anneal(part) for part in parts]
-    below = None if source.normalised else anneal(ONE)
+        parts = integrands(density, h, event, signed, settings)
+
+    def path(part: Integrand) -> Path:
+        trained = _trained_guide(density, part, annealing)
+        return Path(density.target, part, trained, num_samples, islands, settings)
+
+    paths = [path(part) for part in parts]
+    normaliser = None if density.normalised else path(ONE)
     estimates: dict[str, Estimate] = {}
     for name in estimators:
         estimate = ESTIMATORS[name]
-        bottom = None if below is None else _evidence(estimate(below))
-        estimates[name] = _combined([_evidence(estimate(path)) for path in paths], bottom)
-    clouds = () if set(estimators) == {"ratio"} else tuple(path.particles for path in paths)
-    return ImportanceEstimate(estimates, source.target.evaluations - source.already, clouds)
+        denominator = None if normaliser is None else estimate(normaliser)
+        estimates[name] = _combined([estimate(path) for path in paths], denominator)
+    particles = () if set(estimators) == {"ratio"} else tuple(path.particles for path in paths)
+    evaluations = density.target.evaluations - density.evaluations_before
+    return ImportanceEstimate(estimates, evaluations, particles)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._zuko import zuko
-from ..guides.advnf.discriminator import _with_context
+from ..guides.advnf.discriminator import with_context
 
 __all__ = ["LatticeDiscriminator", "lattice_discriminator"]
 
@@ -65,7 +65,7 @@ class LatticeDiscriminator(nn.Module):
         field = torch.stack(planes, 1).unflatten(-1, self.shape)
         found = self.convolutions(field).flatten(2)
         pooled = torch.cat([found.mean(-1), found.square().mean(-1)], -1)
-        return self.net(_with_context(pooled, context))[..., 0]
+        return self.net(with_context(pooled, context))[..., 0]
 
 
 def lattice_discriminator(

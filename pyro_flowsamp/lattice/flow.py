@@ -21,7 +21,7 @@ width and spline are a network's, of the context and of what a rotation of all a
   half of the sites, whose neighbours are all known; with ring exchange for the last coset.
 
 The map is triangular, its determinant a product. Sites of a group share their weights, so that
-those of a small lattice can be a larger one's: :meth:`LatticeFlow.take_levels`.
+the trained layers of a small lattice can initialise those of a larger one.
 """
 
 from __future__ import annotations
@@ -182,29 +182,6 @@ class LatticeFlow(zuko.lazy.Flow):
                 f"{float(rows.min()):.3g}"
             )
 
-    def take_levels(self, smaller: LatticeFlow) -> list[str]:
-        """Takes the weights of a smaller lattice's layers, whose sites look the same way.
-
-        They are of the same level, counted from the finest, or of a finer one, whose displacements
-        are the same in units of its spacing.
-
-        Arguments:
-            smaller: A trained flow with as many context features, and networks as wide.
-
-        Returns:
-            The layers that have found weights, by key.
-        """
-        taken = []
-        for key, layer in self.layers.items():
-            level, kind = key.split("_", 1)
-            levels = [level] if level == "coarse" else range(int(level), -1, -1)
-            for name in (f"{i}_{kind}" for i in levels):
-                if name in smaller.layers and _alike(layer, smaller.layers[name]):
-                    layer.load_state_dict(smaller.layers[name].state_dict())
-                    taken.append(key)
-                    break
-        return taken
-
 
 def lattice_flow(
     shape: int | Sequence[int],
@@ -248,15 +225,3 @@ def _flow_of(
         )
     layers = [LatticeCoupling(features, context, group, **options) for group in groups[1:]]
     return LatticeFlow(angles, layers)
-
-
-def _alike(one: Any, two: Any) -> bool:
-    """Whether two layers have weights of the same shapes, for the same displacements."""
-    a, b = one.state_dict(), two.state_dict()
-    shapes = a.keys() == b.keys() and all(a[key].shape == b[key].shape for key in a)
-    return shapes and _in_units(one.steps) == _in_units(two.steps)
-
-
-def _in_units(steps: tuple) -> list[tuple[int, ...]]:
-    unit = min((abs(i) for step in steps for i in step if i), default=1)
-    return [tuple(i // unit for i in step) for step in steps]

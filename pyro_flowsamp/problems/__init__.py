@@ -1,4 +1,4 @@
-"""Test problems whose answers are known."""
+"""Test problems with known answers: exact draws, evidences, modes and entropies."""
 
 from .bayes import accuracy, log_predictive, logistic_regression
 from .mixtures import exp_gauss, exp_gauss_unequal, gmm, mog4, mog8, rings4, unequal_pair

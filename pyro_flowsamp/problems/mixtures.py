@@ -1,15 +1,15 @@
 r"""Distributions of several separate modes.
 
 References:
-    Tian, Panda and Lin: Annealing Flow Generative Models Towards Sampling High-Dimensional and
-    Multi-Modal Distributions, 2025, https://arxiv.org/abs/2409.20547 (``gmm``, ``exp_gauss``)
+    Wu and Xie, *Annealing Flow Generative Models Towards Sampling High-Dimensional and Multi-Modal
+    Distributions*, 2025, https://arxiv.org/abs/2409.20547 (``gmm``, ``exp_gauss``)
 
-    Máté and Fleuret: Learning Interpolations between Boltzmann Densities, 2023,
+    Máté and Fleuret, *Learning Interpolations between Boltzmann Densities*, 2023,
     https://arxiv.org/abs/2301.07388 (``mog4``, ``unequal_pair``)
 
-    Kanaujia, Scheurer and Arora: AdvNF: Reducing Mode Collapse in Conditional Normalising Flows
-    using Adversarial Learning, 2024, https://arxiv.org/abs/2401.15948 (``mog8``, ``rings4``; the
-    centres are ours, the paper does not give them)
+    Kanaujia, Scheurer and Arora, *AdvNF: Reducing Mode Collapse in Conditional Normalising Flows
+    using Adversarial Learning*, 2024, https://arxiv.org/abs/2401.15948 (``mog8``, ``rings4``). That
+    paper does not give centres and radii; those here were chosen for this package.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["exp_gauss", "exp_gauss_unequal", "gmm", "mog4", "mog8", "rings4", "u
 
 LOG_2PI = log(2 * pi)
 RING_WIDTH = 0.1
-SPACING = 0.1  #: of quadratures in units of the narrowest width; their error is below rounding
+SPACING = 0.1  #: grid spacing of quadratures in units of the narrowest width; exact to rounding
 
 
 # ---- Gaussians in the plane ---------------------------------------------------------------------
@@ -46,9 +46,17 @@ def gmm(
 
     Arguments:
         components: Their number :math:`K`.
-        radius: Of the circle, :math:`r`; where None :math:`K + 2`, which gives the annealing flow
-            paper's 8, 10 and 12 for 6, 8 and 10 components.
-        dtype, device: Of the points; torch's defaults where None.
+        radius: Radius of the circle, :math:`r`; :math:`K + 2` where None, which is 8, 10 and 12 for
+            6, 8 and 10 components, as in Wu and Xie.
+        dtype, device: Dtype and device of the points; torch's defaults where None.
+
+    Example::
+
+        >>> problem = gmm(components=6)
+        >>> problem.modes[0].tolist()
+        [8.0, 0.0]
+        >>> problem.mode_fractions(problem.modes).allclose(problem.weights)
+        True
     """
     r = components + 2.0 if radius is None else radius
     angles = [2 * pi * k / components for k in range(components)]
@@ -56,22 +64,50 @@ def gmm(
 
 
 def mog4(*, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Problem:
-    r""":math:`\frac14 \sum N((\pm 8, \pm 8), I)`, Eq. (2) of Máté and Fleuret."""
+    r"""Four equal unit Gaussians at :math:`(\pm 8, \pm 8)`, Eq. (2) of Máté and Fleuret.
+
+    Arguments:
+        dtype, device: Dtype and device of the points; torch's defaults where None.
+
+    Example::
+
+        >>> mog4().weights.tolist()
+        [0.25, 0.25, 0.25, 0.25]
+    """
     corners = [(8.0, 8.0), (-8.0, 8.0), (-8.0, -8.0), (8.0, -8.0)]
     return _gaussians(corners, [1.0] * 4, dtype, device)
 
 
 def mog8(*, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Problem:
-    """Eight equal unit Gaussians on a circle of radius 10."""
+    """Eight equal unit Gaussians on a circle of radius 10 in the plane.
+
+    Arguments:
+        dtype, device: Dtype and device of the points; torch's defaults where None.
+
+    Example::
+
+        >>> mog8().modes.norm(dim=-1).allclose(torch.tensor(10.0))
+        True
+    """
     return gmm(8, 10.0, dtype=dtype, device=device)
 
 
 def unequal_pair(
     *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Problem:
-    r""":math:`\frac13 N((4, 4), I) + \frac23 N((-8, -8), I)`, Eq. (11) of Máté and Fleuret.
+    r"""Two unit Gaussians of unequal mass, Eq. (11) of Máté and Fleuret.
 
-    The lighter mode is the nearer to the origin, so an annealed path fills it first.
+    .. math:: p(x) = \tfrac13 N(x; (4, 4), I) + \tfrac23 N(x; (-8, -8), I)
+
+    The mode of less mass is nearer to the origin, so an annealed path fills it first.
+
+    Arguments:
+        dtype, device: Dtype and device of the points; torch's defaults where None.
+
+    Example::
+
+        >>> [round(weight, 4) for weight in unequal_pair().weights.tolist()]
+        [0.3333, 0.6667]
     """
     return _gaussians([(4.0, 4.0), (-8.0, -8.0)], [1.0, 2.0], dtype, device)
 
@@ -82,7 +118,7 @@ def _gaussians(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
 ) -> Problem:
-    """Unit Gaussians in the plane, of masses in these proportions."""
+    """Makes a mixture of unit Gaussians in the plane; masses are in the given proportions."""
     exact = torch.tensor(centres, **EXACT), torch.tensor(masses, **EXACT) / sum(masses)
     at = tensor_options(dtype, device)
     modes, weights = (t.to(**at) for t in exact)
@@ -103,13 +139,16 @@ def _gaussians(
 
 
 def _gaussians_log_prob(modes: Tensor, weights: Tensor) -> Callable[[Tensor], Tensor]:
-    r"""With :math:`-\frac12\|x - \mu\|^2` expanded: one matrix product, not all differences."""
+    r"""Expands :math:`-\frac12\|x - \mu\|^2`, so that one matrix product replaces differences."""
     bias = weights.log() - 0.5 * modes.square().sum(-1) - LOG_2PI
     return lambda x: torch.addmm(bias, x, modes.T).logsumexp(-1) - 0.5 * x.square().sum(-1)
 
 
 def _entropy_in_plane(log_prob: Callable[[Tensor], Tensor], half_width: float) -> float:
-    r"""By the trapezium rule, which for smooth densities that vanish at the ends is spectral."""
+    r"""Integrates by the trapezium rule.
+
+    It converges faster than any power for smooth densities that vanish at the ends.
+    """
     axis = torch.arange(-half_width, half_width, SPACING, **EXACT)
     return float(entr(log_prob(torch.cartesian_prod(axis, axis)).exp()).sum() * SPACING**2)
 
@@ -122,8 +161,16 @@ def rings4(
 
     .. math:: p(x) = \frac{1}{2\pi r} \cdot \frac14 \sum_{k=1}^4 N(r; k, 0.1^2),\qquad r = \|x\|
 
-    Normalised but for the mass of the normals below zero, :math:`10^{-24}`. The modes are the
-    rings: there are weights, but no points.
+    The density is normalised up to the mass of the normals below zero, :math:`10^{-24}`. The modes
+    are the rings, so they have masses (``weights``) and no positions (``modes``).
+
+    Arguments:
+        dtype, device: Dtype and device of the points; torch's defaults where None.
+
+    Example::
+
+        >>> rings4().assign(torch.tensor([[0.0, 2.9], [-1.2, 0.0]])).tolist()
+        [2, 0]
     """
     at = tensor_options(dtype, device)
     radii = torch.arange(1, 5, **at)
@@ -145,7 +192,7 @@ def rings4(
 
 
 def _rings_log_prob(radii: Tensor) -> Callable[[Tensor], Tensor]:
-    """The log density in the plane, as a function of the distance ``(N,)`` from the origin."""
+    """Makes the log density in the plane, a function of the distance ``(N,)`` from the origin."""
     constant = log(len(radii)) + log(RING_WIDTH) + 1.5 * LOG_2PI
 
     def log_prob(r: Tensor) -> Tensor:
@@ -171,11 +218,12 @@ def exp_gauss(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Problem:
-    r""":math:`2^a` equal modes, one in each orthant of the first :math:`a` coordinates.
+    r"""A distribution with :math:`2^a` equal modes, one in each orthant of :math:`a` coordinates.
 
     .. math:: \log \tilde p(x) = s \sum_{i \le a} |x_i| - \tfrac12 \|x\|^2
 
-    The coordinates are independent; the size of an active one is :math:`N(s, 1)` cut at zero, so
+    The coordinates are independent. The absolute value of an active one is :math:`N(s, 1)`
+    truncated at zero, so
 
     .. math:: \log Z = a (\log 2 + \tfrac12 s^2 + \log\Phi(s)) + \tfrac d2 \log 2\pi,
 
@@ -186,7 +234,16 @@ def exp_gauss(
         dim: The dimension :math:`d`.
         active: Coordinates with two modes, :math:`a`.
         slope: :math:`s \ge 0`; the modes are at :math:`\pm s`.
-        dtype, device: Of the points; torch's defaults where None.
+        dtype, device: Dtype and device of the points; torch's defaults where None.
+
+    Raises:
+        ValueError: There are more active coordinates than dimensions.
+
+    Example::
+
+        >>> problem = exp_gauss(dim=50, active=10)
+        >>> len(problem.modes), round(problem.log_z, 4)
+        (1024, 552.8784)
     """
     at = tensor_options(dtype, device)
     below = 0.5 * erfc(-slope / sqrt(2))  # Φ(s)
@@ -223,19 +280,28 @@ def exp_gauss_unequal(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Problem:
-    r""":math:`2^a` modes of unequal masses and widths.
+    r"""A normalised distribution with :math:`2^a` modes of unequal masses and widths.
 
     .. math:: p(x) = \prod_{i \le a} \big(w_i N(x_i; -m_i, s_i^2)
               + (1 - w_i) N(x_i; m_i, s_i^2)\big) \prod_{i > a} N(x_i; 0, 1)
 
-    with :math:`m_i` from 5 to 10 and :math:`w_i` from 0.2 to 0.5, evenly, and :math:`s_i^2`
-    alternately ½ and 1. With ten active coordinates the heaviest mode has 650 times the mass of
-    the lightest: what tempering without weights gets wrong.
+    Here :math:`m_i` goes evenly from 5 to 10, :math:`w_i` evenly from 0.2 to 0.5, and
+    :math:`s_i^2` is alternately ½ and 1. With ten active coordinates the mode of most mass has 650
+    times the mass of the one of least. Tempering without weights gets these masses wrong.
 
     Arguments:
         dim: The dimension :math:`d`.
         active: Coordinates with two modes, :math:`a`.
-        dtype, device: Of the points; torch's defaults where None.
+        dtype, device: Dtype and device of the points; torch's defaults where None.
+
+    Raises:
+        ValueError: There are more active coordinates than dimensions.
+
+    Example::
+
+        >>> problem = exp_gauss_unequal(dim=4, active=2)
+        >>> [round(weight, 2) for weight in problem.weights.tolist()]
+        [0.1, 0.4, 0.1, 0.4]
     """
     at = tensor_options(dtype, device)
     exact = _unequal_parameters(active)
@@ -268,7 +334,7 @@ def exp_gauss_unequal(
 
 
 def _unequal_parameters(active: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Locations, masses of the negative sides and widths, ``(active,)`` each."""
+    """Returns locations, masses of the negative sides and widths, ``(active,)`` each."""
     odd = torch.arange(active, **EXACT) % 2
     m = torch.linspace(5, 10, active, **EXACT)
     w = torch.linspace(0.2, 0.5, active, **EXACT)
@@ -276,7 +342,7 @@ def _unequal_parameters(active: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _two_normals_log_prob(m: Tensor, w: Tensor, s: Tensor) -> Callable[[Tensor], Tensor]:
-    """Log densities of each coordinate, ``(N, a) → (N, a)``."""
+    """Makes the log densities of the coordinates, ``(N, a) → (N, a)``."""
     left, right = w.log() - s.log() - 0.5 * LOG_2PI, (-w).log1p() - s.log() - 0.5 * LOG_2PI
 
     def log_prob(x: Tensor) -> Tensor:
@@ -287,7 +353,7 @@ def _two_normals_log_prob(m: Tensor, w: Tensor, s: Tensor) -> Callable[[Tensor],
 
 
 def _sign_patterns(active: int, dim: int, at: TensorOptions) -> Tensor:
-    """All signs of the first coordinates, zero in the others, ``(2**active, dim)``.
+    """Returns all signs of the first coordinates, and zeros in the others, ``(2**active, dim)``.
 
     Row :math:`k` has a plus where bit :math:`i` of :math:`k` is set.
     """
@@ -300,7 +366,7 @@ def _sign_patterns(active: int, dim: int, at: TensorOptions) -> Tensor:
 
 
 def _sign_index(active: int) -> Callable[[Tensor], Tensor]:
-    """The row of :func:`_sign_patterns`, without a distance to each of its ``2**active``."""
+    """Makes a function that returns a point's row of :func:`_sign_patterns`."""
 
     def assign(x: Tensor) -> Tensor:
         bits = torch.arange(active, device=x.device)

@@ -1,7 +1,7 @@
-r"""A target together with what is known of it: exact draws, evidence, modes, entropy.
+r"""A target together with its exact draws, evidence, modes and entropy, as far as they are known.
 
-With them a sampler is judged by numbers, not by looks: fractions in each mode against their
-weights, a two-sample distance to exact draws, an evidence estimate against :math:`\log Z`.
+They allow to judge a sampler by numbers: the fraction of draws in each mode is compared with the
+mode's mass, draws with exact draws, an estimate of the evidence with :math:`\log Z`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,25 @@ __all__ = ["Problem"]
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    r"""A target whose truth is known.
+    r"""A target with known answers; those that are not known are None.
 
     Attributes:
-        target: The unnormalised log density; itself a Pyro model with one site, ``"x"``.
-        sample: Exact independent draws, ``num → (num, d)``, by torch's global generator.
+        target: The unnormalised log density. It is also a Pyro model with one site, ``"x"``.
+        sample: Draws exact independent points, ``num → (num, d)``, by torch's global generator.
         log_z: Logarithm of the integral of the target's density.
-        modes: Where the modes are, ``(K, d)``.
+        modes: Positions of the modes, ``(K, d)``.
         weights: The mass of each mode, ``(K,)``.
-        entropy: :math:`-\mathbb E_p[\log p]` of the normalised density: no model of the draws has a
-            lower negative log-likelihood.
-        assignment: Which mode points ``(N, d)`` belong to, ``(N,)``, where that is not the nearest.
+        entropy: :math:`-\mathbb E_p[\log p]` of the normalised density in nats. No model of the
+            draws has a lower negative log-likelihood.
+        assignment: Maps points ``(N, d)`` to the index of their mode, ``(N,)``; by default that is
+            the nearest mode.
+
+    Example::
+
+        >>> from pyro_flowsamp.problems import gmm
+        >>> problem = gmm(components=6)
+        >>> problem.log_z, problem.modes.shape
+        (0.0, torch.Size([6, 2]))
     """
 
     target: Target
@@ -42,7 +50,7 @@ class Problem:
     assignment: Callable[[Tensor], Tensor] | None = None
 
     def assign(self, x: Tensor) -> Tensor:
-        """The index of the mode each of the points ``(N, d)`` belongs to, ``(N,)``.
+        """Returns the index of the mode to which each of the points ``(N, d)`` belongs, ``(N,)``.
 
         Raises:
             ValueError: The target has no separate modes.
@@ -54,11 +62,14 @@ class Problem:
         return torch.cdist(x, self.modes.to(x)).argmin(-1)
 
     def mode_fractions(self, x: Tensor, log_weights: Tensor | None = None) -> Tensor:
-        r"""The fraction of (weighted) draws in each mode, ``(K,)``, to compare with ``weights``.
+        r"""Returns the fraction of (weighted) draws in each mode, ``(K,)``.
 
         Arguments:
             x: Draws, ``(N, d)``.
-            log_weights: Their importance weights, unnormalised, ``(N,)``; all equal where None.
+            log_weights: Unnormalised log importance weights, ``(N,)``; all equal where None.
+
+        Raises:
+            ValueError: The masses of the modes are not known.
         """
         mode = self.assign(x)
         if self.weights is None:
@@ -69,18 +80,18 @@ class Problem:
 
 
 class TensorOptions(TypedDict):
-    """The dtype and device of a target, as keyword arguments of tensors' constructors."""
+    """The dtype and device of a target, as keyword arguments of tensor constructors."""
 
     dtype: torch.dtype
     device: torch.device
 
 
-#: Where truths are computed.
+#: Exact answers are computed in float64 on the CPU.
 EXACT: TensorOptions = {"dtype": torch.float64, "device": torch.device("cpu")}
 
 
 def tensor_options(dtype: torch.dtype | None, device: torch.device | str | None) -> TensorOptions:
-    """Torch's defaults where None, as in :meth:`Target.from_energy`."""
+    """Returns the dtype and device, which are torch's defaults where None."""
     return {
         "dtype": dtype or torch.get_default_dtype(),
         "device": torch.device(device) if device is not None else torch.get_default_device(),

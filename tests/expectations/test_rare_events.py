@@ -10,8 +10,10 @@ import torch
 
 from pyro_flowsamp import AutoFlow, FitOptions, Target, importance_flow
 from pyro_flowsamp.expectations import rare_events
+from pyro_flowsamp.expectations.estimators import error_at_particles
 from pyro_flowsamp.flows.recipes import gaussian
 from pyro_flowsamp.problems import truncated_normal
+from pyro_flowsamp.weights import Evidence
 
 QUICK = FitOptions(60, 256, 5e-3, cosine_schedule=True, stop_at_ess=0.99, progress=False)
 SMALL = {
@@ -57,8 +59,8 @@ def test_a_rare_event_by_every_estimator():
     for estimate in found.estimates.values():
         assert abs(estimate.value / truth - 1) < 0.15
     assert "Pareto k" in repr(found) and "density" in repr(found)
-    (cloud,) = found.clouds
-    assert bool((cloud.draw(200).norm(dim=-1) > 6).all())
+    (particles,) = found.particles
+    assert bool((particles.draw(200).norm(dim=-1) > 6).all())
 
 
 @pytest.mark.slow
@@ -77,7 +79,7 @@ def test_a_signed_function():
     found = importance_flow(
         normal(1), lambda x: (x * x - 2 * x).sum(-1) - 0.5, signed=True, **SMALL
     )
-    assert len(found.clouds) == 2
+    assert len(found.particles) == 2
     for estimate in found.estimates.values():
         assert estimate.standard_error < 0.05 and abs(z_score(estimate, 0.5)) < 4.5
 
@@ -158,8 +160,12 @@ def test_bad_flows_stay_unbiased(monkeypatch):
 
 def known_path(draws, target, num):
     """A path whose particles are exact draws."""
-    cloud = SimpleNamespace(x=draws, log_w=torch.zeros(2, len(draws) // 2), log_z=torch.zeros(2))
-    return SimpleNamespace(cloud=cloud, target=target, log_h=lambda x: torch.zeros(len(x)), num=num)
+    particles = SimpleNamespace(
+        x=draws, log_w=torch.zeros(2, len(draws) // 2), log_z=torch.zeros(2)
+    )
+    return SimpleNamespace(
+        particles=particles, target=target, log_h=lambda x: torch.zeros(len(x)), num=num
+    )
 
 
 @pytest.mark.parametrize("wider", [1.0, 1.5, 3.0])
@@ -169,7 +175,7 @@ def test_a_density_has_the_error_that_draws_have(wider):
     target = Target.from_energy(lambda x: -p.log_prob(x), 1)
     path = known_path(p.sample((40_000,)), target, 1000)
     variance = wider**2 / (2 * wider**2 - 1) ** 0.5 - 1
-    error = float(rare_events._error_at_particles(path, q))
+    error = float(error_at_particles(path, q))
     assert error == pytest.approx((variance / 1000) ** 0.5, rel=0.05, abs=1e-5)
 
 
@@ -182,7 +188,7 @@ def test_a_density_knows_of_what_the_flow_never_visits():
     )
     target = Target.from_energy(lambda x: -both.log_prob(x), 1)
     path = known_path(where + torch.randn(40_000, 1), target, 1000)
-    error = float(rare_events._error_at_particles(path, normal(1)))
+    error = float(error_at_particles(path, normal(1)))
     assert error == pytest.approx(0.1**0.5, rel=0.05)
 
 
@@ -193,6 +199,17 @@ def test_a_density_that_misses_much_says_so():
     y, event = torch.tensor([1.0, -0.5]), lambda sites: sites["x"].sum(-1) + sites["s"].log() - 8
     found = importance_flow(gauss_model, None, y, event=event, **SMALL)
     assert abs(z_score(found.estimates["density"], TAIL)) < 4.5
+
+
+def test_evidences_that_underflow():
+    """A posterior given many data has an evidence below the smallest number."""
+    parts = [
+        (Evidence(torch.tensor(log_z).double(), torch.tensor(error).double()), 0.1)
+        for log_z, error in ((-2001.0, 0.03), (-2000.0, 0.04))
+    ]
+    found = rare_events._combined(parts[:1], parts[1])
+    assert found.value == pytest.approx(exp(-1))
+    assert found.relative_error == pytest.approx(0.05)
 
 
 # ---- what it refuses ----------------------------------------------------------------------------

@@ -145,16 +145,6 @@ def test_low_temperatures_start_as_spin_waves():
         assert 0.1 < float((xy_energy(x, shape) / dim + 2).mean()) / t < 2
 
 
-def test_levels_of_a_smaller_lattice():
-    small, large = flow_of((8, 8)), flow_of((16, 16))
-    large.take_levels(small)
-    for key in ("0_11_0", "0_10_1"):
-        assert_close(large.layers[key].weight, small.layers[key].weight)
-    assert_close(large.layers["1_10_0"].net[0].weight, small.layers["0_10_0"].net[0].weight)
-    assert set(large.take_levels(small)) >= {k for k in large.layers if k[0] in "01"}
-    assert not flow_of((16, 8)).take_levels(flow_of((8,)))
-
-
 # ---- draws --------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from stored_runs import DOCS, collect, load, markdown, names, spread
 from stored_runs import options as stored_options
+from variants import ADVERSARIAL_LOSSES
 
 from pyro_flowsamp import (
     IMH,
@@ -37,6 +38,7 @@ from pyro_flowsamp import (
     tempered_smc,
 )
 from pyro_flowsamp.flows.recipes import spline
+from pyro_flowsamp.guides.advnf import AdvNFWeights
 from pyro_flowsamp.problems import Problem, mog4, mog8, rings4
 
 STUDY = "advnf_synthetic.jsonl"  #: the file of its stored runs
@@ -44,13 +46,14 @@ TARGETS = {"MOG-4": mog4, "MOG-8": mog8, "Rings-4": rings4}
 COMPONENTS = 64  #: at most, of the mixture under a flow that starts from an ensemble
 FOUND = 0.1  #: of its mass, from which a mode counts as found
 UNTRAINED = FitOptions(1, learning_rate=1e-9, stop_at_ess=1.0, progress=False)
+FKL = AdvNFWeights(adversarial=0, reverse=0, forward=1)
 METHODS: dict[str, dict[str, Any]] = {
-    "mixture alone": {"adversarial": 0, "reverse": 0, "forward": 1, "options": UNTRAINED},
-    "RKL": {"adversarial": 0, "reverse": 1, "forward": 0},
-    "FKL": {"adversarial": 0, "reverse": 0, "forward": 1},
-    "RKL+FKL": {"adversarial": 0},
-    "AdvNF(RKL)": {"forward": 0},
-    "AdvNF(FKL)": {"reverse": 0, "forward": 1},
+    "mixture alone": {"weights": FKL, "options": UNTRAINED},
+    "RKL": {"weights": AdvNFWeights(adversarial=0, reverse=1, forward=0)},
+    "FKL": {"weights": FKL},
+    "RKL+FKL": {"weights": AdvNFWeights(adversarial=0)},
+    "AdvNF(RKL)": {"weights": AdvNFWeights(forward=0)},
+    "AdvNF(FKL)": {"weights": AdvNFWeights(reverse=0, forward=1)},
     "AdvNF": {},
 }
 LAMBDAS = (0.0, 0.01, 0.1, 1.0, 10.0, 100.0)
@@ -113,7 +116,7 @@ def run(
 
 def given(guide: AutoAdvNF, num: int) -> Any:
     """Returns the ensemble that a guide learns from, or None where it needs none."""
-    return partial(ensemble, num=num) if guide.uses_ensemble else None
+    return partial(ensemble, num=num) if guide.weights.uses_ensemble else None
 
 
 def ensemble(target: Target, num: int) -> torch.Tensor:
@@ -169,16 +172,19 @@ def collect_all(store: Path, size: Size, seeds: int) -> None:
 def studies(size: Size) -> dict[str, Any]:
     """Runs on MOG-8, splines on one Gaussian: the default weights of AutoAdvNF rest on them."""
     runs = {}
+
+    def add(run_name: str, **how: Any) -> None:
+        runs[run_name] = partial(run, "MOG-8", how, size, plain)
+
     for weight in (*LAMBDAS, "auto"):
-        how = {"adversarial": weight}
-        runs[f"lambda-{weight}"] = partial(run, "MOG-8", how, size, plain)
-        runs[f"rkl-lambda-{weight}"] = partial(run, "MOG-8", {**how, "forward": 0}, size, plain)
+        add(f"lambda-{weight}", weights=AdvNFWeights(weight))
+        add(f"rkl-lambda-{weight}", weights=AdvNFWeights(weight, forward=0))
     for reverse in (0.1, 0.5, 2.0):
         for forward in (0.1, 1.0, 10.0):
-            how = {"reverse": reverse, "forward": forward}
-            runs[f"weights-{reverse}-{forward}"] = partial(run, "MOG-8", how, size, plain)
-    for loss in ("hinge", "wasserstein"):  # "gan" is the default, whose run is λ1 = "auto"
-        runs[f"loss-{loss}"] = partial(run, "MOG-8", {"loss": loss}, size, plain)
+            weights = AdvNFWeights(reverse=reverse, forward=forward)
+            add(f"weights-{reverse}-{forward}", weights=weights)
+    for name, loss in ADVERSARIAL_LOSSES.items():  # GAN is the default, whose run is λ1 = "auto"
+        add(f"loss-{name}", loss=loss)
     for num in SIZES:
         for method in ("FKL", "AdvNF"):
             how = METHODS[method]

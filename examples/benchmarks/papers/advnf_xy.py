@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from baselines import hmc
 from stored_runs import DOCS, RESULTS, collect, load, markdown, names, spread
 from stored_runs import options as stored_options
+from variants import copy_levels
 
 from pyro_flowsamp import (
     IMH,
@@ -49,6 +50,7 @@ from pyro_flowsamp import (
     lattice_flow,
     tempered_smc,
 )
+from pyro_flowsamp.guides.advnf import AdvNFWeights
 from pyro_flowsamp.lattice import (
     vortex_density,
     xy_energy,
@@ -155,7 +157,7 @@ def monte_carlo(lattice: Lattice, chains: int, samples: int) -> Tensor:
 # ---- training and judging -----------------------------------------------------------------------
 
 
-def made(lattice: Lattice, options: FitOptions, **how: Any) -> AutoAdvNF:
+def made(lattice: Lattice, options: FitOptions, weights: AdvNFWeights) -> AutoAdvNF:
     shape = lattice.shape
     return AutoAdvNF(
         xy_model,
@@ -163,7 +165,7 @@ def made(lattice: Lattice, options: FitOptions, **how: Any) -> AutoAdvNF:
         flow=lattice_flow(shape),
         discriminator=lattice_discriminator(shape),
         options=options,
-        **how,
+        weights=weights,
     )
 
 
@@ -187,7 +189,8 @@ def log_weights(guide: AutoAdvNF, lattice: Lattice, temperatures: Tensor, num: i
 
 def run(lattice: Lattice, size: Size, save: Path) -> dict[str, Any]:
     """Trains one flow for all temperatures, and compares."""
-    guide = made(lattice, size.options(lattice), **({"adversarial": 0} if lattice.large else {}))
+    weights = AdvNFWeights(adversarial=0) if lattice.large else AdvNFWeights()
+    guide = made(lattice, size.options(lattice), weights)
     seconds = fitted(guide, lattice, grid(), size.ensemble)
     if not save.exists():
         save.parent.mkdir(parents=True, exist_ok=True)
@@ -340,12 +343,12 @@ def scaling_run(
         progress=False,
     )
     temperatures = grid()[::8]
-    guide = made(lattice, options, adversarial=0)
+    guide = made(lattice, options, AdvNFWeights(adversarial=0))
     guide.target_for(**lattice.arguments, temperature=temperatures[0])
     if before is not None:
-        smaller = made(Lattice("xy", before), options, adversarial=0)
+        smaller = made(Lattice("xy", before), options, AdvNFWeights(adversarial=0))
         fitted(smaller, Lattice("xy", before), temperatures, ensemble)
-        guide.flow.take_levels(smaller.flow)
+        copy_levels(guide.flow, smaller.flow)
     seconds = fitted(guide, lattice, temperatures, ensemble)
     log_w = log_weights(guide, lattice, temperatures, few)
     _, accepted = through_imh(guide, lattice, temperatures, few, 40)
@@ -362,15 +365,15 @@ def scaling_run(
 LAMBDAS = (0.0, 0.01, 0.1, 1.0, 10.0, 100.0, "auto")
 FEW = (10, 100, 500)
 DRAWS = 100  #: at each temperature, where λ1 varies
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "FKL": {"weight": 0, "reverse": 0, "forward": 1},
-    "RKL+FKL": {"weight": 0},
-    "AdvNF": {"weight": "auto"},
+OBJECTIVES = {
+    "FKL": AdvNFWeights(adversarial=0, reverse=0, forward=1),
+    "RKL+FKL": AdvNFWeights(adversarial=0),
+    "AdvNF": AdvNFWeights(),
 }
 COLUMNS = ["seeds", "IMH acceptance", "ESS", "AUC of D at the end", "s"]
 
 
-def study_run(size: Size, weight: float | str, num: int, **how: Any) -> dict[str, Any]:
+def study_run(size: Size, weights: AdvNFWeights, num: int) -> dict[str, Any]:
     """4 × 4, 32 temperatures, ``num`` draws at each."""
     lattice = Lattice("xy", (4, 4))
     steps, batch = (3, 32) if size.batch < 64 else (400, 256)
@@ -384,7 +387,7 @@ def study_run(size: Size, weight: float | str, num: int, **how: Any) -> dict[str
         stop_at_ess=1.0,
         progress=False,
     )
-    guide = made(lattice, options, adversarial=weight, **how)
+    guide = made(lattice, options, weights)
     seconds = fitted(guide, lattice, grid(), num)
     chains, samples = size.imh
     log_w = log_weights(guide, lattice, grid(), size.raw // 4)
@@ -407,10 +410,12 @@ def studied(objective: str, num: int) -> str:
 
 def studies(size: Size) -> dict[str, Any]:
     weights, counts = (LAMBDAS[-1:], FEW[:1]) if size.batch < 64 else (LAMBDAS, FEW)
-    runs = {f"lambda-{w}": partial(study_run, size, w, DRAWS) for w in weights}
+    runs = {
+        f"lambda-{w}": partial(study_run, size, AdvNFWeights(adversarial=w), DRAWS) for w in weights
+    }
     for num in counts:
-        for name, how in OBJECTIVES.items():
-            runs.setdefault(studied(name, num), partial(study_run, size, num=num, **how))
+        for name, objective in OBJECTIVES.items():
+            runs.setdefault(studied(name, num), partial(study_run, size, objective, num))
     return runs
 
 

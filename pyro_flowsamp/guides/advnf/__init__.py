@@ -1,5 +1,7 @@
-"""AdvNF: a conditional flow trained against a discriminator."""
+"""AdvNF: a conditional flow trained with a discriminator."""
 
+from .adversary import GAN, AdversarialLoss
 from .guide import AutoAdvNF
+from .options import AdvNFOptions, AdvNFWeights
 
-__all__ = ["AutoAdvNF"]
+__all__ = ["GAN", "AdvNFOptions", "AdvNFWeights", "AdversarialLoss", "AutoAdvNF"]

@@ -1,41 +1,36 @@
-r"""Adversarial training of a flow against an ensemble, beside both Kullback–Leibler divergences.
+r"""Adversarial training of a flow on an ensemble, together with both Kullback–Leibler divergences.
 
-A discriminator D tells draws of (nearly) the target from the flow's, and the flow is to deceive it.
-With logits :math:`D(x, c)`, one step of either at each minibatch, the losses are, by name,
+A discriminator D learns to tell draws of (nearly) the target p from draws of the flow q. The flow
+learns to make them indistinguishable. With logits :math:`D(x, c)`, and one step of each at every
+minibatch, the discriminator descends
 
-========================  ===========================================  =====================
-``"gan"``                 :math:`-\mathbb E_p \log\sigma(D)            :math:`-\mathbb E_q
-                          - \mathbb E_q \log\sigma(-D)`                \log\sigma(D)`
-``"hinge"``               :math:`\mathbb E_p (1 - D)_+                 :math:`-\mathbb E_q D`
-                          + \mathbb E_q (1 + D)_+`
-``"wasserstein"``         :math:`\mathbb E_q D - \mathbb E_p D         :math:`-\mathbb E_q D`
-                          + 10\,\mathbb E(\|\nabla D\| - 1)^2`
-========================  ===========================================  =====================
+.. math:: -\mathbb E_p \log\sigma(D) - \mathbb E_q \log\sigma(-D),
 
-for the discriminator and the flow. The flow descends :math:`\lambda_1 L_\mathrm{adv} + \lambda_2
-\mathrm{KL}(q\|p) + \lambda_3 \mathrm{KL}(p\|q)`, all three at the same contexts and the first two
-on the same draws.
+and the adversarial loss of the flow is :math:`L_\mathrm{adv} = -\mathbb E_q \log\sigma(D)`. Another
+:class:`AdversarialLoss` may take the place of this one. The flow descends :math:`\lambda_1
+L_\mathrm{adv} + \lambda_2 \mathrm{KL}(q\|p) + \lambda_3 \mathrm{KL}(p\|q)`. All three are taken at
+the same contexts, and the first two at the same draws.
 
-**The weight of the adversary.** By default
+**The weight of the adversarial loss.** By default
 
 .. math:: \lambda_1 = \frac{\|\nabla(\lambda_2\,\mathrm{KL}(q\|p) + \lambda_3\,\mathrm{KL}(p\|q))\|}
           {\|\nabla L_\mathrm{adv}\|} \cdot (2\,\mathrm{AUC} - 1)_+ ,
 
-running averages of both factors: as loud as the divergences while D tells everything apart, silent
-while it is at chance, where the area under its curve (the probability that a draw of the ensemble
-has the larger logit) is ½. That is measured on a part of the ensemble which D is not trained on: of
-the others it may know every draw by heart, and would have the flow learn them too. A discriminator
-whose loss has vanished teaches nothing but noise: it is paused, and the flow goes on by the
-divergences until their draws meet. (A Wasserstein loss has no level at which it vanishes, and is
-never paused.)
+with running averages of both factors. AUC is the area under the discriminator's ROC curve: the
+probability that a draw of the ensemble has a larger logit than a draw of the flow. The weighted
+gradient of the adversarial loss is as large as that of the divergences while D separates the draws
+completely. It is zero where D does no better than chance, which is an AUC of ½. The AUC is measured
+on a part of the ensemble that D is not trained on. D may know all other draws by heart, and the
+flow would learn them by heart too.
+
+A discriminator whose loss has vanished has gradients that are only noise. It is paused. The flow
+goes on with the divergences until its draws overlap with the ensemble's.
 
 References:
-    Kanaujia, Scheurer and Arora: AdvNF: Reducing Mode Collapse in Conditional Normalising Flows
-    using Adversarial Learning, 2024, https://arxiv.org/abs/2401.15948
+    Kanaujia, Scheurer and Arora, *AdvNF: Reducing Mode Collapse in Conditional Normalising Flows
+    using Adversarial Learning*, 2024, https://arxiv.org/abs/2401.15948
 
-    Goodfellow et al., 2014, https://arxiv.org/abs/1406.2661; Lim and Ye, 2017,
-    https://arxiv.org/abs/1705.02894 (hinge); Gulrajani et al., 2017,
-    https://arxiv.org/abs/1704.00028 (Wasserstein with a gradient penalty)
+    Goodfellow et al., *Generative Adversarial Networks*, 2014, https://arxiv.org/abs/1406.2661
 """
 
 from __future__ import annotations
@@ -46,146 +41,139 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu, softplus
+from torch.nn.functional import softplus
 
-from ...flows.transforms import wrap
 from ...objectives import Loss, PathGradient, draw
 from ...options import FitOptions
 from ...target.density import Target
 from ...train import Stepper
+from .ensemble import Ensemble
+from .options import AdvNFOptions, AdvNFWeights, weight_at
 
-__all__ = ["AdversarialKL", "Adversary", "Ensemble", "LOSSES"]
-
-
-BALANCE = 20  #: steps between measurements of the gradients' norms
-MEMORY = 0.95  #: what a running average keeps at each step
-HELD_OUT = 0.2  #: of the ensemble, by which the discriminator is judged
-SATURATED = 1e-3  #: of its loss at chance, below which a discriminator is paused
-PENALTY = 10.0  #: on the slope of a Wasserstein discriminator
-Weight = float | Callable[[float], float]  #: constant, or of the progress from 0 to 1
+__all__ = ["GAN", "AdversarialKL", "AdversarialLoss", "Adversary"]
 
 
 class AdversarialLoss(NamedTuple):
-    """Of logits; ``chance`` is the discriminator's loss where it tells nothing apart."""
+    r"""An adversarial loss, as functions of logits ``(N,) → (N,)``.
+
+    Attributes:
+        real: The discriminator's loss at draws of the ensemble.
+        fake: The discriminator's loss at draws of the flow.
+        flow: The flow's loss at its own draws.
+        chance: The discriminator's loss where it does no better than chance. It is paused far below
+            that. It is never paused where this is infinite.
+        penalty: A further loss of the discriminator, or None. It is a function of the
+            discriminator, draws of the ensemble (an
+            :class:`~pyro_flowsamp.guides.advnf.ensemble.Ensemble`), as many draws of the flow
+            ``(N, d)`` and the mask of angles ``(d,)``, and returns a scalar.
+
+    Example::
+
+        >>> chance = GAN.real(torch.zeros(1)) + GAN.fake(torch.zeros(1))
+        >>> round(float(chance), 4) == round(GAN.chance, 4)
+        True
+    """
 
     real: Callable[[Tensor], Tensor]
     fake: Callable[[Tensor], Tensor]
     flow: Callable[[Tensor], Tensor]
-    chance: float
-    penalised: bool
+    chance: float = inf
+    penalty: Callable[[nn.Module, Ensemble, Tensor, Tensor], Tensor] | None = None
 
 
-LOSSES = {
-    "gan": AdversarialLoss(
-        lambda d: softplus(-d), softplus, lambda d: softplus(-d), 2 * log(2), False
-    ),
-    "hinge": AdversarialLoss(lambda d: relu(1 - d), lambda d: relu(1 + d), torch.neg, 2.0, False),
-    "wasserstein": AdversarialLoss(torch.neg, lambda d: d, torch.neg, inf, True),
-}
+def _softplus_of_minus(logits: Tensor) -> Tensor:
+    return softplus(-logits)
 
 
-class Ensemble(NamedTuple):
-    """Draws of (nearly) the target, in unconstrained space.
+def _softplus(logits: Tensor) -> Tensor:
+    return softplus(logits)
 
-    Attributes:
-        draws: ``(M, d)``.
-        contexts: Of each, ``(M, c)``, or None.
-    """
 
-    draws: Tensor
-    contexts: Tensor | None = None
-
-    def split(self, share: float) -> tuple[Ensemble, Ensemble]:
-        """A random part of it, and the rest; at least one draw each."""
-        order = torch.randperm(len(self.draws), device=self.draws.device)
-        num = min(max(1, round(share * len(order))), len(order) - 1)
-        return self.at(order[:num]), self.at(order[num:])
-
-    def at(self, index: Tensor) -> Ensemble:
-        contexts = None if self.contexts is None else self.contexts[index]
-        return Ensemble(self.draws[index], contexts)
-
-    def pick(self, num: int) -> Ensemble:
-        """As many of them at random, with replacement."""
-        return self.at(torch.randint(len(self.draws), (num,), device=self.draws.device))
+#: The loss of generative adversarial networks, whose flow descends -log σ(D).
+GAN = AdversarialLoss(_softplus_of_minus, _softplus, _softplus_of_minus, 2 * log(2))
 
 
 class Adversary:
-    """A discriminator, its optimiser, and how well it is doing.
+    """A discriminator with its optimiser and running averages of its performance.
 
     Arguments:
         network: The discriminator.
-        loss: A key of :data:`LOSSES`.
-        learning_rate: Of its Adam.
         angles: Mask of periodic coordinates ``(d,)``.
+        loss: The adversarial loss.
+        options: Settings.
 
     Attributes:
-        trace: λ1, and a running average of the AUC, at every step, ``(2,)`` each.
-        paused: Steps that it sat out, 0-d.
+        trace: λ1 and the running average of the AUC at every step, ``(2,)`` each.
+        paused: Number of steps at which the discriminator was paused, 0-d.
+        gini: Running average of 2 AUC − 1, 0-d.
+        ratio: Running ratio of the gradient norm of the divergences to that of the adversarial
+            loss, 0-d.
     """
 
-    def __init__(self, network: nn.Module, loss: str, learning_rate: float, angles: Tensor) -> None:
-        self.network, self.loss, self.angles = network, LOSSES[loss], angles
-        options = FitOptions(learning_rate=learning_rate)
-        self.stepper = Stepper(network.parameters(), options)
+    def __init__(
+        self,
+        network: nn.Module,
+        angles: Tensor,
+        loss: AdversarialLoss = GAN,
+        options: AdvNFOptions | None = None,
+    ) -> None:
+        self.network, self.angles, self.loss = network, angles, loss
+        self.options = options or AdvNFOptions()
+        rate = FitOptions(learning_rate=self.options.learning_rate)
+        self.stepper = Stepper(network.parameters(), rate)
         self.trace: list[Tensor] = []
         self.paused = torch.zeros((), device=angles.device)
-        self.gini = torch.zeros((), device=angles.device)  # 2 AUC - 1
-        self._ratio = torch.zeros((), device=angles.device)
-        self._level = torch.ones((), device=angles.device)  # of the loss, of that at chance
+        self.gini = torch.zeros((), device=angles.device)
+        self.ratio = torch.zeros((), device=angles.device)
+        self._level = torch.ones((), device=angles.device)  # loss over the loss at chance
 
     def update(self, real: Ensemble, fake: Tensor, unseen: Ensemble) -> Tensor:
-        """One step of the discriminator; whether it teaches, 1 or 0, as a 0-d tensor.
+        """Takes one step of the discriminator.
 
         Arguments:
-            real: Draws of the ensemble to learn from.
-            fake: As many of the flow, at the same contexts.
-            unseen: Draws that it never learns from, to be judged by.
+            real: Draws of the ensemble to train on.
+            fake: As many draws of the flow, at the same contexts.
+            unseen: Draws of the ensemble that are never trained on, for the AUC.
+
+        Returns:
+            1, or 0 where the discriminator is paused, 0-d.
         """
-        truth = self.network(real.draws, real.contexts)
-        guess = self.network(fake.detach(), real.contexts)
-        loss = self.loss.real(truth).mean() + self.loss.fake(guess).mean()
+        real_logits = self.network(real.draws, real.contexts)
+        fake_logits = self.network(fake.detach(), real.contexts)
+        loss = self.loss.real(real_logits).mean() + self.loss.fake(fake_logits).mean()
+        keep = self.options.average_memory
         with torch.no_grad():
             fine = torch.isfinite(loss)
             other = self.network(unseen.draws, unseen.contexts)
-            gini = (other[:, None] - guess).sign().mean()
-            self.gini = torch.where(fine, MEMORY * self.gini + (1 - MEMORY) * gini, self.gini)
-            level = MEMORY * self._level + (1 - MEMORY) * loss / self.loss.chance
+            gini = (other[:, None] - fake_logits).sign().mean()
+            self.gini = torch.where(fine, keep * self.gini + (1 - keep) * gini, self.gini)
+            level = keep * self._level + (1 - keep) * loss / self.loss.chance
             self._level = torch.where(fine, level, self._level)
             active = torch.ones_like(loss)
             if self.loss.chance < inf:
-                active = (self._level > SATURATED).to(loss)
+                active = (self._level > self.options.pause_below).to(loss)
             self.paused = self.paused + (1 - active)
-        if self.loss.penalised:
-            loss = loss + PENALTY * self._steepness(real, fake.detach())
+        if self.loss.penalty is not None:
+            loss = loss + self.loss.penalty(self.network, real, fake.detach(), self.angles)
         self.stepper.step(loss, skip=1 - active)
         return active
 
-    def _steepness(self, real: Ensemble, fake: Tensor) -> Tensor:
-        """How far the slope is from one between pairs of draws, of angles along the arc."""
-        way = fake - real.draws
-        way = torch.where(self.angles, wrap(way), way)
-        between = (real.draws + torch.rand_like(way[:, :1]) * way).requires_grad_()
-        logits = self.network(between, real.contexts)
-        (slope,) = torch.autograd.grad(logits.sum(), between, create_graph=True)
-        return (slope.norm(dim=-1) - 1).square().mean()
-
     def generator_loss(self, fake: Tensor, contexts: Tensor | None) -> Tensor:
-        """What the flow is to descend, at its draws."""
+        """Returns the flow's adversarial loss at its draws ``(N, d)``, 0-d."""
         return self.loss.flow(self.network(fake, contexts)).mean()
 
     def update_balance(
-        self, generator_loss: Tensor, others: Tensor, parameters: Sequence[nn.Parameter]
+        self, generator_loss: Tensor, divergences: Tensor, parameters: Sequence[nn.Parameter]
     ) -> None:
-        """How loud the other losses are beside the lesson."""
-        divergence_norm, own = (_norm(loss, parameters) for loss in (others, generator_loss))
+        """Updates the running ratio of the divergences' gradient norm to the adversarial loss's."""
+        divergence_norm, own = (_norm(loss, parameters) for loss in (divergences, generator_loss))
         ratio = torch.nan_to_num(divergence_norm / own, nan=0.0, posinf=0.0)
-        keep = 0.5 if self.trace else 0.0
-        self._ratio = keep * self._ratio + (1 - keep) * ratio
+        keep = self.options.balance_memory if self.trace else 0.0
+        self.ratio = keep * self.ratio + (1 - keep) * ratio
 
     def weight(self) -> Tensor:
-        """λ1 by itself."""
-        return self._ratio * self.gini.clamp(min=0)
+        """Returns the automatic weight λ1, 0-d."""
+        return self.ratio * self.gini.clamp(min=0)
 
 
 def _norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -195,84 +183,86 @@ def _norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     return nn.utils.get_total_norm(grads)
 
 
-def _now(weight: Weight, progress: float) -> float:
-    return weight(progress) if callable(weight) else weight
-
-
 class AdversarialKL:
-    r"""The objective of AdvNF; see the module's docstring. Any weight may be zero.
+    r"""The objective of AdvNF: a weighted sum of an adversarial loss and both KL divergences.
+
+    See the module's docstring for the formula.
 
     Arguments:
         ensemble: Draws of the target; None where neither the adversary nor the forward KL is used.
-        adversary: Or None.
-        adversarial: λ1: "auto", a number, or a function of the progress from 0 to 1.
-        reverse, forward: λ2 and λ3, numbers or functions of the progress.
+        adversary: The discriminator, or None.
+        weights: Weights of the three losses.
         begin: Progress before which the adversary is left out.
+
+    Attributes:
+        progress: Progress of the training from 0 to 1, which the caller sets before each call.
     """
 
     def __init__(
         self,
         ensemble: Ensemble | None,
         adversary: Adversary | None,
-        adversarial: Weight | str = "auto",
-        reverse: Weight = 0.5,
-        forward: Weight = 1.0,
+        weights: AdvNFWeights,
         begin: float = 0.0,
     ) -> None:
-        self.adversary, self.adversarial = adversary, adversarial
+        self.adversary, self.weights, self.begin = adversary, weights, begin
         self.ensemble, self.unseen = ensemble, ensemble
         if ensemble is not None and adversary is not None:
-            self.unseen, self.ensemble = ensemble.split(HELD_OUT)
-        self.reverse, self.forward, self.begin = reverse, forward, begin
-        self.progress = 0.0  #: told by the guide, step by step
+            self.unseen, self.ensemble = ensemble.split(adversary.options.held_out)
+        self.progress = 0.0
         self._path = PathGradient()
 
     def __call__(
         self, flow: nn.Module, target: Target, num: int, context: Tensor | None = None
     ) -> Loss:
+        """Returns the loss of ``num`` draws; ``context`` is used only without an ensemble."""
         real = None if self.ensemble is None else self.ensemble.pick(num)
         if real is not None:
             context = real.contexts
         parts, log_w = [], None
-        reverse, forward = (_now(w, self.progress) for w in (self.reverse, self.forward))
-        challenged = self.adversary is not None and self.progress >= self.begin
-        if reverse or challenged:
+        reverse, forward = self.weights.divergences(self.progress)
+        joined = self.adversary is not None and self.progress >= self.begin
+        if reverse or joined:
             x, log_q = draw(flow, num, context)
         if reverse:
             divergence = self._path.of_draws(flow, target, x, log_q, context)
             parts.append(reverse * divergence.loss)
-            log_w = divergence.log_weights
-            if self.adversary is not None and not challenged:
-                log_w = None  # too early to tell that the flow is good enough
+            # Before the adversary has joined in, a large ESS must not end the training.
+            log_w = divergence.log_weights if joined or self.adversary is None else None
         if forward:
             assert real is not None
             parts.append(-forward * flow(context).log_prob(real.draws).mean())
         total = torch.stack(parts).sum() if parts else None
-        if challenged:
+        if joined:
             assert real is not None
-            total = self._with_generator_loss(total, real, x, list(flow.parameters()))
+            adversarial = self._adversarial(total, real, x, list(flow.parameters()))
+            total = adversarial if total is None else total + adversarial
         if total is None:
             raise ValueError(f"all weights are zero at the progress {self.progress:.3g}")
         return Loss(total, log_w)
 
-    def _with_generator_loss(
-        self, others: Tensor | None, real: Ensemble, fake: Tensor, parameters: list[nn.Parameter]
+    def _adversarial(
+        self,
+        divergences: Tensor | None,
+        real: Ensemble,
+        fake: Tensor,
+        parameters: list[nn.Parameter],
     ) -> Tensor:
+        """Trains the discriminator, and returns the weighted adversarial loss of the flow."""
         adversary = self.adversary
         assert adversary is not None
         assert self.unseen is not None
         active = adversary.update(real, fake, self.unseen.pick(len(fake)))
         generator_loss = adversary.generator_loss(fake, real.contexts)
-        if self.adversarial == "auto" and others is not None:
-            if len(adversary.trace) % BALANCE == 0:
-                adversary.update_balance(
-                    generator_loss, others, [p for p in parameters if p.requires_grad]
-                )
+        given = self.weights.adversarial
+        if given == "auto" and divergences is not None:
+            if len(adversary.trace) % adversary.options.balance_every == 0:
+                trained = [p for p in parameters if p.requires_grad]
+                adversary.update_balance(generator_loss, divergences, trained)
             weight = adversary.weight()
         else:
-            chosen = 1.0 if isinstance(self.adversarial, str) else self.adversarial
-            weight = generator_loss.new_full((), _now(chosen, self.progress))
+            constant = 1.0 if isinstance(given, str) else weight_at(given, self.progress)
+            weight = generator_loss.new_full((), constant)
         weight = active * weight.detach()
         adversary.trace.append(torch.stack([weight, 0.5 + 0.5 * adversary.gini]))
-        total = weight * generator_loss
-        return total if others is None else others + total
+        return weight * generator_loss

@@ -1,7 +1,7 @@
-r"""Networks that tell a flow's draws from an ensemble's: ``(x, context) → (N,)`` logits.
+r"""Discriminators: networks that tell draws of a flow from draws of an ensemble.
 
-A discriminator is any module of points ``(N, d)`` and contexts ``(N, c)`` or None. To add one,
-write a function of ``(features, context, angles)`` that makes it.
+A discriminator is any module that maps points ``(N, d)`` and contexts ``(N, c)`` or None to logits
+``(N,)``. To add one, write a function of ``(features, context, angles)`` that makes it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,28 @@ from torch import Tensor, nn
 
 from ..._zuko import zuko
 
-__all__ = ["DenseDiscriminator"]
+__all__ = ["DenseDiscriminator", "with_context"]
 
 
-def _with_context(x: Tensor, context: Tensor | None) -> Tensor:
+def with_context(x: Tensor, context: Tensor | None) -> Tensor:
+    """Appends context features to those of points, where there are any."""
     return x if context is None else torch.cat([x, context], -1)
 
 
 class DenseDiscriminator(nn.Module):
-    """An MLP of standardised coordinates, angles as (cos, sin).
+    """A multilayer perceptron of standardised coordinates; angles enter as (cos, sin).
 
     Arguments:
         features: The dimension d.
-        context: The number of context features.
-        angles: Mask of periodic features, or None.
+        context: The number of context features c.
+        angles: Mask of periodic features ``(d,)``, or None.
         hidden_features: Widths of the hidden layers.
+
+    Example::
+
+        >>> network = DenseDiscriminator(2, context=1)
+        >>> network(torch.zeros(5, 2), torch.ones(5, 1)).shape
+        torch.Size([5])
     """
 
     loc: Tensor
@@ -51,12 +58,13 @@ class DenseDiscriminator(nn.Module):
 
     @torch.no_grad()
     def standardize(self, draws: Tensor) -> None:
-        """Takes location and scale from draws ``(M, d)``."""
+        """Sets location and scale to the mean and standard deviation of draws ``(M, d)``."""
         self.loc.copy_(draws.mean(0))
         self.scale.copy_(draws.std(0).clamp(min=1e-6))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Returns logits ``(N,)`` of points ``(N, d)`` at contexts ``(N, c)``."""
         z = (x - self.loc) / self.scale
         first = torch.where(self.angles, x.cos(), z)
         second = torch.where(self.angles, x.sin(), z.square())
-        return self.net(_with_context(torch.cat([first, second], -1), context))[..., 0]
+        return self.net(with_context(torch.cat([first, second], -1), context))[..., 0]

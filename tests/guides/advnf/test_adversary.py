@@ -7,38 +7,40 @@ import torch
 from support.discriminators import FixedTerms
 from torch import nn
 from torch.testing import assert_close
+from variants import ADVERSARIAL_LOSSES, HINGE, WASSERSTEIN, gradient_penalty
 
 from pyro_flowsamp.flows.recipes import coupling
-from pyro_flowsamp.guides.advnf.adversary import LOSSES, AdversarialKL, Adversary, Ensemble
+from pyro_flowsamp.guides.advnf import GAN, AdvNFOptions, AdvNFWeights
+from pyro_flowsamp.guides.advnf.adversary import AdversarialKL, Adversary
 from pyro_flowsamp.guides.advnf.discriminator import DenseDiscriminator
-from pyro_flowsamp.guides.advnf.guide import fading
+from pyro_flowsamp.guides.advnf.ensemble import Ensemble
+from pyro_flowsamp.guides.advnf.options import fading
 from pyro_flowsamp.problems import mog4
 
+LOSSES = {"gan": GAN, **ADVERSARIAL_LOSSES}
 NO_ANGLES = torch.zeros(2, dtype=torch.bool)
 
 
 # ---- the adversary ------------------------------------------------------------------------------
 
 
-def adversary(network, loss="gan", rate=1e-3):
-    return Adversary(network, loss, rate, NO_ANGLES)
+def adversary(network, loss=GAN, rate=1e-3):
+    return Adversary(network, NO_ANGLES, loss, AdvNFOptions(learning_rate=rate))
 
 
-@pytest.mark.parametrize("loss, chance", [("gan", 2 * log(2)), ("hinge", 2.0)])
+@pytest.mark.parametrize("loss, chance", [(GAN, 2 * log(2)), (HINGE, 2.0)])
 def test_losses_at_chance(loss, chance):
     zero = torch.zeros(5)
-    assert_close(
-        LOSSES[loss].real(zero).mean() + LOSSES[loss].fake(zero).mean(), torch.tensor(chance)
-    )
-    assert LOSSES[loss].chance == pytest.approx(chance)
+    assert_close(loss.real(zero).mean() + loss.fake(zero).mean(), torch.tensor(chance))
+    assert loss.chance == pytest.approx(chance)
 
 
-@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_signs(loss):
     """Large logits are for the ensemble's draws; the flow wants large ones for its own."""
-    one, d = LOSSES[loss], torch.tensor([-0.5, 0.5])
-    assert one.real(d).diff() < 0 < one.fake(d).diff()
-    assert one.flow(d).diff() < 0
+    d = torch.tensor([-0.5, 0.5])
+    assert loss.real(d).diff() < 0 < loss.fake(d).diff()
+    assert loss.flow(d).diff() < 0
 
 
 def test_the_best_discriminator_is_the_log_ratio():
@@ -47,7 +49,7 @@ def test_the_best_discriminator_is_the_log_ratio():
     real, fake = torch.randn(200_000, 2), torch.randn(200_000, 2)
     real[:, 0] += 1
     fake[:, 0] -= 1
-    loss = LOSSES["gan"].real(network(real)).mean() + LOSSES["gan"].fake(network(fake)).mean()
+    loss = GAN.real(network(real)).mean() + GAN.fake(network(fake)).mean()
     loss.backward()
     assert network.w.grad[0].abs() < 5e-3 and network.b.grad.abs() < 5e-3
 
@@ -56,11 +58,11 @@ def test_the_best_discriminator_is_the_log_ratio():
 def test_what_is_known_by_heart_does_not_count():
     """A large network tells 20 draws that it has seen from others of the same distribution."""
     network, draws = DenseDiscriminator(2, hidden_features=(256, 256)), Ensemble(torch.randn(20, 2))
-    told, unseen = adversary(network, rate=3e-3), Ensemble(torch.randn(2000, 2))
+    judge, unseen = adversary(network, rate=3e-3), Ensemble(torch.randn(2000, 2))
     for _ in range(600):
-        told.update(draws.pick(200), torch.randn(200, 2), unseen.pick(200))
+        judge.update(draws.pick(200), torch.randn(200, 2), unseen.pick(200))
     learnt = network(draws.draws)[:, None] > network(torch.randn(2000, 2))
-    assert learnt.double().mean() > 0.75 and float(told.gini) < 0.2
+    assert learnt.double().mean() > 0.75 and float(judge.gini) < 0.2
 
 
 def test_ensembles_split():
@@ -75,7 +77,9 @@ def test_ensembles_split():
 
 def test_the_forward_kl_fades():
     known, flow = mog4(), coupling(2)
-    objective = AdversarialKL(Ensemble(known.sample(100)), None, reverse=0.0, forward=fading)
+    objective = AdversarialKL(
+        Ensemble(known.sample(100)), None, AdvNFWeights(reverse=0.0, forward=fading)
+    )
     values = []
     for objective.progress in (0.0, 0.25):
         torch.manual_seed(0)
@@ -85,43 +89,44 @@ def test_the_forward_kl_fades():
 
 
 def test_the_weight_falls_to_nothing_at_chance():
-    told, draws = adversary(FixedTerms(0.0)), Ensemble(torch.randn(500, 2))
-    told._ratio, told.gini = torch.tensor(3.0), torch.tensor(1.0)
-    first = float(told.weight())
+    judge, draws = adversary(FixedTerms(0.0)), Ensemble(torch.randn(500, 2))
+    judge.ratio, judge.gini = torch.tensor(3.0), torch.tensor(1.0)
+    first = float(judge.weight())
     for _ in range(200):
-        told.update(draws.pick(500), torch.randn(500, 2), draws.pick(500))
-    assert first == 3.0 and float(told.weight()) < 0.3
+        judge.update(draws.pick(500), torch.randn(500, 2), draws.pick(500))
+    assert first == 3.0 and float(judge.weight()) < 0.3
 
 
 def test_a_discriminator_without_error_is_paused():
     """Its loss has vanished: it is left as it is, and has no say, until it errs again."""
-    told = adversary(FixedTerms(100.0), rate=0.1)
+    judge = adversary(FixedTerms(100.0), rate=0.1)
     real, fake = (
         torch.tensor([[3.0, 0.0]]).expand(50, -1),
         torch.tensor([[-3.0, 0.0]]).expand(50, -1),
     )
-    active = [float(told.update(Ensemble(real), fake, Ensemble(real))) for _ in range(200)]
-    assert active[0] == 1 and active[-1] == 0 and float(told.paused) == active.count(0)
-    before = told.network.w.detach().clone()
-    told.update(Ensemble(real), fake, Ensemble(real))
-    assert torch.equal(told.network.w, before)
-    assert float(told.update(Ensemble(fake), real, Ensemble(fake))) == 1  # now all are wrong
+    active = [float(judge.update(Ensemble(real), fake, Ensemble(real))) for _ in range(200)]
+    assert active[0] == 1 and active[-1] == 0 and float(judge.paused) == active.count(0)
+    before = judge.network.w.detach().clone()
+    judge.update(Ensemble(real), fake, Ensemble(real))
+    assert torch.equal(judge.network.w, before)
+    assert float(judge.update(Ensemble(fake), real, Ensemble(fake))) == 1  # now all are wrong
 
 
-@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_a_logit_that_is_no_number_is_passed_over(loss):
-    told = adversary(FixedTerms(1.0), loss)
+    judge = adversary(FixedTerms(1.0), loss)
     bad = torch.tensor([[torch.nan, 0.0]])
-    assert float(told.update(Ensemble(bad), torch.zeros(1, 2), Ensemble(bad))) == 1
-    assert told.gini.isfinite() and told.paused.isfinite() and int(told.stepper.skipped) == 1
+    assert float(judge.update(Ensemble(bad), torch.zeros(1, 2), Ensemble(bad))) == 1
+    assert judge.gini.isfinite() and judge.paused.isfinite() and int(judge.stepper.skipped) == 1
 
 
 def test_the_slope_of_a_wasserstein_discriminator():
-    told = adversary(FixedTerms(3.0), "wasserstein")
+    judge = adversary(FixedTerms(3.0), WASSERSTEIN)
     real, fake = Ensemble(torch.randn(10, 2)), torch.randn(10, 2)
-    assert_close(told._steepness(real, fake), torch.tensor(4.0))  # (3 - 1)²
-    before = told.network.w.detach().clone()
-    assert float(told.update(real, fake, real)) == 1 and not torch.equal(told.network.w, before)
+    penalty = gradient_penalty(judge.network, real, fake, NO_ANGLES, weight=1.0)
+    assert_close(penalty, torch.tensor(4.0))  # (3 - 1)²
+    before = judge.network.w.detach().clone()
+    assert float(judge.update(real, fake, real)) == 1 and not torch.equal(judge.network.w, before)
 
 
 def test_between_angles_along_the_arc():
@@ -137,31 +142,32 @@ def test_between_angles_along_the_arc():
             seen.append(x.detach())
             return x[:, 0] * self.w
 
-    told = Adversary(Spy(), "wasserstein", 1e-3, torch.ones(1, dtype=torch.bool))
-    told._steepness(Ensemble(torch.full((50, 1), 3.0)), torch.full((50, 1), -3.0))
+    real, fake = Ensemble(torch.full((50, 1), 3.0)), torch.full((50, 1), -3.0)
+    gradient_penalty(Spy(), real, fake, torch.ones(1, dtype=torch.bool))
     assert (seen[0].cos() < -0.98).all()
 
 
 def test_balanced_by_gradient_norms():
     flow = coupling(2)
-    told, x = adversary(FixedTerms(1.0)), flow(None).rsample((64,))
-    generator_loss = told.generator_loss(x, None)
-    told.update_balance(generator_loss, 5 * generator_loss, list(flow.parameters()))
-    assert_close(told._ratio, torch.tensor(5.0), atol=1e-4, rtol=1e-4)
+    judge, x = adversary(FixedTerms(1.0)), flow(None).rsample((64,))
+    generator_loss = judge.generator_loss(x, None)
+    judge.update_balance(generator_loss, 5 * generator_loss, list(flow.parameters()))
+    assert_close(judge.ratio, torch.tensor(5.0), atol=1e-4, rtol=1e-4)
 
 
 def test_the_objective_is_the_weighted_sum():
     known, flow = mog4(), coupling(2)
-    told = adversary(FixedTerms(0.5, 0.1))
+    judge = adversary(FixedTerms(0.5, 0.1))
     ensemble = Ensemble(known.sample(1000))
 
-    def value(**how):
+    def value(adversary=None, **weights):
         torch.manual_seed(3)
-        return AdversarialKL(ensemble, **how)(flow, known.target, 64).loss
+        objective = AdversarialKL(ensemble, adversary, AdvNFWeights(**weights))
+        return objective(flow, known.target, 64).loss
 
-    parts = [value(adversary=None, reverse=r, forward=f) for r, f in ((1.0, 0.0), (0.0, 1.0))]
-    both = value(adversary=None, reverse=0.5, forward=2.0)
+    parts = [value(reverse=r, forward=f) for r, f in ((1.0, 0.0), (0.0, 1.0))]
+    both = value(reverse=0.5, forward=2.0)
     assert_close(both, 0.5 * parts[0] + 2 * parts[1], atol=1e-3, rtol=1e-3)
-    alone = value(adversary=told, adversarial=3.0, reverse=0.0, forward=0.0)
+    alone = value(adversary=judge, adversarial=3.0, reverse=0.0, forward=0.0)
     x = flow(None).sample((4096,))
-    assert 0.5 < float(alone) / float(3 * LOSSES["gan"].flow(told.network(x)).mean()) < 2
+    assert 0.5 < float(alone) / float(3 * GAN.flow(judge.network(x)).mean()) < 2

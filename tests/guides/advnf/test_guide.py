@@ -8,6 +8,7 @@ import torch
 from support.discriminators import FixedTerms
 from support.models import conjugate, conjugate_data
 from torch.testing import assert_close
+from variants import ADVERSARIAL_LOSSES
 
 from pyro_flowsamp import (
     IMH,
@@ -20,7 +21,7 @@ from pyro_flowsamp import (
     lattice_flow,
 )
 from pyro_flowsamp.flows.recipes import spline
-from pyro_flowsamp.guides.advnf.adversary import LOSSES
+from pyro_flowsamp.guides.advnf import GAN, AdvNFOptions, AdvNFWeights
 from pyro_flowsamp.lattice import exact_xy_torus, xy, xy_energy, xy_model
 from pyro_flowsamp.problems import mog4, mog8, rings4
 
@@ -39,7 +40,7 @@ def test_the_first_steps_throw_a_flow_out_of_narrow_modes(warm_up, far):
     torch.manual_seed(0)
     known = mog8()
     options = FitOptions(5, 512, 3e-3, warmup_fraction=warm_up, stop_at_ess=1.0, progress=False)
-    guide = AutoAdvNF(known.target, adversarial=0, reverse=0, options=options)
+    guide = AutoAdvNF(known.target, weights=AdvNFWeights(0, reverse=0), options=options)
     guide.fit(ensemble=known.sample(4000))
     nll = -guide.proposal().log_prob(known.sample(4000)).mean()
     assert (float(nll) - known.entropy > 0.4) == far
@@ -49,7 +50,7 @@ def test_the_first_steps_throw_a_flow_out_of_narrow_modes(warm_up, far):
 def test_reverse_kl_collapses_where_advnf_does_not():
     """From N(0, I), with nothing of the target; the ensemble is the guide's own."""
     known = mog4()
-    alone = AutoAdvNF(known.target, adversarial=0, forward=0, options=QUICK)
+    alone = AutoAdvNF(known.target, weights=AdvNFWeights(0, forward=0), options=QUICK)
     alone.fit()
     guide = AutoAdvNF(known.target, options=QUICK)
     guide.fit()
@@ -68,11 +69,14 @@ def test_reverse_kl_collapses_where_advnf_does_not():
     assert z.abs().max() < 4
 
 
-@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize(
+    "loss", [GAN, *ADVERSARIAL_LOSSES.values()], ids=["gan", *ADVERSARIAL_LOSSES]
+)
 @pytest.mark.parametrize("weights", [(0.5, 1.0), (0.5, 0.0), (0.0, 1.0), (0.0, 0.0)])
 def test_every_variant_trains(loss, weights):
     reverse, forward = weights
-    guide = AutoAdvNF(mog4().target, reverse=reverse, forward=forward, loss=loss, options=SHORT)
+    chosen = AdvNFWeights(reverse=reverse, forward=forward)
+    guide = AutoAdvNF(mog4().target, weights=chosen, loss=loss, options=SHORT)
     history = guide.fit(ensemble=mog4().sample(100))
     assert history.steps == 4 and history.skipped == 0 and guide.trained
     assert len(guide.trace) == (3 if reverse or forward else 4)
@@ -85,7 +89,12 @@ def test_a_schedule_of_ones_own():
         seen.append(progress)
         return 10 * progress
 
-    guide = AutoAdvNF(mog4().target, adversarial=schedule, pretraining=0.5, options=SHORT)
+    guide = AutoAdvNF(
+        mog4().target,
+        weights=AdvNFWeights(adversarial=schedule),
+        settings=AdvNFOptions(pretraining=0.5),
+        options=SHORT,
+    )
     guide.fit(ensemble=mog4().sample(100))
     assert seen == [0.5, 0.75]
     assert_close(guide.trace[:, 0], torch.tensor([5.0, 7.5]))
@@ -129,17 +138,19 @@ def test_bad_arguments():
     make = partial(AutoAdvNF, mog4().target)
     for name in ("adversarial", "reverse", "forward"):
         with pytest.raises(ValueError, match=f"{name} must not be negative, got -1"):
-            make(**{name: -1.0})
+            AdvNFWeights(**{name: -1.0})
     with pytest.raises(ValueError, match="nothing to train"):
-        make(adversarial=0, reverse=0, forward=0)
+        AdvNFWeights(adversarial=0, reverse=0, forward=0)
     with pytest.raises(ValueError, match="'auto', a number or a function, got 'much'"):
-        make(adversarial="much")
-    with pytest.raises(ValueError, match="loss must be one of"):
+        AdvNFWeights(adversarial="much")
+    with pytest.raises(TypeError, match="loss must be an AdversarialLoss.*got 'l2'"):
         make(loss="l2")
     with pytest.raises(ValueError, match="unknown flow 'planar'"):
         make(flow="planar")
     with pytest.raises(ValueError, match="pretraining is a part"):
-        make(pretraining=1.0)
+        AdvNFOptions(pretraining=1.0)
+    with pytest.raises(ValueError, match="balance_every must be positive, got 0"):
+        AdvNFOptions(balance_every=0)
 
 
 def test_bad_ensembles():
@@ -149,7 +160,7 @@ def test_bad_ensembles():
     with pytest.raises(ValueError, match=r"shape \(1, 2\), expected"):
         guide.fit(ensemble=draws[:1])
     with pytest.raises(ValueError, match="nothing to learn of an ensemble"):
-        AutoAdvNF(mog4().target, adversarial=0, forward=0).fit(ensemble=draws)
+        AutoAdvNF(mog4().target, weights=AdvNFWeights(0, forward=0)).fit(ensemble=draws)
     draws[3, 1] = torch.nan
     with pytest.raises(ValueError, match="1 draws of the ensemble are not finite"):
         guide.fit(ensemble=draws)
@@ -235,7 +246,12 @@ def test_an_ensemble_in_one_mode_is_suspect():
 def test_the_adversary_is_not_kept_waiting_by_a_flow_that_is_good_enough():
     """A collapsed flow has importance weights as flat as a good one's."""
     options = FitOptions(8, 32, 1e-3, eval_every=1, stop_at_ess=1e-9, progress=False)
-    guide = AutoAdvNF(mog4().target, forward=0, pretraining=0.5, options=options)
+    guide = AutoAdvNF(
+        mog4().target,
+        weights=AdvNFWeights(forward=0),
+        settings=AdvNFOptions(pretraining=0.5),
+        options=options,
+    )
     assert guide.fit(ensemble=mog4().sample(100)).steps == 5 and len(guide.trace) == 1
 
 
@@ -263,14 +279,14 @@ def test_guides_pickle():
 
 
 @pytest.mark.slow
-def test_a_saturated_discriminator_is_told_of():
+def test_a_warning_of_a_saturated_discriminator():
     """A flow far from the ensemble, and one that tells them apart from the start."""
     options = FitOptions(400, 32, 1e-6, eval_every=50, stop_at_ess=1.0, progress=False)
     guide = AutoAdvNF(
         mog4().target,
         flow=lambda features, context: spline(features, context, transforms=2),
-        forward=0,
-        pretraining=0,
+        weights=AdvNFWeights(forward=0),
+        settings=AdvNFOptions(pretraining=0),
         discriminator=FixedTerms(50.0, -2500.0),
         options=options,
     )
@@ -293,4 +309,4 @@ def test_odd_lattices_need_no_checkerboard():
 def test_a_target_without_density():
     target = Target.from_energy(lambda x: x.sum(-1) * torch.nan, 2)
     with pytest.raises(ValueError, match="NaN or -inf at every initial point"):
-        AutoAdvNF(target, adversarial=0, forward=0, options=SHORT).fit()
+        AutoAdvNF(target, weights=AdvNFWeights(0, forward=0), options=SHORT).fit()
