@@ -19,7 +19,7 @@ from ..target.site import Values
 from ..transitions import langevin, latent
 from ..transitions.step_size import jitter, optimal_step_size
 from .base import FlowKernel, Guide
-from .sharpened import Pretrained, check_metric
+from .sharpened import SharpenedFlow, check_metric
 
 __all__ = ["LatentHMC", "LatentMALA"]
 
@@ -35,7 +35,7 @@ class LatentHMC(FlowKernel):
     - ``"pullback"``: :math:`\pi(z) = \tilde p(f(z))\,|\det J(z)|`, whose push-forward is the
       posterior :math:`p` exactly, whatever the flow; a good flow makes :math:`\pi` nearly standard
       normal (Hoffman et al., 2019, https://arxiv.org/abs/1903.03704).
-    - ``"tempered"``: :math:`\pi(z) \propto q_X(f(z)) = q_Z(z) / |\det J(z)|`, for a flow trained on
+    - ``"sharpened"``: :math:`\pi(z) \propto q_X(f(z)) = q_Z(z) / |\det J(z)|`, for a flow trained on
       data by anyone, and no model (NF-MALA, https://arxiv.org/abs/2305.12149). Draws in z avoid the
       bridges between modes, where :math:`|\det J|` explodes. **It does not converge to p, nor to
       the flow's** :math:`q_X`, but to a sharpened flow, of density proportional to
@@ -48,7 +48,7 @@ class LatentHMC(FlowKernel):
 
     Each chain, with probability ``global_prob``, proposes :math:`z' \sim q_Z` instead. With
     :math:`w = \log\tilde p - \log q_X` that is accepted with :math:`\min(1, e^{w(x') - w(x)})`, for
-    the tempered target :math:`\min(1, |\det J(z)| / |\det J(z')|)`.
+    the sharpened target :math:`\min(1, |\det J(z)| / |\det J(z')|)`.
 
     In warm-up the step size follows dual averaging towards ``target_accept_prob``, over all chains
     together; then it is fixed, but for a factor drawn from (0.8, 1.2) for each trajectory against
@@ -56,9 +56,9 @@ class LatentHMC(FlowKernel):
 
     Arguments:
         model, potential_fn, guide: See :class:`~pyro_flowsamp.kernels.base.FlowKernel`.
-        flow: For the tempered target, instead: any trained flow in zuko's convention. It is checked
+        flow: For the sharpened target, instead: any trained flow in zuko's convention. It is checked
             before a run, see :func:`~pyro_flowsamp.kernels.sharpened.check_flow`.
-        target: "pullback" or "tempered".
+        target: "pullback" or "sharpened".
         metric: "identity" or "jacobian".
         num_steps: Leapfrog steps a trajectory; few in the Jacobian metric.
         step_size: At the start of warm-up; by default :math:`d^{-1/4}`.
@@ -72,7 +72,7 @@ class LatentHMC(FlowKernel):
 
     Example::
 
-        kernel = LatentHMC(flow=zuko_flow, target="tempered", metric="jacobian", global_prob=0.1)
+        kernel = LatentHMC(flow=zuko_flow, target="sharpened", metric="jacobian", global_prob=0.1)
         mcmc = VectorizedMCMC(kernel, num_samples=100, warmup_steps=300, num_chains=1000)
         mcmc.run()
     """
@@ -86,15 +86,15 @@ class LatentHMC(FlowKernel):
         guide: Guide | None = None,
         *,
         flow: nn.Module | None = None,
-        target: Literal["pullback", "tempered"] = "pullback",
+        target: Literal["pullback", "sharpened"] = "pullback",
         metric: Literal["identity", "jacobian"] = "identity",
         num_steps: int = 4,
         step_size: float | None = None,
         target_accept_prob: float = 0.8,
         global_prob: float = 0.0,
     ) -> None:
-        if target not in ("pullback", "tempered"):
-            raise ValueError(f"target must be 'pullback' or 'tempered', got {target!r}")
+        if target not in ("pullback", "sharpened"):
+            raise ValueError(f"target must be 'pullback' or 'sharpened', got {target!r}")
         if metric not in ("identity", "jacobian"):
             raise ValueError(f"metric must be 'identity' or 'jacobian', got {metric!r}")
         if num_steps < 1:
@@ -105,12 +105,12 @@ class LatentHMC(FlowKernel):
             raise ValueError(f"step_size must be positive, got {step_size}")
         if not 0 <= global_prob < 1:
             raise ValueError(f"global_prob must lie in [0, 1), got {global_prob}")
-        self.tempered = target == "tempered"
-        if self.tempered:
+        self.sharpened = target == "sharpened"
+        if self.sharpened:
             guide = _alone(flow, (model, potential_fn, guide))
         elif flow is not None:
             raise ValueError(
-                "a flow alone has no posterior: give target='tempered' to sample the flow itself, "
+                "a flow alone has no posterior: give target='sharpened' to sample the flow itself, "
                 "or a model with guide=AutoFlow(model, flow=flow)"
             )
         self.metric, self.num_steps, self.global_prob = metric, num_steps, global_prob
@@ -159,13 +159,13 @@ class LatentHMC(FlowKernel):
             x, ladj = self.proposal.push(z)
         with torch.enable_grad():
             x = x.requires_grad_()
-            log_p = self.proposal.at(len(x)).log_prob(x) if self.tempered else self.log_prob(x)
+            log_p = self.proposal.at(len(x)).log_prob(x) if self.sharpened else self.log_prob(x)
             (grad,) = torch.autograd.grad(log_p.sum(), x)
-        return x, ladj, self._log_p(z, x, ladj) if self.tempered else log_p, grad
+        return x, ladj, self._log_p(z, x, ladj) if self.sharpened else log_p, grad
 
     def _log_p(self, z: Tensor, x: Tensor, ladj: Tensor) -> Tensor:
         """The target in x; the sharpened flow by the pass that has made x, not by the inverse."""
-        if self.tempered:
+        if self.sharpened:
             return self.proposal.base_log_prob(z) - 2 * ladj
         return self.log_prob(x)
 
@@ -268,7 +268,7 @@ class LatentMALA(LatentHMC):
         guide: Guide | None = None,
         *,
         flow: nn.Module | None = None,
-        target: Literal["pullback", "tempered"] = "pullback",
+        target: Literal["pullback", "sharpened"] = "pullback",
         metric: Literal["identity", "jacobian"] = "identity",
         step_size: float | None = None,
         target_accept_prob: float = 0.574,
@@ -291,14 +291,14 @@ class LatentMALA(LatentHMC):
         return optimal_step_size(self.target.dim)
 
 
-def _alone(flow: nn.Module | None, others: tuple) -> Pretrained:
+def _alone(flow: nn.Module | None, others: tuple) -> SharpenedFlow:
     """The flow in a guide's place, if there is a flow and nothing else."""
     if any(other is not None for other in others):
         raise ValueError(
-            "target='tempered' samples a sharpened flow and would never ask the model, potential "
+            "target='sharpened' samples a sharpened flow and would never ask the model, potential "
             "or guide that is also given: for the flow give flow=... alone (flow=guide.flow of a "
             "guide), for the model's posterior leave target='pullback'."
         )
     if flow is None:
-        raise ValueError("target='tempered' needs flow=..., a trained flow")
-    return Pretrained(flow)
+        raise ValueError("target='sharpened' needs flow=..., a trained flow")
+    return SharpenedFlow(flow)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..flows.proposal import Proposal
 from ..target.density import Target
 
-__all__ = ["Pretrained", "check_flow", "check_metric"]
+__all__ = ["SharpenedFlow", "check_flow", "check_metric"]
 
 
 NUM_CHECKED = 2048  #: draws on which a flow is judged
@@ -18,8 +18,8 @@ MAX_ROWS = 4096  #: of the batch that yields Jacobians: a row for each coordinat
 TOLERANCE = 0.1  #: of relative errors, and of log densities, plus 0.01 nats a dimension (float32)
 
 
-class Pretrained:
-    r"""A flow as the guide of its own tempered target.
+class SharpenedFlow:
+    r"""A flow as the guide of its own sharpened target.
 
     The target is :math:`\log\tilde p(x) = 2 \log q_X(x) - \log q_Z(f^{-1}(x))`, whose pullback
     :math:`\tilde p(f(z))\,|\det J(z)|` is :math:`q_X(f(z))`.
@@ -54,7 +54,7 @@ class Pretrained:
         """There is no model to give back."""
 
     def target_for(self, *args: Any, **kwargs: Any) -> Target:
-        """The tempered target.
+        """The sharpened target.
 
         Raises:
             ValueError: There are arguments, as for a model.

@@ -326,18 +326,18 @@ def test_guide_of_another_model(kernel):
 # ---- flows trained elsewhere --------------------------------------------------------------------
 
 
-def tempered(flow, kernel=LatentMALA, **options):
-    return kernel(flow=flow, target="tempered", **options)
+def sharpened(flow, kernel=LatentMALA, **options):
+    return kernel(flow=flow, target="sharpened", **options)
 
 
 @pytest.mark.parametrize(
     "options, text",
     [
-        ({"target": "tempered"}, r"needs flow=\.\.\., a trained flow"),
-        ({"target": "tempered", "model": normal}, "never ask the model.*leave target='pullback'"),
-        ({"target": "tempered", "guide": AutoFlow(normal)}, "never ask .* guide.*flow=guide.flow"),
-        ({"flow": coupling(2)}, r"no posterior.*'tempered'.*guide=AutoFlow\(model, flow=flow\)"),
-        ({"model": normal, "target": "p"}, "target must be 'pullback' or 'tempered', got 'p'"),
+        ({"target": "sharpened"}, r"needs flow=\.\.\., a trained flow"),
+        ({"target": "sharpened", "model": normal}, "never ask the model.*leave target='pullback'"),
+        ({"target": "sharpened", "guide": AutoFlow(normal)}, "never ask .* guide.*flow=guide.flow"),
+        ({"flow": coupling(2)}, r"no posterior.*'sharpened'.*guide=AutoFlow\(model, flow=flow\)"),
+        ({"model": normal, "target": "p"}, "target must be 'pullback' or 'sharpened', got 'p'"),
         ({"model": normal, "metric": "J"}, "metric must be 'identity' or 'jacobian', got 'J'"),
         ({"model": normal, "global_prob": 1.0}, r"global_prob must lie in \[0, 1\), got 1.0"),
     ],
