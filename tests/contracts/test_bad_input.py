@@ -359,9 +359,9 @@ def test_counts_of_steps_and_proposals():
 
 def test_flow_without_a_latent_map():
     with pytest.raises(ValueError, match="GMM is not invertible: it maps no latent z to x"):
-        tempered(zuko.mixtures.GMM(2))
+        sharpened(zuko.mixtures.GMM(2))
     with pytest.raises(ValueError, match=r"a density of vectors \(d,\), .* \(3, 2\)"):
-        tempered(lambda context: Matrices())
+        sharpened(lambda context: Matrices())
 
 
 class Matrices:
@@ -412,14 +412,14 @@ class Foreign(torch.nn.Module):
 @pytest.mark.parametrize("make", [vectorized, sequential])
 def test_flow_that_is_not_what_it_says(make, wrong, text):
     with pytest.raises(ValueError, match=text):
-        make(tempered(Foreign(wrong))).run()
-    make(tempered(Foreign(None))).run()
+        make(sharpened(Foreign(wrong))).run()
+    make(sharpened(Foreign(None))).run()
 
 
 @pytest.mark.parametrize("make", [vectorized, sequential])
 def test_a_flow_takes_no_data(make):
     with pytest.raises(ValueError, match="a flow alone takes no model arguments"):
-        make(tempered(coupling(2))).run(torch.zeros(2))
+        make(sharpened(coupling(2))).run(torch.zeros(2))
 
 
 def test_singular_jacobian():
@@ -435,7 +435,7 @@ def test_singular_jacobian():
 def test_flow_without_forward_mode():
     flow = zuko.flows.CNF(2, hidden_features=(4,))
     with pytest.raises(ValueError, match="metric='jacobian' needs forward-mode derivatives"):
-        vectorized(tempered(flow, metric="jacobian")).run()
+        vectorized(sharpened(flow, metric="jacobian")).run()
 
 
 def noisy(x):
