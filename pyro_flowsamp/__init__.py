@@ -56,5 +56,3 @@ __all__ = [
     "tempered_ensembles",
     "to_arviz",
 ]
-
-FlowKernel.default_guide = AutoFlow  # kernels take any guide and know none
