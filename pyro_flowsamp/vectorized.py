@@ -15,9 +15,9 @@ from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from torch import Tensor
 from tqdm.auto import trange
 
-from .kernels.base import (
+from .kernels.base import FlowKernel
+from .kernels.statistics import (
     STATISTICS,
-    FlowKernel,
     KernelState,
     StepInfo,
     proposal_diagnostics,
@@ -39,6 +39,20 @@ def _check_counts(least: int = 1, **counts: int) -> None:
             raise ValueError(f"{name} must be a whole number, got {value}")
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def starting_values(params: Values | None, num_chains: int) -> Values | None:
+    """Values as tensors; raises a ValueError unless there is one of each site for each chain."""
+    if params is None:
+        return None
+    starts = {name: torch.as_tensor(value) for name, value in params.items()}
+    for name, value in starts.items():
+        if value.shape[:1] != (num_chains,):
+            raise ValueError(
+                f"initial_params['{name}'] has shape {tuple(value.shape)}; its leading "
+                f"dimension must be num_chains={num_chains}"
+            )
+    return starts
 
 
 class KeptSites:
@@ -204,7 +218,8 @@ class VectorizedMCMC:
         """
         self._args, self._kwargs, self._samples, self._state = args, kwargs, None, None
         self.num_samples, self.num_chains, self.thin = self._asked
-        kernel, starts = self.kernel, self._starts()
+        kernel = self.kernel
+        starts = starting_values(self.initial_params, self.num_chains)
         try:
             if starts is not None:
                 kernel.initial_params = {k: v[0] for k, v in starts.items()}
@@ -263,18 +278,6 @@ class VectorizedMCMC:
                 state = self.kernel.state_at(initial_params)
             self._state = self._draw(state, num_samples, thin)
         self.seconds["sampling"] = perf_counter() - clock
-
-    def _starts(self) -> Values | None:
-        if self.initial_params is None:
-            return None
-        starts = {name: torch.as_tensor(value) for name, value in self.initial_params.items()}
-        for name, value in starts.items():
-            if value.shape[:1] != (self.num_chains,):
-                raise ValueError(
-                    f"initial_params['{name}'] has shape {tuple(value.shape)}; its leading "
-                    f"dimension must be num_chains={self.num_chains}"
-                )
-        return starts
 
     def _warm_up(self, state: Any) -> Any:
         for _ in self._bar(self.warmup_steps, "Warmup"):
