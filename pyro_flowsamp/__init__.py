@@ -13,7 +13,7 @@ from .guides.deformation import diffusion
 from .kernels import IMH, FlowKernel, LatentHMC, LatentMALA, LocalGlobalHMC
 from .lattice import lattice_discriminator, lattice_flow
 from .objectives import ForwardKL, PathGradient, ReverseKL, WeightedSum
-from .options import FitOptions
+from .options import FitOptions, SearchOptions
 from .sampling import sample
 from .smc import tempered_smc
 from .target import Target
@@ -40,6 +40,7 @@ __all__ = [
     "LatentMALA",
     "PathGradient",
     "ReverseKL",
+    "SearchOptions",
     "Target",
     "VectorizedMCMC",
     "WeightedSum",
@@ -54,5 +55,3 @@ __all__ = [
     "tempered_smc",
     "to_arviz",
 ]
-
-FlowKernel.default_guide = AutoFlow  # kernels take any guide and know none

@@ -105,7 +105,7 @@ def test_the_learning_rate_rises_and_falls():
 
 
 def test_warm_up_is_a_part():
-    with pytest.raises(ValueError, match="warm_up is a part"):
+    with pytest.raises(ValueError, match="warmup_fraction is a part"):
         FitOptions(warmup_fraction=50)
 
 

@@ -1,4 +1,4 @@
-"""The package's layout: who imports whom, which words are out of use, and the sizes of its parts."""
+"""The layout of the package: imports between its parts, and names that are out of use."""
 
 import ast
 import re
@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "smc": "smc target flows transitions weights",
     "guides": "guides _zuko nn flows target transitions smc weights objectives options train",
     "kernels": "kernels target flows transitions",
-    "expectations": "expectations _zuko nn flows guides objectives options smc target train weights",
+    "expectations": "expectations _zuko nn flows guides objectives options smc target train "
+    "weights",
     "problems": "problems target",
     "lattice": "lattice _zuko flows guides problems target",
     "export": "target",

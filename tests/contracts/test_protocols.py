@@ -32,6 +32,7 @@ from pyro_flowsamp import (
     VectorizedMCMC,
 )
 from pyro_flowsamp.flows.recipes import RECIPES, coupling
+from pyro_flowsamp.kernels import base
 from pyro_flowsamp.transitions import hamiltonian, metropolis
 
 
@@ -337,7 +338,7 @@ def test_initial_params(runner):
 @pytest.mark.parametrize("runner", [chain, vectorized])
 @pytest.mark.parametrize("kernel", [Still, IMH, LatentMALA])
 def test_potential_fn(kernel, runner, monkeypatch):
-    monkeypatch.setattr(kernel, "default_guide", lambda target: AutoFlow(target, options=QUICK))
+    monkeypatch.setattr(base, "default_guide", lambda target: AutoFlow(target, options=QUICK))
     start = torch.tensor([2.0, -1.0])
     params = {"x": start if runner is chain else start.expand(50, 2)}
     x = runner(kernel(potential_fn=models.normal_potential), (), initial_params=params)["x"]

@@ -148,12 +148,12 @@ def _check_caches(kernel, state):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("name", ["funnel", "half space", "tempered"])
+@pytest.mark.parametrize("name", ["funnel", "half space", "sharpened"])
 def test_the_state_is_never_stale(name, kernel):
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(1)
-    if name == "tempered":
-        ready = KERNELS[kernel][0](flow=FOREIGN["NICE in 2-D"](), target="tempered", step_size=0.3)
+    if name == "sharpened":
+        ready = KERNELS[kernel][0](flow=FOREIGN["NICE in 2-D"](), target="sharpened", step_size=0.3)
     else:
         ready = KERNELS[kernel][0](guide=bad_guide(name), step_size=0.3)
     ready.setup(0)
