@@ -49,7 +49,7 @@ clean:  ## remove the environments, builds and caches
 # files it was installed from.
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[dev,test,docs,examples]'
+	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[dev,test,examples]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.installed

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import MCMC, NUTS
 
-from pyro_flowsamp import IMH, AutoFlow, FitOptions, VectorizedMCMC, tempered_ensemble
+from pyro_flowsamp import IMH, AutoFlow, FitOptions, VectorizedMCMC, tempered_smc
 
 PRIOR_MEAN, SQUARES = torch.tensor([0.1, -0.05]), torch.tensor([9.0, 16.0])
 
@@ -36,7 +36,7 @@ def shares(x):
 
 pyro.set_rng_seed(0)
 options = FitOptions(progress=False)
-guide = AutoFlow(model, flow="spline", ensemble=tempered_ensemble, options=options)
+guide = AutoFlow(model, flow="spline", ensemble=tempered_smc, options=options)
 mcmc = VectorizedMCMC(IMH(model, guide=guide), num_samples=200, warmup_steps=100, num_chains=200)
 mcmc.run(SQUARES)
 nuts = MCMC(NUTS(model), num_samples=300, warmup_steps=200, disable_progbar=True)

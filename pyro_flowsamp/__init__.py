@@ -13,9 +13,9 @@ from .guides.deformation import diffusion
 from .kernels import IMH, FlowKernel, LatentHMC, LatentMALA, LocalGlobalHMC
 from .lattice import lattice_discriminator, lattice_flow
 from .objectives import ForwardKL, PathGradient, ReverseKL, WeightedSum
-from .options import FitOptions
+from .options import FitOptions, SearchOptions
 from .sampling import sample
-from .smc import tempered, tempered_ensemble, tempered_ensembles
+from .smc import tempered_smc
 from .target import Target
 from .train import History
 from .vectorized import VectorizedMCMC
@@ -40,6 +40,7 @@ __all__ = [
     "LatentMALA",
     "PathGradient",
     "ReverseKL",
+    "SearchOptions",
     "Target",
     "VectorizedMCMC",
     "WeightedSum",
@@ -51,10 +52,6 @@ __all__ = [
     "log_evidence",
     "pareto_k",
     "sample",
-    "tempered",
-    "tempered_ensemble",
-    "tempered_ensembles",
+    "tempered_smc",
     "to_arviz",
 ]
-
-FlowKernel.default_guide = AutoFlow  # kernels take any guide and know none

@@ -5,9 +5,9 @@ mixture,
 an affine coupling flow and a spline flow, each of the last three with two kernels: jumps alone
 (:class:`~pyro_flowsamp.IMH`), and local moves between jumps
 (:class:`~pyro_flowsamp.LocalGlobalHMC`). Particles annealed from an over-dispersed Gaussian
-(:func:`~pyro_flowsamp.tempered`) find the modes, whiten the space and start all chains. Flows are
-trained by the path gradient of the reverse KL; where that loses modes, so that nothing mixes, by
-forward KL on the particles and on draws of the best chains so far besides.
+(:func:`~pyro_flowsamp.tempered_smc`) find the modes, whiten the space and start all chains. Flows
+are trained by the path gradient of the reverse KL; where that loses modes, so that nothing mixes,
+by forward KL on the particles and on draws of the best chains so far besides.
 
 Every kernel is tried for a moment (:mod:`pyro_flowsamp.pilot`), which tells the seconds T that the
 draws would take by it. No other kernel can save more than T: it is tried, and its flow trained,
@@ -44,7 +44,7 @@ from .kernels.latent import LatentHMC
 from .kernels.local_global import LocalGlobalHMC
 from .options import FitOptions
 from .pilot import MIN_PILOT_STEPS, PILOT_CHAINS, Candidate, iqr, r_hat, run_pilot
-from .smc.tempering import tempered
+from .smc.tempering import tempered_smc
 from .target.density import Target
 from .target.site import Values
 
@@ -172,7 +172,7 @@ class SamplerSearch:
     def run_smc(self, num: int = SMALL_SMC[0], moves: int = SMALL_SMC[1]) -> None:
         """Particles of every mode, and about what an evaluation takes."""
         with self.timed("start"):
-            x = tempered(self.target, num, moves=moves).x
+            x = tempered_smc(self.target, num, mcmc_steps=moves).x
         self.particles = x[torch.randperm(len(x), device=x.device)]  # neighbours are siblings
         self.price = self.seconds["start"] / self.evaluations
 

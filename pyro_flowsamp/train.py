@@ -1,9 +1,9 @@
-r"""The one optimiser loop.
+r"""The optimiser loop that all training uses.
 
-:func:`fit` descends any closure that returns a loss and a batch of log importance weights. It looks
-at the weights' effective sample size a window of steps at a time, lowers the learning rate where
-that is flat, and stops where lowering no longer helps. A step whose loss or gradient is not finite
-is skipped on the device, and counted; nothing inside a step waits for the device.
+:func:`fit` minimises any closure that returns a loss and a batch of log importance weights. It
+looks at the weights' effective sample size a window of steps at a time, lowers the learning rate
+where that does not grow, and stops where lowering it no longer helps. A step whose loss or gradient
+is not finite is skipped on the device, and counted; nothing inside a step waits for the device.
 """
 
 from __future__ import annotations
@@ -26,22 +26,30 @@ __all__ = ["History", "Stepper", "fit"]
 
 @dataclass
 class History:
-    """What happened in training.
+    """The record of a training.
 
     Attributes:
         loss: The mean loss of each window.
         ess: The importance ESS fraction of each window's draws; NaN where the objective has none.
         steps: Steps taken.
         skipped: Steps skipped because the loss or a gradient was not finite.
-        evaluations: Densities asked of the target, initialisation included.
+        evaluations: Evaluations of the target density, initialisation included.
         seconds: Wall-clock time, initialisation included.
-        stopped: Why the training ended: "enough", "flat", "max_steps", "interrupted", "gaussian"
-            where the affine layer alone was enough, or "unfinished" where an annealing flow was
-            interrupted on its way: it counts as untrained, and the next fit goes on from there.
-        gaussian_ess: ESS fraction of the affine layer alone, on fresh draws: the first rung.
+        stopped: The reason why training ended. It is "enough" (the ESS is high enough), "flat" (no
+            more progress), "max_steps", "interrupted", "gaussian" (the affine layer alone is good
+            enough), or "unfinished" (an annealing flow was interrupted before its last block: it
+            counts as untrained, and the next fit continues from there).
+        gaussian_ess: ESS fraction of the affine layer alone, on fresh draws.
         final_ess: ESS fraction of the trained flow, on fresh draws.
         pareto_k: Pareto shape of those draws' weights.
         log_q_error: Largest difference between sampling's and scoring's log q on 99.9 % of draws.
+
+    Example::
+
+        >>> first, second = History(loss=[2.0], steps=25), History(loss=[1.0], steps=25)
+        >>> both = first.followed_by(second)
+        >>> both.loss, both.steps
+        ([2.0, 1.0], 50)
     """
 
     loss: list[float] = field(default_factory=list)
@@ -57,11 +65,11 @@ class History:
     log_q_error: float = float("nan")
 
     def updated(self, **changes: object) -> History:
-        """A copy with some fields set."""
+        """Returns a copy with some fields set."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
     def followed_by(self, later: History) -> History:
-        """Both as one."""
+        """Returns the record of this training and a later one together."""
         return replace(
             later,
             loss=self.loss + later.loss,
@@ -73,12 +81,30 @@ class History:
 
 
 class Stepper:
-    """Adam steps that skip themselves, on the device, where anything is not finite.
+    """Adam, whose steps are skipped on the device where the loss or a gradient is not finite.
 
     torch's functional Adam takes the gradient's scale and the flag to skip as tensors, as under
-    automatic mixed precision, so that neither clipping nor skipping waits for the device. (The
-    class would import torch's compiler on first use, which takes longer than many trainings.)
-    Parameters that a loss does not depend on are left alone, and their steps not counted.
+    automatic mixed precision, so that neither clipping nor skipping waits for the device. (Its
+    class ``torch.optim.Adam`` would import torch's compiler on first use, which takes longer than
+    many trainings.) Parameters that a loss does not depend on are not changed, and their steps are
+    not counted.
+
+    Arguments:
+        parameters: Parameters to train; those that require no gradient are left out.
+        options: The learning rate and the bound on the gradient.
+
+    Raises:
+        ValueError: No parameter requires a gradient.
+
+    Example::
+
+        >>> import torch
+        >>> x = torch.nn.Parameter(torch.tensor(3.0))
+        >>> stepper = Stepper([x], FitOptions(learning_rate=0.5))
+        >>> stepper.step(x.square())
+        >>> stepper.step(x * torch.inf)  # is skipped
+        >>> float(x.detach()), float(stepper.skipped)
+        (2.5, 1.0)
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], options: FitOptions) -> None:
@@ -86,14 +112,14 @@ class Stepper:
         if not self.parameters:
             raise ValueError("the flow has no trainable parameter")
         self.clip_norm, self.learning_rate = options.clip_norm, options.learning_rate
-        self.factor = 1.0  #: of the schedule
+        self.factor = 1.0  #: factor of the learning rate, set by the schedule
         self.first = [torch.zeros_like(p) for p in self.parameters]
         self.second = [torch.zeros_like(p) for p in self.parameters]
         self.counts = [torch.zeros((), device=p.device) for p in self.parameters]
         self.skipped = torch.zeros((), device=self.parameters[0].device)
 
     def step(self, loss: Tensor, skip: Tensor | None = None) -> None:
-        """One step; none where ``skip``, 0-d, is 1, or where anything is not finite."""
+        """Makes one step, unless ``skip``, 0-d, is 1, or the loss or a gradient is not finite."""
         found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         used = [i for i, grad in enumerate(found) if grad is not None]
         parameters, first, second, counts = (
@@ -131,28 +157,29 @@ class Stepper:
 
 
 def _laid_out(grad: Tensor, like: Tensor) -> Tensor:
-    """In the memory layout of its parameter: fused Adam walks both in one order, unchecked on CPU.
+    """Returns a gradient in the memory layout of its parameter.
 
-    (``backward`` sees to that, ``torch.autograd.grad`` does not.)
+    Fused Adam reads both in one order, and does not check this on the CPU. ``backward`` makes such
+    gradients, ``torch.autograd.grad`` does not.
     """
     return grad if grad.stride() == like.stride() else torch.empty_like(like).copy_(grad)
 
 
 class _Plateau:
-    """Says when neither the effective sample size grows nor the loss falls any more."""
+    """Decides when neither the effective sample size grows nor the loss falls any more."""
 
     def __init__(self, options: FitOptions) -> None:
         self.options, self.waited, self.decays = options, 0, 0
         self.best_ess, self.best_loss = 0.0, float("inf")
 
     def verdict(self, ess: float, loss: float) -> str:
-        """One of "go", "decay", "flat", "enough"."""
+        """Returns "go", "decay", "flat" or "enough" after a window of steps."""
         if ess >= self.options.stop_at_ess:
             return "enough"
         if self.options.cosine_schedule:
             return "go"
         tolerance = self.options.tolerance
-        grows = ess > self.best_ess * (1 + tolerance) + 1e-3
+        grows = ess > self.best_ess * (1 + tolerance) + self.options.min_growth
         falls = loss < self.best_loss - tolerance
         self.best_loss = min(self.best_loss, loss)
         self.best_ess = max(self.best_ess, 0.0 if math.isnan(ess) else ess)
@@ -174,7 +201,7 @@ def _mean_of_finite(losses: list[Tensor]) -> float:
 
 
 def _no_nan(log_weights: list[Tensor]) -> Tensor:
-    """One batch, with no weight where a draw or its density was NaN."""
+    """Joins batches of log weights, with zero weight where a draw or its density was NaN."""
     log_w = torch.cat(log_weights)
     return torch.where(log_w.isnan(), -torch.inf, log_w)
 
@@ -185,16 +212,35 @@ def fit(
     ess: Callable[[Tensor], Tensor],
     options: FitOptions | None = None,
 ) -> History:
-    r"""Descends ``closure`` until the importance ESS is flat.
+    r"""Minimises the loss of ``closure`` until the importance ESS no longer grows.
+
+    Ctrl-C ends the training early and keeps the parameters as they are then.
 
     Arguments:
-        parameters: What to train; those that require no gradient are left alone.
+        parameters: Parameters to train; those that require no gradient are left out.
         closure: Returns a loss and log importance weights ``(batch,)``, detached, or None.
         ess: Maps log weights ``(n,)`` to their ESS fraction.
-        options: See :class:`FitOptions`.
+        options: See :class:`~pyro_flowsamp.FitOptions`.
 
     Returns:
-        The history. Ctrl-C ends the training early and keeps what was learnt.
+        The record of the training.
+
+    Raises:
+        ValueError: No parameter requires a gradient.
+
+    References:
+        Kingma & Ba, *Adam: A Method for Stochastic Optimization*, 2014,
+        https://arxiv.org/abs/1412.6980
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_flowsamp import FitOptions, ess_fraction
+        >>> x = torch.nn.Parameter(torch.tensor(3.0))
+        >>> options = FitOptions(max_steps=500, learning_rate=0.1, progress=False)
+        >>> history = fit([x], lambda: ((x - 1).square(), None), ess_fraction, options)
+        >>> round(float(x.detach()), 2), history.stopped
+        (1.0, 'flat')
     """
     options = options or FitOptions()
     start, history = time.perf_counter(), History()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from numbers import Integral
 from time import perf_counter
@@ -16,16 +15,22 @@ from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from torch import Tensor
 from tqdm.auto import trange
 
-from .kernels.base import STATISTICS, FlowKernel, proposal_diagnostics, statistics
+from .kernels.base import FlowKernel
+from .kernels.statistics import (
+    STATISTICS,
+    KernelState,
+    StepInfo,
+    proposal_diagnostics,
+    statistics,
+)
 from .target.density import Target
 from .target.site import Values
 
 __all__ = ["VectorizedMCMC"]
 
 
-FEWEST_DRAWS = 4  #: a chain, for effective sample sizes and R-hat
-LEAST_ACCEPTED = 0.01  #: share of proposals, below which a run warns
-FEWEST_PROPOSALS = 300  #: by which that can be told
+FEWEST_DRAWS = 4  #: draws of a chain for which effective sample sizes and R-hat are defined
+TYPES = {"accepted": torch.bool, "diverging": torch.bool}  #: of statistics; else float64
 
 
 def _check_counts(least: int = 1, **counts: int) -> None:
@@ -36,15 +41,90 @@ def _check_counts(least: int = 1, **counts: int) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-class VectorizedMCMC:
-    """The surface of :class:`pyro.infer.MCMC`, with all chains in one tensor.
+def starting_values(params: Values | None, num_chains: int) -> Values | None:
+    """Values as tensors; raises a ValueError unless there is one of each site for each chain."""
+    if params is None:
+        return None
+    starts = {name: torch.as_tensor(value) for name, value in params.items()}
+    for name, value in starts.items():
+        if value.shape[:1] != (num_chains,):
+            raise ValueError(
+                f"initial_params['{name}'] has shape {tuple(value.shape)}; its leading "
+                f"dimension must be num_chains={num_chains}"
+            )
+    return starts
+
+
+class KeptSites:
+    """The sites whose draws are kept, and their columns of packed points ``(..., d)``.
 
     Arguments:
-        kernel: An :class:`~pyro_flowsamp.IMH`, :class:`~pyro_flowsamp.LatentMALA`, …
+        target: The target that is drawn from.
+        names: The sites to keep, or None for all.
+
+    Raises:
+        ValueError: A name is not a site.
+    """
+
+    def __init__(self, target: Target, names: Sequence[str] | None) -> None:
+        sites = target.sites
+        unknown = set(names or ()) - {s.name for s in sites}
+        if unknown:
+            raise ValueError(f"save_params: {sorted(unknown)} are not sites of the model")
+        self.sites = [s for s in sites if names is None or s.name in names]
+        kept = {s.name for s in self.sites}
+        keep = torch.tensor([s.name in kept for s in sites for _ in range(s.size)])
+        self.columns = keep.nonzero()[:, 0].to(target.device)
+
+    def unpack(self, draws: Tensor) -> Values:
+        """Constrained values ``{site: (chains, draws, ...)}`` of kept columns."""
+        blocks = draws.split([s.size for s in self.sites], -1)
+        return {
+            site.name: site.transform(block.reshape(block.shape[:2] + site.shape))
+            for site, block in zip(self.sites, blocks)
+        }
+
+
+class DrawBuffer:
+    """Memory for the draws of C chains and their statistics, one row for each draw.
+
+    Arguments:
+        num_samples: Draws that there is room for.
+        state: The chains' state.
+        columns: Columns of the positions to keep.
+    """
+
+    def __init__(self, num_samples: int, state: KernelState, columns: Tensor) -> None:
+        shape = num_samples, len(state.x)
+        self.columns, self.count = columns, 0
+        self.x = state.x.new_empty((*shape, len(columns)))
+        self.statistics = {
+            name: torch.empty(shape, dtype=TYPES.get(name, torch.double), device=self.x.device)
+            for name in STATISTICS
+        }
+
+    def add(self, state: KernelState, info: StepInfo) -> None:
+        """Stores the draw that a step has led to."""
+        self.x[self.count] = state.x.index_select(-1, self.columns)
+        for name, value in statistics(state, info).items():
+            self.statistics[name][self.count] = value
+        self.count += 1
+
+    def by_chain(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The draws so far, ``(chains, draws, d)``, and statistics ``(chains, draws)``."""
+        stats = {name: value[: self.count].mT for name, value in self.statistics.items()}
+        return self.x[: self.count].transpose(0, 1), stats
+
+
+class VectorizedMCMC:
+    """Runs many chains of a kernel as one tensor; otherwise used as :class:`pyro.infer.MCMC`.
+
+    Arguments:
+        kernel: A kernel of this package, as :class:`~pyro_flowsamp.IMH`.
         num_samples: Draws kept per chain.
-        warmup_steps: Steps per chain before them; the first trains the guide where it is untrained.
-            By default ``num_samples``, as in Pyro.
-        num_chains: Chains.
+        warmup_steps: Steps per chain before the first draw that is kept; the first of them trains
+            the guide unless it is trained. By default ``num_samples``, as in Pyro.
+        num_chains: Number of chains.
         initial_params: Unconstrained starting values, ``{site: (num_chains, ...)}``; by default
             draws of the flow.
         thin: Keep every ``thin``-th draw.
@@ -52,19 +132,45 @@ class VectorizedMCMC:
         disable_progbar: Whether to hide the progress bars of sampling and training.
 
     Attributes:
-        statistics: Per-draw statistics ``{name: (num_chains, num_samples)}``.
+        statistics: Statistics of each draw, ``{name: (num_chains, num_samples)}``.
         unconstrained: The draws of the kept sites in R^d, ``(num_chains, num_samples, d)``.
         target: The posterior that they are drawn from.
-        step_size: Of the kernel's moves, 0-d; None where it has none.
-        num_samples, num_chains, thin: Of the draws there are; :meth:`run` makes as many as were
-            asked for in the first place.
-        interrupted: Whether Ctrl-C has cut them short.
+        step_size: Step size of the kernel's moves, 0-d; None where it has none.
+        num_samples, num_chains, thin: Counts of the draws there are; :meth:`run` makes as many as
+            the constructor was asked for.
+        interrupted: Whether Ctrl-C ended the sampling early.
         seconds: Wall-clock time of the run's "training", "warmup" and "sampling".
+        min_acceptance: Share of accepted proposals below which :meth:`run` warns; set it to 0 to
+            silence the warning.
+        min_proposals: Number of proposals from which on it may warn.
 
     Raises:
         ValueError: A count is no whole number or out of range, or ``save_params`` is no list of
-            names; on :meth:`run`, one of them is no site.
+            names; in :meth:`run`, one of them is no site.
+
+    Example::
+
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro_flowsamp import IMH, AutoFlow, FitOptions, VectorizedMCMC
+        >>> _ = pyro.set_rng_seed(0)
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> guide = AutoFlow(model, flow="gaussian", options=FitOptions(progress=False))
+        >>> mcmc = VectorizedMCMC(
+        ...     IMH(model, guide=guide), 50, warmup_steps=10, num_chains=200, disable_progbar=True
+        ... )
+        >>> mcmc.run(torch.tensor(1.0))
+        >>> mcmc.get_samples(group_by_chain=True)["mean"].shape
+        torch.Size([200, 50])
+        >>> mcmc.resume(10)  # ten more draws of each chain
+        >>> mcmc.statistics["accepted"].shape
+        torch.Size([200, 10])
     """
+
+    min_acceptance: float = 0.01
+    min_proposals: int = 300
 
     def __init__(
         self,
@@ -98,25 +204,37 @@ class VectorizedMCMC:
         self._state: Any = None
 
     def run(self, *args: Any, **kwargs: Any) -> None:
-        """Trains the guide if need be, warms up, and draws. Ctrl-C keeps what was drawn."""
+        """Trains the guide unless it is trained, warms up, and draws.
+
+        Ctrl-C ends the run early and keeps the draws so far.
+
+        Arguments:
+            args, kwargs: Arguments of the model.
+
+        Raises:
+            ValueError: ``initial_params`` have a wrong shape, or their density is zero; or see the
+                kernel.
+            RuntimeError: The guide is untrained and there is no warm-up; or see the kernel.
+        """
         self._args, self._kwargs, self._samples, self._state = args, kwargs, None, None
         self.num_samples, self.num_chains, self.thin = self._asked
-        kernel, starts = self.kernel, self._starts()
+        kernel = self.kernel
+        starts = starting_values(self.initial_params, self.num_chains)
         try:
             if starts is not None:
                 kernel.initial_params = {k: v[0] for k, v in starts.items()}
             with pyro.validation_enabled(False):
                 self._run(starts)
         finally:
-            kernel.cleanup()  # else another run would begin where this one was told to
+            kernel.cleanup()  # or the next run would begin at this one's initial_params
         self._warn_rejecting()
 
     def _run(self, starts: Values | None) -> None:
         kernel = self.kernel
         kernel.setup(self.warmup_steps, *self._args, **self._kwargs)
-        self._columns = self._kept_columns()
+        self._kept = KeptSites(kernel.target, self.save_params)
         clock = [perf_counter()]
-        self._train()
+        kernel.prepare(self.warmup_steps, progress=not self.disable_progbar)
         self.target, self._proposal = kernel.target, kernel.proposal
         clock.append(perf_counter())
         state = self._warm_up(kernel.start(self.num_chains, starts))
@@ -127,19 +245,19 @@ class VectorizedMCMC:
         self.seconds = dict(zip(("training", "warmup", "sampling"), spans))
 
     def resume(self, num_samples: int, thin: int = 1, initial_params: Values | None = None) -> None:
-        """Goes on after :meth:`run`, everything frozen: new draws in place of the old.
+        """Continues after :meth:`run`, without adaptation; the new draws replace the old.
 
-        Ctrl-C before the first of them leaves the old ones.
+        Ctrl-C before the first new draw keeps the old ones.
 
         Arguments:
             num_samples: Draws kept per chain.
             thin: Keep every ``thin``-th draw.
-            initial_params: Where as many chains as these go on from, unconstrained; by default the
-                old ones from where they are.
+            initial_params: Unconstrained values from which as many chains continue; by default the
+                chains continue from where they are.
 
         Raises:
-            RuntimeError: There has been no run to go on from, or its kernel has made another since.
-            ValueError: A count is out of range, or ``initial_params`` are as they must not be: see
+            RuntimeError: There has been no run, or the kernel has been used in another run since.
+            ValueError: A count is out of range, or ``initial_params`` are not valid, see
                 :meth:`FlowKernel.state_at`.
         """
         if self._state is None:
@@ -147,10 +265,10 @@ class VectorizedMCMC:
                 "there is no run to go on from: call run(...) first (a copied or unpickled run has "
                 "its draws, but no chains)"
             )
-        if self.kernel._proposal is not self._proposal:
+        if self.kernel.binding.proposal is not self._proposal:
             raise RuntimeError(
-                "the kernel has made another run since, with a flow and step sizes of its own: a "
-                "run that shall go on needs a kernel for itself"
+                "the kernel has made another run since, with another flow and step size: a run "
+                "that is to be resumed needs a kernel of its own"
             )
         _check_counts(num_samples=num_samples, thin=thin)
         clock = perf_counter()
@@ -160,39 +278,6 @@ class VectorizedMCMC:
                 state = self.kernel.state_at(initial_params)
             self._state = self._draw(state, num_samples, thin)
         self.seconds["sampling"] = perf_counter() - clock
-
-    def _train(self) -> None:
-        guide = self.kernel.guide
-        assert guide is not None
-        options = guide.options
-        if self.disable_progbar and not guide.trained:
-            guide.options = replace(options, progress=False)
-        try:
-            self.kernel.prepare(self.warmup_steps)
-        finally:
-            guide.options = options
-
-    def _starts(self) -> Values | None:
-        if self.initial_params is None:
-            return None
-        starts = {name: torch.as_tensor(value) for name, value in self.initial_params.items()}
-        for name, value in starts.items():
-            if value.shape[:1] != (self.num_chains,):
-                raise ValueError(
-                    f"initial_params['{name}'] has shape {tuple(value.shape)}; its leading "
-                    f"dimension must be num_chains={self.num_chains}"
-                )
-        return starts
-
-    def _kept_columns(self) -> Tensor:
-        sites = self.kernel.target.sites
-        names = [s.name for s in sites] if self.save_params is None else list(self.save_params)
-        unknown = set(names) - {s.name for s in sites}
-        if unknown:
-            raise ValueError(f"save_params: {sorted(unknown)} are not sites of the model")
-        keep = torch.tensor([s.name in names for s in sites for _ in range(s.size)])
-        self._kept_sites = [s for s in sites if s.name in names]
-        return keep.nonzero()[:, 0].to(self.kernel.target.device)
 
     def _warm_up(self, state: Any) -> Any:
         for _ in self._bar(self.warmup_steps, "Warmup"):
@@ -205,54 +290,35 @@ class VectorizedMCMC:
         return trange(steps, desc=name, disable=self.disable_progbar or steps == 0)
 
     def _draw(self, state: Any, num_samples: int, thin: int) -> Any:
-        shape, columns = (num_samples, len(state.x)), self._columns
-        draws = state.x.new_empty((*shape, len(columns)))
-        kinds = {"accepted": torch.bool, "diverging": torch.bool}
-        stats = {
-            name: torch.empty(shape, dtype=kinds.get(name, torch.double), device=draws.device)
-            for name in STATISTICS
-        }
-        done, self.interrupted = 0, False
+        buffer, self.interrupted = DrawBuffer(num_samples, state, self._kept.columns), False
         try:
             for _ in self._bar(num_samples, "Sample"):
                 for _ in range(thin):
                     state, info = self.kernel.step(state)
-                draws[done] = state.x.index_select(-1, columns)
-                for name, value in statistics(state, info).items():
-                    stats[name][done] = value
-                done += 1
+                buffer.add(state, info)
         except KeyboardInterrupt:
             self.interrupted = True
-            warnings.warn(f"interrupted: {done} of {num_samples} draws kept", stacklevel=3)
+            warnings.warn(f"interrupted: {buffer.count} of {num_samples} draws kept", stacklevel=3)
         self.step_size = getattr(self.kernel, "step_size", None)
-        if done or self._samples is None:
-            self.num_samples, self.num_chains, self.thin = done, shape[1], thin
-            self.statistics = {name: value[:done].mT for name, value in stats.items()}
-            self.unconstrained = draws[:done].transpose(0, 1)
-            self._samples = self._unpack(self.unconstrained)
+        if buffer.count or self._samples is None:
+            self.num_samples, self.num_chains, self.thin = buffer.count, len(state.x), thin
+            self.unconstrained, self.statistics = buffer.by_chain()
+            self._samples = self._kept.unpack(self.unconstrained)
         return state
 
     def _warn_rejecting(self) -> None:
         accepted = self.statistics["accepted"]
-        if accepted.numel() < FEWEST_PROPOSALS:
+        if accepted.numel() < self.min_proposals:
             return
         rate = float(accepted.double().mean())
-        if rate < LEAST_ACCEPTED:
+        if rate < self.min_acceptance:
             warnings.warn(
                 f"only {rate:.2%} of the proposals were accepted, none by "
                 f"{int((~accepted).all(1).sum())} of {len(accepted)} chains: the flow does not fit "
-                f"this posterior, and what depends on it has hardly mixed. If it was trained on "
-                f"other data, call guide.fit(...) on these; diagnostics() tells more.",
+                f"this posterior, and the chains have hardly mixed. If the guide was trained on "
+                f"other data, call guide.fit(...) on these; diagnostics() has more.",
                 stacklevel=3,
             )
-
-    def _unpack(self, draws: Tensor) -> Values:
-        samples = {}
-        for site, block in zip(
-            self._kept_sites, draws.split([s.size for s in self._kept_sites], -1)
-        ):
-            samples[site.name] = site.transform(block.reshape(block.shape[:2] + site.shape))
-        return samples
 
     def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> Values:
         """Constrained draws ``{site: (draws, ...)}``, or ``(chains, draws, ...)`` by chain.
@@ -260,6 +326,9 @@ class VectorizedMCMC:
         Arguments:
             num_samples: Resample this many with replacement.
             group_by_chain: Whether to keep the chain dimension.
+
+        Raises:
+            RuntimeError: There has been no run.
         """
         if self._samples is None:
             raise RuntimeError("there are no draws yet: call run(...) first")
@@ -268,10 +337,10 @@ class VectorizedMCMC:
         return {k: v if group_by_chain else v.flatten(0, 1) for k, v in self._samples.items()}
 
     def diagnostics(self) -> dict[str, Any]:
-        """Effective sample size and R-hat by site, and how the kernel fared.
+        """Effective sample size and R-hat by site, acceptance rates, and the fit of the flow.
 
-        Chains that all sit in one mode have R-hat 1: read the importance ESS and Pareto k too.
-        (A run that was pickled or copied knows its flow no more, and leaves these out.)
+        Chains that have all missed the same mode have an R-hat of 1: read the importance ESS and
+        Pareto k too. (A run that was pickled or copied has lost its flow and leaves these out.)
 
         Raises:
             ValueError: There are fewer than four draws a chain.
@@ -288,7 +357,7 @@ class VectorizedMCMC:
         return result
 
     def _summarised(self) -> Values:
-        """Draws by chain of what has any: Pyro's summaries know no empty sites."""
+        """Draws by chain of the sites that are not empty, which Pyro's summaries cannot treat."""
         draws = self.get_samples(group_by_chain=True)
         return {name: value for name, value in draws.items() if value.numel()}
 
@@ -317,5 +386,5 @@ class VectorizedMCMC:
         print("  ".join(f"{name}: {value:.3g}" for name, value in self._flow_diagnostics().items()))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Draws and statistics; target, flow and chains stay behind, as a kernel's do."""
+        """The run's draws and statistics, without target, flow and chains."""
         return {**self.__dict__, "target": None, "_proposal": None, "_state": None}

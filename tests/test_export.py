@@ -146,6 +146,7 @@ def test_chains_of_mcmc_keep_their_order():
             np.testing.assert_array_equal(row, recorded[name])
 
 
+@pytest.mark.slow
 def test_divergences_of_pyros_kernels_are_found_by_their_index():
     run = sequential(nuts(), num_chains=2)
     for chain, marks, rate in zip(run._diagnostics, ([], [0, DRAWS - 1]), (1.0, 0.75)):
@@ -236,6 +237,7 @@ def test_too_large_a_log_likelihood(monkeypatch):
     assert "log_likelihood" in groups(to_arviz(run))
 
 
+@pytest.mark.slow
 def test_discrete_sites_have_no_draws_to_condition_on():
     run = vectorized(model=enumerated, args=(data(0.5, -1.0, 2.0),))
     with pytest.warns(UserWarning, match="discrete"):

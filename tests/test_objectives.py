@@ -63,6 +63,7 @@ def test_the_path_gradient_vanishes_at_the_target_and_the_other_does_not(name):
     assert _gradient(ReverseKL(), flow, target, 64, context).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["coupling", "coupling, context", "spline", "mixed"])
 def test_both_gradients_of_the_reverse_kl_have_the_same_mean(name):
     flow = _flow(name)

@@ -58,7 +58,7 @@ def bad_flows(monkeypatch):
             guide.flow.affine.loc += 3 * guide.flow.affine.scale.diagonal()
         return guide
 
-    monkeypatch.setattr(sampling.SamplerSearch, "placed", displaced)
+    monkeypatch.setattr(sampling.SamplerSearch, "fit_mixture_guide", displaced)
 
 
 @pytest.fixture
@@ -68,6 +68,7 @@ def no_training(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_the_clock(monkeypatch):
     """The burn-in is counted in evaluations: a machine that slows down has the same draws."""
     small = {"num_samples": 5, "num_chains": 20, **QUIET}
@@ -96,6 +97,7 @@ def test_conjugate_model():
     assert set(data["observed_data"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 10])
 def test_two_distant_modes(dim):
     data = pf.sample(mixture(dim), num_samples=50, num_chains=1000, **QUIET)
@@ -116,6 +118,7 @@ def test_a_flow_is_trained_where_nothing_else_mixes(bad_flows, monkeypatch):
     assert abs(z_score(x[..., 1], 0.0)) < 4
 
 
+@pytest.mark.slow
 def test_bad_flows_do_no_harm(bad_flows, no_training):
     target = Target.from_energy(lambda x: 0.5 * (x - 1).square().sum(-1), 3)
     data = pf.sample(target, num_samples=50, num_chains=400, **QUIET)
@@ -129,6 +132,7 @@ def test_bad_flows_do_no_harm(bad_flows, no_training):
     assert abs(z_score((x[..., 0] - 1).square(), 1.0)) < 4
 
 
+@pytest.mark.slow
 def test_a_site_at_its_boundary():
     def model(count):
         p = pyro.sample("p", dist.Beta(1.0, 1.0))
@@ -138,6 +142,7 @@ def test_a_site_at_its_boundary():
     assert abs(z_score(values(data, "p"), 11 / 12)) < 4
 
 
+@pytest.mark.slow
 def test_angles():
     data = pf.sample(models.turned, torch.tensor(0.5), num_samples=20, num_chains=200, **QUIET)
     assert float(values(data, "direction").abs().max()) <= torch.pi + 1e-5
@@ -254,6 +259,7 @@ def test_particles_that_start_chains_are_no_siblings():
     assert abs(float((u[1:] * u[:-1]).mean() / u.square().mean())) < 0.15
 
 
+@pytest.mark.slow
 def test_chains_go_on_from_where_they_were():
     """Not by way of constrained values, which a simplex rounds to its faces."""
 
@@ -292,12 +298,12 @@ def test_more_chains_than_draws_part(monkeypatch):
 def test_tails_that_a_flow_lacks_give_it_away():
     """Jumps by a Gaussian, of a target with a heavy tail that some chains start in."""
     target = pf.Target.from_energy(lambda x: 4 * (1 + x.square().sum(-1) / 7).log(), 1)
-    climb = sampling.SamplerSearch(target, 100, 256, progress=False)
-    climb.run_smc()
-    climb.particles[:20] = 40.0
-    guide = climb.fit_mixture_guide(1)
+    search = sampling.SamplerSearch(target, 100, 256, progress=False)
+    search.run_smc()
+    search.particles[:20] = 40.0
+    guide = search.fit_mixture_guide(1)
     guide.flow.initialize_from(torch.randn(5000, 1))
-    candidate = climb._try("IMH", pf.IMH(guide=guide), torch.inf)
+    candidate = search._try("IMH", pf.IMH(guide=guide), torch.inf)
     assert candidate.never_accepted_fraction > 0 and not candidate.reliable
     good = candidate._replace(ess_per_draw=0.9, length=100)
     assert (
@@ -314,12 +320,12 @@ def test_tails_that_a_flow_lacks_give_it_away():
 def test_starts_are_forgotten():
     """Chains begin at particles of one mode only; jumps put the shares right before the draws."""
     target = mixture(2)
-    climb = sampling.SamplerSearch(target, 4, 2000, progress=False)
-    climb.run_smc()
-    best = climb._try("IMH", pf.IMH(guide=climb.fit_mixture_guide(1)), torch.inf)
+    search = sampling.SamplerSearch(target, 4, 2000, progress=False)
+    search.run_smc()
+    best = search._try("IMH", pf.IMH(guide=search.fit_mixture_guide(1)), torch.inf)
     x = best.run.unconstrained
     x[:] = x[x.sum(-1) > 0][:1]
-    climb.finish(best)
+    search.finish(best)
     upper = (best.run.unconstrained.sum(-1) > 0).double().mean(1)
     z = (upper.mean() - 1 / 3) / (upper.std() / len(upper) ** 0.5)
     assert abs(float(z)) < 4
@@ -340,6 +346,7 @@ def interrupt_at(monkeypatch, kernel, call):
     monkeypatch.setattr(kernel, "step", interrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [10, 60], ids=["warm-up", "trial"])
 def test_interrupting_a_later_trial_ends_the_climb(monkeypatch, bad_flows, call):
     interrupt_at(monkeypatch, pf.LatentHMC, call)
@@ -357,7 +364,7 @@ def test_interrupting_the_first_trial_ends_all(monkeypatch, call):
 
 @pytest.mark.parametrize("later, kept", [(0, pilot.PILOT_STEPS), (2, 2), (4, 4)])
 def test_interrupting_the_draws_keeps_what_there_is(monkeypatch, later, kept):
-    interrupt_at(monkeypatch, pf.IMH, pilot.SHORTEST + later)
+    interrupt_at(monkeypatch, pf.IMH, pilot.MIN_PILOT_STEPS + later)
     with pytest.warns(UserWarning, match="interrupted"):
         data = pf.sample(mixture(2), num_samples=50, num_chains=300, **QUIET)
     assert dict(data["posterior"].sizes)["draw"] == kept

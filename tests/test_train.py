@@ -105,7 +105,7 @@ def test_the_learning_rate_rises_and_falls():
 
 
 def test_warm_up_is_a_part():
-    with pytest.raises(ValueError, match="warm_up is a part"):
+    with pytest.raises(ValueError, match="warmup_fraction is a part"):
         FitOptions(warmup_fraction=50)
 
 
@@ -117,8 +117,8 @@ def test_rates_and_bounds_are_positive(name, value):
 
 
 def test_decays_are_counted_from_zero():
-    assert FitOptions(max_lr_decays=0).decays == 0
-    with pytest.raises(ValueError, match="FitOptions.decays must not be negative, got -1"):
+    assert FitOptions(max_lr_decays=0).max_lr_decays == 0
+    with pytest.raises(ValueError, match="FitOptions.max_lr_decays must not be negative, got -1"):
         FitOptions(max_lr_decays=-1)
 
 

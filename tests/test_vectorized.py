@@ -36,6 +36,7 @@ print((after - before) / 1024)
 """
 
 
+@pytest.mark.slow
 def test_a_million_draws_in_bounded_memory():
     """10 float32 coordinates and 5 statistics are 66 MB; thrice that is room for all else."""
     root = Path(__file__).resolve().parents[1]
@@ -81,6 +82,7 @@ def test_seconds_of_each_phase(guide):
     assert set(run(guide, num_samples=3).seconds) == {"training", "warmup", "sampling"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [IMH, LatentMALA])
 def test_resume_goes_on_as_one_longer_run(guide, kernel):
     """The same draws as if there had been no pause: nothing is adapted or started anew."""
@@ -185,6 +187,7 @@ def test_empty_sites_have_no_summary(capsys):
     assert "x" in capsys.readouterr().out and "none" not in mcmc.diagnostics()
 
 
+@pytest.mark.slow
 def test_what_the_guide_has_learnt_since_is_used():
     data = conjugate_data()
     guide = AutoFlow(conjugate, options=QUICK)

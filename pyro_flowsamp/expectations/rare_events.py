@@ -148,7 +148,7 @@ class ImportanceEstimate:
 def _check_annealing(annealing: dict[str, Any]) -> None:
     """Raises the errors of the annealing flow's options before anything is trained."""
     options = inspect.signature(AutoAnnealingFlow.__init__).parameters
-    known = [name for name in options if name not in ("self", "model", "start", "reference")]
+    known = [name for name in options if name not in ("self", "model", "reference")]
     for name in annealing:
         if name not in known:
             raise TypeError(
@@ -179,7 +179,7 @@ def _trained_guide(
         return -(p.log_prob(x) + part.relaxed(x).to(p.dtype))
 
     relaxed = Target.from_energy(energy, p.dim, dtype=p.dtype, device=p.device)
-    guide = _AnnealingFlow(relaxed, start=density.start, **annealing)
+    guide = _AnnealingFlow(relaxed, reference=density.start, **annealing)
     guide.fit()
     return guide
 

@@ -16,6 +16,7 @@ from ..flows.proposal import NUM_DIAGNOSTIC, Proposal
 from ..flows.recipes import RECIPES, LayeredFlow
 from ..objectives import ForwardKL, Objective, PathGradient, WeightedSum
 from ..options import FitOptions
+from ..smc.particles import Particles
 from ..target.density import Target
 from ..train import History, fit
 from ..weights import ess_fraction, pareto_k
@@ -27,7 +28,7 @@ __all__ = ["AutoFlow"]
 NUM_STARTS = 128  #: over-dispersed points from which the Gaussian is sought
 TRUSTED_K = 0.5  #: Pareto k below which weights have a variance, so that their ESS can be trusted
 MAX_COMPONENTS = 16  #: of the latent Gaussian mixture, where there is an ensemble to fit it to
-EnsembleDraws = Mapping[str, Tensor] | Tensor | ndarray
+EnsembleDraws = Mapping[str, Tensor] | Tensor | ndarray | Particles
 EnsembleSource = Callable[[Target], EnsembleDraws] | EnsembleDraws  #: as an ensemble
 
 
@@ -54,7 +55,7 @@ class AutoFlow(FlowGuide):
         ensemble: Draws of (nearly) the posterior to learn modes from, by forward KL beside the
             objective for the first half of the steps: constrained draws ``{site: (M, ...)}``,
             unconstrained points ``(M, d)``, or a callable of the target that returns such, as
-            :func:`~pyro_flowsamp.tempered_ensemble`. At least two; those of several chains in a
+            :func:`~pyro_flowsamp.tempered_smc`. At least two; those of several chains in a
             row, not by chain.
         options: How to train.
         context: Names of model arguments over which the flow is amortised.
@@ -179,6 +180,9 @@ def ensemble_points(given: EnsembleSource, target: Target) -> Tensor:
         ValueError: The draws are no such thing, not finite, or all the same.
     """
     draws = given(target) if callable(given) else given
+    if isinstance(draws, Particles):
+        islands = (len(draws.log_z),) if target.contexts is not None else ()
+        draws = draws.equally_weighted().reshape(*islands, -1, target.dim)
     if not isinstance(draws, Tensor | ndarray | Mapping):
         raise ValueError(
             f"the ensemble must be draws {{site: (M, ...)}} or points (M, {target.dim}), got "

@@ -189,6 +189,11 @@ class FlowGuide(AutoContinuous):
             )
         return source
 
+    @property
+    def model_source(self) -> Any:
+        """The model or target of this guide; None after unpickling, which leaves it behind."""
+        return self._source[0]
+
     def _ensure_flow(self, target: Target, row: Tensor | None) -> None:
         sites = [(s.name, tuple(s.shape)) for s in target.sites]
         if self.flow is None:

@@ -1,4 +1,4 @@
-"""Kernels: exact Markov chains on a target, with the help of a flow."""
+"""Kernels: Markov chains that are exact for a target and use a flow to move."""
 
 from .base import FlowKernel
 from .imh import IMH

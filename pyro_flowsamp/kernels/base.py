@@ -1,25 +1,22 @@
-r"""Pyro's shell around a transition.
+r"""Pyro's interface of a kernel that uses a flow.
 
-:class:`FlowKernel` is the :class:`~pyro.infer.mcmc.mcmc_kernel.MCMCKernel` that
-:class:`pyro.infer.MCMC` and StreamingMCMC drive with one chain, and that
-:class:`~pyro_flowsamp.VectorizedMCMC` drives with many. To add a kernel, subclass it and give
-:meth:`FlowKernel.init` and :meth:`FlowKernel.step`, and :meth:`FlowKernel.adapt` if it tunes
+:class:`FlowKernel` is an :class:`~pyro.infer.mcmc.mcmc_kernel.MCMCKernel`.
+:class:`pyro.infer.MCMC` and StreamingMCMC run it with one chain,
+:class:`~pyro_flowsamp.VectorizedMCMC` runs it with many. To add a kernel, write a subclass with
+:meth:`FlowKernel.init` and :meth:`FlowKernel.step`, and with :meth:`FlowKernel.adapt` if it tunes
 itself.
 
-Life of a kernel: ``setup`` binds the model to its data → the first warm-up step trains the guide,
-unless it is trained, and freezes a copy of it → further warm-up steps adapt → from the first
-sampling step on nothing changes any more.
+The order of calls: ``setup`` binds the model to its data. The first warm-up step trains the guide,
+unless it is trained, and freezes a copy of its flow. Further warm-up steps adapt the kernel. From
+the first sampling step on nothing changes any more.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import warnings
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable
-from math import pi
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
@@ -27,52 +24,32 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from ..flows.proposal import Proposal
-from ..target.context import same_objects
 from ..target.density import Target
 from ..target.site import Values
+from .binding import Guide, ModelBinding
+from .statistics import STATISTICS, on_one_period, proposal_diagnostics, statistics
 
-__all__ = ["FlowKernel", "Guide", "KernelState", "StepInfo"]
-
-
-STATISTICS = ("lp", "log_weight", "accepted", "acceptance_rate", "diverging")
-
-
-class Guide(Protocol):
-    """What a kernel needs of a guide."""
-
-    trained: bool
-    options: Any
-
-    def fit(self, *args: Any, **kwargs: Any) -> Any: ...
-    def target_for(self, *args: Any, **kwargs: Any) -> Target: ...
-    def proposal(self, *args: Any, **kwargs: Any) -> Proposal: ...
-    def restore_model(self, model: Callable) -> None: ...
+__all__ = ["FlowKernel", "Guide"]
 
 
-class KernelState(Protocol):
-    """What every state of C chains carries: ``(C, d)``, ``(C,)``, ``(C,)``."""
-
-    @property
-    def x(self) -> Tensor: ...
-    @property
-    def log_p(self) -> Tensor: ...
-    @property
-    def log_q(self) -> Tensor: ...
+MAX_REDRAWS = 100  #: of starting points at which the target has no density
 
 
-class StepInfo(Protocol):
-    """What every step reports of C chains, ``(C,)`` each."""
+def default_guide(source: Any) -> Guide:
+    """A new :class:`~pyro_flowsamp.AutoFlow` for a model or target.
 
-    @property
-    def accepted(self) -> Tensor: ...
-    @property
-    def accept_prob(self) -> Tensor: ...
-    @property
-    def diverging(self) -> Tensor: ...
+    Kernels work with any guide and import none; this default is imported when it is first used.
+    """
+    from ..guides.auto_flow import AutoFlow
+
+    return AutoFlow(source)
 
 
 class FlowKernel(MCMCKernel):
-    """Base of kernels that use a flow.
+    """Base class of kernels that use a flow.
+
+    A kernel corrects the flow's draws by MCMC, so that they come from the exact posterior even when
+    the flow fits poorly.
 
     Arguments:
         model: A Pyro model, or a :class:`~pyro_flowsamp.Target`.
@@ -80,11 +57,32 @@ class FlowKernel(MCMCKernel):
             ``initial_params``.
         guide: A flow guide, trained or not; by default ``AutoFlow(model)``.
 
-    Raises:
-        ValueError: Not exactly one of model, potential_fn, guide, or a model with its guide.
-    """
+    Attributes:
+        binding: The model, guide and arguments, and the target and frozen flow made of them.
 
-    default_guide: ClassVar[Callable[[Any], Guide]]  #: set by the package: kernels import no guide
+    Raises:
+        ValueError: Not exactly one of model, potential_fn, guide, or a model with its guide, is
+            given.
+
+    Example of a kernel whose chains never move::
+
+        >>> import torch
+        >>> from pyro_flowsamp import AutoFlow, FitOptions, FlowKernel, Target, VectorizedMCMC
+        >>> from pyro_flowsamp.transitions import independence, metropolis
+        >>> class Still(FlowKernel):
+        ...     def init(self, x):
+        ...         return independence.init(x, self.log_prob(x), self.proposal.log_prob(x))
+        ...
+        ...     def step(self, state):
+        ...         no = torch.zeros_like(state.log_p, dtype=torch.bool)
+        ...         return state, metropolis.MetropolisInfo(no, no.double(), no)
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        >>> guide = AutoFlow(target, flow="gaussian", options=FitOptions(progress=False))
+        >>> run = VectorizedMCMC(Still(guide=guide), 3, 1, num_chains=5, disable_progbar=True)
+        >>> run.run()
+        >>> int(run.statistics["accepted"].sum())
+        0
+    """
 
     def __init__(
         self,
@@ -92,27 +90,10 @@ class FlowKernel(MCMCKernel):
         potential_fn: Callable[[Values], Tensor] | None = None,
         guide: Guide | None = None,
     ) -> None:
-        if potential_fn is not None and (model is not None or guide is not None):
-            raise ValueError("give potential_fn alone: it takes neither a model nor a guide")
-        if model is None and potential_fn is None and guide is None:
-            raise ValueError("give a model, a potential_fn, a guide, or a model with its guide")
-        if model is None and guide is not None:
-            (model,) = guide._source  # type: ignore[attr-defined]
-        self._source, self.potential_fn = model, potential_fn
-        self.guide = guide
-        self._owns_guide = guide is None
+        self.binding = ModelBinding(model, potential_fn, guide)
         self._initial_params: Values | None = None
         self._user_start = False
         self._save_params: list[str] | None = None
-        self._clear()
-
-    def _clear(self) -> None:
-        self._target: Target | None = None
-        self._proposal: Proposal | None = None
-        self._bound: tuple | None = None
-        self._laid_out: Any = None
-        self._args: tuple = ()
-        self._kwargs: dict = {}
         self._warmup_steps = 0
         self._begin_chain()
 
@@ -124,145 +105,102 @@ class FlowKernel(MCMCKernel):
     # ---- for subclasses -----------------------------------------------------------------------
 
     def init(self, x: Tensor) -> Any:
-        """The state of chains at ``x`` ``(C, d)``."""
+        """Returns the state of chains at ``x`` ``(C, d)``."""
         raise NotImplementedError
 
     def step(self, state: Any) -> tuple[Any, Any]:
-        """One transition of every chain, no host synchronisation: ``(state, info)``."""
+        """Makes one transition of every chain, and returns the new state and a report of it.
+
+        It must not make the host wait for the device.
+        """
         raise NotImplementedError
 
     def adapt(self, info: Any) -> None:
         """Tunes the kernel after a warm-up step."""
 
     def freeze(self) -> None:
-        """Ends tuning, once, at the end of warm-up."""
+        """Ends tuning; called once, at the end of warm-up."""
 
     def reset(self) -> None:
-        """Makes ready for new chains: undoes what :meth:`adapt` has done."""
+        """Prepares the kernel for new chains: undoes what :meth:`adapt` has done."""
 
     # ---- binding and training ------------------------------------------------------------------
 
     @property
+    def guide(self) -> Guide | None:
+        """The guide; None before ``setup`` where none was given."""
+        return self.binding.guide
+
+    @guide.setter
+    def guide(self, guide: Guide) -> None:
+        self.binding.guide = guide
+
+    @property
     def model(self) -> Callable | None:
         """The Pyro model, or None for a potential or a target."""
-        return None if isinstance(self._source, Target) else self._source
+        source = self.binding.source
+        return None if isinstance(source, Target) else source
 
     @property
     def target(self) -> Target:
-        """The target of the current model arguments."""
-        if self._target is not None:
-            return self._target
-        if isinstance(self._source, Target):
-            return self._source
+        """The target of the current model arguments.
+
+        Raises:
+            RuntimeError: The kernel has not been set up.
+        """
+        for target in (self.binding.target, self.binding.source):
+            if isinstance(target, Target):
+                return target
         raise RuntimeError("the kernel has no target yet: call setup (or MCMC.run) first")
 
     @property
     def proposal(self) -> Proposal:
-        """The frozen flow."""
-        if self._proposal is None:
-            raise RuntimeError("the kernel has no trained flow yet: call prepare first")
-        return self._proposal
-
-    def bind(self, *args: Any, **kwargs: Any) -> None:
-        """Makes the target of these arguments, unless they are the ones already bound.
+        """The frozen flow.
 
         Raises:
-            ValueError: The guide was trained for another model, or is amortised and untrained.
+            RuntimeError: No flow has been trained and frozen yet.
         """
-        key = (*args, *sorted(kwargs), *(kwargs[k] for k in sorted(kwargs)))
-        layout = self._layout()
-        if self._bound is not None and same_objects(self._bound, key) and layout == self._laid_out:
-            return
-        if self._owns_guide and self._bound is not None:
-            self.guide = None  # trained for other data
-        source = self._source_or_potential()
-        if self.guide is None:
-            self.guide = type(self).default_guide(source)
-        elif source is not None:
-            self.guide.restore_model(source)
-        context = getattr(self.guide, "context_names", ())
-        if context and not self.guide.trained:
-            raise ValueError(
-                f"a guide amortised over {list(context)} must be trained before it "
-                f"is used, on the values that it shall cover: call guide.fit(...) first"
-            )
-        self._check_guide(source, args, kwargs)
-        self._target = self.guide.target_for(*args, **kwargs)
-        self._proposal = None
-        self._bound, self._args, self._kwargs, self._laid_out = key, args, kwargs, layout
+        if self.binding.proposal is None:
+            raise RuntimeError("the kernel has no trained flow yet: call prepare first")
+        return self.binding.proposal
 
-    def _layout(self) -> Any:
-        """What a potential's target is made of; where nothing says so, it stays as it is."""
-        if self.potential_fn is None or self._initial_params is None:
-            return self._laid_out
-        return {k: (v.shape, v.dtype, v.device) for k, v in self._initial_params.items()}
+    def bind(self, *args: Any, **kwargs: Any) -> None:
+        """Makes the target of these model arguments, unless they are the ones already bound.
 
-    def _source_or_potential(self) -> Any:
-        if self.potential_fn is None:
-            return self._source
-        if self._initial_params is None:
-            raise ValueError(
-                "a potential_fn needs initial_params, for the names, shapes and dtype of its "
-                "arguments: MCMC(kernel, ..., initial_params={'x': torch.zeros(3)})"
-            )
-        return Target.from_potential(self.potential_fn, self._initial_params)
+        Raises:
+            ValueError: See :meth:`~pyro_flowsamp.kernels.binding.ModelBinding.bind`.
+        """
+        self.binding.bind(args, kwargs, self._initial_params, default_guide)
 
-    def _check_guide(self, source: Any, args: tuple, kwargs: dict) -> None:
-        """A guide of another model would be told by its sites; say so by name."""
-        if source is None or self._owns_guide or source == self.guide._source[0]:  # type: ignore
-            return
-        made = Target.of(source, *args, **kwargs)
-        mine = {s.name: tuple(s.shape) for s in made.sites}
-        assert self.guide is not None
-        theirs = {s.name: tuple(s.shape) for s in self.guide.target_for(*args, **kwargs).sites}
-        if mine != theirs:
-            raise ValueError(
-                f"the guide was made for another model: it has the sites {theirs}, this model "
-                f"has {mine}."
-            )
-        raise ValueError(
-            "the guide was made for another model with the same sites: make a guide of this "
-            "model, or pass the guide alone."
-        )
-
-    def prepare(self, warmup_steps: int) -> None:
-        """Trains the guide where that has not been done, and freezes a copy of its flow.
+    def prepare(self, warmup_steps: int, progress: bool = True) -> None:
+        """Trains the guide unless it is trained, and freezes a copy of its flow.
 
         Raises:
             RuntimeError: The guide is untrained and there is no warm-up to train it in.
         """
-        assert self.guide is not None
-        if not self.guide.trained:
-            if warmup_steps == 0:
-                raise RuntimeError(
-                    "the guide is untrained and warmup_steps=0 leaves no step to train it in: "
-                    "call guide.fit(...) first, or use warmup_steps > 0 (after training of your "
-                    "own, by SVI, say so: guide.trained = True)."
-                )
-            if multiprocessing.parent_process() is not None:
-                warnings.warn(
-                    "every parallel chain trains its own copy of the guide: call guide.fit(...) "
-                    "before MCMC.run, or use VectorizedMCMC, to train once for all.",
-                    stacklevel=2,
-                )
-            self.guide.fit(*self._args, **self._kwargs)
-        if self._proposal is None:
-            self._proposal = self.guide.proposal(*self._args, **self._kwargs)
+        self.binding.prepare(warmup_steps, progress)
 
     def start(self, num_chains: int, params: Values | None = None) -> Any:
-        """States of new chains: at ``params``, or at draws of the flow; undoes all adaptation.
+        """Starts new chains at ``params``, or at draws of the flow, and undoes all adaptation.
+
+        Returns:
+            The state of the chains.
 
         Raises:
-            ValueError: As :meth:`state_at`.
+            ValueError: See :meth:`state_at`.
         """
         self.reset()
         if params is not None:
             return self.state_at(params, num_chains)
-        self._check_number(num_chains)
+        check_divisible(num_chains, self.target)
         return self.init(self._flow_starts(num_chains))
 
     def state_at(self, params: Values, num_chains: int | None = None) -> Any:
-        """States of chains at ``params``, the kernel as it is.
+        """Returns the state of chains at ``params``, and leaves all adaptation as it is.
+
+        Arguments:
+            params: Unconstrained values, ``{site: (num_chains, ...)}``.
+            num_chains: Chains; by default as many as there are values.
 
         Raises:
             ValueError: A shape or dtype of ``params`` is wrong, the density there is not finite, or
@@ -273,7 +211,7 @@ class FlowKernel(MCMCKernel):
             raise ValueError(f"initial_params: {sorted(unknown)} are not sites of the model")
         x = self.target.pack_unconstrained(params).reshape(-1, self.target.dim)
         num_chains = num_chains or len(x)
-        self._check_number(num_chains)
+        check_divisible(num_chains, self.target)
         state = self.init(x.reshape(num_chains, self.target.dim))
         bad = ~torch.isfinite(state.log_p - state.log_q)
         if bad.any():
@@ -281,26 +219,18 @@ class FlowKernel(MCMCKernel):
             raise ValueError(f"initial_params: the density is zero or NaN for chains {chains}")
         return state
 
-    def _check_number(self, num_chains: int) -> None:
-        contexts = self.target.contexts
-        if contexts is not None and num_chains % len(contexts):
-            raise ValueError(
-                f"{num_chains} chains cannot be shared out evenly among {len(contexts)} contexts: "
-                f"take a multiple of {len(contexts)}; chain i is at the context of i mod "
-                f"{len(contexts)}"
-            )
-
     def log_prob(self, x: Tensor) -> Tensor:
         r"""The target's log density on one period: :math:`-\infty` at angles outside [−π, π].
 
-        Flows that know of angles never leave it; any other would see a density without end.
+        Flows for angles never leave this period. Any other flow would meet a density that repeats
+        without end, whose integral is infinite.
         """
         return on_one_period(self.target, x)
 
     def _flow_starts(self, num_chains: int) -> Tensor:
         """Independent draws of the flow, redrawn where the target has no density."""
         x, _ = self.proposal.sample_and_log_prob(num_chains)
-        for _ in range(100):
+        for _ in range(MAX_REDRAWS):
             bad = ~torch.isfinite(self.log_prob(x).detach())
             if not bad.any():
                 return x
@@ -315,17 +245,15 @@ class FlowKernel(MCMCKernel):
 
     @property
     def transforms(self) -> dict[str, Transform] | None:
-        """Constrained → unconstrained, by site; None before ``setup`` of a model."""
-        if self._target is None and not isinstance(self._source, Target):
+        """Maps from constrained to unconstrained values, by site; None before ``setup``."""
+        if self.binding.target is None and not isinstance(self.binding.source, Target):
             return None
         return {site.name: site.transform.inv for site in self.target.sites}
 
     @property
     def initial_params(self) -> Values:
         """Unconstrained starting values by site."""
-        if self._initial_params is None:
-            return {}
-        return self._initial_params
+        return self._initial_params or {}
 
     @initial_params.setter
     def initial_params(self, params: Values) -> None:
@@ -333,7 +261,7 @@ class FlowKernel(MCMCKernel):
 
     @property
     def save_params(self) -> list[str]:
-        """The sites kept by MCMC; sorted, since Pyro scrambles any other order."""
+        """The sites kept by MCMC; sorted, because Pyro confuses the sites in any other order."""
         if self._save_params is not None:
             return self._save_params
         return sorted(self.initial_params)
@@ -345,7 +273,7 @@ class FlowKernel(MCMCKernel):
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Binds the model to its arguments and begins a new chain; trains nothing yet."""
         self.bind(*args, **kwargs)
-        self._proposal = None  # the guide may have learnt more since
+        self.binding.proposal = None  # the guide may have been trained further since
         self._begin_chain()
         self._warmup_steps = warmup_steps
         if self._user_start:
@@ -360,7 +288,7 @@ class FlowKernel(MCMCKernel):
             self._initial_params = self.target.unpack_unconstrained(first)
 
     def sample(self, params: Values) -> Values:
-        """Pyro's one step of one chain."""
+        """Makes one step of one chain, as Pyro calls for it."""
         if self._time == 0:
             self.prepare(self._warmup_steps)
             self._state = self.start(1, params if self._user_start else None)
@@ -379,18 +307,18 @@ class FlowKernel(MCMCKernel):
             self._statistics[name].append(float(value[0]))
 
     def cleanup(self) -> None:
-        """Ends a chain; called twice by Pyro."""
+        """Ends a chain; Pyro calls this twice."""
         self._begin_chain()
         self._initial_params, self._user_start = None, False
 
     def logging(self) -> OrderedDict[str, str]:
-        """For the progress bar."""
+        """The entries of Pyro's progress bar."""
         accepted = self._statistics["accepted"]
         rate = f"{sum(accepted[-100:]) / len(accepted[-100:]):.2f}" if accepted else "warm-up"
         return OrderedDict([("acc. rate", rate)])
 
     def diagnostics(self) -> dict[str, Any]:
-        """Acceptance, divergences, importance ESS and Pareto k, and the per-draw statistics."""
+        """Acceptance, divergences, importance ESS, Pareto k and the statistics of each draw."""
         stats = {k: torch.tensor(v, dtype=torch.double) for k, v in self._statistics.items()}
         return {
             "divergences": stats["diverging"].nonzero()[:, 0].tolist(),
@@ -400,43 +328,20 @@ class FlowKernel(MCMCKernel):
         }
 
     def proposal_diagnostics(self) -> dict[str, float]:
-        """How good the frozen flow is, on 4096 fresh draws; at several contexts, at the worst."""
+        """The fit of the frozen flow, on 4096 fresh draws; of several contexts, the worst."""
         return proposal_diagnostics(self.proposal, self.target)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Targets, states and proposals stay behind; ``setup`` makes them again."""
-        state = self.__dict__.copy()
-        for name in ("_target", "_proposal", "_bound", "_state"):
-            state[name] = None
-        state.update(_args=(), _kwargs={})
-        return state
+        """The kernel without its state; ``setup`` makes that again."""
+        return {**self.__dict__, "_state": None}
 
 
-def on_one_period(target: Target, x: Tensor) -> Tensor:
-    r"""A target's log density ``(N,)``, :math:`-\infty` at angles outside [−π, π]."""
-    log_p = target.log_prob(x)
-    if not target.circular:
-        return log_p
-    outside = ((x.abs() > pi) & target.angles).any(-1)
-    return torch.where(outside, -torch.inf, log_p)
-
-
-def proposal_diagnostics(proposal: Proposal, target: Target) -> dict[str, float]:
-    """How good a proposal is for a target, see :meth:`FlowKernel.proposal_diagnostics`."""
-    found = proposal.diagnostics(lambda x: on_one_period(target, x).detach())
-    return {
-        "importance ess": float(found.ess.min()),
-        "pareto k": float(found.pareto_k.max()),
-        "log q error": found.log_q_error,
-    }
-
-
-def statistics(state: KernelState, info: StepInfo) -> dict[str, Tensor]:
-    """The per-draw statistics of C chains, ``(C,)`` each, by their names in ArviZ."""
-    return {
-        "lp": state.log_p,
-        "log_weight": state.log_p - state.log_q,
-        "accepted": info.accepted,
-        "acceptance_rate": info.accept_prob,
-        "diverging": info.diverging,
-    }
+def check_divisible(num_chains: int, target: Target) -> None:
+    """Raises a ValueError if the chains cannot be shared out evenly among a target's contexts."""
+    contexts = target.contexts
+    if contexts is not None and num_chains % len(contexts):
+        raise ValueError(
+            f"{num_chains} chains cannot be shared out evenly among {len(contexts)} contexts: "
+            f"take a multiple of {len(contexts)}; chain i is at the context of i mod "
+            f"{len(contexts)}"
+        )

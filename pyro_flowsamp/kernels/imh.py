@@ -19,22 +19,40 @@ __all__ = ["IMH"]
 class IMH(FlowKernel):
     r"""Independent Metropolis–Hastings: exact draws from a flow's proposals.
 
-    Every step proposes :math:`x' \sim q` and accepts it with
+    Every step proposes :math:`x' \sim q` and accepts it with probability
     :math:`\min(1, e^{w(x') - w(x)})`, :math:`w = \log\tilde p - \log q`; the derivation is in
-    :mod:`pyro_flowsamp.transitions.independence`. Draws of a good flow are nearly independent:
-    acceptance :math:`\operatorname{erfc}(\sqrt{\mathrm{KL}/2})` for log-normal weights. Below about
-    10 %, or where the Pareto k exceeds 0.7, use :class:`~pyro_flowsamp.LatentMALA`.
+    :mod:`pyro_flowsamp.transitions.independence`. Draws by a good flow are nearly independent. For
+    log-normal weights the acceptance rate is :math:`\operatorname{erfc}(\sqrt{\mathrm{KL}/2})`.
+    Where it is below about 10 %, or where the Pareto k exceeds 0.7, use
+    :class:`~pyro_flowsamp.LatentMALA`.
 
     Proposals are drawn and scored in large batches ahead of the steps that use them.
 
     Arguments:
-        model, potential_fn, guide: See :class:`~pyro_flowsamp.kernels.base.FlowKernel`.
+        model, potential_fn, guide: See :class:`~pyro_flowsamp.FlowKernel`.
         lookahead: Proposals per batch, for all chains together.
+
+    Raises:
+        ValueError: ``lookahead`` is below 1, or model, potential_fn and guide do not go together.
+
+    References:
+        Tierney, *Markov Chains for Exploring Posterior Distributions*, 1994,
+        https://doi.org/10.1214/aos/1176325750
 
     Example::
 
-        mcmc = MCMC(IMH(model), num_samples=10_000, warmup_steps=300)
-        mcmc.run(data)
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro_flowsamp import IMH, AutoFlow, FitOptions, VectorizedMCMC
+        >>> _ = pyro.set_rng_seed(0)
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> guide = AutoFlow(model, flow="gaussian", options=FitOptions(progress=False))
+        >>> run = VectorizedMCMC(IMH(model, guide=guide), 50, 10, 200, disable_progbar=True)
+        >>> run.run(torch.tensor(1.0))  # the posterior is Normal(0.5, 0.71)
+        >>> abs(float(run.get_samples()["mean"].mean()) - 0.5) < 0.05
+        True
     """
 
     def __init__(
@@ -51,14 +69,13 @@ class IMH(FlowKernel):
         super().__init__(model, potential_fn, guide)
 
     def init(self, x: Tensor) -> independence.IMHState:
-        """The state at the flow's own rendition of ``x``.
+        """Returns the state at f(f⁻¹(x)), which in floating point is next to ``x``.
 
-        In floating point f(f⁻¹(x)) is a neighbour of x whose log q is known by the pass that
-        sampling uses, so that all densities in a ratio come from one formula.
+        Its log q is known by the pass that sampling uses, so that all densities in an acceptance
+        ratio come from one formula.
         """
-        self._ahead: list[
-            tuple[independence.IMHState, Tensor]
-        ] = []  # there may be other chains than before
+        # Proposals that were drawn ahead may have been for another number of chains.
+        self._ahead: list[tuple[independence.IMHState, Tensor]] = []
         z = self.proposal.pull(x)
         with torch.no_grad():
             x, ladj = self.proposal.push(z)

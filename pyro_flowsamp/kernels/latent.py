@@ -1,8 +1,8 @@
 r"""LatentHMC and LatentMALA: local moves in the latent space of a flow.
 
-Both are :func:`pyro_flowsamp.transitions.latent.step`, one integrator and one acceptance for every
-number of steps, metric and target; that module derives them. Langevin is Hamiltonian of one step:
-:class:`LatentMALA` only picks arguments.
+Both use :func:`pyro_flowsamp.transitions.hamiltonian.step`, one integrator and one acceptance
+rule for every number of steps, metric and target; that module has the derivation. A Langevin step is a
+Hamiltonian trajectory of one step, so that :class:`LatentMALA` only chooses arguments.
 """
 
 from __future__ import annotations
@@ -16,65 +16,90 @@ from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor, nn
 
 from ..target.site import Values
-from ..transitions import langevin, latent
+from ..transitions import hamiltonian
 from ..transitions.step_size import jitter, optimal_step_size
 from .base import FlowKernel, Guide
-from .sharpened import Pretrained, check_metric
+from .sharpened import SharpenedFlow, check_metric
 
 __all__ = ["LatentHMC", "LatentMALA"]
 
 
-TINY = 1e-7  #: of the first step size; below it float32 does not move
+TINY = 1e-7  #: times the first step size: float32 positions do not change below
 
 
 class LatentHMC(FlowKernel):
     r"""Hamiltonian Monte Carlo in the latent space of a flow :math:`x = f(z)`.
 
-    Two targets, with :math:`J = \partial f / \partial z`, never to be confused:
+    There are two targets, with :math:`J = \partial f / \partial z`:
 
     - ``"pullback"``: :math:`\pi(z) = \tilde p(f(z))\,|\det J(z)|`, whose push-forward is the
       posterior :math:`p` exactly, whatever the flow; a good flow makes :math:`\pi` nearly standard
       normal (Hoffman et al., 2019, https://arxiv.org/abs/1903.03704).
-    - ``"tempered"``: :math:`\pi(z) \propto q_X(f(z)) = q_Z(z) / |\det J(z)|`, for a flow trained on
-      data by anyone, and no model (NF-MALA, https://arxiv.org/abs/2305.12149). Draws in z avoid the
-      bridges between modes, where :math:`|\det J|` explodes. **It does not converge to p, nor to
-      the flow's** :math:`q_X`, but to a sharpened flow, of density proportional to
+    - ``"sharpened"``: :math:`\pi(z) \propto q_X(f(z)) = q_Z(z) / |\det J(z)|`, for a flow that was
+      trained on data, without a model (Coeurdoux et al., 2023). Draws in z avoid the low-density
+      paths between modes, where :math:`|\det J|` is very large. **This target is neither p nor the
+      flow's** :math:`q_X`. It is a sharpened flow, of density proportional to
       :math:`q_X(x)^2 / q_Z(f^{-1}(x))`.
 
-    Two metrics: ``"identity"``, and ``"jacobian"``, the paper's :math:`G = J^\top J`, by products
-    of J and its inverse with vectors, two forward-mode passes a step in any dimension. Its field is
-    :math:`\nabla_x \log\tilde p`, or :math:`\nabla_x \log q_X`. For the pullback it undoes what
-    the flow has straightened, to first order: identity is the default.
+    There are two metrics: ``"identity"``, and ``"jacobian"``, the paper's :math:`G = J^\top J`. The
+    latter takes products of J and its inverse with vectors, two forward-mode passes a step in any
+    dimension. Its force is :math:`\nabla_x \log\tilde p`, or :math:`\nabla_x \log q_X`. For the
+    pullback it undoes, to first order, the change of coordinates that the flow has learnt; so
+    identity is the default.
 
     Each chain, with probability ``global_prob``, proposes :math:`z' \sim q_Z` instead. With
-    :math:`w = \log\tilde p - \log q_X` that is accepted with :math:`\min(1, e^{w(x') - w(x)})`, for
-    the tempered target :math:`\min(1, |\det J(z)| / |\det J(z')|)`.
+    :math:`w = \log\tilde p - \log q_X` this is accepted with probability
+    :math:`\min(1, e^{w(x') - w(x)})`, for the sharpened target with probability
+    :math:`\min(1, |\det J(z)| / |\det J(z')|)`.
 
-    In warm-up the step size follows dual averaging towards ``target_accept_prob``, over all chains
-    together; then it is fixed, but for a factor drawn from (0.8, 1.2) for each trajectory against
-    resonance. One gradient a leapfrog step; those of the state are kept.
+    In warm-up the step size is adapted by dual averaging towards ``target_accept_prob``, over all
+    chains together. Then it is fixed, apart from a factor drawn from (0.8, 1.2) for each
+    trajectory, which avoids resonance. A leapfrog step takes one gradient; the gradient at the
+    state is kept.
 
     Arguments:
-        model, potential_fn, guide: See :class:`~pyro_flowsamp.kernels.base.FlowKernel`.
-        flow: For the tempered target, instead: any trained flow in zuko's convention. It is checked
-            before a run, see :func:`~pyro_flowsamp.kernels.sharpened.check_flow`.
-        target: "pullback" or "tempered".
+        model, potential_fn, guide: See :class:`~pyro_flowsamp.FlowKernel`.
+        flow: Any trained flow in zuko's convention, for the sharpened target only, in place of
+            model, potential and guide. It is checked before a run, see
+            :func:`~pyro_flowsamp.kernels.sharpened.check_flow`.
+        target: "pullback" or "sharpened".
         metric: "identity" or "jacobian".
-        num_steps: Leapfrog steps a trajectory; few in the Jacobian metric.
-        step_size: At the start of warm-up; by default :math:`d^{-1/4}`.
-        target_accept_prob: What the step size is adapted to.
-        global_prob: How often to jump, in [0, 1).
+        num_steps: Leapfrog steps of a trajectory; take few in the Jacobian metric.
+        step_size: Step size at the start of warm-up; by default :math:`d^{-1/4}`.
+        target_accept_prob: Acceptance probability that the step size is adapted to.
+        global_prob: Probability of a proposal by the flow, in [0, 1).
 
     Raises:
         ValueError: An argument is out of range, or flow and target do not go together; at the start
-            of a run, the flow is not what it says.
+            of a run, the flow is not invertible or its density is wrong.
         RuntimeError: At the end of warm-up, the step size has gone to zero.
+
+    References:
+        Hoffman et al., *NeuTra-lizing Bad Geometry in Hamiltonian Monte Carlo Using Neural
+        Transport*, 2019, https://arxiv.org/abs/1903.03704
+
+        Coeurdoux et al., *Normalizing flow sampling with Langevin dynamics in the latent space*,
+        2023, https://arxiv.org/abs/2305.12149
 
     Example::
 
-        kernel = LatentHMC(flow=zuko_flow, target="tempered", metric="jacobian", global_prob=0.1)
-        mcmc = VectorizedMCMC(kernel, num_samples=100, warmup_steps=300, num_chains=1000)
-        mcmc.run()
+        >>> import pyro
+        >>> from pyro_flowsamp import AutoFlow, FitOptions, LatentHMC, Target, VectorizedMCMC
+        >>> _ = pyro.set_rng_seed(0)
+        >>> target = Target.from_energy(lambda x: 0.5 * (x - 3).square().sum(-1), 2)
+        >>> guide = AutoFlow(target, flow="gaussian", options=FitOptions(progress=False))
+        >>> run = VectorizedMCMC(LatentHMC(guide=guide), 20, 50, 200, disable_progbar=True)
+        >>> run.run()
+        >>> abs(float(run.get_samples()["x"].mean()) - 3) < 0.05
+        True
+
+    A flow that was trained elsewhere, here just the guide's, sharpened::
+
+        >>> kernel = LatentHMC(flow=guide.flow, target="sharpened")
+        >>> run = VectorizedMCMC(kernel, 20, 50, 200, disable_progbar=True)
+        >>> run.run()
+        >>> run.get_samples()["x"].shape
+        torch.Size([4000, 2])
     """
 
     jittered: ClassVar[bool] = True
@@ -86,15 +111,15 @@ class LatentHMC(FlowKernel):
         guide: Guide | None = None,
         *,
         flow: nn.Module | None = None,
-        target: Literal["pullback", "tempered"] = "pullback",
+        target: Literal["pullback", "sharpened"] = "pullback",
         metric: Literal["identity", "jacobian"] = "identity",
         num_steps: int = 4,
         step_size: float | None = None,
         target_accept_prob: float = 0.8,
         global_prob: float = 0.0,
     ) -> None:
-        if target not in ("pullback", "tempered"):
-            raise ValueError(f"target must be 'pullback' or 'tempered', got {target!r}")
+        if target not in ("pullback", "sharpened"):
+            raise ValueError(f"target must be 'pullback' or 'sharpened', got {target!r}")
         if metric not in ("identity", "jacobian"):
             raise ValueError(f"metric must be 'identity' or 'jacobian', got {metric!r}")
         if num_steps < 1:
@@ -105,25 +130,25 @@ class LatentHMC(FlowKernel):
             raise ValueError(f"step_size must be positive, got {step_size}")
         if not 0 <= global_prob < 1:
             raise ValueError(f"global_prob must lie in [0, 1), got {global_prob}")
-        self.tempered = target == "tempered"
-        if self.tempered:
-            guide = _alone(flow, (model, potential_fn, guide))
+        self.sharpened = target == "sharpened"
+        if self.sharpened:
+            guide = _sharpened_flow(flow, (model, potential_fn, guide))
         elif flow is not None:
             raise ValueError(
-                "a flow alone has no posterior: give target='tempered' to sample the flow itself, "
-                "or a model with guide=AutoFlow(model, flow=flow)"
+                "a flow alone has no posterior: give target='sharpened' to sample the flow, "
+                "sharpened, or a model with guide=AutoFlow(model, flow=flow)"
             )
         self.metric, self.num_steps, self.global_prob = metric, num_steps, global_prob
         self.initial_step_size, self.target_accept_prob = step_size, target_accept_prob
         super().__init__(model, potential_fn, guide)
 
     def first_step_size(self) -> float:
-        """Where warm-up begins unless told: optimal for a standard normal, up to a factor."""
+        """The default of the step size: optimal for a standard normal, up to a factor."""
         return self.target.dim**-0.25
 
-    def prepare(self, warmup_steps: int) -> None:
-        fresh = self._proposal is None
-        super().prepare(warmup_steps)
+    def prepare(self, warmup_steps: int, progress: bool = True) -> None:
+        fresh = self.binding.proposal is None
+        super().prepare(warmup_steps, progress)
         if fresh and self.metric == "jacobian":
             check_metric(self.proposal)
 
@@ -136,15 +161,16 @@ class LatentHMC(FlowKernel):
 
     # ---- the density in z -----------------------------------------------------------------------
 
-    def density(self, z: Tensor) -> langevin.HMCState:
-        """Everything a state carries, by one pass through flow and target."""
+    def density(self, z: Tensor) -> hamiltonian.HMCState:
+        """Evaluates flow and target at z, in one pass, for the state of the chains there."""
         evaluate = self._in_z if self.metric == "identity" else self._in_x
         x, ladj, log_p, grad = evaluate(z.detach())
         x, ladj, log_p = x.detach(), ladj.detach().double(), log_p.detach().double()
         log_q = self.proposal.base_log_prob(z).double() - ladj
-        log_pi = torch.where(torch.isfinite(log_q), log_p + ladj, -torch.inf)  # f lives on its base
+        # Where the base has no density the flow has no value.
+        log_pi = torch.where(torch.isfinite(log_q), log_p + ladj, -torch.inf)
         grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
-        return langevin.HMCState(z.detach(), log_pi, grad, x, log_p, log_q)
+        return hamiltonian.HMCState(z.detach(), log_pi, grad, x, log_p, log_q)
 
     def _in_z(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         with torch.enable_grad():
@@ -159,21 +185,21 @@ class LatentHMC(FlowKernel):
             x, ladj = self.proposal.push(z)
         with torch.enable_grad():
             x = x.requires_grad_()
-            log_p = self.proposal.at(len(x)).log_prob(x) if self.tempered else self.log_prob(x)
+            log_p = self.proposal.at(len(x)).log_prob(x) if self.sharpened else self.log_prob(x)
             (grad,) = torch.autograd.grad(log_p.sum(), x)
-        return x, ladj, self._log_p(z, x, ladj) if self.tempered else log_p, grad
+        return x, ladj, self._log_p(z, x, ladj) if self.sharpened else log_p, grad
 
     def _log_p(self, z: Tensor, x: Tensor, ladj: Tensor) -> Tensor:
-        """The target in x; the sharpened flow by the pass that has made x, not by the inverse."""
-        if self.tempered:
+        """The target at x; a sharpened flow is evaluated by the pass that made x from z."""
+        if self.sharpened:
             return self.proposal.base_log_prob(z) - 2 * ladj
         return self.log_prob(x)
 
     @property
-    def _frame(self) -> latent.Frame:
+    def latent_metric(self) -> hamiltonian.Metric:
         if self.metric == "identity":
-            return latent.IDENTITY
-        return latent.Frame(
+            return hamiltonian.IDENTITY
+        return hamiltonian.Metric(
             lambda state, r: self.proposal.pull_vector(state.x, r),
             lambda state, v: self.proposal.push_vector(state.z, v),
             lambda state: state.log_q.neg() + self.proposal.base_log_prob(state.z).double(),
@@ -181,22 +207,29 @@ class LatentHMC(FlowKernel):
 
     # ---- steps ----------------------------------------------------------------------------------
 
-    def init(self, x: Tensor) -> langevin.HMCState:
-        return langevin.init(self.proposal.pull(x), self.density)
+    def init(self, x: Tensor) -> hamiltonian.HMCState:
+        return self.density(self.proposal.pull(x))
 
-    def step(self, state: langevin.HMCState) -> tuple[langevin.HMCState, Any]:
+    def step(self, state: hamiltonian.HMCState) -> tuple[hamiltonian.HMCState, Any]:
         noise = torch.randn_like(state.z)
         log_u = torch.rand_like(state.log_pi).log()
         size = self.step_size
         if self.jittered:
             size = jitter(size.expand(len(log_u), 1).clone())
         jump = self._jump(log_u) if self.global_prob else None
-        return latent.step(
-            state, self.density, self._frame, size, self.num_steps, noise, log_u, jump
+        return hamiltonian.step(
+            state,
+            self.density,
+            size,
+            self.num_steps,
+            noise,
+            log_u,
+            metric=self.latent_metric,
+            jump=jump,
         )
 
-    def _jump(self, like: Tensor) -> latent.Jump:
-        return latent.Jump(
+    def _jump(self, like: Tensor) -> hamiltonian.Jump:
+        return hamiltonian.Jump(
             torch.rand_like(like) < self.global_prob, self.proposal.sample_latent(len(like))
         )
 
@@ -221,8 +254,8 @@ class LatentHMC(FlowKernel):
             f"warm-up drove the step size to {float(self.step_size):.1e}: {accepted:.1%} of its "
             f"moves were accepted, {diverged:.1%} met a density that was not finite or 1000 nats "
             f"lower; {int(self.target.nonfinite)} of the target's {self.target.evaluations} "
-            f"densities were NaN or infinite. No step is small enough where a density is not "
-            f"continuous, or random: look at it around the starting points, or use IMH."
+            f"densities were NaN or infinite. The density may be discontinuous or random, so that "
+            f"no step is small enough: check it around the starting points, or use IMH."
         )
 
     def logging(self) -> Any:
@@ -238,25 +271,41 @@ class LatentHMC(FlowKernel):
 class LatentMALA(LatentHMC):
     r"""Metropolis-adjusted Langevin in the latent space of a flow.
 
-    :class:`LatentHMC` of one step: targets, metrics and jumps are described there. In the identity
-    metric
+    This is :class:`LatentHMC` with one step, which describes the targets, the metrics and the
+    proposals by the flow. In the identity metric a move is
 
     .. math:: z' = z + \tfrac{\epsilon^2}{2} \nabla\log\pi(z) + \epsilon\,\xi, \qquad
               \xi \sim \mathcal N(0, I),
 
-    in the Jacobian metric :math:`z' = z + J^{-1}(\tfrac{\epsilon^2}{2} g + \epsilon\,\xi)`, with
-    the drift :math:`\tfrac{\epsilon^2}{2} g` cut to a length of :math:`\epsilon\sqrt d` in both
-    directions. The step size is not jittered.
+    and in the Jacobian metric :math:`z' = z + J^{-1}(\tfrac{\epsilon^2}{2} g + \epsilon\,\xi)`.
+    The drift :math:`\tfrac{\epsilon^2}{2} g` is cut to a length of :math:`\epsilon\sqrt d`, for the
+    move and for its reverse. The step size is not jittered.
 
     Arguments:
         model, potential_fn, guide, flow, target, metric, global_prob: See :class:`LatentHMC`.
-        step_size: At the start of warm-up; by default :math:`1.65\,d^{-1/6}`.
-        target_accept_prob: What the step size is adapted to; 0.574 is optimal for MALA.
+        step_size: Step size at the start of warm-up; by default :math:`1.65\,d^{-1/6}`.
+        target_accept_prob: Acceptance probability that the step size is adapted to; 0.574 is
+            optimal for MALA in high dimensions.
+
+    Raises:
+        ValueError: See :class:`LatentHMC`.
+        RuntimeError: See :class:`LatentHMC`.
+
+    References:
+        Roberts & Rosenthal, *Optimal Scaling of Discrete Approximations to Langevin Diffusions*,
+        1998, https://doi.org/10.1111/1467-9868.00123
 
     Example::
 
-        mcmc = MCMC(LatentMALA(model), num_samples=10_000, warmup_steps=300)
-        mcmc.run(data)
+        >>> import pyro
+        >>> from pyro_flowsamp import AutoFlow, FitOptions, LatentMALA, Target, VectorizedMCMC
+        >>> _ = pyro.set_rng_seed(0)
+        >>> target = Target.from_energy(lambda x: 0.5 * (x - 3).square().sum(-1), 2)
+        >>> guide = AutoFlow(target, flow="gaussian", options=FitOptions(progress=False))
+        >>> run = VectorizedMCMC(LatentMALA(guide=guide), 20, 50, 200, disable_progbar=True)
+        >>> run.run()
+        >>> abs(float(run.get_samples()["x"].mean()) - 3) < 0.05
+        True
     """
 
     jittered = False
@@ -268,7 +317,7 @@ class LatentMALA(LatentHMC):
         guide: Guide | None = None,
         *,
         flow: nn.Module | None = None,
-        target: Literal["pullback", "tempered"] = "pullback",
+        target: Literal["pullback", "sharpened"] = "pullback",
         metric: Literal["identity", "jacobian"] = "identity",
         step_size: float | None = None,
         target_accept_prob: float = 0.574,
@@ -291,14 +340,14 @@ class LatentMALA(LatentHMC):
         return optimal_step_size(self.target.dim)
 
 
-def _alone(flow: nn.Module | None, others: tuple) -> Pretrained:
-    """The flow in a guide's place, if there is a flow and nothing else."""
+def _sharpened_flow(flow: nn.Module | None, others: tuple) -> SharpenedFlow:
+    """The flow as a guide; raises a ValueError unless there is a flow and nothing else."""
     if any(other is not None for other in others):
         raise ValueError(
-            "target='tempered' samples a sharpened flow and would never ask the model, potential "
-            "or guide that is also given: for the flow give flow=... alone (flow=guide.flow of a "
-            "guide), for the model's posterior leave target='pullback'."
+            "target='sharpened' samples a sharpened flow and would never ask the model, potential "
+            "or guide that is also given: for the flow give flow=... alone (for a guide's flow, "
+            "flow=guide.flow), for the model's posterior leave target='pullback'."
         )
     if flow is None:
-        raise ValueError("target='tempered' needs flow=..., a trained flow")
-    return Pretrained(flow)
+        raise ValueError("target='sharpened' needs flow=..., a trained flow")
+    return SharpenedFlow(flow)

@@ -1,80 +1,121 @@
-r"""LocalGlobalHMC: local moves in latent space, and global ones by the flow, in turn."""
+r"""LocalGlobalHMC: local moves in latent space and proposals by the flow, in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..target.site import Values
-from ..transitions import independence, langevin, latent
+from ..transitions import hamiltonian, independence
 from ..transitions.metropolis import select
 from .base import Guide
 from .latent import LatentHMC
 
-__all__ = ["LocalGlobalHMC"]
+__all__ = ["LocalGlobalHMC", "LocalStepsOptions"]
 
 
-MAX_LOCAL_STEPS = 32
-START_LOCAL_STEPS = 4  #: in warm-up
-MEMORY = 0.98  #: what a warm-up step's earnings weigh at the next
+@dataclass(frozen=True)
+class LocalStepsOptions:
+    """Options of the search for the number of local moves in a cycle.
+
+    Attributes:
+        first: Local moves of a cycle in warm-up.
+        most: Largest number of local moves.
+        memory: Factor by which the weight of a warm-up step falls with each later step.
+
+    Example::
+
+        >>> LocalStepsOptions(most=16)
+        LocalStepsOptions(first=4, most=16, memory=0.98)
+    """
+
+    first: int = 4
+    most: int = 32
+    memory: float = 0.98
+
+    def __post_init__(self) -> None:
+        if min(self.first, self.most) < 1:
+            raise ValueError(f"need one local move at least, got {self.first} and {self.most}")
+        if not 0 < self.memory <= 1:
+            raise ValueError(f"LocalStepsOptions.memory must lie in (0, 1], got {self.memory}")
 
 
 class LocalGlobalInfo(NamedTuple):
-    """What happened in one cycle of C chains; acceptance is that of the global move.
+    """The report of one cycle of C chains; its acceptance is that of the global move.
 
     Attributes:
         accepted, accept_prob, diverging: ``(C,)``; diverging if a local move was.
         local: The local moves' reports, ``(K C,)`` each.
-        x: Where the local moves led, ``(C, d)``.
-        squared: Mean squared displacement of one of them, ``(C, d)``.
+        x: Positions after the local moves, ``(C, d)``.
+        squared: Mean squared displacement of a local move, ``(C, d)``.
     """
 
     accepted: Tensor
     accept_prob: Tensor
     diverging: Tensor
-    local: latent.HMCInfo
+    local: hamiltonian.HMCInfo
     x: Tensor
     squared: Tensor
 
 
 class LocalGlobalHMC(LatentHMC):
-    r"""K moves of :class:`LatentHMC`, then one jump to the best of N draws of the flow.
+    r"""K moves of :class:`LatentHMC`, then one global move to one of N draws of the flow.
 
-    Each move is exact for the target, hence their cycle is. Local moves explore a mode, jumps
-    change modes and keep the weights between them right (Gabrié et al., 2022,
-    https://doi.org/10.1073/pnas.2109420119; Samsonov et al., 2022,
-    https://arxiv.org/abs/2111.02702). With :math:`w = \log\tilde p - \log q_X` of the state as the
-    local moves have left it and of N draws of the flow, a draw j is taken in proportion to
-    :math:`e^{w_j}` and accepted with :math:`\min(1, W / (W - e^{w_j} + e^{w_0}))`,
-    :math:`W = \sum_{j \ge 1} e^{w_j}`: i-SIR, metropolised; for N = 1 independent
-    Metropolis–Hastings. See :func:`pyro_flowsamp.transitions.independence.choose`.
+    Each move leaves the target invariant, and so does the cycle of both. Local moves explore a
+    mode; global moves go from mode to mode and keep the weights between them right (Gabrié et al.,
+    2022; Samsonov et al., 2022). Let :math:`w_0` be :math:`\log\tilde p - \log q_X` of the state
+    after the local moves, and :math:`w_1, \dots, w_N` those of N draws of the flow. A draw j is
+    chosen with probability proportional to :math:`e^{w_j}` and accepted with probability
+    :math:`\min(1, W / (W - e^{w_j} + e^{w_0}))`, :math:`W = \sum_{j \ge 1} e^{w_j}`. For N = 1 this
+    is independent Metropolis–Hastings; see
+    :func:`pyro_flowsamp.transitions.independence.choose`.
 
-    **K by itself.** A local move, of cost L gradients, leaves a coordinate the lag-one correlation
-    :math:`\rho = 1 - \mathbb E[\Delta x^2] / 2 \operatorname{Var} x`, the variance within a context
-    where there are several; let :math:`\rho` be the largest. A jump, of cost N + 1, forgets
-    everything with its acceptance :math:`\alpha`. From cycle to cycle the correlation is
-    :math:`r = (1 - \alpha)\rho^K`, and K is what makes the evaluations for an effective draw,
-    :math:`(K L + N + 1)\,\tfrac{1 + r}{1 - r}`, fewest. All three are averaged over warm-up, lately
-    more; then K is fixed. :attr:`local_steps` is the K in use.
+    **The number K of local moves.** A local move, of cost L gradients, leaves a coordinate with the
+    lag-one correlation :math:`\rho = 1 - \mathbb E[\Delta x^2] / 2 \operatorname{Var} x`, with the
+    variance within a context where there are several; let :math:`\rho` be the largest of the
+    coordinates. A global move, of cost N + 1, makes the state independent with its acceptance
+    probability :math:`\alpha`. The correlation between cycles is :math:`r = (1 - \alpha)\rho^K`. K
+    minimises the evaluations for an effective draw, :math:`(K L + N + 1)\,\tfrac{1 + r}{1 - r}`.
+    All three are averaged over warm-up, with more weight on its last steps; then K is fixed.
+    :attr:`local_steps` is the K in use.
 
-    A draw is a whole cycle. ``accepted`` and ``acceptance_rate`` are those of the jump.
+    A draw is the end of a whole cycle. ``accepted`` and ``acceptance_rate`` are those of the global
+    move.
 
     Arguments:
-        model, potential_fn, guide: See :class:`~pyro_flowsamp.kernels.base.FlowKernel`.
-        local_steps: K, or None to find it in warm-up, between 1 and 32.
-        num_proposals: N, draws of the flow for each jump.
-        options: As for :class:`LatentHMC`; ``num_steps=1`` makes the local moves Langevin.
+        model, potential_fn, guide: See :class:`~pyro_flowsamp.FlowKernel`.
+        local_steps: K, or None to find it in warm-up.
+        num_proposals: N, draws of the flow for each global move.
+        search: Options of the search for K, :class:`LocalStepsOptions`.
+        options: Other arguments of :class:`LatentHMC`; ``num_steps=1`` makes the local moves
+            Langevin.
 
     Raises:
         ValueError: An argument is out of range.
+        RuntimeError: See :class:`LatentHMC`.
+
+    References:
+        Gabrié, Rotskoff & Vanden-Eijnden, *Adaptive Monte Carlo augmented with normalizing flows*,
+        2022, https://doi.org/10.1073/pnas.2109420119
+
+        Samsonov et al., *Local-Global MCMC kernels: the best of both worlds*, 2022,
+        https://arxiv.org/abs/2111.02702
 
     Example::
 
-        mcmc = VectorizedMCMC(LocalGlobalHMC(model), num_samples=100, warmup_steps=200)
-        mcmc.run(data)
+        >>> import pyro
+        >>> from pyro_flowsamp import AutoFlow, FitOptions, LocalGlobalHMC, Target, VectorizedMCMC
+        >>> _ = pyro.set_rng_seed(0)
+        >>> target = Target.from_energy(lambda x: 0.5 * (x - 3).square().sum(-1), 2)
+        >>> guide = AutoFlow(target, flow="gaussian", options=FitOptions(progress=False))
+        >>> run = VectorizedMCMC(LocalGlobalHMC(guide=guide), 20, 20, 100, disable_progbar=True)
+        >>> run.run()
+        >>> abs(float(run.get_samples()["x"].mean()) - 3) < 0.05
+        True
     """
 
     def __init__(
@@ -85,35 +126,37 @@ class LocalGlobalHMC(LatentHMC):
         *,
         local_steps: int | None = None,
         num_proposals: int = 8,
+        search: LocalStepsOptions = LocalStepsOptions(),
         **options: Any,
     ) -> None:
         for name, value in (("local_steps", local_steps), ("num_proposals", num_proposals)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.initial_local_steps, self.num_proposals = local_steps, num_proposals
+        self.search = search
         super().__init__(model, potential_fn, guide, **options)
 
     def reset(self) -> None:
         super().reset()
-        self.local_steps = self.initial_local_steps or START_LOCAL_STEPS
-        self._earned: Tensor | float = 0.0
+        self.local_steps = self.initial_local_steps or self.search.first
+        self._sums = torch.zeros_like(self.step_size, dtype=torch.double)
         self._weight = 0.0
 
-    def step(self, state: langevin.HMCState) -> tuple[langevin.HMCState, LocalGlobalInfo]:
+    def step(self, state: hamiltonian.HMCState) -> tuple[hamiltonian.HMCState, LocalGlobalInfo]:
         infos, squared = [], torch.zeros_like(state.x)
         for _ in range(self.local_steps):
             before = state.x
             state, info = super().step(state)
             infos.append(info)
             squared = squared + (state.x - before).square()
-        local = latent.HMCInfo(*(torch.cat(part) for part in zip(*infos)))
+        local = hamiltonian.HMCInfo(*(torch.cat(part) for part in zip(*infos)))
         diverging = local.diverging.reshape(self.local_steps, -1).any(0)
         moved, squared = state.x, squared / self.local_steps
         state, accepted, accept_prob = self._global(state)
         return state, LocalGlobalInfo(accepted, accept_prob, diverging, local, moved, squared)
 
-    def _global(self, state: langevin.HMCState) -> tuple[langevin.HMCState, Tensor, Tensor]:
-        """A jump, and everything a state carries evaluated where it leads."""
+    def _global(self, state: hamiltonian.HMCState) -> tuple[hamiltonian.HMCState, Tensor, Tensor]:
+        """Makes a global move and evaluates the state at its end."""
         shape = len(state.z), self.num_proposals
         with torch.no_grad():
             z = self.proposal.sample_latent(shape[0] * shape[1])
@@ -125,20 +168,21 @@ class LocalGlobalHMC(LatentHMC):
         index, accepted, accept_prob = independence.choose(
             state.log_p - state.log_q, log_w.view(shape[::-1]).mT, -(-uniform.log()).log(), log_u
         )
-        chain = torch.arange(shape[0], device=z.device)  # fastest: at several contexts its own
+        # The chain is the last index of z: at several contexts each keeps its own.
+        chain = torch.arange(shape[0], device=z.device)
         landed = self.density(z.index_select(0, index * shape[0] + chain))
         return select(accepted, landed, state), accepted, accept_prob
 
-    # ---- K --------------------------------------------------------------------------------------
+    # ---- the number of local moves --------------------------------------------------------------
 
     def adapt(self, info: LocalGlobalInfo) -> None:
         super().adapt(info.local)
         contexts = 1 if self.target.contexts is None else len(self.target.contexts)
         x, squared = (part.double().unflatten(0, (-1, contexts)) for part in (info.x, info.squared))
         alpha = info.accept_prob.mean().expand(x.shape[1:])
-        earned = torch.stack([x.mean(0), x.square().mean(0), squared.mean(0), alpha])
-        self._earned = MEMORY * self._earned + earned
-        self._weight = MEMORY * self._weight + 1
+        moments = torch.stack([x.mean(0), x.square().mean(0), squared.mean(0), alpha])
+        self._sums = self.search.memory * self._sums + moments
+        self._weight = self.search.memory * self._weight + 1
 
     def freeze(self) -> None:
         super().freeze()
@@ -146,11 +190,10 @@ class LocalGlobalHMC(LatentHMC):
             self.local_steps = int(self._best_local_steps())
 
     def _best_local_steps(self) -> Tensor:
-        assert isinstance(self._earned, Tensor)
-        mean, second, squared, alpha = self._earned / self._weight  # (contexts, d) each
+        mean, second, squared, alpha = self._sums / self._weight  # (contexts, d) each
         variance = (second - mean.square()).mean(0)
         rho = 1 - (squared.mean(0) / (2 * variance)).nan_to_num().clamp(0, 1).min()
-        k = torch.arange(1, MAX_LOCAL_STEPS + 1, device=rho.device)
+        k = torch.arange(1, self.search.most + 1, device=rho.device)
         r = ((1 - alpha[0, 0]) * rho**k).clamp(max=1 - 1e-9)
         cost = (k * self.num_steps + self.num_proposals + 1) * (1 + r) / (1 - r)
         return k[cost.argmin()]

@@ -1,4 +1,4 @@
-"""A flow trained elsewhere, in a guide's place; and what is asked of it before a run."""
+"""A flow that was trained elsewhere, as a guide, and the checks of it before a run."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from ..flows.proposal import Proposal
 from ..target.density import Target
 
-__all__ = ["Pretrained", "check_flow", "check_metric"]
+__all__ = ["SharpenedFlow", "check_flow", "check_metric"]
 
 
-NUM_CHECKED = 2048  #: draws on which a flow is judged
-MAX_ROWS = 4096  #: of the batch that yields Jacobians: a row for each coordinate of each point
-TOLERANCE = 0.1  #: of relative errors, and of log densities, plus 0.01 nats a dimension (float32)
+NUM_CHECKED = 2048  #: draws on which a flow is checked
+MAX_ROWS = 4096  #: rows of the batch for Jacobians, one for each coordinate of each point
+TOLERANCE = 0.1  #: bound of errors of positions; of log densities plus 0.01 nats a dimension
 
 
-class Pretrained:
-    r"""A flow as the guide of its own tempered target.
+class SharpenedFlow:
+    r"""A flow as the guide of its own sharpened target.
 
-    The target is :math:`\log\tilde p(x) = 2 \log q_X(x) - \log q_Z(f^{-1}(x))`, whose pullback
+    The target is :math:`\log\tilde p(x) = 2 \log q_X(x) - \log q_Z(f^{-1}(x))`. Its pullback
     :math:`\tilde p(f(z))\,|\det J(z)|` is :math:`q_X(f(z))`.
 
     Arguments:
@@ -29,10 +29,25 @@ class Pretrained:
 
     Raises:
         ValueError: The flow has no latent map, or is not a density of vectors.
+
+    References:
+        Coeurdoux et al., *Normalizing flow sampling with Langevin dynamics in the latent space*,
+        2023, https://arxiv.org/abs/2305.12149
+
+    Example::
+
+        >>> import torch, zuko
+        >>> flow = zuko.flows.RealNVP(2, hidden_features=(8,))
+        >>> guide = SharpenedFlow(flow)
+        >>> x = torch.zeros(1, 2)
+        >>> z = flow(None).transform(x)
+        >>> expected = 2 * flow(None).log_prob(x) - flow(None).base.log_prob(z)
+        >>> torch.allclose(guide.target_for().log_prob(x), expected, atol=1e-4)
+        True
     """
 
     trained, options = True, None
-    _source = (None,)  # no model
+    model_source = None
 
     def __init__(self, flow: nn.Module) -> None:
         self.flow = flow
@@ -48,13 +63,13 @@ class Pretrained:
         self._target: Target | None = None
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is left to train."""
+        """Does nothing: the flow is trained."""
 
     def restore_model(self, model: Any) -> None:
-        """There is no model to give back."""
+        """Does nothing: there is no model."""
 
     def target_for(self, *args: Any, **kwargs: Any) -> Target:
-        """The tempered target.
+        """The sharpened target.
 
         Raises:
             ValueError: There are arguments, as for a model.
@@ -85,13 +100,13 @@ class Pretrained:
 
 
 def check_flow(proposal: Proposal) -> None:
-    r"""Whether a flow is what it says: invertible, its draws distributed as its density.
+    r"""Checks that a flow is invertible and that its draws have its density.
 
-    On fresh draws :math:`f^{-1}(f(z))` is compared with z, the log q of sampling with that of
-    scoring, and, on a few, :math:`\log|\det J|` with the determinant of the actual Jacobian.
+    For fresh draws :math:`f^{-1}(f(z))` is compared with z, and the log q of sampling with that of
+    scoring; for a few of them :math:`\log|\det J|` with the determinant of the actual Jacobian.
 
     Raises:
-        ValueError: One of them is off, by how much; or J is singular.
+        ValueError: One of these pairs differs, or J is singular.
     """
     z = proposal.sample_latent(NUM_CHECKED)
     with torch.no_grad():
@@ -114,13 +129,13 @@ def check_flow(proposal: Proposal) -> None:
     for what, gap in gaps.items():
         if not gap < allowed:
             raise ValueError(
-                f"the flow's density and draws disagree: {what} by {gap:.2g} nats, where "
-                f"{allowed:.2g} would do. Kernels would be exact for no density at all."
+                f"the flow's density and draws disagree: {what} by {gap:.2g} nats, where at most "
+                f"{allowed:.2g} is allowed. Draws by a kernel would be wrong."
             )
 
 
 def check_metric(proposal: Proposal) -> None:
-    r"""Whether :math:`J J^{-1} u = u` at draws of a flow, for random unit vectors.
+    r"""Checks that :math:`J J^{-1} u = u` at draws of a flow, for random unit vectors.
 
     Raises:
         ValueError: J is singular to working precision, or the flow has no forward-mode derivative.
@@ -132,8 +147,8 @@ def check_metric(proposal: Proposal) -> None:
         back = proposal.push_vector(z, proposal.pull_vector(x, u))
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(
-            "metric='jacobian' needs forward-mode derivatives (torch.func.jvp) of the flow, both "
-            f"ways, which this one lacks; metric='identity' does not. ({error})"
+            "metric='jacobian' needs forward-mode derivatives (torch.func.jvp) of the flow and its "
+            f"inverse, which this one lacks; metric='identity' does not need them. ({error})"
         ) from error
     gap = _quantile((back - u).norm(dim=-1))
     if not gap < TOLERANCE:
@@ -148,7 +163,7 @@ def _log_q(proposal: Proposal, z: Tensor, ladj: Tensor) -> Tensor:
 
 
 def _quantile(errors: Tensor) -> float:
-    """What 99 % of the errors stay below; NaN counts as infinite."""
+    """The 99 % quantile of 2048 errors; NaN counts as infinite."""
     return float(errors.double().nan_to_num(nan=torch.inf, posinf=torch.inf).sort().values[-20])
 
 

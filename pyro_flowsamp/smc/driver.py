@@ -1,46 +1,89 @@
+r"""The driver of sequential Monte Carlo, and the steps that it is made of.
+
+A step transports particles to the next density, resamples them where their weights are uneven, and
+moves them by MCMC. :func:`run_smc` takes both, transport and MCMC, as arguments, so that annealed
+particles, annealing flows and deformation flows share it. The weights of a transport by a map are
+derived in :mod:`pyro_flowsamp.smc.particles`.
+"""
+
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from math import ceil
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ..transitions import langevin
+from ..transitions import hamiltonian
 from .particles import Particles, resample, reweight
 
-__all__ = ["Stage", "advance", "log_mixture", "move", "transport", "move_and_tune"]
+__all__ = ["SMCStep", "Stage", "log_mixture", "move", "move_and_tune", "run_smc", "transport"]
 
 
 class Pushes(Protocol):
-    """What is used of a map; its inverse only where some particles stay behind."""
+    """A map of particles; its inverse is used only where some particles stay behind."""
 
     def push(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def pull(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
+class SMCStep(NamedTuple):
+    """One step of sequential Monte Carlo.
+
+    Attributes:
+        transport: Carries and weights particles to the next density.
+        mcmc: Moves particles by a transition that leaves that density invariant.
+    """
+
+    transport: Callable[[Particles], Particles]
+    mcmc: Callable[[Particles], Particles]
+
+
+def run_smc(
+    particles: Particles,
+    next_step: Callable[[Particles], SMCStep | None],
+    resample_below: float = 0.5,
+) -> Iterator[Particles]:
+    """Runs sequential Monte Carlo, and yields the particles after every step.
+
+    Arguments:
+        particles: Particles of the first density.
+        next_step: Returns the next step for the particles so far, or None at the end of the path.
+        resample_below: ESS fraction of an island below which it is resampled between transport and
+            MCMC; infinity resamples always.
+    """
+    while (step := next_step(particles)) is not None:
+        particles = step.mcmc(resample(step.transport(particles), resample_below))
+        yield particles
+
+
 class Stage(NamedTuple):
-    r"""One step of the sequence.
+    r"""A density of the sequence, with the map that leads there and the moves that are made there.
 
     Attributes:
         map: :math:`T_k`, or None for the identity.
         density: :math:`\tilde f_k`, in the coordinates z = x / scale.
         scale: Widths of the moves in each coordinate, ``(d,)``, or of each particle's.
-        step_size: Of the moves, 0-d, or of each island's, ``(R,)``.
-        stay: The share :math:`\epsilon` of particles that the map leaves behind; unless it is zero,
-            all particles have the same scale and density.
-        before: :math:`\log\tilde f_{k-1}`, ``(N,)``, read off states of :math:`\tilde f_k`; needed
-            where some stay behind.
+        step_size: Step size of the moves, 0-d, or of each island's, ``(R,)``.
+        defensive_weight: The share :math:`\epsilon` of particles that the map leaves behind; unless
+            it is zero, all particles have the same scale and density.
+        previous_log_prob: Reads :math:`\log\tilde f_{k-1}`, ``(N,)``, off states of
+            :math:`\tilde f_k`; needed where some particles stay behind.
     """
 
     map: Pushes | None
-    density: langevin.Density
+    density: hamiltonian.Density
     scale: Tensor
     step_size: Tensor
     defensive_weight: float = 0.0
     previous_log_prob: Callable[[Any], Tensor] | None = None
+
+    def step(self, mcmc_steps: int) -> SMCStep:
+        """The step that leads to this density, with ``mcmc_steps`` moves of frozen size."""
+        return SMCStep(partial(transport, stage=self), partial(move, stage=self, moves=mcmc_steps))
 
 
 @torch.no_grad()
@@ -52,13 +95,13 @@ def transport(cloud: Particles, stage: Stage) -> Particles:
     x, ladj = cloud.x, torch.zeros_like(cloud.state.log_pi)
     if stage.map is not None:
         x, ladj = stage.map.push(x)
-    return reweight(cloud, langevin.init(x / stage.scale, stage.density), ladj.double())
+    return reweight(cloud, stage.density(x / stage.scale), ladj.double())
 
 
 def _transport_defensive(
     cloud: Particles, stage: Stage, map: Pushes, previous_log_prob: Callable[[Any], Tensor]
 ) -> Particles:
-    """A random part of every island stays behind: see the module's docstring."""
+    """Leaves a random part of every island behind, see :mod:`pyro_flowsamp.smc.particles`."""
     islands, num = cloud.log_w.shape
     count, log_pi = ceil(stage.defensive_weight * num), cloud.state.log_pi
     order = torch.rand_like(cloud.log_w).argsort(1)
@@ -67,9 +110,9 @@ def _transport_defensive(
 
     pushed, ladj = map.push(cloud.x[go])
     x = cloud.x.index_copy(0, go, pushed)
-    state = langevin.init(x / stage.scale, stage.density)
+    state = stage.density(x / stage.scale)
     z, ladj_back = map.pull(cloud.x[stay])
-    origin = previous_log_prob(langevin.init(z / stage.scale, stage.density)) + ladj_back.double()
+    origin = previous_log_prob(stage.density(z / stage.scale)) + ladj_back.double()
 
     stayed = previous_log_prob(state).index_copy(0, stay, log_pi[stay])
     carried = log_pi.index_copy(0, go, log_pi[go] - ladj.double()).index_copy(0, stay, origin)
@@ -78,7 +121,7 @@ def _transport_defensive(
 
 
 def log_mixture(share: Tensor, stayed: Tensor, carried: Tensor) -> Tensor:
-    """Of two log densities, the first with this share; NaN, where no way leads, has no density."""
+    """Log density of a mixture of two, the first of weight ``share``; NaN counts as zero."""
     stayed, carried = (torch.where(v.isnan(), -torch.inf, v) for v in (stayed, carried))
     return torch.logaddexp(share.log() + stayed, (-share).log1p() + carried)
 
@@ -91,9 +134,9 @@ def move(cloud: Particles, stage: Stage, moves: int) -> Particles:
 def move_and_tune(
     cloud: Particles, stage: Stage, moves: int, target_accept_prob: float
 ) -> tuple[Particles, Tensor]:
-    """As :func:`move`, correcting the step size after every move; returns the last one too.
+    """Moves as :func:`move` does, tuning the step size after every move; returns the last one too.
 
-    For a first pass: an estimate of Z needs step sizes that were fixed beforehand.
+    This is for a first pass: an estimate of Z needs step sizes that were fixed beforehand.
     """
     return _moved(cloud, stage, moves, target_accept_prob)
 
@@ -106,14 +149,9 @@ def _moved(
     for _ in range(moves):
         noise, log_u = torch.randn_like(state.z), torch.rand_like(state.log_pi).log()
         each = step_size.repeat_interleave(num)[:, None] if step_size.dim() else step_size
-        state, info = langevin.mala(state, stage.density, each, noise, log_u)
+        state, info = hamiltonian.step(state, stage.density, each, 1, noise, log_u)
         if goal is not None:
             rate = info.accept_prob.view(islands, num).mean(-1)
             rate = rate if step_size.dim() else rate.mean()
             step_size = step_size * (0.5 * (rate - goal)).exp().to(step_size)
     return cloud._replace(state=state), step_size
-
-
-def advance(cloud: Particles, stage: Stage, moves: int, below: float = 0.5) -> Particles:
-    """One stage: push, resample where needed, move."""
-    return move(resample(transport(cloud, stage), below), stage, moves)

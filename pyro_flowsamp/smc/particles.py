@@ -17,7 +17,7 @@ not the particles decide when to resample.
 
 One condition: :math:`\tilde f_{k-1}` is positive wherever :math:`\tilde f_k \circ T_k` is. A map
 that draws away from the edge of a support leaves mass behind that no weight makes up for; away from
-a steep slope it leaves weights so large and so rare that no crowd shows them, and their mean comes
+a steep slope it leaves weights so large and so rare that no sample shows them, and their mean comes
 out too low, with a small error. So a stage may leave a random share :math:`\epsilon` of the
 particles behind, and weigh all by the mixture of the two ways to be at :math:`x'` (a defensive one:
 Hesterberg, 1995, https://doi.org/10.1080/00401706.1995.10484303),
@@ -43,7 +43,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..transitions import langevin
+from ..transitions import hamiltonian
 from ..weights import Evidence, ess_fraction, log_evidence
 
 __all__ = ["Particles", "Mean", "init", "resample", "reweight", "systematic"]
@@ -63,11 +63,13 @@ class Particles(NamedTuple):
         state: Positions with all that is known of them at the current density; ``R·n`` rows.
         log_w: Log weights since the island was last resampled, ``(R, n)``, float64.
         log_z: Log of the product of mean weights up to then, ``(R,)``, float64.
+        betas: Inverse temperatures that were visited, ``(stages + 1, R)``; None for other paths.
     """
 
     state: Any
     log_w: Tensor
     log_z: Tensor
+    betas: Tensor | None = None
 
     @property
     def x(self) -> Tensor:
@@ -100,21 +102,27 @@ class Particles(NamedTuple):
         values = values.double().unflatten(0, (islands, num))
         shape = (islands, num) + (1,) * (values.dim() - 2)
         weights = self.log_w.softmax(-1).reshape(shape)
-        means = torch.where(weights > 0, weights * values, 0.0).sum(1)  # the dead may be anywhere
+        means = torch.where(weights > 0, weights * values, 0.0).sum(
+            1
+        )  # x of weight zero may be NaN
         share = self.evidences.softmax(0).reshape((islands,) + (1,) * (values.dim() - 2))
         mean = (share * means).sum(0)
         variance = (share * (means - mean)).square().sum(0)
         factor = islands / (islands - 1) if islands > 1 else float("nan")
         return Mean(mean, (factor * variance).sqrt())
 
+    def equally_weighted(self) -> Tensor:
+        """Equally weighted draws, one for each particle, islands in a row, ``(R·n, d)``."""
+        return resample(self, torch.inf).x if bool(self.log_w.any()) else self.x
+
     def draw(self, num: int) -> Tensor:
         """Equally weighted draws ``(num, d)``, by systematic resampling over all islands."""
         return self.x[systematic(self.log_weights[None], num)[0]]
 
 
-def init(x: Tensor, density: langevin.Density, islands: int = 1) -> Particles:
+def init(x: Tensor, density: hamiltonian.Density, islands: int = 1) -> Particles:
     r"""Equally weighted draws ``(R·n, d)`` of :math:`f_0`, at unit scale."""
-    state = langevin.init(x, density)
+    state = density(x)
     log_w = torch.zeros_like(state.log_pi).unflatten(0, (islands, -1))
     return Particles(state, log_w, torch.zeros_like(log_w[:, 0]))
 
@@ -149,4 +157,5 @@ def resample(cloud: Particles, below: float) -> Particles:
     rows = (index + num * torch.arange(islands, device=poor.device)[:, None]).flatten()
     state = type(cloud.state)(*(value[rows] for value in cloud.state))
     log_z = torch.where(poor[:, 0], cloud.evidences, cloud.log_z)
-    return Particles(state, torch.where(poor, 0.0, cloud.log_w), log_z)
+    log_w = torch.where(poor, 0.0, cloud.log_w)
+    return cloud._replace(state=state, log_w=log_w, log_z=log_z)

@@ -26,7 +26,7 @@ __all__ = [
 
 
 class TemperedState(NamedTuple):
-    r"""N points of the path; a :class:`langevin.HMCState`, and what it takes to change
+    r"""N points of the path; a :class:`hamiltonian.HMCState`, and what it takes to change
     :math:`\beta`.
 
     Attributes:
@@ -61,7 +61,7 @@ def log_path(state: TemperedState, beta: Tensor) -> Tensor:
 
 
 def at_beta(state: TemperedState, beta: Tensor, scale: Tensor) -> TemperedState:
-    r"""The same points at other :math:`\beta` ``(N,)`` in units of ``scale``; no evaluation."""
+    r"""Changes :math:`\beta` ``(N,)`` and scale of a state; evaluates nothing."""
     log_pi = log_path(state, beta)
     slope = beta.to(scale).unsqueeze(-1)
     grad = torch.nan_to_num((1 - slope) * state.grad_b + slope * state.grad_p) * scale
@@ -69,7 +69,7 @@ def at_beta(state: TemperedState, beta: Tensor, scale: Tensor) -> TemperedState:
 
 
 class HasScore(Protocol):
-    """What a path needs of its start."""
+    """A base density of a path, with its gradient."""
 
     def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
 

@@ -1,4 +1,4 @@
-r"""Sequential Monte Carlo along a tempered path: draws of every mode, before any flow is trained.
+r"""Sequential Monte Carlo along a tempered path: draws of every mode without any flow.
 
 Particles move through
 
@@ -12,7 +12,9 @@ https://doi.org/10.1111/j.1467-9868.2006.00553.x). The product of the mean weigh
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import deque
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -20,125 +22,119 @@ from torch import Tensor
 from ..target.density import Target
 from ..transitions.step_size import optimal_step_size
 from . import driver, particles, paths
+from .driver import SMCStep
 from .particles import Particles
 from .starts import TemperedStart, overdispersed_base
 
-__all__ = ["TemperedSample", "tempered", "tempered_ensemble", "tempered_ensembles"]
+__all__ = ["tempered_smc"]
+
+STARTS = 512  #: points whose ascent places the base
 
 
-EACH = 500  #: draws of an ensemble for each of several contexts
-ESS = 0.8  #: effective sample size, as a fraction, that fixes the next stage
-ACCEPT = 0.574  #: acceptance that step sizes are steered to
-
-
-class TemperedSample(NamedTuple):
-    """Equally weighted particles.
-
-    Attributes:
-        x: Positions, ``(N, d)``.
-        log_z: Estimate of the log evidence, 0-d.
-        betas: The temperatures' inverses that were visited.
-    """
-
-    x: Tensor
-    log_z: Tensor
-    betas: list[float]
-
-
-def tempered(
+def tempered_smc(
     target: Target,
-    num: int = 4096,
+    num_particles: int | None = None,
     *,
-    moves: int = 10,
-    ess: float = ESS,
-    target_accept_prob: float = ACCEPT,
-) -> TemperedSample:
-    """Runs ``num`` particles from an over-dispersed Gaussian to the target.
+    mcmc_steps: int = 10,
+    target_ess: float = 0.8,
+    target_accept_prob: float = 0.574,
+) -> Particles:
+    """Anneals particles from an over-dispersed Gaussian to a target.
+
+    Use it as ``AutoFlow(model, ensemble=tempered_smc)``. A target at K contexts gets K islands of
+    particles, each with inverse temperatures and a step size of its own.
 
     Arguments:
-        target: Where to.
-        num: Particles.
-        moves: MALA steps a stage; each also corrects the step size.
-        ess: ESS fraction that fixes the next stage.
-        target_accept_prob: Acceptance that the step size is steered to.
+        target: The target density.
+        num_particles: Number of particles; by default 4096, and 500 for each of several contexts.
+        mcmc_steps: MALA steps at each inverse temperature; each also tunes the step size.
+        target_ess: ESS fraction of the weights that fixes the next inverse temperature.
+        target_accept_prob: Acceptance that the step size is tuned to.
+
+    Returns:
+        Equally weighted particles of the target, with an estimate of its log evidence for each
+        island. Step sizes are tuned on the way, so that the evidence is not exactly unbiased.
 
     Raises:
-        ValueError: The target's density is not finite anywhere, or it is at several contexts.
+        ValueError: The target's density is not finite anywhere, or there are fewer than two
+            particles.
     """
-    if target.contexts is not None:
-        raise ValueError("particles at several contexts would mix: use tempered_ensembles")
-    base = overdispersed_base(target, 512)
-    cloud, betas = _annealed(target, base, 1, num, moves, ess, target_accept_prob)
-    return TemperedSample(target.wrap(cloud.x), cloud.log_z[0], [float(beta) for beta in betas])
+    contexts = target.contexts
+    if num_particles is None:
+        num_particles = 4096 if contexts is None else 500
+    if num_particles < 2:
+        raise ValueError(f"need at least two particles for each context, got {num_particles}")
+    islands = 1 if contexts is None else len(contexts)
+    base = overdispersed_base(target, islands * -(-STARTS // islands))
+    rows = target
+    if contexts is not None:
+        rows = target.at(contexts.repeat_interleave(num_particles, 0))
+    tempering = _Tempering(rows, base, islands, mcmc_steps, target_ess, target_accept_prob)
+    first = tempering.initial(num_particles)
+    steps = driver.run_smc(first, tempering.next_step, torch.inf)
+    result = deque(chain([first], steps), maxlen=1).pop()
+    state = result.state._replace(x=target.wrap(result.x))
+    return result._replace(state=state, betas=torch.stack(tempering.betas))
 
 
-def tempered_ensemble(target: Target) -> Tensor:
-    """4096 draws of a target with several modes, ``(4096, d)``, to train a flow on.
+class _Tempering:
+    """The adaptive path: chooses inverse temperatures, scales and step sizes on the way.
 
-    Use as ``AutoFlow(model, ensemble=tempered_ensemble)``.
+    An island that has reached the target goes on being moved there until all have.
     """
-    return tempered(target).x
 
+    def __init__(
+        self,
+        target: Target,
+        base: TemperedStart,
+        islands: int,
+        mcmc_steps: int,
+        target_ess: float,
+        target_accept_prob: float,
+    ) -> None:
+        self.target, self.base, self.islands = target, base, islands
+        self.mcmc_steps, self.target_ess = mcmc_steps, target_ess
+        self.target_accept_prob = target_accept_prob
+        like = base.loc.new_ones(islands)
+        self.betas = [torch.zeros_like(like, dtype=torch.double)]
+        self.step_size = like * optimal_step_size(target.dim)
 
-def tempered_ensembles(target: Target, num: int = EACH, *, moves: int = 10) -> Tensor:
-    """Draws of a conditional target at each of its contexts, all at once, ``(K, num, d)``.
+    def initial(self, num: int) -> Particles:
+        x = self.base.sample(self.islands * num)
+        beta = self.betas[-1].repeat_interleave(num)
+        density = paths.density(self.target, self.base, beta, torch.ones_like(x))
+        result = particles.init(x, density, self.islands)
+        _check_alive(self._by_island(result.state.log_ratio), self.target)
+        return result
 
-    The particles of a context are an island with a path and a step size of its own; beside that it
-    is :func:`tempered`.
+    def _by_island(self, values: Tensor) -> Tensor:
+        return values.unflatten(0, (self.islands, -1))
 
-    Arguments:
-        target: At K contexts, :meth:`~pyro_flowsamp.Target.at`.
-        num: Particles for each of them.
-        moves: MALA steps a stage.
+    def next_step(self, current: Particles) -> SMCStep | None:
+        if float(self.betas[-1].min()) == 1:
+            return None
+        log_ratio = self._by_island(current.state.log_ratio)
+        self.betas.append(paths.next_betas(log_ratio, self.betas[-1], self.target_ess))
+        beta = self.betas[-1].repeat_interleave(log_ratio.shape[1])
+        return SMCStep(partial(_reweighted, beta=beta), partial(self._moved, beta=beta))
 
-    Raises:
-        ValueError: The target is at no contexts, one of them has no point of finite density, or
-            there are too few particles.
-    """
-    if target.contexts is None:
-        raise ValueError("give a target at contexts: target.at(contexts)")
-    if num < 2:
-        raise ValueError(f"need two particles at least for each context, got {num}")
-    count = len(target.contexts)
-    base = overdispersed_base(target, count * -(-512 // count))
-    rows = target.at(target.contexts.repeat_interleave(num, 0))
-    cloud, _ = _annealed(rows, base, count, num, moves, ESS, ACCEPT)
-    return target.wrap(cloud.x).view(count, num, -1)
-
-
-def _annealed(
-    target: Target,
-    base: TemperedStart,
-    islands: int,
-    num: int,
-    moves: int,
-    ess: float,
-    target_accept_prob: float,
-) -> tuple[Particles, list[Tensor]]:
-    """From the base to the target, each island of ``num`` particles at a pace of its own.
-
-    An island that has arrived goes on being moved, at the target, until all have.
-    """
-    x = base.sample(islands * num)
-    ones, beta = torch.ones_like(x), x.new_zeros(islands, dtype=torch.double)
-    step_size = torch.full_like(x[:islands, 0], optimal_step_size(target.dim))
-    start = paths.density(target, base, beta.repeat_interleave(num), ones)
-    cloud, betas = particles.init(x, start, islands), [beta]
-    _check_alive(cloud.state.log_ratio.view(islands, num), target)
-    while float(beta.min()) < 1:
-        beta = paths.next_betas(cloud.state.log_ratio.view(islands, num), beta, ess)
-        at = beta.repeat_interleave(num)
-        cloud = particles.reweight(cloud, paths.at_beta(cloud.state, at, ones))
-        cloud = particles.resample(cloud, below=torch.inf)
-        split = cloud.state.grad.view(islands, num, -1), cloud.x.view(islands, num, -1)
+    def _moved(self, current: Particles, beta: Tensor) -> Particles:
+        split = self._by_island(current.state.grad), self._by_island(current.x)
         scale = torch.stack([paths.local_scale(*island) for island in zip(*split)])
-        scale = scale.repeat_interleave(num, 0)
-        cloud = cloud._replace(state=paths.at_beta(cloud.state, at, scale))
-        stage = driver.Stage(None, paths.density(target, base, at, scale), scale, step_size)
-        count = moves if float(beta.min()) < 1 else 3 * moves
-        cloud, step_size = driver.move_and_tune(cloud, stage, count, target_accept_prob)
-        betas.append(beta)
-    return cloud, betas
+        scale = scale.repeat_interleave(split[0].shape[1], 0)
+        current = current._replace(state=paths.at_beta(current.state, beta, scale))
+        density = paths.density(self.target, self.base, beta, scale)
+        stage = driver.Stage(None, density, scale, self.step_size)
+        count = self.mcmc_steps * (1 if float(beta.min()) < 1 else 3)
+        current, self.step_size = driver.move_and_tune(
+            current, stage, count, self.target_accept_prob
+        )
+        return current
+
+
+def _reweighted(current: Particles, beta: Tensor) -> Particles:
+    state = paths.at_beta(current.state, beta, torch.ones_like(current.x))
+    return particles.reweight(current, state)
 
 
 def _check_alive(log_ratio: Tensor, target: Target) -> None:
@@ -149,5 +145,5 @@ def _check_alive(log_ratio: Tensor, target: Target) -> None:
             first = target.contexts[:: log_ratio.shape[1]]
             where = f" at the contexts {first[dead].tolist()}"
         raise ValueError(
-            f"the density is zero or NaN at all {log_ratio.shape[1]} starting points{where}"
+            f"the density is zero or NaN at all {log_ratio.shape[1]} initial points{where}"
         )

@@ -1,42 +1,139 @@
-r"""Hamiltonian Monte Carlo in any space.
+r"""Hamiltonian and Langevin steps in any space: one integrator and one acceptance.
 
-With a momentum :math:`r \sim \mathcal N(0, I)` the pair :math:`(z, r)` has the density
-:math:`e^{-H}`, :math:`H = -\log\pi(z) + \|r\|^2/2`. A leapfrog step
+Let :math:`\pi` be a density of :math:`z`, :math:`r \sim \mathcal N(0, I)` a momentum and
+:math:`J(z)` an invertible matrix. A step of size :math:`\epsilon` is
 
-.. math:: r_{1/2} = r + \tfrac\epsilon2 \nabla\log\pi(z), \qquad
-          z' = z + \epsilon\, r_{1/2}, \qquad
-          r' = r_{1/2} + \tfrac\epsilon2 \nabla\log\pi(z')
+.. math:: r_{1/2} = r + k(z), \qquad v = J(z)^{-1} r_{1/2}, \qquad z' = z + \epsilon\, v, \qquad
+          r' = J(z')\, v + k(z'),
 
-consists of three shears, each of which adds to one half of the pair a function of the other: its
-Jacobian determinant is 1. From :math:`(z', -r')` the same step leads to :math:`(z, -r)`, so L of
-them followed by :math:`r \mapsto -r` are an involution T that preserves volume, whatever vector
-field stands for the gradient. Accepting :math:`T(z, r)` with :math:`\min(1, e^{H - H'})` moves as
-much mass from each pair to its image as back, :math:`\min(e^{-H}, e^{-H'})`: detailed balance.
-The momentum is then drawn afresh, which makes its sign immaterial (Duane et al., 1987,
-https://doi.org/10.1016/0370-2693(87)91197-X; Neal, 2011, https://arxiv.org/abs/1206.1901).
+where the half kick :math:`k = \tfrac\epsilon2 g` is half a step along a field :math:`g`. In the
+identity metric :math:`J = I` and :math:`g = \nabla_z \log\pi`, which is the leapfrog. In the space
+of a flow :math:`x = f(z)` with :math:`J = \partial f / \partial z` the metric is
+:math:`G = J^\top J`, and :math:`g` is a gradient in :math:`x`.
 
-A trajectory that meets a density which is not finite is rejected; that is a property of the
-trajectory and not of its direction, so the balance stands. One leapfrog step is a step of
-:func:`langevin.mala` with its drift uncut: :math:`r'` is minus the backward noise. A step size may
-be drawn for each trajectory, independently of the pair.
+**Reversible.** From :math:`(z', -r')` the half kick leads to :math:`-J(z') v`, the velocity is
+:math:`-v`, the position :math:`z` and the momentum :math:`-J(z) v + k(z) = -r`.
+
+**Volume.** At fixed z, :math:`dz' = \epsilon^d\, |\det J(z)|^{-1} dr`, and at fixed z' likewise
+:math:`dz = \epsilon^d\, |\det J(z')|^{-1} dr'`; so
+:math:`dz'\,dr' = \tfrac{|\det J(z')|}{|\det J(z)|}\, dz\,dr`, which telescopes over L steps.
+
+L steps followed by :math:`r \mapsto -r` are therefore an involution of known volume, whatever
+vector field stands for the gradient. It is accepted with probability :math:`\min(1, e^a)`,
+
+.. math:: a = \log\pi(z') - \log\pi(z) + \tfrac12\|r\|^2 - \tfrac12\|r'\|^2
+              + \log|\det J(z')| - \log|\det J(z)|,
+
+which moves as much mass from each pair to its image as back: detailed balance. The last two terms
+are zero in the identity metric. The momentum is drawn afresh for the next trajectory, so that its
+sign does not matter. A trajectory that meets a density which is not finite is rejected. That is a
+property of the trajectory and not of its direction, so the balance stands. A step size may be drawn
+for each trajectory, independently of the pair.
+
+**Langevin.** For L = 1 the step is the Metropolis-adjusted Langevin algorithm (MALA),
+
+.. math:: z' = \mu(z) + \epsilon\,\xi, \qquad \mu(z) = z + \epsilon J^{-1} k(z), \qquad
+          \log g(z' | z) = -\frac{\|J(z) (z' - \mu(z))\|^2}{2 \epsilon^2} + \log|\det J(z)|,
+
+as :math:`r'` is minus the noise that leads back. In the Jacobian metric this is NF-MALA, and J and
+its inverse only ever multiply vectors.
+
+**Cut kicks.** A half kick may be cut to a length of at most :math:`\sqrt d`, which for L = 1 cuts
+the drift :math:`\mu(z) - z` to :math:`\epsilon\sqrt d` (MALTA). The cut is part of the field
+:math:`k`, the same in both directions, so the acceptance stands. Without it a chain does not move
+where the density is steep, because there is no way back from where it would be thrown.
+
+**Jumps.** A chain may instead propose :math:`z' \sim q_Z`, whatever z is. By the derivation in
+:mod:`pyro_flowsamp.transitions.independence`, :math:`a = w(x') - w(x)` with
+:math:`w = \log\tilde p - \log q`. The choice between both moves does not depend on the state, so
+the mixture of both leaves :math:`\pi` invariant.
+
+The density is that which ``density`` returns. In the latent space of a flow it is the pullback
+:math:`\pi(z) = \tilde p(f(z))\,|\det f'(z)|`, which makes :math:`x = f(z)` exact draws of :math:`p`
+however badly the flow fits.
+
+References:
+    Duane, Kennedy, Pendleton and Roweth, *Hybrid Monte Carlo*, 1987,
+    https://doi.org/10.1016/0370-2693(87)91197-X
+
+    Green, *Reversible jump Markov chain Monte Carlo computation and Bayesian model determination*,
+    1995, https://doi.org/10.1093/biomet/82.4.711
+
+    Roberts and Tweedie, *Exponential convergence of Langevin distributions and their discrete
+    approximations*, 1996, https://doi.org/10.2307/3318418
+
+    Neal, *MCMC using Hamiltonian dynamics*, 2011, https://arxiv.org/abs/1206.1901
+
+    Hoffman et al., *NeuTra-lizing bad geometry in Hamiltonian Monte Carlo using neural transport*,
+    2019, https://arxiv.org/abs/1903.03704
+
+    Coeurdoux, Dobigeon and Chainais, *Normalizing flow sampling with Langevin dynamics in the
+    latent space*, 2023, https://arxiv.org/abs/2305.12149
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from .langevin import HMCState
-from .metropolis import MetropolisInfo, metropolis, select
+from .metropolis import metropolis, select
 
-__all__ = ["MetropolisInfo", "HMCState", "hmc", "leapfrog"]
+__all__ = [
+    "IDENTITY",
+    "Density",
+    "HMCInfo",
+    "HMCState",
+    "Jump",
+    "Metric",
+    "half_kick",
+    "step",
+    "trajectory",
+]
+
+MAX_ENERGY_ERROR = 1000.0  #: nats beyond which a trajectory counts as divergent (as in Stan)
+
+
+class HMCState(NamedTuple):
+    r"""C chains in z, with everything that is known of their positions.
+
+    Attributes:
+        z: Positions, ``(C, d)``.
+        log_pi: Log density of z, ``(C,)``, float64.
+        grad: The field g, by default the gradient of ``log_pi``, ``(C, d)``.
+        x: The points :math:`f(z)` of the target's own space; z itself where there is no flow.
+        log_p: Target log density of x, ``(C,)``, float64.
+        log_q: Flow log density of x, ``(C,)``, float64; zero without a flow.
+    """
+
+    z: Tensor
+    log_pi: Tensor
+    grad: Tensor
+    x: Tensor
+    log_p: Tensor
+    log_q: Tensor
+
+
+class HMCInfo(NamedTuple):
+    """Report of one step of C chains, ``(C,)`` each; ``jumped`` says what was proposed.
+
+    Attributes:
+        accepted: Whether the proposal was accepted.
+        accept_prob: The probability of that.
+        diverging: Whether a trajectory was not finite, or its energy off by more than 1000 nats.
+        jumped: Whether a jump was proposed.
+    """
+
+    accepted: Tensor
+    accept_prob: Tensor
+    diverging: Tensor
+    jumped: Tensor
 
 
 class Point(Protocol):
-    """What a trajectory needs to know of a state; :class:`langevin.HMCState` is one."""
+    """Fields of a state that a trajectory uses; :class:`HMCState` has them."""
 
     @property
     def z(self) -> Tensor: ...
@@ -47,48 +144,123 @@ class Point(Protocol):
 
 
 P = TypeVar("P", bound=Point)
+Density = Callable[[Tensor], Any]  #: z → a state with at least z, log_pi and grad
 
 
-def leapfrog(
-    state: P, density: Callable[[Tensor], P], step_size: Tensor, num_steps: int, momentum: Tensor
+class Metric(NamedTuple):
+    r"""A metric :math:`G = J^\top J`, by the products of J with vectors ``(C, d)`` at a state.
+
+    Attributes:
+        solve: Maps a state and r to :math:`J^{-1} r`.
+        apply: Maps a state and v to :math:`J v`.
+        log_det: Maps a state to :math:`\log|\det J|`, ``(C,)``.
+    """
+
+    solve: Callable[[Any, Tensor], Tensor]
+    apply: Callable[[Any, Tensor], Tensor]
+    log_det: Callable[[Any], Tensor]
+
+
+IDENTITY = Metric(lambda _, r: r, lambda _, v: v, lambda state: torch.zeros_like(state.log_pi))
+
+
+class Jump(NamedTuple):
+    """Chains that jump, ``(C,)``, and draws of the base distribution, ``(C, d)``."""
+
+    mask: Tensor
+    z: Tensor
+
+
+def half_kick(grad: Tensor, step_size: Tensor, cut: bool = True) -> Tensor:
+    r"""Half a step along a field, :math:`k = \tfrac\epsilon2 g`, ``(C, d)``.
+
+    Arguments:
+        grad: The field g, ``(C, d)``.
+        step_size: :math:`\epsilon`, 0-d or ``(C, 1)``.
+        cut: Whether to cut k to a length of at most :math:`\sqrt d`.
+    """
+    half = 0.5 * step_size * grad
+    if not cut:
+        return half
+    return half * (half.shape[-1] ** 0.5 / half.norm(dim=-1, keepdim=True)).clamp(max=1)
+
+
+def trajectory(
+    state: P,
+    density: Callable[[Tensor], P],
+    step_size: Tensor,
+    num_steps: int,
+    momentum: Tensor,
+    *,
+    metric: Metric = IDENTITY,
+    cut: bool = True,
 ) -> tuple[P, Tensor, Tensor]:
-    """Where ``num_steps`` steps lead, with what momentum, and whether by finite densities only.
+    """Integrates ``num_steps`` steps, with one evaluation of ``density`` for each.
 
-    One evaluation of ``density`` a step; the first gradient is the state's own.
+    Arguments:
+        state, density, step_size, num_steps, momentum, metric, cut: See :func:`step`.
+
+    Returns:
+        The last state, the last momentum ``(C, d)``, and whether all densities were finite
+        ``(C,)``.
     """
     finite = torch.ones_like(state.log_pi, dtype=torch.bool)
     for _ in range(num_steps):
-        momentum = momentum + 0.5 * step_size * state.grad
-        state = density(state.z + step_size * momentum)
-        momentum = momentum + 0.5 * step_size * state.grad
+        velocity = metric.solve(state, momentum + half_kick(state.grad, step_size, cut))
+        state = density(state.z + step_size * velocity)
+        momentum = metric.apply(state, velocity) + half_kick(state.grad, step_size, cut)
         finite = finite & torch.isfinite(state.log_pi)
     return state, momentum, finite
 
 
-def hmc(
+def step(
     state: P,
     density: Callable[[Tensor], P],
     step_size: Tensor,
     num_steps: int,
     momentum: Tensor,
     log_u: Tensor,
-) -> tuple[P, MetropolisInfo]:
-    """One trajectory of every chain, with ``num_steps`` evaluations of ``density``.
+    *,
+    metric: Metric = IDENTITY,
+    jump: Jump | None = None,
+    cut: bool = True,
+) -> tuple[P, HMCInfo]:
+    r"""Moves every chain by one trajectory, or by a jump, and accepts or rejects it.
 
-    Diverging are the trajectories that were not finite, or off by more than 1000 in energy.
+    MALA is ``num_steps=1``. The evaluations of ``density`` are ``num_steps``.
 
     Arguments:
-        state: Where the chains are; a named tuple.
-        density: Makes the state at z, as in :func:`langevin.init`.
-        step_size: :math:`\\epsilon`, 0-d or ``(C, 1)``.
-        num_steps: Leapfrog steps L.
+        state: The chains, a named tuple such as :class:`HMCState`.
+        density: Maps positions ``(C, d)`` to states.
+        step_size: :math:`\epsilon`, 0-d or ``(C, 1)``.
+        num_steps: L.
         momentum: Standard normal variates, ``(C, d)``.
         log_u: Logs of uniform variates, ``(C,)``.
+        metric: The metric of the momentum.
+        jump: Chains that jump; theirs is a trajectory of no length from where they land.
+        cut: Whether half kicks are cut to a length of :math:`\sqrt d`.
+
+    Returns:
+        The state and the report of the step.
     """
-    end, last, finite = leapfrog(state, density, step_size, num_steps, momentum)
+    start: Any = state
+    if jump is not None:
+        start = start._replace(z=torch.where(jump.mask[:, None], jump.z, state.z))
+        step_size = torch.where(jump.mask[:, None], 0.0, step_size)
+    end: Any
+    end, last, finite = trajectory(
+        start, density, step_size, num_steps, momentum, metric=metric, cut=cut
+    )
     kinetic = 0.5 * (momentum.double().square() - last.double().square()).sum(-1)
-    log_alpha = torch.where(finite, end.log_pi - state.log_pi + kinetic, -torch.inf)
+    volume = metric.log_det(end) - metric.log_det(state)
+    log_alpha = end.log_pi - state.log_pi + kinetic + volume
+    jumped = torch.zeros_like(finite)
+    if jump is not None:
+        old: Any = state
+        jumped, gain = jump.mask, (end.log_p - end.log_q) - (old.log_p - old.log_q)
+        log_alpha = torch.where(jumped, gain, log_alpha)
+    log_alpha = torch.where(finite, log_alpha, -torch.inf)
     accepted, accept_prob = metropolis(log_alpha, log_u)
-    diverging = (log_alpha < -1000) | ~torch.isfinite(log_alpha)
-    info = MetropolisInfo(accepted, accept_prob, diverging)
-    return select(accepted, end, state), info  # type: ignore[type-var]  # a P is a named tuple
+    diverging = ~jumped & ((log_alpha < -MAX_ENERGY_ERROR) | ~torch.isfinite(log_alpha))
+    moved: Any = select(accepted, end, state)
+    return moved, HMCInfo(accepted, accept_prob, diverging, jumped)

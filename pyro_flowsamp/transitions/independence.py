@@ -74,7 +74,7 @@ def step(state: IMHState, proposal: IMHState, log_u: Tensor) -> tuple[IMHState, 
 def choose(
     log_w: Tensor, proposals: Tensor, gumbel: Tensor, log_u: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which of N proposals each chain tries, ``(C,)``, whether it moves there, and how probably.
+    """Chooses one of N proposals for each chain, and accepts or rejects it.
 
     Arguments:
         log_w: Log weights of the states, ``(C,)``.

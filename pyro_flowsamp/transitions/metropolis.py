@@ -1,4 +1,4 @@
-"""What transitions share: Metropolis' choice between two states, and the report of a step."""
+"""The Metropolis choice between two states, and the report of a step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ S = TypeVar("S", bound=tuple)
 
 
 class MetropolisInfo(NamedTuple):
-    """What happened in one step, ``(C,)`` each."""
+    """Report of one step of C chains, ``(C,)`` each.
+
+    Attributes:
+        accepted: Whether the proposal was accepted.
+        accept_prob: The probability of that.
+        diverging: Whether the proposal was a divergence.
+    """
 
     accepted: Tensor
     accept_prob: Tensor
@@ -19,7 +25,11 @@ class MetropolisInfo(NamedTuple):
 
 
 def metropolis(log_alpha: Tensor, log_u: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Who moves, by the log of a uniform variate, and :math:`\min(1, \alpha)`; NaN stays."""
+    r"""Accepts with :math:`\min(1, \alpha)`, by the log of a uniform variate; NaN is rejected.
+
+    Returns:
+        Whether each proposal is accepted, and the acceptance probability.
+    """
     return log_u < log_alpha, log_alpha.clamp(max=0).exp().nan_to_num(nan=0.0)
 
 

@@ -61,23 +61,23 @@ def test_draws_are_exact(name):
 # ---- mistakes, each made on purpose -------------------------------------------------------------
 
 
-@mutation(hamiltonian, "leapfrog")
-def no_last_half_step(leapfrog, state, density, step_size, num_steps, momentum):
-    end, last, finite = leapfrog(state, density, step_size, num_steps, momentum)
+@mutation(hamiltonian, "trajectory")
+def no_last_half_step(trajectory, state, density, step_size, *args, **options):
+    end, last, finite = trajectory(state, density, step_size, *args, **options)
     return end, last - 0.5 * step_size * end.grad, finite
 
 
-@mutation(hamiltonian, "leapfrog")
-def no_kinetic_energy(leapfrog, state, density, step_size, num_steps, momentum):
-    end, _, finite = leapfrog(state, density, step_size, num_steps, momentum)
+@mutation(hamiltonian, "trajectory")
+def no_kinetic_energy(trajectory, state, density, step_size, num_steps, momentum, **options):
+    end, _, finite = trajectory(state, density, step_size, num_steps, momentum, **options)
     return end, momentum, finite
 
 
 MISTAKES = {
     "no last half step in the energy": (no_last_half_step, "gaussian"),
     "no kinetic energy": (no_kinetic_energy, "skewed"),
-    "gradient not refreshed": (stale(hamiltonian, "hmc", "grad"), "gaussian"),
-    "log pi not refreshed": (stale(hamiltonian, "hmc", "log_pi"), "skewed"),
+    "gradient not refreshed": (stale(hamiltonian, "step", "grad"), "gaussian"),
+    "log pi not refreshed": (stale(hamiltonian, "step", "log_pi"), "skewed"),
 }
 
 
@@ -95,13 +95,13 @@ def test_the_check_sees_mistakes(mistake):
 
 
 def test_it_counts_its_gradients_and_freezes(monkeypatch):
-    seen, hmc = [], hamiltonian.hmc
+    seen, step = [], hamiltonian.step
 
-    def watched(state, density, step_size, *args):
+    def watched(state, density, step_size, *args, **options):
         seen.append(float(step_size.max() / step_size.min()))
-        return hmc(state, density, step_size, *args)
+        return step(state, density, step_size, *args, **options)
 
-    monkeypatch.setattr(hamiltonian, "hmc", watched)
+    monkeypatch.setattr(hamiltonian, "step", watched)
     target = CASES["gaussian"].source()
     before = target.evaluations
     draws = hmc.sample(target, torch.zeros(32, 5), 7, 40, 3)

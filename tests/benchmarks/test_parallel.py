@@ -53,6 +53,7 @@ def _sample(name, **options):
     return parallel.parallel_tempering(CASES[name].source(), 2000, 20, 160, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_draws_are_exact(name):
     draws = _sample(name)
@@ -97,6 +98,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_check_sees_mistakes(mistake):
     betas = [1.0, 0.7, 0.4, 0.2, 0.05, 0.0]
@@ -162,6 +164,7 @@ def test_the_state_is_never_stale(name):
 # ---- the ladder ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_betas_are_spaced_for_equal_swap_rates():
     draws = _sample("far modes")
     assert draws.betas[0] == 1 and draws.betas[-1] == 0 and (draws.betas.diff() < 0).all()
@@ -169,6 +172,7 @@ def test_betas_are_spaced_for_equal_swap_rates():
     assert (draws.accept_prob - 0.6).abs().max() < 0.1
 
 
+@pytest.mark.slow
 def test_given_betas_are_kept_and_judged():
     draws = _sample("gaussian", betas=[1.0, 0.3, 0.0])
     assert draws.betas.tolist() == [1.0, 0.3, 0.0] and draws.swap_rates.shape == (2,)
@@ -177,6 +181,7 @@ def test_given_betas_are_kept_and_judged():
             _sample("gaussian", betas=betas)
 
 
+@pytest.mark.slow
 def test_nothing_changes_after_warmup(monkeypatch):
     seen, explore = [], parallel.explore
 

@@ -144,6 +144,7 @@ def test_half_space(kernel):
     assert (draws > 0).all() and draws.std() > 0.3
 
 
+@pytest.mark.slow
 def test_item_falls_back_to_the_loop_with_one_warning():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -309,6 +310,7 @@ def test_circular_flow_without_angles():
         AutoFlow(normal, flow="circular", options=QUICK).fit()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_guide_of_another_model(kernel):
     guide = AutoFlow(models.location, options=QUICK)
@@ -326,18 +328,18 @@ def test_guide_of_another_model(kernel):
 # ---- flows trained elsewhere --------------------------------------------------------------------
 
 
-def tempered(flow, kernel=LatentMALA, **options):
-    return kernel(flow=flow, target="tempered", **options)
+def sharpened(flow, kernel=LatentMALA, **options):
+    return kernel(flow=flow, target="sharpened", **options)
 
 
 @pytest.mark.parametrize(
     "options, text",
     [
-        ({"target": "tempered"}, r"needs flow=\.\.\., a trained flow"),
-        ({"target": "tempered", "model": normal}, "never ask the model.*leave target='pullback'"),
-        ({"target": "tempered", "guide": AutoFlow(normal)}, "never ask .* guide.*flow=guide.flow"),
-        ({"flow": coupling(2)}, r"no posterior.*'tempered'.*guide=AutoFlow\(model, flow=flow\)"),
-        ({"model": normal, "target": "p"}, "target must be 'pullback' or 'tempered', got 'p'"),
+        ({"target": "sharpened"}, r"needs flow=\.\.\., a trained flow"),
+        ({"target": "sharpened", "model": normal}, "never ask the model.*leave target='pullback'"),
+        ({"target": "sharpened", "guide": AutoFlow(normal)}, "never ask .* guide.*flow=guide.flow"),
+        ({"flow": coupling(2)}, r"no posterior.*'sharpened'.*guide=AutoFlow\(model, flow=flow\)"),
+        ({"model": normal, "target": "p"}, "target must be 'pullback' or 'sharpened', got 'p'"),
         ({"model": normal, "metric": "J"}, "metric must be 'identity' or 'jacobian', got 'J'"),
         ({"model": normal, "global_prob": 1.0}, r"global_prob must lie in \[0, 1\), got 1.0"),
     ],
@@ -359,9 +361,9 @@ def test_counts_of_steps_and_proposals():
 
 def test_flow_without_a_latent_map():
     with pytest.raises(ValueError, match="GMM is not invertible: it maps no latent z to x"):
-        tempered(zuko.mixtures.GMM(2))
+        sharpened(zuko.mixtures.GMM(2))
     with pytest.raises(ValueError, match=r"a density of vectors \(d,\), .* \(3, 2\)"):
-        tempered(lambda context: Matrices())
+        sharpened(lambda context: Matrices())
 
 
 class Matrices:
@@ -412,14 +414,14 @@ class Foreign(torch.nn.Module):
 @pytest.mark.parametrize("make", [vectorized, sequential])
 def test_flow_that_is_not_what_it_says(make, wrong, text):
     with pytest.raises(ValueError, match=text):
-        make(tempered(Foreign(wrong))).run()
-    make(tempered(Foreign(None))).run()
+        make(sharpened(Foreign(wrong))).run()
+    make(sharpened(Foreign(None))).run()
 
 
 @pytest.mark.parametrize("make", [vectorized, sequential])
 def test_a_flow_takes_no_data(make):
     with pytest.raises(ValueError, match="a flow alone takes no model arguments"):
-        make(tempered(coupling(2))).run(torch.zeros(2))
+        make(sharpened(coupling(2))).run(torch.zeros(2))
 
 
 def test_singular_jacobian():
@@ -435,7 +437,7 @@ def test_singular_jacobian():
 def test_flow_without_forward_mode():
     flow = zuko.flows.CNF(2, hidden_features=(4,))
     with pytest.raises(ValueError, match="metric='jacobian' needs forward-mode derivatives"):
-        vectorized(tempered(flow, metric="jacobian")).run()
+        vectorized(sharpened(flow, metric="jacobian")).run()
 
 
 def noisy(x):

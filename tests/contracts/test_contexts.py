@@ -21,14 +21,13 @@ from pyro_flowsamp import (
     LocalGlobalHMC,
     Target,
     VectorizedMCMC,
-    tempered,
-    tempered_ensembles,
+    tempered_smc,
     to_arviz,
 )
 from pyro_flowsamp.flows.proposal import Proposal
 from pyro_flowsamp.flows.recipes import coupling
 from pyro_flowsamp.kernels.local_global import LocalGlobalInfo
-from pyro_flowsamp.transitions import latent
+from pyro_flowsamp.transitions import hamiltonian
 
 OPTIONS = FitOptions(150, 128, 1e-2, stop_at_ess=1.0, progress=False)
 SCALES = torch.tensor([0.5, 1.0, 2.0])
@@ -51,6 +50,7 @@ def guide():
 # ---- targets and proposals ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_quality_is_told_for_each_context(guide):
     """At the second of two contexts the target is tilted away from the flow."""
     proposal = Proposal(guide.flow, SCALES[:2, None])
@@ -149,18 +149,16 @@ def test_ensembles_at_several_contexts():
     target = (
         Target.from_model(scaled, torch.tensor(1.0)).conditional_on("scale").at(SCALES[:, None])
     )
-    x = tempered_ensembles(target, 1000)
-    assert x.shape == (3, 1000, 2)
+    found = tempered_smc(target, 1000)
+    x = found.x.view(3, 1000, 2)
+    assert found.log_z.shape == (3,) and found.betas.shape[1] == 3
     assert_close(x.std(1).mean(-1), SCALES, atol=0.0, rtol=0.15)
-    with pytest.raises(ValueError, match="at contexts"):
-        tempered_ensembles(Target.from_model(scaled, 1.0), 10)
-    with pytest.raises(ValueError, match="two particles at least"):
-        tempered_ensembles(target, 1)
-    with pytest.raises(ValueError, match="would mix: use tempered_ensembles"):
-        tempered(target)
+    assert tempered_smc(Target.from_model(scaled, 1.0), 10).log_z.shape == (1,)
+    with pytest.raises(ValueError, match="at least two particles"):
+        tempered_smc(target, 1)
     bad = Target.from_model(scaled, torch.tensor(1.0)).conditional_on("scale")
     with pytest.raises(ValueError, match=r"at the contexts \[\[nan\]\]"):
-        tempered_ensembles(bad.at(torch.tensor([[1.0], [torch.nan]])), 50)
+        tempered_smc(bad.at(torch.tensor([[1.0], [torch.nan]])), 50)
 
 
 def two_modes(share):
@@ -179,7 +177,7 @@ def test_each_context_has_particles_of_its_own():
     target = (
         Target.from_model(two_modes, torch.tensor(0.5)).conditional_on("share").at(shares[:, None])
     )
-    runs = [tempered_ensembles(target, 2000) > 0 for _ in range(5)]
+    runs = [tempered_smc(target, 2000).x.view(3, 2000, 1) > 0 for _ in range(5)]
     found = torch.stack([x.double().mean((1, 2)) for x in runs])
     assert_close(found.mean(0), shares.double(), atol=0.03, rtol=0.0)
 
@@ -227,7 +225,7 @@ def test_local_steps_do_not_mind_how_far_contexts_lie_apart(guide):
     kernel = LocalGlobalHMC(guide=guide, num_steps=2)
     VectorizedMCMC(kernel, 1, 1, 30, disable_progbar=True).run(SCALES)
     nothing = torch.zeros(3000, dtype=torch.double)
-    local = latent.HMCInfo(nothing.bool(), nothing + 0.8, nothing.bool(), nothing.bool())
+    local = hamiltonian.HMCInfo(nothing.bool(), nothing + 0.8, nothing.bool(), nothing.bool())
     steps = []
     for apart in (0.0, 100.0):
         kernel.reset()
@@ -277,6 +275,7 @@ def test_a_second_training_widens_the_range():
     )
 
 
+@pytest.mark.slow
 def test_vector_contexts_are_numbered():
     made = AutoFlow(scaled, context=["scale", "shift"], flow="coupling", options=OPTIONS)
     made.fit(torch.rand(16) + 0.5, shift=torch.randn(16, 2))

@@ -36,8 +36,7 @@ from pyro_flowsamp import (
     lattice_flow,
     log_evidence,
     sample,
-    tempered,
-    tempered_ensembles,
+    tempered_smc,
     to_arviz,
 )
 from pyro_flowsamp.guides.deformation.losses import COLLOCATION_LOSSES, CollocationLoss
@@ -227,7 +226,7 @@ def test_a_state_comes_back_on_either_device(tmp_path):
 def _annealing():
     options = FitOptions(20, 64, stop_at_ess=1.0, progress=False)
     return AutoAnnealingFlow(
-        gaussian(), start=2.0, schedule=[0, 0.5, 1], num_particles=512, options=options
+        gaussian(), reference=2.0, schedule=[0, 0.5, 1], num_particles=512, options=options
     )
 
 
@@ -243,8 +242,8 @@ def test_deformation(collocation):
     options = FitOptions(30, 64, 1e-2, stop_at_ess=1.0, progress=False)
     guide = AutoDeformationFlow(
         phi4(4, 0.5, device=DEVICE).target,
-        power=4.0,
-        scale=2.0,
+        base_power=4.0,
+        base_scale=2.0,
         hidden_features=16,
         collocation=collocation,
         options=options,
@@ -258,7 +257,9 @@ def test_a_diffusion_and_its_distillation():
     known = mog4(device=DEVICE)
     path = diffusion(known.weights, known.modes, torch.ones_like(known.modes), 2**0.5)
     options = FitOptions(30, 64, 1e-2, stop_at_ess=1.0, progress=False)
-    guide = AutoDeformationFlow(known.target, scale=2**0.5, interpolation=path, options=options)
+    guide = AutoDeformationFlow(
+        known.target, base_scale=2**0.5, interpolation=path, options=options
+    )
     guide.fit()
     assert on_cuda(guide.distill(num=256, options=QUICK)().values())
 
@@ -266,7 +267,9 @@ def test_a_diffusion_and_its_distillation():
 def _advnf():
     guide = AutoAdvNF(xy_model, context=["temperature"], flow=lattice_flow((4, 4)), options=QUICK)
     temperatures = torch.linspace(0.5, 2, 4, device=DEVICE)
-    guide.fit(shape=(4, 4), temperature=temperatures, ensemble=partial(tempered_ensembles, num=100))
+    guide.fit(
+        shape=(4, 4), temperature=temperatures, ensemble=partial(tempered_smc, num_particles=100)
+    )
     return guide, {"shape": (4, 4), "temperature": temperatures}
 
 
@@ -296,9 +299,11 @@ def test_a_training_step_waits_for_nothing(flow, make):
 
 @pytest.mark.parametrize("collocation", COLLOCATION_LOSSES)
 def test_training_a_deformation_waits_for_nothing(collocation):
-    guide = AutoDeformationFlow(gaussian(), scale=1.5, times=4, hidden_features=8, kernels=2)
+    guide = AutoDeformationFlow(
+        gaussian(), base_scale=1.5, time_grid=4, hidden_features=8, time_kernels=2
+    )
     target = guide.target_for()
-    flow, times = guide.flow, torch.tensor(guide.times, device=DEVICE)
+    flow, times = guide.flow, torch.tensor(guide.time_grid, device=DEVICE)
     closure = COLLOCATION_LOSSES[collocation](
         CollocationLoss(flow, target, times, "mixed", 24, 1.5, 8)
     )
@@ -320,7 +325,7 @@ def test_sample():
 
 
 def test_tempered_particles():
-    cloud = tempered(conjugate(), 1024)
+    cloud = tempered_smc(conjugate(), 1024)
     assert on_cuda([cloud.x])
 
 

@@ -62,7 +62,7 @@ SLOW = [case for case in CASES if "annealing" in case]
 def _annealed(target, **arguments):
     options = FitOptions(max_steps=2, batch_size=8, stop_at_ess=1.0, progress=False)
     guide = AutoAnnealingFlow(
-        target, start=2.0, schedule=[0, 0.5, 1], num_particles=128, options=options, **arguments
+        target, reference=2.0, schedule=[0, 0.5, 1], num_particles=128, options=options, **arguments
     )
     guide.fit()
     return guide
@@ -92,7 +92,9 @@ SAMPLERS = {
 
 
 @pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
-@pytest.mark.parametrize("kernel", slow(SAMPLERS, "LatentMALA, Jacobian metric"))
+@pytest.mark.parametrize(
+    "kernel", slow(SAMPLERS, "LatentHMC", "LatentMALA, Jacobian metric", "LocalGlobalHMC")
+)
 def test_sampling(kernel, guide, context):
     kernel = SAMPLERS[kernel](guide=guide)
     mcmc, state = started(kernel, 8)
@@ -161,10 +163,10 @@ def _deforming():
     """Trainable, symmetric: what has the most parts."""
     guide = AutoDeformationFlow(
         TARGETS["energy"](),
-        scale=1.5,
-        times=4,
+        base_scale=1.5,
+        time_grid=4,
         hidden_features=8,
-        kernels=2,
+        time_kernels=2,
         symmetry=[([1, 0], [1, 1]), ([0, 1], [-1, -1])],
     )
     return guide, guide.target_for()
@@ -174,10 +176,10 @@ def _deforming():
 @pytest.mark.parametrize("collocation", COLLOCATION_LOSSES)
 def test_training_a_deformation(collocation, context):
     guide, target = _deforming()
-    flow, times = guide.flow, torch.tensor(guide.times)
+    flow, times = guide.flow, torch.tensor(guide.time_grid)
     training = CollocationLoss(flow, target, times, "mixed", 24, 1.5, 8)
     closure = COLLOCATION_LOSSES[collocation](training)
-    with tied([flow.velocity, flow.path.detour], group(guide.symmetry)), context():
+    with tied([flow.velocity, flow.path.learned_term], group(guide.symmetry)), context():
         stepper = Stepper([*flow.velocity.parameters(), *flow.path.parameters()], guide.options)
         for _ in range(2):
             stepper.step(closure())

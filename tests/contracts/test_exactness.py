@@ -10,7 +10,7 @@ import torch
 from pyro.infer import MCMC
 from scipy.special import iv
 from scipy.stats import chi2
-from support.marks import slow, slow_if
+from support.marks import slow
 from support.mutations import must_fail, mutation, stale
 from support.scenarios import (
     SCENARIOS,
@@ -30,7 +30,7 @@ from pyro_flowsamp.flows.latent import LatentDistribution
 from pyro_flowsamp.flows.proposal import Proposal
 from pyro_flowsamp.flows.recipes import circular, coupling
 from pyro_flowsamp.target.site import Site
-from pyro_flowsamp.transitions import independence, latent
+from pyro_flowsamp.transitions import hamiltonian, independence
 
 # chains, warm-up steps, draws
 BUDGET = {IMH: (2000, 800, 20), LatentMALA: (1000, 300, 20)}
@@ -139,12 +139,12 @@ def no_log_q(step, state, proposal, log_u):
 
 def _stale(*fields):
     """Forget to refresh some fields of the state when a proposal is accepted."""
-    return [stale(module, "step", *fields) for module in (independence, latent)]
+    return [stale(module, "step", *fields) for module in (independence, hamiltonian)]
 
 
-@mutation(latent, "trajectory")
-def no_backward_density(trajectory, *args):
-    end, _, finite = trajectory(*args)
+@mutation(hamiltonian, "trajectory")
+def no_backward_density(trajectory, *args, **options):
+    end, _, finite = trajectory(*args, **options)
     return end, args[-1], finite
 
 
@@ -180,13 +180,10 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mistake", "kernel"),
-    [
-        slow_if(case in ("torus", "modes", "manifolds"), name, kernel)
-        for name, (_, kernels, case) in MISTAKES.items()
-        for kernel in kernels
-    ],
+    [(name, kernel) for name, (_, kernels, _) in MISTAKES.items() for kernel in kernels],
 )
 def test_the_check_sees_mistakes(mistake, kernel, monkeypatch):
     mutations, _, name = MISTAKES[mistake]

@@ -3,6 +3,8 @@
 import pytest
 from support.mutations import broken, must_fail, mutation, stale
 
+from pyro_flowsamp.smc import driver, particles
+
 
 class Counter:
     """A class with a method and a property that can be broken."""
@@ -33,6 +35,15 @@ def test_mutations_are_applied_and_undone():
     with broken(tripled, quartered):
         assert (counter.double(), counter.half) == (6, 0.5)
     assert (counter.double(), counter.half) == (4, 1)
+
+
+def test_names_that_other_modules_imported_are_replaced_too():
+    always_two = mutation(particles, "resample")(lambda *args: 2)
+    right = driver.resample
+    assert right is particles.resample
+    with broken(always_two):
+        assert driver.resample(None) == particles.resample(None) == 2
+    assert driver.resample is particles.resample is right
 
 
 def test_mutations_that_are_not_seen_are_named():

@@ -19,7 +19,7 @@ QUICK = FitOptions(60, 256, 5e-3, cosine_schedule=True, stop_at_ess=0.99, progre
 SMALL = {
     "num_particles": 2048,
     "hidden_features": 32,
-    "ess": 0.5,
+    "target_ess": 0.5,
     "num_samples": 8192,
     "islands": 16,
     "options": QUICK,
@@ -73,6 +73,7 @@ def test_a_smooth_function_of_a_flow():
     assert all(abs(e.value / exp(2.0) - 1) < 0.05 for e in found.estimates.values())
 
 
+@pytest.mark.slow
 def test_a_signed_function():
     """E[x² − 2x − 1/2] = 1/2."""
     found = importance_flow(
@@ -131,6 +132,7 @@ def test_data_alone():
     assert 0.6 < found.value / truth < 1.6
 
 
+@pytest.mark.slow
 def test_bad_flows_stay_unbiased(monkeypatch):
     """Blocks never trained, but stirred: right within errors, or their Pareto k says otherwise."""
 
@@ -223,8 +225,8 @@ class Untrainable(AutoFlow):
     [
         ({"move": 20}, TypeError, "argument 'move': .* options are .*moves.* model go in args"),
         ({"scale": 2.0}, TypeError, "argument 'scale': keywords go to the annealing flow"),
-        ({"start": 1.0}, TypeError, "argument 'start'"),
-        ({"moves": -1}, ValueError, "moves and refinements must not be negative"),
+        ({"reference": 1.0}, TypeError, "argument 'start'"),
+        ({"mcmc_steps": -1}, ValueError, "mcmc_steps and refinement_blocks must not be negative"),
     ],
 )
 def test_options_are_checked_before_training(options, error, message):
@@ -233,6 +235,7 @@ def test_options_are_checked_before_training(options, error, message):
         importance_flow(one_normal, event=lambda s: s["x"] - 3, guide=guide, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ALL)
 def test_an_event_that_is_impossible(estimator):
     options = {**SMALL, "estimators": (estimator,)}

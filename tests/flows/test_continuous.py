@@ -176,6 +176,7 @@ def make_flow(recompute=False, method="rk4"):
     return TransportFlow(start, [block(2, 0.5, 8, method, recompute) for _ in range(2)])
 
 
+@pytest.mark.slow
 def test_the_hessian_of_the_log_density(double):
     distribution = make_flow()()
     x, eps = torch.randn(2), 1e-4

@@ -62,18 +62,21 @@ def test_vectorized_particles(data, guide):
     assert loss == pytest.approx(-CONJUGATE_LOG_EVIDENCE, abs=0.2)
 
 
+@pytest.mark.slow
 def test_predictive(data, guide):
     samples = Predictive(conjugate, guide=guide, num_samples=500)(*data)
     assert_truth(samples, within=0.3)
     assert samples["y"].shape[-1] == 3
 
 
+@pytest.mark.slow
 def test_importance(data, guide):
     posterior = Importance(conjugate, guide, num_samples=200).run(*data)
     assert posterior.get_ESS() > 100
     assert float(posterior.get_log_normalizer()) == pytest.approx(CONJUGATE_LOG_EVIDENCE, abs=0.1)
 
 
+@pytest.mark.slow
 def test_neutra(data, guide):
     neutra = NeuTraReparam(guide)
     nuts = NUTS(neutra.reparam(conjugate), step_size=0.5, adapt_step_size=False, max_tree_depth=3)
@@ -111,6 +114,7 @@ def _draw(guide, data):
     return proposal.sample_and_log_prob(5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before first use", "after"])
 def test_state_dict(data, guide, when):
     new = AutoFlow(conjugate, options=QUICK)
@@ -142,6 +146,7 @@ def test_pickle(data, guide, how):
 # ---- flows -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -189,6 +194,7 @@ def test_context_by_keyword():
 # ---- training ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ensemble(data):
     rate = torch.distributions.Gamma(11.0, 4.0).sample((1000,))
     mean = torch.distributions.Normal(0.75, 0.5).sample((1000,))
@@ -238,6 +244,7 @@ def test_gaussian_of_a_target_with_edges(edge):
     assert torch.isfinite(guide.target_for().log_prob(draws)).float().mean() > 0.4
 
 
+@pytest.mark.slow
 def test_second_fit_continues(data):
     guide = AutoFlow(models.schools, objective=ReverseKL(), options=QUICK)
     y = torch.tensor([0.5, -1.0, 2.0])
@@ -249,7 +256,7 @@ def test_second_fit_continues(data):
     assert second.evaluations < first.evaluations
 
 
-@pytest.mark.parametrize("name", ["max_steps", "batch_size", "window", "patience"])
+@pytest.mark.parametrize("name", ["max_steps", "batch_size", "eval_every", "patience"])
 def test_fit_options(name):
     with pytest.raises(ValueError, match=f"FitOptions.{name} must be at least 1, got 0"):
         FitOptions(**{name: 0})
@@ -306,6 +313,7 @@ def test_density_that_is_not_a_number_on_one_side(seed):
     AutoFlow(rooted, options=FitOptions(max_steps=2, progress=False)).fit()
 
 
+@pytest.mark.slow
 def test_a_deep_copy_knows_its_model(guide, data):
     copied = copy.deepcopy(guide)
     before = {name: value.clone() for name, value in guide.flow.named_parameters()}

@@ -6,7 +6,7 @@ import pyro
 import pytest
 import torch
 from support.latent import FOREIGN, bad_guide, run
-from support.marks import slow, slow_if
+from support.marks import slow
 from support.mutations import must_fail, mutation, stale
 from support.scenarios import (
     GAUSSIAN_MEAN,
@@ -20,7 +20,7 @@ from support.scenarios import (
 from torch.testing import assert_close
 
 from pyro_flowsamp import LatentHMC, LatentMALA, LocalGlobalHMC
-from pyro_flowsamp.transitions import independence, latent
+from pyro_flowsamp.transitions import hamiltonian, independence
 
 # name → (kernel, chains, warm-up steps, draws)
 KERNELS = {
@@ -41,8 +41,6 @@ KERNELS = {
         10,
     ),
 }
-SLOW = ["MALA in the Jacobian metric", "HMC in the Jacobian metric", "jumps"]
-MARKED = slow(KERNELS, *SLOW)
 CASES = ["funnel", "modes", "half space", "conjugate", "cylinder"]
 
 
@@ -53,7 +51,9 @@ def _draws(name, kernel):
     return run(make(guide=guide), budget, starts(guide.target_for(), SCENARIOS[name], budget[0]))
 
 
-@pytest.mark.parametrize("kernel", MARKED)
+@pytest.mark.parametrize(
+    "kernel", slow(KERNELS, "MALA in the Jacobian metric", "HMC in the Jacobian metric", "jumps")
+)
 @pytest.mark.parametrize("name", slow(CASES, "modes", "cylinder"))
 def test_draws_are_exact_however_bad_the_flow(name, kernel):
     assert_exact(_draws(name, kernel), SCENARIOS[name])
@@ -71,14 +71,14 @@ def _departure(kernel):
     return largest_score(draws, SCENARIOS["gaussian"])
 
 
-@mutation(LatentHMC, "_frame")
+@mutation(LatentHMC, "latent_metric")
 def no_volume(frame, kernel):
-    return frame(kernel)._replace(log_det=latent.IDENTITY.log_det)
+    return frame(kernel)._replace(log_det=hamiltonian.IDENTITY.log_det)
 
 
-@mutation(latent, "trajectory")
-def no_reverse_step(trajectory, *args):
-    end, _, finite = trajectory(*args)
+@mutation(hamiltonian, "trajectory")
+def no_reverse_step(trajectory, *args, **options):
+    end, _, finite = trajectory(*args, **options)
     return end, args[-1], finite
 
 
@@ -86,10 +86,10 @@ def _swap(state):
     return state._replace(log_p=state.log_q, log_q=state.log_p)
 
 
-@mutation(latent, "step")
-def flipped_mixed_moves(step, state, density, *args):
+@mutation(hamiltonian, "step")
+def flipped_mixed_moves(step, state, density, *args, **options):
     """Take the inverse of the ratio of global moves, where these are mixed in."""
-    new, info = step(_swap(state), lambda z: _swap(density(z)), *args)
+    new, info = step(_swap(state), lambda z: _swap(density(z)), *args, **options)
     return _swap(new), info
 
 
@@ -99,9 +99,9 @@ def flipped_moves_in_turn(choose, w, proposals, *args):
     return choose(-w, -proposals, *args)
 
 
-STALE_DENSITIES = stale(latent, "step", "log_p", "log_q")
+STALE_DENSITIES = stale(hamiltonian, "step", "log_p", "log_q")
 MISTAKES = {
-    "log q not refreshed": ([stale(latent, "step", "log_q")], ["jumps, one proposal"]),
+    "log q not refreshed": ([stale(hamiltonian, "step", "log_q")], ["jumps, one proposal"]),
     "log p and log q not refreshed": ([STALE_DENSITIES], ["jumps, one proposal"]),
     "no volume of the Jacobian metric": (
         [no_volume],
@@ -118,20 +118,18 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mistake", "kernel"),
-    [
-        slow_if(kernel in SLOW, name, kernel)
-        for name, (_, kernels) in MISTAKES.items()
-        for kernel in kernels
-    ],
+    [(name, kernel) for name, (_, kernels) in MISTAKES.items() for kernel in kernels],
 )
 def test_the_check_sees_mistakes(mistake, kernel):
     mutations, _ = MISTAKES[mistake]
     must_fail(*mutations, score=lambda: _departure(kernel), above=1.5 * THRESHOLD)
 
 
-@pytest.mark.parametrize("kernel", MARKED)
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_and_sees_none_where_there_is_none(kernel):
     assert _departure(kernel) < THRESHOLD
 
@@ -150,12 +148,12 @@ def _check_caches(kernel, state):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("name", ["funnel", "half space", "tempered"])
+@pytest.mark.parametrize("name", ["funnel", "half space", "sharpened"])
 def test_the_state_is_never_stale(name, kernel):
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(1)
-    if name == "tempered":
-        ready = KERNELS[kernel][0](flow=FOREIGN["NICE in 2-D"](), target="tempered", step_size=0.3)
+    if name == "sharpened":
+        ready = KERNELS[kernel][0](flow=FOREIGN["NICE in 2-D"](), target="sharpened", step_size=0.3)
     else:
         ready = KERNELS[kernel][0](guide=bad_guide(name), step_size=0.3)
     ready.setup(0)
@@ -191,13 +189,13 @@ def test_nothing_is_evaluated_twice(make, gradients, densities):
 
 
 def test_steps_are_jittered_in_hmc_only(monkeypatch):
-    sizes, step = [], latent.step
+    sizes, step = [], hamiltonian.step
 
-    def watched(state, density, frame, step_size, *args):
+    def watched(state, density, step_size, *args, **options):
         sizes.append(step_size)
-        return step(state, density, frame, step_size, *args)
+        return step(state, density, step_size, *args, **options)
 
-    monkeypatch.setattr(latent, "step", watched)
+    monkeypatch.setattr(hamiltonian, "step", watched)
     for kernel, jittered in ((LatentHMC, True), (LatentMALA, False)):
         ready = kernel(guide=bad_guide("funnel"), step_size=0.5)
         ready.setup(0)

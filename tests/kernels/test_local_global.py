@@ -1,5 +1,6 @@
 """HMC with global proposals: the number of local steps is tuned, and then fixed."""
 
+import pytest
 from support.latent import bad_guide
 from support.scenarios import SCENARIOS
 
@@ -13,6 +14,7 @@ def _tuned(guide, **options):
     return kernel
 
 
+@pytest.mark.slow
 def test_local_steps_follow_what_they_earn():
     target = SCENARIOS["gaussian"].source()
     good = AutoFlow(target)

@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 import torch
 from support.latent import FOREIGN, run, shaken
-from support.marks import slow
 from support.scenarios import (
     THRESHOLD,
     Scenario,
@@ -17,9 +16,9 @@ from torch.testing import assert_close
 from pyro_flowsamp import LatentHMC, LatentMALA, LocalGlobalHMC
 from pyro_flowsamp.flows.proposal import Proposal
 
-# ---- the tempered target ------------------------------------------------------------------------
+# ---- the sharpened target ------------------------------------------------------------------------
 
-TEMPERED = {
+SHARPENED = {
     "MALA": (partial(LatentMALA, global_prob=0.2), 1000, 200, 10),
     "MALA in the Jacobian metric": (
         partial(LatentMALA, metric="jacobian", global_prob=0.3),
@@ -40,14 +39,14 @@ MOMENTS = {
 
 
 @torch.no_grad()
-def _averages(flow, tempered):
+def _averages(flow, sharpened):
     """By quadrature over z of q_X(f(z)), or of q_Z."""
     dim = flow(None).event_shape[0]
     num = 20001 if dim == 1 else 601
     axes = [torch.linspace(-6, 6, num)] * dim
     z = torch.cartesian_prod(*axes).reshape(-1, dim)
     x = flow(None).transform.inv(z)
-    log_density = flow(None).log_prob(x) if tempered else flow(None).base.log_prob(z)
+    log_density = flow(None).log_prob(x) if sharpened else flow(None).base.log_prob(z)
     weights = log_density.double().softmax(0)
     return {name: float((weights * f(x)).sum()) for name, f in MOMENTS.items()}
 
@@ -57,15 +56,16 @@ def _as_scenario(truth):
     return Scenario(None, None, [], [], moments)
 
 
-@pytest.mark.parametrize("kernel", slow(TEMPERED, "MALA in the Jacobian metric"))
-@pytest.mark.parametrize("name", slow(FOREIGN, "splines in 2-D"))
-def test_tempered_draws_are_those_of_quadrature(name, kernel):
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", SHARPENED)
+@pytest.mark.parametrize("name", FOREIGN)
+def test_sharpened_draws_are_those_of_quadrature(name, kernel):
     flow = FOREIGN[name]()
-    make, *budget = TEMPERED[kernel]
-    draws = run(make(flow=flow, target="tempered"), budget)
-    assert_exact(draws, _as_scenario(_averages(flow, tempered=True)))
-    untempered = z_scores(draws, _as_scenario(_averages(flow, tempered=False)))
-    assert max(map(abs, untempered.values())) > 2 * THRESHOLD
+    make, *budget = SHARPENED[kernel]
+    draws = run(make(flow=flow, target="sharpened"), budget)
+    assert_exact(draws, _as_scenario(_averages(flow, sharpened=True)))
+    unsharpened = z_scores(draws, _as_scenario(_averages(flow, sharpened=False)))
+    assert max(map(abs, unsharpened.values())) > 2 * THRESHOLD
 
 
 # ---- jumps --------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def test_tempered_draws_are_those_of_quadrature(name, kernel):
 
 def test_proposals_of_a_pretrained_flow_are_a_frozen_copy():
     flow = FOREIGN["MAF in 2-D"]()
-    kernel = LatentMALA(flow=flow, target="tempered")
+    kernel = LatentMALA(flow=flow, target="sharpened")
     kernel.setup(0)
     kernel.prepare(0)
     state = kernel.start(8)

@@ -139,6 +139,7 @@ def z_scores(per_chain, truths):
     return {name: z_score(values, truths[name]) for name, values in per_chain.items()}
 
 
+@pytest.mark.slow
 def test_tempering_on_the_circle():
     truth = exact_phi4(16, 0.5)
     draws = parallel_tempering(phi4(16, 0.5).target, 48, 250, 250, num_replicas=6)

@@ -107,6 +107,7 @@ def test_vortices_at_both_ends():
 # ---- as Pyro models -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_flow_for_all_temperatures():
     options = FitOptions(max_steps=25, batch_size=64, learning_rate=0.01, progress=False)
     guide = AutoFlow(xy_model, context=["temperature"], options=options)

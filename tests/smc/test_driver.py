@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from support.mutations import broken, must_fail, mutation
-from support.particles import ISLANDS, LOC, NUM, run_stages, stale_log_pi, weights_kept
+from support.particles import ISLANDS, LOC, NUM, advance, run_stages, stale_log_pi, weights_kept
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
@@ -120,7 +120,7 @@ def _aside(shift, times):
     stage = driver.Stage(aside, density, one, torch.tensor(0.1), 0.3, before)
     cloud = particles.init(torch.randn(ISLANDS * NUM, 1), density, ISLANDS)
     for _ in range(times):
-        cloud = driver.advance(cloud, stage, 0, math.inf)
+        cloud = advance(cloud, stage, 0, math.inf)
     return cloud
 
 
@@ -171,7 +171,7 @@ def test_a_particle_that_left_the_support_stays_dead(moves):
         mirror = AffineMap(0 * one, factor * one, log_det, None)
         density = paths.density(target, start, beta * one[0], one)
         stage = driver.Stage(mirror, density, one, torch.tensor(0.5))
-        cloud = driver.advance(cloud, stage, moves, below=0.0)
+        cloud = advance(cloud, stage, moves, 0.0)
     if not moves:
         assert (cloud.evidences == -torch.inf).all()
     assert (cloud.log_w == -torch.inf).double().mean() > 0.8

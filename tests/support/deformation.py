@@ -18,7 +18,7 @@ QUICK = FitOptions(
     cosine_schedule=True,
     progress=False,
 )
-SMALL = {"times": 4, "hidden_features": 16, "options": QUICK}
+SMALL = {"time_grid": 4, "hidden_features": 16, "options": QUICK}
 
 
 def sixteen_steps(block, *args, **options):
@@ -113,15 +113,15 @@ def narrow(x):
     return 0.5 * ((x - 0.5) / 0.8).square().sum(-1) + 3
 
 
-def bad_guide(kind, times=8):
+def bad_guide(kind, time_grid=8):
     """Make a guide that was never trained: its velocity and its detour are random."""
     guide = AutoDeformationFlow(
         Target.from_energy(narrow, 2),
         interpolation=shifted if kind == "given" else kind,
-        scale=2**0.5,
-        times=times,
+        base_scale=2**0.5,
+        time_grid=time_grid,
         hidden_features=8,
-        kernels=2,
+        time_kernels=2,
     )
     target = guide.target_for()
     roughened(guide.flow)
@@ -147,7 +147,7 @@ def no_rate(fixed, *args):
     return fixed(*args)._replace(denergy_dt=torch.zeros(()))
 
 
-SURE = {"scale": 1.0}
+SURE = {"base_scale": 1.0}
 
 
 def edged(edge):

@@ -4,6 +4,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_flowsamp import VectorizedMCMC
+from pyro_flowsamp.vectorized import KeptSites
 
 aten = torch.ops.aten
 WAITS = (aten._local_scalar_dense, aten.nonzero, aten.is_nonzero, aten.item, aten.equal)
@@ -30,6 +31,6 @@ def started(kernel, num_chains):
     """Return the run and the chains' states before the first step of warm-up."""
     mcmc = VectorizedMCMC(kernel, 5, 1, num_chains, disable_progbar=True)
     kernel.setup(1)
-    mcmc._columns = mcmc._kept_columns()
+    mcmc._kept = KeptSites(kernel.target, None)
     kernel.prepare(1)
     return mcmc, kernel.start(num_chains)

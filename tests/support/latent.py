@@ -37,6 +37,23 @@ def shaken(flow, size=0.3):
     return flow
 
 
+def mala(state, density, step_size, noise, log_u):
+    """Move by Langevin in the letters of its papers: both proposal densities, and a cut drift."""
+
+    def drift(grad):
+        step = 0.5 * step_size**2 * grad
+        bound = step_size * grad.shape[-1] ** 0.5
+        return step * (bound / step.norm(dim=-1, keepdim=True)).clamp(max=1)
+
+    new = density(state.z + drift(state.grad) + step_size * noise)
+    backward = (state.z - new.z - drift(new.grad)) / step_size
+    log_g = 0.5 * (noise.double().square() - backward.double().square()).sum(-1)
+    log_alpha = new.log_pi - state.log_pi + log_g
+    accepted = log_u < log_alpha
+    moved = (torch.where(accepted.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(new, state))
+    return type(state)(*moved), log_alpha.clamp(max=0).exp()
+
+
 FOREIGN = {
     "NSF in 1-D": lambda: shaken(zuko.flows.NSF(1)),
     "MAF in 2-D": lambda: shaken(zuko.flows.MAF(2, transforms=2, hidden_features=(16,)), 0.2),

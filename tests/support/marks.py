@@ -3,11 +3,9 @@
 import pytest
 
 
-def slow_if(condition, *values):
-    """Return one set of parameters of pytest, marked as slow where a condition holds."""
-    return pytest.param(*values, marks=pytest.mark.slow if condition else ())
-
-
 def slow(values, *chosen):
     """Return parameters of pytest, where the chosen ones are marked as slow."""
-    return [slow_if(value in chosen, value) for value in values]
+    values, mark = list(values), pytest.mark.slow
+    unknown = [value for value in chosen if value not in values]
+    assert not unknown, f"{unknown} are no values of the parameter"
+    return [pytest.param(value, marks=mark) if value in chosen else value for value in values]

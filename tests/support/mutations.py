@@ -8,12 +8,15 @@ A mutation replaces one function of the package by a wrong one:
 
     must_fail(weights_kept, score=lambda: worst_z_score(run()), above=9)
 
-The wrong function gets the right one first, and then the arguments of the call.
+The wrong function gets the right one first, and then the arguments of the call. It replaces the
+right one in every module of the package that has imported it by name.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -44,8 +47,8 @@ def stale(owner: Any, name: str, *fields: str) -> Mutation:
     The function takes a state first, and returns the new state and something else.
     """
 
-    def not_refreshed(step, state, *args):
-        new, info = step(state, *args)
+    def not_refreshed(step, state, *args, **options):
+        new, info = step(state, *args, **options)
         return new._replace(**{field: getattr(state, field) for field in fields}), info
 
     return Mutation(owner, name, not_refreshed)
@@ -56,7 +59,11 @@ def broken(*mutations: Mutation) -> Iterator[None]:
     """Apply mutations, and undo them in the end."""
     with pytest.MonkeyPatch.context() as patch:
         for each in mutations:
-            patch.setattr(each.owner, each.name, _replacement(each))
+            right, wrong = getattr(each.owner, each.name), _replacement(each)
+            patch.setattr(each.owner, each.name, wrong)
+            for module in _importers(each.owner):
+                for name in [name for name, value in vars(module).items() if value is right]:
+                    patch.setattr(module, name, wrong)
         yield
 
 
@@ -66,6 +73,13 @@ def must_fail(*mutations: Mutation, score: Callable[[], float], above: float) ->
         found = float(score())
     names = ", ".join(f"{each.__name__} of {each.name}" for each in mutations)
     assert found > above, f"the check does not see {names}: {found:.3g} is not above {above:.3g}"
+
+
+def _importers(owner: Any) -> list[ModuleType]:
+    """Return the modules of the package, which may have imported names of a module."""
+    if not isinstance(owner, ModuleType):
+        return []
+    return [module for name, module in sys.modules.items() if name.startswith("pyro_flowsamp.")]
 
 
 def _replacement(each: Mutation) -> Any:

@@ -37,18 +37,25 @@ def run_stages(moves=2, below=0.5, defensive_weight=0.0):
         density = paths.density(target, start, ones[0] * beta, scale)
         before = partial(paths.log_path, beta=torch.tensor(previous))
         stage = driver.Stage(bad, density, scale, torch.tensor(0.8), defensive_weight, before)
-        cloud, previous = driver.advance(cloud, stage, moves, below), beta
+        cloud, previous = advance(cloud, stage, moves, below), beta
     return cloud
 
 
-@mutation(particles, "reweight")
+def advance(cloud, stage, moves, below=0.5):
+    """Carry particles through one stage of sequential Monte Carlo."""
+    steps = iter([stage.step(moves)])
+    (after,) = driver.run_smc(cloud, lambda _: next(steps, None), below)
+    return after
+
+
+@mutation(driver, "reweight")
 def stale_log_pi(reweight, cloud, state, ladj=0.0):
     """Keep the density of the place where the particle was."""
     new = reweight(cloud, state, ladj)
     return new._replace(state=state._replace(log_pi=cloud.state.log_pi))
 
 
-@mutation(particles, "resample")
+@mutation(driver, "resample")
 def weights_kept(resample, cloud, below):
     """Keep the weights after resampling."""
     return resample(cloud, below)._replace(log_w=cloud.log_w)

@@ -156,6 +156,7 @@ def test_is_a_pyro_model():
     assert free.nodes["rate"]["fn"].support is dist.constraints.real
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["True", "False"])
 def test_import_leaves_validation_alone(flag):
     code = f"""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.transitions import hamiltonian, langevin
+from pyro_flowsamp.transitions import hamiltonian
 from pyro_flowsamp.transitions.step_size import StepSize, jitter
 
 __all__ = ["HMCDraws", "density_of", "sample", "spread"]
@@ -45,21 +45,21 @@ class HMCDraws(NamedTuple):
     gradients: int
 
 
-def density_of(target: Target) -> langevin.Density:
+def density_of(target: Target) -> hamiltonian.Density:
     """The density of a target in the form that the transitions take."""
 
-    def density(x: Tensor) -> langevin.HMCState:
+    def density(x: Tensor) -> hamiltonian.HMCState:
         log_p, grad = target.log_prob_and_grad(x)
         log_p = log_p.double()
-        return langevin.HMCState(x, log_p, grad, x, log_p, torch.zeros_like(log_p))
+        return hamiltonian.HMCState(x, log_p, grad, x, log_p, torch.zeros_like(log_p))
 
     return density
 
 
-def _rescaled(density: langevin.Density, scale: Tensor) -> langevin.Density:
+def _rescaled(density: hamiltonian.Density, scale: Tensor) -> hamiltonian.Density:
     """Changes the coordinates of a density to z = x / scale, up to a constant."""
 
-    def rescaled(z: Tensor) -> langevin.HMCState:
+    def rescaled(z: Tensor) -> hamiltonian.HMCState:
         state = density(z * scale)
         return state._replace(z=z, grad=state.grad * scale)
 
@@ -67,7 +67,7 @@ def _rescaled(density: langevin.Density, scale: Tensor) -> langevin.Density:
 
 
 def sample(
-    density: Target | langevin.Density,
+    density: Target | hamiltonian.Density,
     x0: Tensor,
     num_samples: int,
     warmup_steps: int,
@@ -78,7 +78,7 @@ def sample(
     """Draws by HMC with a diagonal mass matrix, tuned over all chains in warm-up and then fixed.
 
     Arguments:
-        density: A target, or a density as in :func:`~pyro_flowsamp.transitions.langevin.init`.
+        density: A target, or a density a function of positions that returns states.
         x0: Where the chains start, ``(C, d)``.
         num_samples, warmup_steps: Trajectories a chain, kept and before.
         num_steps: Leapfrog steps a trajectory.
@@ -89,12 +89,14 @@ def sample(
     num_chains, dim = x0.shape
     scale, first = torch.ones_like(x0[0]), torch.full_like(x0[0, 0], dim**-0.25)
     step_size = StepSize(first, target_accept_prob)
-    state, rescaled = langevin.init(x0, density), density
+    state, rescaled = density(x0), density
     window, kept, infos = [], [], []
     for t in range(-warmup_steps, num_samples):
         epsilon = jitter(step_size.value.expand(num_chains, 1).clone())
         momentum, log_u = torch.randn_like(state.z), torch.rand_like(state.log_pi).log()
-        state, info = hamiltonian.hmc(state, rescaled, epsilon, num_steps, momentum, log_u)
+        state, info = hamiltonian.step(
+            state, rescaled, epsilon, num_steps, momentum, log_u, cut=False
+        )
         if t >= 0:
             kept.append(wrap(state.x))
             infos.append(info)

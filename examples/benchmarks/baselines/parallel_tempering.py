@@ -100,7 +100,7 @@ def explore(
     density = paths.density(target, base, beta[:-each], scale[:-each])
     epsilon = jitter(step_size.unsqueeze(1).expand(-1, each).reshape(-1, 1))
     momentum, log_u = torch.randn_like(local.z), torch.rand_like(local.log_pi).log()
-    local, info = hamiltonian.hmc(local, density, epsilon, num_steps, momentum, log_u)
+    local, info = hamiltonian.step(local, density, epsilon, num_steps, momentum, log_u, cut=False)
     hot = paths.density(target, base, beta[-each:], scale[-each:])(base.sample(each) / scale[-1])
     return TemperedState(*(torch.cat(pair) for pair in zip(local, hot))), info
 

@@ -28,7 +28,15 @@ from stored_runs import DOCS, collect, load, markdown, names, spread
 from stored_runs import options as stored_options
 from variants import ADVERSARIAL_LOSSES
 
-from pyro_flowsamp import IMH, AutoAdvNF, FitOptions, Target, VectorizedMCMC, ess_fraction, tempered
+from pyro_flowsamp import (
+    IMH,
+    AutoAdvNF,
+    FitOptions,
+    Target,
+    VectorizedMCMC,
+    ess_fraction,
+    tempered_smc,
+)
 from pyro_flowsamp.flows.recipes import spline
 from pyro_flowsamp.guides.advnf import AdvNFWeights
 from pyro_flowsamp.problems import Problem, mog4, mog8, rings4
@@ -113,7 +121,7 @@ def given(guide: AutoAdvNF, num: int) -> Any:
 
 def ensemble(target: Target, num: int) -> torch.Tensor:
     """Draws ``num`` of at least 512 tempered particles."""
-    x = tempered(target, max(num, 512)).x
+    x = tempered_smc(target, max(num, 512)).x
     return x[torch.randperm(len(x))[:num]]
 
 

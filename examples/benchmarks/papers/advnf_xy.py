@@ -48,7 +48,7 @@ from pyro_flowsamp import (
     ess_fraction,
     lattice_discriminator,
     lattice_flow,
-    tempered_ensembles,
+    tempered_smc,
 )
 from pyro_flowsamp.guides.advnf import AdvNFWeights
 from pyro_flowsamp.lattice import (
@@ -58,7 +58,7 @@ from pyro_flowsamp.lattice import (
     xy_model,
     xy_observables,
 )
-from pyro_flowsamp.transitions import langevin
+from pyro_flowsamp.transitions import hamiltonian
 
 STUDY = "advnf_xy.jsonl"  #: the file of its stored runs
 FLOWS = "advnf_xy"  #: the folder of trained flows beside it
@@ -141,15 +141,15 @@ def monte_carlo(lattice: Lattice, chains: int, samples: int) -> Tensor:
     unit = grid().sqrt().repeat_interleave(chains)[:, None]
     target = lattice.target(grid().repeat_interleave(chains))
 
-    def density(z: Tensor) -> langevin.HMCState:
+    def density(z: Tensor) -> hamiltonian.HMCState:
         x = z * unit
         log_p, grad = target.log_prob_and_grad(x)
         log_p = log_p.double()
-        return langevin.HMCState(z, log_p, grad * unit, x, log_p, torch.zeros_like(log_p))
+        return hamiltonian.HMCState(z, log_p, grad * unit, x, log_p, torch.zeros_like(log_p))
 
     with torch.random.fork_rng():
         torch.manual_seed(12345)  # the same for all seeds of the flows
-        x = tempered_ensembles(lattice.target(grid()), chains).flatten(0, 1)
+        x = tempered_smc(lattice.target(grid()), chains).x
         found = hmc.sample(density, x / unit, samples, max(20, samples // 4), 8)
     return found.x.view(len(grid()), chains, samples, -1)
 
@@ -171,7 +171,7 @@ def made(lattice: Lattice, options: FitOptions, weights: AdvNFWeights) -> AutoAd
 
 def fitted(guide: AutoAdvNF, lattice: Lattice, temperatures: Tensor, num: int) -> float:
     """Trains on an ensemble of ``num`` draws at each temperature; the seconds that it takes."""
-    start, draw = perf_counter(), partial(tempered_ensembles, num=num)
+    start, draw = perf_counter(), partial(tempered_smc, num_particles=num)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what goes wrong stands in the table
         guide.fit(**lattice.arguments, temperature=temperatures, ensemble=draw)

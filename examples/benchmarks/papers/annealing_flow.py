@@ -163,7 +163,7 @@ def modes_of(known: Problem, x: Tensor, effective: float, size: Size) -> Result:
 
 def gmm_run(components: int, size: Size) -> Result:
     known = gmm(components)
-    guide, cloud, result = anneal(known, size, start=1.0, ess=0.6)
+    guide, cloud, result = anneal(known, size, reference=1.0, target_ess=0.6)
     budget, effective = known.target.evaluations, result["corrected_ess"] * size.draws
     shares = known.mode_fractions(cloud.x, cloud.log_weights)
     result["p_value"] = float(mode_chi2(shares * effective, known.weights, effective).p_value)
@@ -207,7 +207,7 @@ def gmm_table(store: Path) -> str:
 
 def expgauss_run(dim: int, size: Size) -> Result:
     known = exp_gauss(dim, *((2, 4.0) if size.smoke else ()))
-    guide, cloud, result = anneal(known, size, start=1.0, ess=0.6)
+    guide, cloud, result = anneal(known, size, reference=1.0, target_ess=0.6)
     budget = known.target.evaluations
     draws = cloud.draw(size.draws)
     alone = guide.flow(None).sample((size.draws,))
@@ -286,9 +286,9 @@ def unequal_run(make: Callable[[], Problem], options: dict[str, Any], size: Size
 
 
 UNEQUAL: dict[str, tuple[Callable[[], Problem], dict[str, Any]]] = {
-    "pair": (unequal_pair, {"ess": 0.9, "moves": 20}),
-    "pair-N01": (unequal_pair, {"ess": 0.9, "moves": 20, "start": 1.0}),
-    "expgauss": (exp_gauss_unequal, {"ess": 0.6, "start": 1.0}),
+    "pair": (unequal_pair, {"target_ess": 0.9, "mcmc_steps": 20}),
+    "pair-N01": (unequal_pair, {"target_ess": 0.9, "mcmc_steps": 20, "reference": 1.0}),
+    "expgauss": (exp_gauss_unequal, {"target_ess": 0.6, "reference": 1.0}),
 }
 
 
@@ -315,7 +315,7 @@ def unequal_table(store: Path) -> str:
 
 def funnel_run(dim: int, size: Size) -> Result:
     known = funnel(dim)
-    _, cloud, result = anneal(known, size, ess=0.9, mcmc_steps=20)
+    _, cloud, result = anneal(known, size, target_ess=0.9, mcmc_steps=20)
     budget = known.target.evaluations
     squares = cloud.mean(cloud.x.square())
     rest = cloud.mean(cloud.x[:, 1:].square().mean(-1))
@@ -382,7 +382,7 @@ def logistic_run(name: str, store: Path, size: Size) -> Result:
     known = Problem(target, None, None, None, None, None)
     moves, particles = (1, 320) if size.smoke else CLASSES[name]
     size = replace(size, draws=particles)
-    _, cloud, result = anneal(known, size, start=3.0, mcmc_steps=moves, num_particles=particles)
+    _, cloud, result = anneal(known, size, reference=3.0, mcmc_steps=moves, num_particles=particles)
 
     def original(x: Tensor) -> Tensor:
         log_alpha, beta = x[:, :1], x[:, 1:]
@@ -395,7 +395,7 @@ def logistic_run(name: str, store: Path, size: Size) -> Result:
     return {
         **result,
         "dim": target.dim,
-        "moves": moves,
+        "mcmc_steps": moves,
         "log_alpha": float(mine.value[0]),
         "worst_z": float(
             (gap / (mine.standard_error.square() + error.square()).sqrt()).abs().max()
@@ -427,12 +427,12 @@ def logistic_table(store: Path) -> str:
 
 PAPER_GMM8 = [k / 10 for k in range(11)]
 SCHEDULES: dict[str, dict[str, Any]] = {
-    "adaptive, ess .6": {"ess": 0.6},
-    "adaptive, ess .3": {"ess": 0.3},
+    "adaptive, ess .6": {"target_ess": 0.6},
+    "adaptive, ess .3": {"target_ess": 0.3},
     "adaptive, ess .8": {},
     "the paper's k/10": {"schedule": PAPER_GMM8},
-    "the paper's, 2 refinements": {"schedule": PAPER_GMM8, "refinements": 2},
-    "adaptive, 2 refinements": {"refinements": 2},
+    "the paper's, 2 refinements": {"schedule": PAPER_GMM8, "refinement_blocks": 2},
+    "adaptive, 2 refinements": {"refinement_blocks": 2},
     "adaptive, midpoint": {"method": "midpoint"},
     "adaptive, Dormand–Prince": {"method": "dopri5"},
     "kl loss": {"objective": "kl"},
@@ -442,7 +442,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 def schedule_run(options: dict[str, Any], size: Size) -> Result:
     known = gmm(8)
-    guide, _, result = anneal(known, size, start=1.0, **options)
+    guide, _, result = anneal(known, size, reference=1.0, **options)
     block_steps = sum(report.integration_steps for report in guide.reports)
     return {**result, "integration_steps": block_steps}
 
@@ -473,7 +473,7 @@ def picture(path: Path, size: Size) -> None:
     import matplotlib.pyplot as plt
 
     known = gmm(8)
-    guide, _, _ = anneal(known, size, start=1.0, ess=0.6)
+    guide, _, _ = anneal(known, size, reference=1.0, target_ess=0.6)
     x = guide.flow.start(None).sample((2000,))
     snapshots = [(0.0, x)]
     with torch.no_grad():

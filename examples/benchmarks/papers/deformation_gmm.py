@@ -102,7 +102,9 @@ def chains(guide: Any, known: Problem, size: Size) -> dict[str, float]:
 
 
 def made(known: Problem, scale: float, **how: Any) -> AutoDeformationFlow:
-    return AutoDeformationFlow(known.target, scale=scale * 2**0.5, hidden_features=HIDDEN, **how)
+    return AutoDeformationFlow(
+        known.target, base_scale=scale * 2**0.5, hidden_features=HIDDEN, **how
+    )
 
 
 def trained(known: Problem, scale: float, **how: Any) -> AutoDeformationFlow:
@@ -132,7 +134,7 @@ def exact_diffusion(known: Problem, scale: float) -> Any:
 def by_walkers(name: str, size: Size, steps: int, **how: Any) -> Result:
     make, scale, wider = TARGETS[name]
     known = make()
-    how = {"exploration_scale": wider, "kernels": size.kernels, **how}
+    how = {"exploration_scale": wider, "time_kernels": size.kernels, **how}
     how = {"options": options(steps, *WALKERS), **how}
     guide = trained(known, scale, **how)
     return {**summary(guide, known, size), "steps": steps}
@@ -141,7 +143,9 @@ def by_walkers(name: str, size: Size, steps: int, **how: Any) -> Result:
 def by_diffusion(name: str, size: Size) -> Result:
     make, scale, _ = TARGETS[name]
     path = exact_diffusion(make(), scale)
-    return by_walkers(name, size, size.fewer, interpolation=path, exploration_scale=1.0, kernels=1)
+    return by_walkers(
+        name, size, size.fewer, interpolation=path, exploration_scale=1.0, time_kernels=1
+    )
 
 
 def briefly(name: str, size: Size) -> Result:
@@ -178,9 +182,9 @@ def by_trajectories(name: str, size: Size, store: Path, seed: int) -> Result:
     walkers = load(store, f"{name}-trainable")
     budget = walkers[seed]["fit_seconds"] if seed < len(walkers) else 1.0
     how: dict[str, Any] = {
-        "trainer": "trajectories",
+        "collocation": "trajectories",
         "exploration_scale": wider,
-        "kernels": size.kernels,
+        "time_kernels": size.kernels,
     }
     trial = trained(known, scale, options=options(10, 3e-3, 256), **how)
     steps = min(size.most, max(10, int(budget / trial.progress[-1].seconds * 10)))
@@ -310,8 +314,12 @@ def draw(path: Path, size: Size) -> None:
     make, scale, wider = TARGETS["pair"]
     known = make()
     choices: dict[str, Any] = {
-        "linear": {"interpolation": "linear", "exploration_scale": wider, "kernels": size.kernels},
-        "trainable": {"exploration_scale": wider, "kernels": size.kernels},
+        "linear": {
+            "interpolation": "linear",
+            "exploration_scale": wider,
+            "time_kernels": size.kernels,
+        },
+        "trainable": {"exploration_scale": wider, "time_kernels": size.kernels},
         "diffusion": {"interpolation": exact_diffusion(known, scale)},
     }
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.8), sharex=True, sharey=True)

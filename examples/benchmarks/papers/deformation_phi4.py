@@ -125,11 +125,11 @@ def make(known: Problem, **more: Any) -> AutoDeformationFlow:
     sites = known.target.dim
     return AutoDeformationFlow(
         known.target,
-        power=4.0,
-        scale=2.0,
+        base_power=4.0,
+        base_scale=2.0,
         symmetry=lattice_symmetries(sites),
         hidden_features=8 * sites,
-        kernels=4,
+        time_kernels=4,
         **more,
     )
 

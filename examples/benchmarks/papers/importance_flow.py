@@ -52,7 +52,7 @@ class Size:
         self.smoke = smoke
         self.bounds = (20,) if smoke else BOUNDS
         self.options: dict[str, Any] = {
-            "ess": 0.5,
+            "target_ess": 0.5,
             "num_particles": 512 if smoke else 4096,
             "num_samples": 512 if smoke else 32768,
             "islands": 16,
@@ -120,7 +120,7 @@ def truncated_table(store: Path) -> str:
 # ---- a posterior --------------------------------------------------------------------------------
 
 BOUNDS = (50, 60)
-CAREFUL = {"ess": 0.8, "moves": 20}  #: the posterior is a funnel
+CAREFUL = {"target_ess": 0.8, "mcmc_steps": 20}  #: the posterior is a funnel
 
 
 def school_tail(bound: float) -> float:

@@ -248,7 +248,7 @@ KERNELS: dict[str, dict[str, Any]] = {
 
 def chains(flow: LayeredFlow, num: int, size: Size, **how: Any) -> tuple[Tensor, Result]:
     """The last draw of each chain of NF-MALA, begun at draws of the flow; how they fared."""
-    kernel = LatentMALA(flow=flow, target="tempered", **how)
+    kernel = LatentMALA(flow=flow, target="sharpened", **how)
     mcmc = VectorizedMCMC(kernel, size.samples, size.warmup, num, disable_progbar=True)
     mcmc.run()
     x = mcmc.get_samples(group_by_chain=True)["x"]

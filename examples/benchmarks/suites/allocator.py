@@ -34,7 +34,7 @@ def run(steps: int) -> dict[str, float]:
     options = FitOptions(
         steps, 600, 2e-2, eval_every=steps, cosine_schedule=True, stop_at_ess=1.0, progress=False
     )
-    guide = AutoDeformationFlow(phi4(16, 1.0).target, kernels=4, options=options)
+    guide = AutoDeformationFlow(phi4(16, 1.0).target, time_kernels=4, options=options)
     start = perf_counter()
     guide.fit()
     trained = perf_counter()

@@ -28,8 +28,7 @@ from pyro_flowsamp import (
     FitOptions,
     Target,
     VectorizedMCMC,
-    tempered,
-    tempered_ensemble,
+    tempered_smc,
 )
 
 matplotlib.use("Agg")
@@ -46,7 +45,7 @@ def occupancy(means: Tensor) -> Tensor:
 
 def few_particles(target: Target) -> Tensor:
     """A tempered ensemble for the tests: too small to be right."""
-    return tempered(target, 200, moves=1, ess=0.3).x
+    return tempered_smc(target, 200, mcmc_steps=1, target_ess=0.3).x
 
 
 def sample_flow(seed: int, chains: int, draws: int, smoke: bool) -> VectorizedMCMC:
@@ -54,7 +53,7 @@ def sample_flow(seed: int, chains: int, draws: int, smoke: bool) -> VectorizedMC
     pyro.set_rng_seed(seed)
     model, data = load("galaxies")
     options = FitOptions(max_steps=5 if smoke else 1000, learning_rate=1e-3)
-    ensemble = few_particles if smoke else tempered_ensemble
+    ensemble = few_particles if smoke else tempered_smc
     guide = AutoFlow(model, flow="spline", ensemble=ensemble, options=options)
     mcmc = VectorizedMCMC(
         IMH(model, guide=guide), num_samples=draws, warmup_steps=100, num_chains=chains

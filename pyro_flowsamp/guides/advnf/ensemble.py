@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...flows.gaussian_fit import ascend
-from ...smc.tempering import EACH, tempered, tempered_ensembles
+from ...smc.tempering import tempered_smc
 from ...target.density import Target
 from ..auto_flow import EnsembleSource, ensemble_points
 from .options import AdvNFOptions
@@ -59,7 +59,7 @@ def gather(given: EnsembleSource | None, target: Target, rows: Tensor | None) ->
     """
     here = target if rows is None else target.at(rows)
     if given is None:
-        given = tempered(here).x if rows is None else tempered_ensembles(here, EACH)
+        given = tempered_smc(here)
     points = ensemble_points(given, here)
     if rows is None:
         return Ensemble(points)

@@ -16,7 +16,7 @@ __all__ = ["AnnealedFlow", "BlockReport"]
 
 
 class BlockReport(NamedTuple):
-    """How one block fared in training.
+    """Report of the training of one block.
 
     Attributes:
         beta: Where it ends.
@@ -26,7 +26,7 @@ class BlockReport(NamedTuple):
         steps: Optimiser steps, of the last try.
         integration_steps: Steps of the integrator that its log density needs.
         gap: What is left of its error, in nats on 99.9 % of particles.
-        stay: Share of particles that it leaves behind: all, where it would rather do harm.
+        defensive_weight: Share of particles that it leaves behind; 1 where the map does harm.
         seconds: Wall-clock time.
     """
 
@@ -88,7 +88,7 @@ class Block(ContinuousTransform):
 
     @property
     def map(self) -> driver.Pushes | None:
-        """How it carries particles; None where they are better off without."""
+        """The map of the block, or None where all particles are left behind."""
         return self(None) if self.defensive_weight < 1 else None
 
     def get_extra_state(self) -> dict[str, Any]:

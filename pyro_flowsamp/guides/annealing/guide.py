@@ -19,7 +19,7 @@ Flow: Wu & Xie, 2025, https://arxiv.org/abs/2409.20547). Three losses train it, 
   \log|\det T_k'|`, with :math:`h(r) = 2\sqrt{1 + r^2} - 2`, a square that grows linearly far out,
   and :math:`c` the log of the mean weight (after the log-variance divergence: Nüsken & Richter,
   2021, https://arxiv.org/abs/2005.05409). It is zero where the block is perfect, and so is the
-  noise of its gradient, while a KL divergence estimated on a finite crowd of particles can be
+  noise of its gradient, while a KL divergence estimated on a finite number of particles can be
   driven below its infimum. It is the default.
 
 A block trusts the one before it, but tempering moves mass between modes, which no transport can. So
@@ -56,7 +56,7 @@ from ...smc.starts import overdispersed_base
 from ...target.density import Target
 from ...train import History, fit
 from ...weights import ess_fraction
-from ..base import FlowGuide
+from ..path_guide import PathGuide
 from .blocks import AnnealedFlow, BaseDensity, Block, BlockReport, Standardized
 from .losses import LOSSES, Loss, TransportBatch
 
@@ -79,7 +79,7 @@ DOUBLINGS = 3  #: of all steps, until they do not
 ACCEPT = 0.574  #: acceptance that local moves are tuned to
 
 
-class AutoAnnealingFlow(FlowGuide):
+class AutoAnnealingFlow(PathGuide):
     r"""A guide for many and distant modes, of which nobody has samples.
 
     Example::
@@ -91,17 +91,18 @@ class AutoAnnealingFlow(FlowGuide):
 
     Arguments:
         model: A Pyro model, or a :class:`~pyro_flowsamp.Target`, on :math:`\mathbb R^d`.
-        start: A zuko-style flow that can be sampled; a number s for :math:`N(0, s^2 I)`; by default
-            a Gaussian twice as wide as many points that climbed to their modes from far out.
+        reference: A zuko-style flow that can be sampled; a number s for :math:`N(0, s^2 I)`; by
+            default a Gaussian twice as wide as many points that climbed to their modes from far
+            out.
         schedule: The :math:`\beta_k`, rising from 0 to 1; by default each next one is where the
-            particles' weights keep the ESS fraction ``ess``, and blocks are added until 1.
-        ess: See ``schedule``.
-        refinements: Further blocks, trained on the flow's own draws at :math:`\beta = 1`: they
-            improve the flow as a proposal; corrected particles have no need of them.
+            particles' weights keep the ESS fraction ``target_ess``, and blocks are added until 1.
+        target_ess: See ``schedule``.
+        refinement_blocks: Further blocks, trained on the flow's own draws at :math:`\beta = 1`:
+            they improve the flow as a proposal; corrected particles have no need of them.
         objective: "variance", "kl" or "linear"; see the module's docstring.
-        wasserstein: :math:`\gamma`; by default 0 for "variance", else ½ (a block of unit time).
-        num_particles: Crowd that the blocks are trained on.
-        moves: Langevin moves of every particle after each block.
+        transport_cost: :math:`\gamma`; by default 0 for "variance", else ½ (a block of unit time).
+        num_particles: Number of particles that the blocks are trained on.
+        mcmc_steps: Langevin moves of every particle after each block.
         hidden_features: Width of the velocity networks.
         method: The integrator, see :data:`pyro_flowsamp.flows.continuous.METHODS`.
         options: How to train each block.
@@ -111,14 +112,14 @@ class AutoAnnealingFlow(FlowGuide):
         self,
         model: Callable,
         *,
-        start: nn.Module | float | None = None,
+        reference: nn.Module | float | None = None,
         schedule: Sequence[float] | None = None,
-        ess: float = 0.8,
+        target_ess: float = 0.8,
         refinement_blocks: int = 0,
         objective: str = "variance",
         transport_cost: float | None = None,
         num_particles: int = 16384,
-        moves: int = 5,
+        mcmc_steps: int = 5,
         hidden_features: int = 64,
         method: str = "rk4",
         options: FitOptions | None = None,
@@ -136,10 +137,10 @@ class AutoAnnealingFlow(FlowGuide):
         if schedule is not None:
             schedule = [float(beta) for beta in schedule]
             _check_schedule(schedule)
-        if not 0 < ess < 1:
-            raise ValueError(f"ess must lie between 0 and 1, got {ess}")
-        if isinstance(start, int | float) and not 0 < start < torch.inf:
-            raise ValueError(f"start must be a positive standard deviation, got {start}")
+        if not 0 < target_ess < 1:
+            raise ValueError(f"target_ess must lie between 0 and 1, got {target_ess}")
+        if isinstance(reference, int | float) and not 0 < reference < torch.inf:
+            raise ValueError(f"reference must be a positive standard deviation, got {reference}")
         self._loss, gamma = LOSSES[objective]
         self.transport_cost = gamma if transport_cost is None else transport_cost
         if not self.transport_cost >= 0:
@@ -148,13 +149,18 @@ class AutoAnnealingFlow(FlowGuide):
             raise ValueError(
                 f"num_particles must be at least {FEWEST_PARTICLES}, got {num_particles}"
             )
-        if moves < 0 or refinement_blocks < 0:
+        if mcmc_steps < 0 or refinement_blocks < 0:
             raise ValueError(
-                f"moves and refinements must not be negative, got {moves} and {refinement_blocks}"
+                f"mcmc_steps and refinement_blocks must not be negative, got {mcmc_steps} and "
+                f"{refinement_blocks}"
             )
-        self._start = (start,)
-        self.schedule, self.ess, self.refinement_blocks = schedule, ess, refinement_blocks
-        self.num_particles, self.mcmc_steps = num_particles, moves
+        self._reference = (reference,)
+        self.schedule, self.target_ess, self.refinement_blocks = (
+            schedule,
+            target_ess,
+            refinement_blocks,
+        )
+        self.num_particles, self.mcmc_steps = num_particles, mcmc_steps
         self.hidden_features, self.method = hidden_features, method
         self.reports: list[BlockReport] = []
         self._led_to: Target | None = None
@@ -162,25 +168,21 @@ class AutoAnnealingFlow(FlowGuide):
     # ---- building -----------------------------------------------------------------------------
 
     def build_flow(self, target: Target, context_size: int) -> nn.Module:
-        if target.circular:
-            raise ValueError(
-                "AutoAnnealingFlow lives on R^d and the target has angles: use "
-                "AutoFlow(flow='circular', ensemble=tempered_ensemble)."
-            )
-        (start,) = self._start
-        start = deepcopy(start) if isinstance(start, nn.Module) else gaussian(target.dim)
+        self.check_target(target)
+        (reference,) = self._reference
+        start = deepcopy(reference) if isinstance(reference, nn.Module) else gaussian(target.dim)
         return AnnealedFlow(start, target.dim, self.hidden_features)
 
     def _initialize_start(self, target: Target) -> None:
-        (start,) = self._start
-        if isinstance(start, nn.Module):
+        (reference,) = self._reference
+        if isinstance(reference, nn.Module):
             return
         assert isinstance(self.flow, AnnealedFlow)
-        if start is None:
+        if reference is None:
             base = overdispersed_base(target, 512)
             loc, scale = base.loc, base.scale
         else:
-            scale = torch.full((target.dim,), float(start), dtype=target.dtype)
+            scale = torch.full((target.dim,), float(reference), dtype=target.dtype)
             loc = torch.zeros_like(scale)
         self.flow.start.affine.initialize(loc, scale)  # type: ignore[union-attr, operator]
 
@@ -254,14 +256,14 @@ class AutoAnnealingFlow(FlowGuide):
         if self.schedule is not None:
             following = min(b for b in self.schedule if b > beta)
         else:
-            following = paths.next_beta(cloud.state.log_ratio, beta, self.ess, shortest=0.0)
+            following = paths.next_beta(cloud.state.log_ratio, beta, self.target_ess, shortest=0.0)
         stalled = following - beta < SHORTEST_STAGE * max(beta, 1e-6)
         if len(self._annealing_blocks()) >= MAX_BLOCKS or stalled:
             raise ValueError(
                 f"the path does not get beyond beta = {beta:.4g}: the next stage would be "
                 f"{following - beta:.1e} long. Either the target cannot be normalised (an improper "
                 f"posterior, an energy without lower bound), or the start is far too narrow or too "
-                f"wide for it: give start=..., a standard deviation that covers the target."
+                f"wide for it: give reference=..., a standard deviation that covers the target."
             )
         return following
 
@@ -282,7 +284,8 @@ class AutoAnnealingFlow(FlowGuide):
             raise ValueError(
                 f"all but {max(1, round(ess * self.num_particles))} of {self.num_particles} "
                 f"particles lost their weight at beta = {following:.4g}: use more stages (a larger "
-                f"ess=, a finer schedule=), more particles, or a start that covers the target."
+                f"target_ess=, a finer schedule=), more particles, or a reference that covers the "
+                f"target."
             )
         cloud = particles.resample(pushed, torch.inf)
         cloud, step_size = driver.move_and_tune(cloud, stage, self.mcmc_steps, ACCEPT)
@@ -430,7 +433,7 @@ class AutoAnnealingFlow(FlowGuide):
             warnings.warn(
                 f"{outside:.0%} of the particles ended where the start has no draws: modes there "
                 f"were found along the path, not by the start, and others may have been missed. "
-                f"A wider start=... is safer, or compare two of them by their evidence.",
+                f"A wider reference=... is safer, or compare two of them by their evidence.",
                 stacklevel=4,
             )
 
@@ -463,8 +466,7 @@ class AutoAnnealingFlow(FlowGuide):
             ValueError: ``num_particles`` is not a positive multiple of ``islands``, or the path has
                 not been trained to its end.
         """
-        if islands < 1 or num_particles < 1 or num_particles % islands:
-            raise ValueError(f"{num_particles} particles do not divide into {islands} islands")
+        self.check_islands(num_particles, islands)
         target = self.target_for(*args, **kwargs) if target is None else target
         if (beta := self._reached()) < 1:
             raise ValueError(
@@ -481,21 +483,22 @@ class AutoAnnealingFlow(FlowGuide):
     def intermediate_particles(
         self, target: Target, num_particles: int, islands: int
     ) -> Iterator[Particles]:
-        """The clouds on the way of :meth:`particles`: of the start, then after every block."""
+        """The particles on the way of :meth:`particles`: of the base, then after every block."""
         assert isinstance(self.flow, AnnealedFlow)
         start = BaseDensity(self.flow.start)
         x = start.sample(num_particles)
         ones = torch.ones_like(x[0])
-        cloud = particles.init(x, paths.density(target, start, 0 * ones[0], ones), islands)
-        yield cloud
+        first = particles.init(x, paths.density(target, start, 0 * ones[0], ones), islands)
+        yield from self.run_stages(first, self._stages(target), self.mcmc_steps)
+
+    def _stages(self, target: Target) -> Iterator[driver.Stage]:
         beta = 0.0
         for block in self._annealing_blocks():
-            cloud = driver.advance(cloud, self._stage(target, block, beta), self.mcmc_steps)
+            yield self._stage(target, block, beta)
             beta = block.beta
-            yield cloud
 
     def _stage(self, target: Target, block: Block, beta: float) -> driver.Stage:
-        """What a finished block does to particles from beta."""
+        """The stage that a finished block makes, from the inverse temperature ``beta``."""
         assert isinstance(self.flow, AnnealedFlow)
         at = block.scale.new_tensor(block.beta)
         density = paths.density(target, BaseDensity(self.flow.start), at, block.scale)

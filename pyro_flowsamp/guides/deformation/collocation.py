@@ -1,26 +1,30 @@
-r"""Where to ask for the deformation error: four crowds at fixed times of a path.
+r"""Collocation points: the points and times at which the deformation error is made small.
 
-- *Explorers*, once: sequential Monte Carlo along the path without detour, from a base as wide as
-  one likes. They know every mode that annealing finds, whatever the flow does. Half of them are
-  resampled by the square roots of their weights: else few would look at a mode of little mass.
-  (Never resampled, most would stay where there is next to none.)
-- *Followers*: at every refresh, those of time k move on by the velocity to time k + 1, where they
-  are weighted, resampled and moved by Langevin steps; fresh ones enter at time 0. All times go at
-  once, so that every slice is a small sequential Monte Carlo run of its own, of the path as it is
-  now. Without them mass may go missing between two crowds that never meet.
-- *Trajectories*: the same, but only carried. They are where the flow goes wrong: where the error
-  vanishes along all of them, every draw has its density.
-- *Returning*: explorers that have arrived, carried back by the velocity. Where the error vanishes
-  along all of them, every point of the target has its density, up to a factor that trajectories
-  fix. Without them a velocity may pour a mode out of a place where nobody looks, since nothing that
-  comes from the base gets there.
+They come from four sources, at fixed times of the path:
 
-Nothing is asked of the target but at a refresh; the optimiser's steps between cost networks only.
+- ``history``, made once: sequential Monte Carlo along the path without its learned term, from a
+  base as wide as one likes. It has every mode that annealing finds, whatever the flow does. Half of
+  its particles are resampled by the square roots of their weights, because otherwise a mode of
+  little mass would get few points. (Particles that were never resampled would mostly stay where
+  there is next to no mass.)
+- ``smc_points``: at every refresh, the points of time k move by the velocity to time k + 1, where
+  they are weighted, resampled and moved by Langevin steps, and new points enter at time 0. All
+  times are moved at once, so that every slice is a small run of sequential Monte Carlo along the
+  path as it is now. Without them the velocity may lose mass between the other sources.
+- ``trajectories``: as before, but without weights, resampling and Langevin steps. The flow's own
+  errors are along these. If the error vanishes along all of them, every draw has its density.
+- ``returning``: particles of the history at time 1, moved back by the velocity. If the error
+  vanishes along all of them, every point of the target has its density, up to a factor that
+  ``trajectories`` fix. Without them a velocity may empty a mode that no point from the base
+  reaches.
+
+The target is evaluated only at a refresh. The optimiser's steps in between evaluate networks only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import ceil, inf, log
 from typing import NamedTuple
 
@@ -32,7 +36,7 @@ from ...smc import driver, particles
 from ...smc.particles import Particles
 from ...smc.starts import overdispersed_base
 from ...target.density import Target
-from ...transitions import langevin
+from ...transitions import hamiltonian
 from ...transitions.step_size import optimal_step_size
 from ...weights import Evidence
 from .energy_path import BoltzmannPath, PathState
@@ -44,16 +48,16 @@ __all__ = [
     "Sample",
     "CollocationPoints",
     "anneal_from_bases",
-    "run_smc",
+    "smc_history",
 ]
 
 
 ACCEPT = 0.574  #: acceptance that Langevin steps are tuned to
-RESAMPLE_BELOW = 0.5  #: effective sample size of a crowd, as a fraction
+RESAMPLE_BELOW = 0.5  #: ESS fraction below which particles are resampled
 POINTS_PER_TIME = 16  #: of each kind, at each time
 NUM_SOURCES = 4
-SELECTIONS = 1.0, 0.5  #: powers of the explorers' weights
-MOVES = 4  #: of explorers in each slice, for every 16 dimensions begun
+SELECTIONS = 1.0, 0.5  #: powers of the history's weights
+MOVES = 4  #: Langevin steps in each slice, for every 16 dimensions begun
 
 
 class Sample(NamedTuple):
@@ -66,7 +70,7 @@ class Sample(NamedTuple):
 
 
 class SMCHistory(NamedTuple):
-    """Spots ``(S, N, ...)`` at all times, their weights ``(S, N)`` and the path's evidence."""
+    """States ``(S, N, ...)`` at all times, their weights ``(S, N)`` and the path's evidence."""
 
     states: PathState
     weights: Tensor
@@ -74,12 +78,8 @@ class SMCHistory(NamedTuple):
     evidence: Evidence
 
 
-def _stage(density: langevin.Density, like: Tensor, step_size: Tensor) -> driver.Stage:
-    return driver.Stage(None, density, torch.ones_like(like), step_size)
-
-
 @torch.no_grad()
-def run_smc(
+def smc_history(
     path: BoltzmannPath,
     target: Target,
     base: GeneralisedNormal,
@@ -90,38 +90,45 @@ def run_smc(
     islands: int = 8,
     selection: float = 1.0,
 ) -> SMCHistory:
-    """Anneals ``num`` particles along a path without its detour, from a base ``width`` as wide.
+    """Anneals ``num`` particles along a path without its learned term, from a wider base.
 
     The more dimensions, the more changes from slice to slice, and the more moves follow each.
     Weights are raised to the power ``selection``; with less than 1 modes of little mass keep more
     particles than are their due, and the evidence is none.
     """
     moves = MOVES * ceil(target.dim / 16)
+    sizes = [torch.full_like(times[0], optimal_step_size(target.dim))]
+    later = iter(times[1:])
 
     def stage(t: Tensor) -> driver.Stage:
         def density(u: Tensor) -> PathState:
             return path.state_at(target, t.expand(len(u)), u, width, learned_term=False)
 
-        return _stage(density, path.loc, step_size)
+        return driver.Stage(None, density, torch.ones_like(path.loc), sizes[-1])
 
-    step_size = torch.full_like(times[0], optimal_step_size(target.dim))
-    cloud = particles.init(width * base.sample((num,)), stage(times[0]).density, islands)
-    states, weights, sizes = [cloud.state], [cloud.log_weights.softmax(0)], [step_size]
-    for t in times[1:]:
-        pushed = driver.transport(cloud, stage(t))
-        gain = (pushed.log_w - cloud.log_w).nan_to_num(nan=-inf, neginf=-inf)
-        pushed = pushed._replace(log_w=cloud.log_w + selection * gain)
-        cloud = particles.resample(pushed, RESAMPLE_BELOW)
-        cloud, step_size = driver.move_and_tune(cloud, stage(t), moves, ACCEPT)
-        states.append(cloud.state)
-        weights.append(cloud.log_weights.softmax(0))
+    def weigh(before: Particles, stage: driver.Stage) -> Particles:
+        after = driver.transport(before, stage)
+        gain = (after.log_w - before.log_w).nan_to_num(nan=-inf, neginf=-inf)
+        return after._replace(log_w=before.log_w + selection * gain)
+
+    def move(current: Particles, stage: driver.Stage) -> Particles:
+        current, step_size = driver.move_and_tune(current, stage, moves, ACCEPT)
         sizes.append(step_size)
-    log_z, error = cloud.evidence
+        return current
+
+    def next_step(_: Particles) -> driver.SMCStep | None:
+        if (t := next(later, None)) is None:
+            return None
+        following = stage(t)
+        return driver.SMCStep(partial(weigh, stage=following), partial(move, stage=following))
+
+    first = particles.init(width * base.sample((num,)), stage(times[0]).density, islands)
+    history = [first, *driver.run_smc(first, next_step, RESAMPLE_BELOW)]
+    log_z, error = history[-1].evidence
     log_z = log_z + base.log_z + target.dim * log(width)
-    stacked = PathState(*(torch.stack(values) for values in zip(*states)))
-    return SMCHistory(
-        stacked, torch.stack(weights).to(path.loc), torch.stack(sizes), Evidence(log_z, error)
-    )
+    states = PathState(*(torch.stack(values) for values in zip(*(p.state for p in history))))
+    weights = torch.stack([p.log_weights.softmax(0) for p in history]).to(path.loc)
+    return SMCHistory(states, weights, torch.stack(sizes), Evidence(log_z, error))
 
 
 def _joined(parts: Sequence[SMCHistory]) -> SMCHistory:
@@ -154,7 +161,7 @@ def anneal_from_bases(
     """Particles annealed from several bases, and step sizes ``(S,)`` along the path.
 
     The bases are an over-dispersed one, one twice as wide as the path's, and the path's own, here
-    without its detour. (Step sizes are tuned on the way: no evidence is strictly unbiased.)
+    without its learned term. (Step sizes are tuned on the way: no evidence is strictly unbiased.)
     """
     plain = BoltzmannPath(target.dim, path.power, None, None).to(path.loc)
     plain.loc.copy_(path.loc)
@@ -167,7 +174,7 @@ def anneal_from_bases(
         way.log_kappa.copy_(path.log_kappa)
 
     def arrive(way: BoltzmannPath, base: GeneralisedNormal, width: float) -> SMCHistory:
-        return run_smc(way, target, base, times, width=width)
+        return smc_history(way, target, base, times, width=width)
 
     def ends(way: BoltzmannPath, population: SMCHistory) -> TerminalParticles:
         x, log_prob = population.states.x[-1], population.states.log_pi[-1]
@@ -191,32 +198,37 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _needed(state: PathState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the loss takes."""
+    """The fields of a state that the loss takes."""
     return state.x, state.denergy_dt, state.grad_energy, state.dgrad_dt
 
 
 def _out_of_line(log_w: Tensor) -> Tensor:
-    """How much particles are sought, ``(S, m)``: by how far their weights are from the median."""
+    """Probability weights for picking particles, by the distance of log weights from their median.
+
+    Shapes are ``(S, m)``.
+    """
     alive = torch.where(log_w.isneginf(), torch.nan, log_w)
     gap = alive - alive.nanmedian(-1, keepdim=True).values
-    return 0.1 + gap.nan_to_num(nan=0.0).abs().clamp(max=10.0)  # the dead are not sought
+    return 0.1 + gap.nan_to_num(nan=0.0).abs().clamp(
+        max=10.0
+    )  # particles of weight zero are not picked
 
 
 class CollocationPoints:
-    """The four crowds.
+    """Collocation points from four sources.
 
     Arguments:
         path, velocity: What is being trained.
         target: Where to.
         base: Where from.
         times: From 0 to 1, ``(S,)``.
-        width: Of the explorers' base, in units of the base.
+        width: Width of the history's base, in units of the base.
 
     Raises:
-        ValueError: No explorer arrives where the target has any density.
+        ValueError: No particle of the history has any weight at the target.
 
     Attributes:
-        explorers: See :class:`Explorers`.
+        history: See :class:`SMCHistory`.
         step_sizes: Of the Langevin moves, at each time, ``(S, 1)``.
     """
 
@@ -231,7 +243,9 @@ class CollocationPoints:
     ) -> None:
         self.path, self.velocity, self.target, self.base = path, velocity, target, base
         self.times = times
-        parts = [run_smc(path, target, base, times, width=width, selection=s) for s in SELECTIONS]
+        parts = [
+            smc_history(path, target, base, times, width=width, selection=s) for s in SELECTIONS
+        ]
         if not all(torch.isfinite(part.evidence.log_z) for part in parts):
             raise ValueError(
                 "no particle that was annealed from the base to the target has kept any weight: "
@@ -254,7 +268,7 @@ class CollocationPoints:
         return particles.init(u, self._density, len(self.times))
 
     def _entering(self, back: bool) -> tuple[Tensor, Tensor]:
-        """Fresh ones with their log densities: of the base, or explorers that have arrived."""
+        """New points with their log densities, from the base or from the end of the history."""
         if not back:
             u = self.base.sample((POINTS_PER_TIME,))
             return u, -self.path.base(u)[0].double()
@@ -265,7 +279,7 @@ class CollocationPoints:
         """One time further, or back, by a midpoint step, with the weight of it."""
 
         def on(values: Tensor, fresh: Tensor) -> Tensor:
-            """What was at each time is now at the next, ``(S, ...)``."""
+            """Shifts values by one slice of time, ``(S, ...)``."""
             return torch.cat([values[1:], fresh[None]] if back else [fresh[None], values[:-1]])
 
         shape = (len(self.times), POINTS_PER_TIME)
@@ -284,11 +298,11 @@ class CollocationPoints:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Everybody moves on."""
+        """Moves the points of all sources but the history on by one slice of time."""
         cloud = particles.resample(self._carry(self.smc_points), RESAMPLE_BELOW)
         sizes = self.step_sizes.expand(-1, POINTS_PER_TIME).reshape(-1, 1)
         noise, log_u = torch.randn_like(cloud.x), torch.rand_like(cloud.state.log_pi).log()
-        state, info = langevin.mala(cloud.state, self._density, sizes, noise, log_u)
+        state, info = hamiltonian.step(cloud.state, self._density, sizes, 1, noise, log_u)
         self.smc_points = cloud._replace(state=state)
         self.trajectories = self._carry(self.trajectories)
         self.returning = self._carry(self.returning, back=True)
@@ -297,7 +311,7 @@ class CollocationPoints:
         self.step_sizes = self.step_sizes * (0.3 * (rate - ACCEPT)).exp().to(self.step_sizes)
 
     def _gather(self) -> None:
-        """Puts down for :meth:`sample` who is where, ``(S, 3·m, ...)``, and how much sought."""
+        """Stores the points ``(S, 3·m, ...)`` for :meth:`sample`, and their weights."""
         populations = self.smc_points, self.trajectories, self.returning
         shape = (len(self.times), POINTS_PER_TIME)
         each = [
@@ -309,7 +323,7 @@ class CollocationPoints:
 
     @torch.no_grad()
     def sample(self, num: int) -> Sample:
-        """``num`` points of each crowd at each time, up to half a slice earlier or later."""
+        """Samples ``num`` points of each source at each time, within half a slice of it."""
         chosen = self._sought.multinomial(num, replacement=True).split(len(self.times))
         index = torch.cat([rows + k * POINTS_PER_TIME for k, rows in enumerate(chosen)], 1)
         index_history = self.history.weights.multinomial(num, replacement=True)

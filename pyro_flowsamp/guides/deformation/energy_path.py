@@ -62,13 +62,13 @@ class EnergyMLP(TimeMLP):
 
 
 class FixedTerms(NamedTuple):
-    r"""What of a path is not learnt, at N points.
+    r"""The terms of a path that are not learned, at N points.
 
     Attributes:
         energy: :math:`f_t`, ``(N,)``.
-        rate: :math:`\partial_t f_t`, ``(N,)``.
-        slope: :math:`\nabla f_t`, ``(N, d)``.
-        turn: :math:`\partial_t \nabla f_t`; zero where energies are given.
+        denergy_dt: :math:`\partial_t f_t`, ``(N,)``.
+        grad_energy: :math:`\nabla f_t`, ``(N, d)``.
+        dgrad_dt: :math:`\partial_t \nabla f_t`; zero where energies are given.
     """
 
     energy: Tensor
@@ -78,13 +78,13 @@ class FixedTerms(NamedTuple):
 
 
 class PathState(NamedTuple):
-    r"""N points of a path; a :class:`~pyro_flowsamp.transitions.langevin.HMCState`, and more.
+    r"""N points of a path; a :class:`~pyro_flowsamp.transitions.hamiltonian.HMCState`, and more.
 
     Attributes:
         z, x: Positions u, ``(N, d)``.
         log_pi: :math:`-f_t`, ``(N,)``, float64.
         grad: :math:`-\nabla f_t`, ``(N, d)``.
-        rate, slope, turn: Of the path without its detour, see :class:`Fixed`.
+        denergy_dt, grad_energy, dgrad_dt: Without the learned term, see :class:`FixedTerms`.
     """
 
     z: Tensor
@@ -100,7 +100,7 @@ Energy = Callable[[Tensor, Tensor], Tensor]
 
 
 class BoltzmannPath(nn.Module):
-    r"""Energies from base to target: linear, linear with a learnt detour, or given.
+    r"""Energies from base to target: linear, linear with a learned term, or given.
 
     .. math:: f_t = (1-\beta_t) f_0 + \beta_t f_1 \;[\,+\; s\,t(1-t) f^\theta_t\,],
               \qquad \beta_t = \frac{\kappa^t - 1}{\kappa - 1},
@@ -112,15 +112,15 @@ class BoltzmannPath(nn.Module):
     Arguments:
         features: The dimension.
         power: :math:`p` of the base.
-        detour: :math:`f^\theta`, or None.
+        learned_term: :math:`f^\theta`, or None.
         given: :math:`f_t(x)` of times ``(N,)`` and places ``(N, d)``, instead; ``(N,)``.
 
     Attributes:
         loc, scale: :math:`\mu` and :math:`\sigma`, ``(d,)``.
-        pace: :math:`\log\kappa`, 0-d.
+        log_kappa: :math:`\log\kappa`, 0-d.
         constants: By how much given energies exceed those of base and target, ``(2,)``.
-        share: :math:`s`, how much of the detour is taken: none before training. While that is 0
-            the detour is not evaluated, and has no gradient.
+        learned_fraction: :math:`s`, the weight of the learned term: 0 before training. While it is
+            0, the learned term is not evaluated and has no gradient.
     """
 
     loc: Tensor
@@ -140,7 +140,7 @@ class BoltzmannPath(nn.Module):
         self.learned_fraction = 0.0
 
     def get_extra_state(self) -> float:
-        """What of the state is no tensor: the share."""
+        """The part of the state that is no tensor: the learned fraction."""
         return self.learned_fraction
 
     def set_extra_state(self, state: float) -> None:
@@ -167,7 +167,7 @@ class BoltzmannPath(nn.Module):
         return -target.log_prob(self.loc + self.scale * u) - self.scale.log().sum()
 
     def fixed_terms(self, target: Target, t: Tensor, u: Tensor) -> FixedTerms:
-        """What there is to the path but its detour, at points ``(N, d)`` and times ``(N,)``."""
+        """Energy and derivatives without the learned term, at points ``(N, d)``, times ``(N,)``."""
         if self.given is not None:
             return self._given(t, u)
         f_0, g_0 = self.base(u)
@@ -214,7 +214,7 @@ class BoltzmannPath(nn.Module):
         return denergy_dt * faster / log_kappa, grad_energy + passed[:, None] * dgrad_dt
 
     def learned_terms(self, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Energy, rate and slope of the detour."""
+        """Energy, time derivative and gradient of the learned term."""
         if self.learned_term is None or not self.learned_fraction:
             zero = torch.zeros_like(t)
             return zero, zero, torch.zeros_like(u)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -28,12 +29,12 @@ from ...options import FitOptions
 from ...smc import driver, particles
 from ...smc.particles import Particles
 from ...smc.starts import overdispersed_base
-from ...smc.tempering import tempered
+from ...smc.tempering import tempered_smc
 from ...target.density import Target
 from ...train import History, fit
 from ...weights import Evidence, ess_fraction, log_evidence
 from ..auto_flow import AutoFlow
-from ..base import FlowGuide
+from ..path_guide import PathGuide
 from .collocation import TerminalParticles, anneal_from_bases
 from .energy_path import BoltzmannPath, Energy, EnergyMLP, PathState
 from .losses import COLLOCATION_LOSSES, LOSSES, CollocationLoss, residual
@@ -44,7 +45,7 @@ __all__ = ["AutoDeformationFlow", "Progress"]
 
 STEPS = 16  #: of the integrator while training, and at least for weights along the path
 FEWEST = 2  #: steps with which a trained flow makes do, where they are enough
-NUM_PACE = 512  #: particles annealed to find the pace of the path
+NUM_PACE = 512  #: particles annealed to find where the path changes most
 NUM_WATCH = 1024  #: draws with which training is watched
 NUM_REFINE = 256  #: draws on which the integrator is checked
 NUM_COMPARE = 4096  #: draws for the flow's own evidence
@@ -66,7 +67,7 @@ class Progress(NamedTuple):
     ess: float
 
 
-class AutoDeformationFlow(FlowGuide):
+class AutoDeformationFlow(PathGuide):
     r"""A guide for energies without samples, with exact weights along the path.
 
     Example::
@@ -83,18 +84,19 @@ class AutoDeformationFlow(FlowGuide):
 
     Arguments:
         model: A Pyro model, or a :class:`~pyro_flowsamp.Target`, on :math:`\mathbb R^d`.
-        interpolation: "linear"; "trainable", whose learnt detour from the linear path joins it
+        interpolation: "linear"; "trainable", with a learned term that is added to the linear path
             early in training; or energies :math:`f_t(x)` of times ``(N,)`` and places ``(N, d)``,
             equal to those of the base at 0 and of the target at 1.
-        trainer: "smc", on points kept near the path; or "trajectories", the paper's, along the
+        collocation: "smc", on points kept near the path; or "trajectories", the paper's, along the
             flow's own, through which gradients go back.
         loss: L(E): "mixed", :math:`|E| + E^2`, "absolute", "square", or "log".
-        power: :math:`p` of the base :math:`e^{-\sum_i |(x_i - \mu_i) / \sigma|^p}`.
-        scale: :math:`\sigma`, with :math:`\mu = 0`; by default both cover many points that climbed
-            to their modes from far out, and the path's pace is that of an annealing from there.
+        base_power: :math:`p` of the base :math:`e^{-\sum_i |(x_i - \mu_i) / \sigma|^p}`.
+        base_scale: :math:`\sigma`, with :math:`\mu = 0`; by default both cover many points that
+            were moved uphill to their modes, and the path's speed is that of an annealing from
+            there.
         exploration_scale: How much wider the base is from which training explores.
-        times: How many slices of time, or the slices' ends, from 0 to 1.
-        hidden_features, kernels: Of both networks, see :class:`~pyro_flowsamp.nn.mlp.TimeMLP`.
+        time_grid: How many slices of time, or the slices' ends, from 0 to 1.
+        hidden_features, time_kernels: Of both networks, see :class:`~pyro_flowsamp.nn.mlp.TimeMLP`.
         symmetry: Signed permutations of coordinates that leave base and target as they are, which
             the networks then respect, see :mod:`pyro_flowsamp.nn.equivariant`.
         polish: Optimiser steps of ``objective`` afterwards, as for any other flow.
@@ -106,8 +108,8 @@ class AutoDeformationFlow(FlowGuide):
         progress: How the flow fared in training, :class:`Progress` after :class:`Progress`.
         evidences: Estimates of log Z with standard errors: of the "flow", and by annealing from
             the path's "base", one "twice as wide", and "over-dispersed" starts.
-        missed: Of the same annealed particles, the evidence that lies where the flow has next to no
-            density, in units of the flow's own.
+        missed_mass: Of the same annealed particles, the evidence that lies where the flow has next
+            to no density, in units of the flow's own.
 
     Raises:
         ValueError: An argument is out of its range. :meth:`fit` raises it where a given
@@ -123,12 +125,12 @@ class AutoDeformationFlow(FlowGuide):
         interpolation: str | Energy = "trainable",
         collocation: str = "smc",
         loss: str = "mixed",
-        power: float = 2.0,
-        scale: float | None = None,
+        base_power: float = 2.0,
+        base_scale: float | None = None,
         exploration_scale: float = 1.0,
-        times: int | Sequence[float] = 32,
+        time_grid: int | Sequence[float] = 32,
         hidden_features: int = 128,
-        kernels: int = 1,
+        time_kernels: int = 1,
         symmetry: Sequence[SignedPermutation] = (),
         polish: int = 0,
         objective: Objective | None = None,
@@ -150,29 +152,30 @@ class AutoDeformationFlow(FlowGuide):
             )
         if collocation not in COLLOCATION_LOSSES:
             raise ValueError(
-                f"trainer must be one of {sorted(COLLOCATION_LOSSES)}, got '{collocation}'"
+                f"collocation must be one of {sorted(COLLOCATION_LOSSES)}, got '{collocation}'"
             )
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {sorted(LOSSES)}, got '{loss}'")
         for name, value in (
-            ("power", power),
-            ("scale", scale),
+            ("base_power", base_power),
+            ("base_scale", base_scale),
             ("exploration_scale", exploration_scale),
         ):
             if value is not None and not 0 < value < inf:
                 raise ValueError(f"{name} must be positive and finite, got {value}")
-        if callable(interpolation) and (exploration_scale != 1 or scale is None):
+        if callable(interpolation) and (exploration_scale != 1 or base_scale is None):
             raise ValueError(
-                "a given interpolation has a base of its own: give its scale, and leave "
+                "a given interpolation has a base of its own: give its base_scale, and leave "
                 "exploration_scale at 1"
             )
         if polish < 0:
             raise ValueError(f"polish must not be negative, got {polish}")
         self._interpolation = (interpolation,)
         self.loss, self.collocation = loss, collocation
-        self.power, self.scale, self.exploration_scale = power, scale, exploration_scale
-        self.times = _grid(times)
-        self.hidden_features, self.kernels = hidden_features, kernels
+        self.base_power, self.base_scale = base_power, base_scale
+        self.exploration_scale = exploration_scale
+        self.time_grid = _grid(time_grid)
+        self.hidden_features, self.time_kernels = hidden_features, time_kernels
         self.symmetry, self.polish = list(symmetry), polish
         self.objective = objective or PathGradient()
         self.progress: list[Progress] = []
@@ -182,25 +185,21 @@ class AutoDeformationFlow(FlowGuide):
     # ---- building -----------------------------------------------------------------------------
 
     def build_flow(self, target: Target, context_size: int) -> nn.Module:
-        if target.circular:
-            raise ValueError(
-                "AutoDeformationFlow lives on R^d and the target has angles: use "
-                "AutoFlow(flow='circular', ensemble=tempered_ensemble)."
-            )
+        self.check_target(target)
         (interpolation,) = self._interpolation
-        dim, hidden, kernels = target.dim, self.hidden_features, self.kernels
+        dim, hidden, kernels = target.dim, self.hidden_features, self.time_kernels
         velocity = VelocityMLP(dim, hidden, kernels, units=0)
         velocity.damping = 1.0
         learned_term = EnergyMLP(dim, hidden, kernels) if interpolation == "trainable" else None
         given = None if isinstance(interpolation, str) else interpolation
-        path = BoltzmannPath(dim, self.power, learned_term, given)
-        flow = DeformationFlow(path, velocity, len(self.times), STEPS)
+        path = BoltzmannPath(dim, self.base_power, learned_term, given)
+        flow = DeformationFlow(path, velocity, len(self.time_grid), STEPS)
         if self.symmetry:
             elements = group(self.symmetry)
             for net in _networks(flow):
                 tie(net, elements)
-        if self.scale is not None:
-            flow.set_loc_scale(torch.zeros(dim), torch.full((dim,), float(self.scale)))
+        if self.base_scale is not None:
+            flow.set_loc_scale(torch.zeros(dim), torch.full((dim,), float(self.base_scale)))
         return flow
 
     @property
@@ -220,10 +219,11 @@ class AutoDeformationFlow(FlowGuide):
             elements = group(self.symmetry)
             loc = elements.act(loc).mean(0)
             scale = elements.act(scale).square().mean(0).sqrt()
-        deviation = (gamma(3 / self.power) / gamma(1 / self.power)) ** 0.5
+        deviation = (gamma(3 / self.base_power) / gamma(1 / self.base_power)) ** 0.5
         self._flow.set_loc_scale(loc, scale / deviation)
-        betas = tempered(target, NUM_PACE).betas
-        halfway = min(0.5, betas[len(betas) // 2])
+        betas = tempered_smc(target, NUM_PACE).betas
+        assert betas is not None
+        halfway = min(0.5, float(betas[len(betas) // 2]))
         self._flow.path.log_kappa.fill_(2 * log(1 / halfway - 1))
 
     # ---- training -----------------------------------------------------------------------------
@@ -231,10 +231,10 @@ class AutoDeformationFlow(FlowGuide):
     def train_flow(self, target: Target, contexts: Tensor | None) -> History:
         _check_gradient(target)
         flow = self._flow
-        if self.scale is None and not self.trained:
+        if self.base_scale is None and not self.trained:
             self._place_base(target)
         self.progress = []
-        times = torch.tensor(self.times, dtype=torch.double).to(flow.path.loc)
+        times = torch.tensor(self.time_grid, dtype=torch.double).to(flow.path.loc)
         flow.path.check(target, self.get_base_dist().sample((16,)))
         flow.block.steps = STEPS
         num = self.options.batch_size
@@ -311,7 +311,7 @@ class AutoDeformationFlow(FlowGuide):
         self.missed_mass = {
             name: self._missed_mass(population, own) for name, population in found.items()
         }
-        remedy = "Train longer, or give a larger scale, or exploration_scale."
+        remedy = "Train longer, or give a larger base_scale, or exploration_scale."
         if self._flow.path.given is not None:
             remedy = "Train longer, or give an interpolation from a wider base."
         for name, (log_z, other) in self.evidences.items():
@@ -393,21 +393,22 @@ class AutoDeformationFlow(FlowGuide):
         Raises:
             ValueError: ``num`` is not a positive multiple of ``islands``.
         """
-        if islands < 1 or num < 1 or num % islands:
-            raise ValueError(f"{num} particles do not divide into {islands} islands")
+        self.check_islands(num, islands)
         target, flow = self.target_for(*args, **kwargs), self._flow
-        path, times, ones = flow.path, self.times, torch.ones_like(flow.path.loc)
+        path, times, ones = flow.path, self.time_grid, torch.ones_like(flow.path.loc)
 
         def density(t: float) -> Callable[[Tensor], PathState]:
             return lambda u: path.state_at(target, u.new_full(u.shape[:1], t), u)
 
-        cloud = particles.init(self.get_base_dist().sample((num,)), density(0.0), islands)
-        for (start, end), size in zip(pairwise(times), flow.step_sizes[1:]):
+        def stage(start: float, end: float, step_size: Tensor) -> driver.Stage:
             steps = ceil(flow.block.steps * (end - start) - 1e-9)  # no longer than refined ones
             segment = ContinuousMap(flow.velocity, steps, flow.block.method, False, start, end)
             before = partial(path.log_prob_at, start, t=end)
-            stage = driver.Stage(segment, density(end), ones, size, DEFENSIVE_WEIGHT, before)
-            cloud = driver.advance(cloud, stage, moves)
+            return driver.Stage(segment, density(end), ones, step_size, DEFENSIVE_WEIGHT, before)
+
+        first = particles.init(self.get_base_dist().sample((num,)), density(0.0), islands)
+        stages = (stage(*ends, size) for ends, size in zip(pairwise(times), flow.step_sizes[1:]))
+        (cloud,) = deque(self.run_stages(first, stages, moves), maxlen=1)
         state = cloud.state._replace(x=path.loc + path.scale * cloud.x)
         return cloud._replace(state=state, log_z=cloud.log_z + self.get_base_dist().log_z)
 
@@ -443,11 +444,11 @@ def _networks(flow: DeformationFlow) -> list[TimeMLP]:
 def _grid(times: int | Sequence[float]) -> list[float]:
     if isinstance(times, int):
         if times < 1:
-            raise ValueError(f"times must be at least 1, got {times}")
+            raise ValueError(f"time_grid must be at least 1, got {times}")
         return torch.linspace(0, 1, times + 1, dtype=torch.double).tolist()
     grid = [float(t) for t in times]
     if grid[:1] != [0] or grid[-1:] != [1] or not all(a < b for a, b in pairwise(grid)):
-        raise ValueError(f"times must rise from 0 to 1, got {grid}")
+        raise ValueError(f"time_grid must rise from 0 to 1, got {grid}")
     return grid
 
 

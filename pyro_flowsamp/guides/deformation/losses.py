@@ -1,7 +1,7 @@
-r"""The deformation error as a loss: at points that walk by themselves, or along trajectories.
+r"""The deformation error as a loss: at points of sequential Monte Carlo, or along trajectories.
 
 :math:`C_t` need not be learnt: the points come in groups of one time, and a group's mean is the
-:math:`-C_t` that makes its squared error least. (A network would have to climb to :math:`\log Z_1 -
+:math:`-C_t` that makes its squared error least. (A network would have to reach :math:`\log Z_1 -
 \log Z_0`, which for a lattice of 16 sites is 43.)
 """
 
@@ -23,7 +23,7 @@ __all__ = ["LOSSES", "COLLOCATION_LOSSES", "CollocationLoss", "residual"]
 
 
 EVERY = 8  #: optimiser steps between two refreshes of the walkers
-JOINS = 0.1, 0.2  #: of a training, between which the detour joins the path
+JOINS = 0.1, 0.2  #: parts of a training between which the learned term is added to the path
 MOST_DROPPED = 0.01  #: share of points whose energy may be NaN or infinite
 Closure = Callable[[], Tensor]
 
@@ -81,8 +81,8 @@ class CollocationLoss:
     def on_smc_points(self) -> Closure:
         """The error at points that walk along the path by themselves.
 
-        At first the path is the straight one, on which no mode can be hidden. A detour that is free
-        from the start may take a mode off the path that the velocity has not found yet. A training
+        At first the path is the straight one, on which no mode can be hidden. A learned term that
+        is free from the start may remove a mode that the velocity has not found yet. A training
         that was cut short leaves it where it was, and the next goes on from there.
         """
         points = CollocationPoints(
@@ -106,7 +106,7 @@ class CollocationLoss:
     def on_trajectories(self) -> Closure:
         """The error along the flow's own trajectories, weighted, by Euler steps.
 
-        As in the paper, the detour is there from the first step.
+        The learned term is there from the first step, as in the paper.
         """
         path = self.path
         path.learned_fraction = 1.0

@@ -42,7 +42,7 @@ class NotFinite:
 @pytest.mark.filterwarnings("ignore:.*where the start has no draws")
 def test_a_velocity_that_is_not_finite_is_rolled_back(monkeypatch):
     spoilt = NotFinite(monkeypatch, 1)
-    guide = AutoAnnealingFlow(normal_target(2.0), start=1.0, schedule=[0, 1], **SMALL)
+    guide = AutoAnnealingFlow(normal_target(2.0), reference=1.0, schedule=[0, 1], **SMALL)
     history = guide.fit()
     assert spoilt.histories[0].skipped == QUICK.max_steps
     assert spoilt.rates == pytest.approx([QUICK.learning_rate, QUICK.learning_rate / 3])
@@ -53,7 +53,7 @@ def test_a_velocity_that_is_not_finite_is_rolled_back(monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*where the start has no draws")
 def test_a_velocity_that_is_never_finite_is_given_up(monkeypatch):
     NotFinite(monkeypatch, 100)
-    guide = AutoAnnealingFlow(normal_target(2.0), start=1.0, schedule=[0, 1], **SMALL)
+    guide = AutoAnnealingFlow(normal_target(2.0), reference=1.0, schedule=[0, 1], **SMALL)
     with pytest.warns(UserWarning, match="beta = 1 did harm, or was not finite, in 3 trainings"):
         guide.fit()
     assert guide.reports[0].rollbacks == 3

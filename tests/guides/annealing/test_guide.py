@@ -19,6 +19,7 @@ from pyro_flowsamp.flows.recipes import gaussian
 from pyro_flowsamp.guides.annealing import guide as annealing_guide
 from pyro_flowsamp.problems import exp_gauss, gmm, unequal_pair
 from pyro_flowsamp.smc import driver
+from pyro_flowsamp.transitions import hamiltonian
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,7 @@ def pair():
     return guide
 
 
+@pytest.mark.slow
 def test_corrected_weights_of_modes_and_evidence(pair):
     known = unequal_pair()
     cloud = pair.particles(16384, islands=32)
@@ -45,6 +47,7 @@ def flipped_log_det(transport, cloud, stage):
     return right._replace(log_w=right.log_w - 2 * ladj)
 
 
+@pytest.mark.slow
 def test_a_wrong_log_det_shows(pair):
     def z_score():
         log_z, error = pair.particles(16384, islands=32).evidence
@@ -55,7 +58,7 @@ def test_a_wrong_log_det_shows(pair):
 
 @pytest.mark.slow
 def test_blocks_make_weights_even():
-    guide = AutoAnnealingFlow(exp_gauss(5, 2, 4.0).target, start=1.0, **SMALL)
+    guide = AutoAnnealingFlow(exp_gauss(5, 2, 4.0).target, reference=1.0, **SMALL)
     with pytest.warns(UserWarning, match="where the start has no draws"):
         history = guide.fit()
     assert all(report.ess_before <= report.ess for report in guide.reports)
@@ -80,7 +83,7 @@ def test_the_flow_s_own_draws_are_scored_right(monkeypatch):
 def test_a_given_schedule_and_the_kernels():
     known = gmm(6)
     schedule = [0, 0.2, 0.4, 0.6, 0.8, 1]
-    guide = AutoAnnealingFlow(known.target, start=1.0, schedule=schedule, **SMALL)
+    guide = AutoAnnealingFlow(known.target, reference=1.0, schedule=schedule, **SMALL)
     with pytest.warns(UserWarning, match="where the start has no draws"):
         guide.fit()
     assert [report.beta for report in guide.reports] == schedule[1:]
@@ -127,16 +130,16 @@ def test_an_interrupted_path_goes_on(monkeypatch):
         ({"objective": "reverse"}, "objective must be one of"),
         ({"start": -1.0}, "positive standard deviation"),
         ({"ess": 1.5}, "between 0 and 1"),
-        ({"wasserstein": -1.0}, "must not be negative"),
-        ({"wasserstein": math.nan}, "must not be negative"),
+        ({"transport_cost": -1.0}, "must not be negative"),
+        ({"transport_cost": math.nan}, "must not be negative"),
         ({"schedule": [0, math.nan, 1]}, "rises from 0 to 1"),
         ({"schedule": [0.2, 1]}, "rises from 0 to 1"),
         ({"schedule": []}, "rises from 0 to 1"),
         ({"start": math.nan}, "positive standard deviation"),
         ({"start": math.inf}, "positive standard deviation"),
         ({"num_particles": 10}, "num_particles must be at least"),
-        ({"moves": -1}, "moves and refinements must not be negative"),
-        ({"refinements": -1}, "moves and refinements must not be negative"),
+        ({"mcmc_steps": -1}, "mcmc_steps and refinement_blocks must not be negative"),
+        ({"refinement_blocks": -1}, "mcmc_steps and refinement_blocks must not be negative"),
     ],
 )
 def test_bad_arguments(wrong, message):
@@ -169,19 +172,19 @@ def test_particles_need_a_path_that_ends():
 def test_a_target_that_cannot_be_normalised():
     target = Target.from_energy(lambda x: -0.5 * x.square().sum(-1), 2)
     with pytest.raises(ValueError, match=r"beyond beta = 0\.[45].*cannot be normalised"):
-        AutoAnnealingFlow(target, start=1.0, **SMALL).fit()
+        AutoAnnealingFlow(target, reference=1.0, **SMALL).fit()
 
 
 def test_a_start_too_narrow_for_one_stage():
     target = Target.from_energy(lambda x: 0.5 * (x - 30).square().sum(-1), 2)
     with pytest.raises(ValueError, match="lost their weight at beta = 1.*more stages"):
-        AutoAnnealingFlow(target, start=0.1, schedule=[0, 1], **SMALL).fit()
+        AutoAnnealingFlow(target, reference=0.1, schedule=[0, 1], **SMALL).fit()
 
 
 def test_a_density_that_is_nowhere_finite():
     target = Target.from_energy(lambda x: x.sum(-1) * torch.nan, 2)
     with pytest.raises(ValueError, match="NaN or -inf at every"):
-        AutoAnnealingFlow(target, start=1.0, **SMALL).fit()
+        AutoAnnealingFlow(target, reference=1.0, **SMALL).fit()
 
 
 # ---- edges, dtypes, models -----------------------------------------------------------------------
@@ -205,7 +208,7 @@ def _flat(x):
 )
 def test_a_target_with_edges(energy, log_z):
     """Blocks that draw away from an edge would cost a tenth of the mass, unseen."""
-    guide = AutoAnnealingFlow(Target.from_energy(energy, 2), start=2.0, **SMALL)
+    guide = AutoAnnealingFlow(Target.from_energy(energy, 2), reference=2.0, **SMALL)
     guide.fit()
     cloud = guide.particles(64000, islands=64)
     estimate, error = cloud.evidence
@@ -280,6 +283,7 @@ def test_one_dimension():
     assert error < 0.02 and abs(log_z - 0.5 * math.log(math.pi / 2)) < 4.5 * error
 
 
+@pytest.mark.slow
 def test_other_data_begin_another_path():
     guide = AutoAnnealingFlow(models.location, **SMALL)
     for y in (torch.tensor([8.0, -8.0]), torch.tensor([-6.0, 0.0])):
@@ -295,7 +299,7 @@ def test_other_data_begin_another_path():
 def test_a_start_of_ones_own_is_left_alone():
     start = gaussian(2)
     guide = AutoAnnealingFlow(
-        normal_target(2.0), start=start, schedule=torch.tensor([0, 1.0]), **SMALL
+        normal_target(2.0), reference=start, schedule=torch.tensor([0, 1.0]), **SMALL
     )
     guide.fit()
     assert all(parameter.requires_grad for parameter in start.parameters())
@@ -335,13 +339,13 @@ def test_pyro_takes_it_as_a_guide():
 
 
 def test_particles_move_by_frozen_steps(pair, monkeypatch):
-    mala, used = annealing_guide.langevin.mala, []
+    step, used = hamiltonian.step, []
 
     def seen(state, density, step_size, *variates):
         used.append(float(step_size))
-        return mala(state, density, step_size, *variates)
+        return step(state, density, step_size, *variates)
 
-    monkeypatch.setattr(annealing_guide.langevin, "mala", seen)
+    monkeypatch.setattr(hamiltonian, "step", seen)
     pair.particles(512)
     frozen = [float(block.step_size) for block in pair.flow.blocks for _ in range(pair.mcmc_steps)]
     assert used == frozen and len(set(frozen)) > 1
@@ -363,6 +367,7 @@ def test_copies(pair, duplicate):
     assert_close(clouds[0].evidences, clouds[1].evidences)
 
 
+@pytest.mark.slow
 def test_a_state_dict_before_the_first_use(pair):
     other = AutoAnnealingFlow(unequal_pair().target, **SMALL)
     other.load_state_dict(pair.state_dict())
@@ -378,10 +383,11 @@ def test_a_state_dict_before_the_first_use(pair):
     assert len(other.flow.blocks) == len(pair.flow.blocks)
 
 
+@pytest.mark.slow
 def test_one_seed_one_flow():
     def draws(seed):
         pyro.set_rng_seed(seed)
-        guide = AutoAnnealingFlow(normal_target(4.0), start=1.0, schedule=[0, 0.5, 1], **SMALL)
+        guide = AutoAnnealingFlow(normal_target(4.0), reference=1.0, schedule=[0, 0.5, 1], **SMALL)
         guide.fit()
         return guide.particles(256).x
 
@@ -391,7 +397,7 @@ def test_one_seed_one_flow():
 
 def test_an_interrupted_block_is_trained_again(monkeypatch):
     """Ctrl-C amid the second block keeps the first."""
-    guide = AutoAnnealingFlow(normal_target(4.0), start=1.0, schedule=[0, 0.5, 1], **SMALL)
+    guide = AutoAnnealingFlow(normal_target(4.0), reference=1.0, schedule=[0, 0.5, 1], **SMALL)
     loss, calls = guide._loss, []
 
     def interrupt(move):
@@ -400,7 +406,7 @@ def test_an_interrupted_block_is_trained_again(monkeypatch):
             raise KeyboardInterrupt
         return loss(move)
 
-    guide.options = FitOptions(**{**vars(QUICK), "enough": 1.0})
+    guide.options = FitOptions(**{**vars(QUICK), "stop_at_ess": 1.0})
     monkeypatch.setattr(guide, "_loss", interrupt)
     with pytest.warns(UserWarning, match="beta = 0.500: 1 finished blocks are kept"):
         guide.fit()

@@ -11,7 +11,7 @@ def _block(a, b, **options):
     """Slope and residual of the trained displacement, against x."""
     guide = AutoAnnealingFlow(
         normal_target(b),
-        start=a**0.5,
+        reference=a**0.5,
         schedule=[0, 1],
         num_particles=8192,
         options=FitOptions(300, 1024, 2e-3, cosine_schedule=True, stop_at_ess=1.0, progress=False),

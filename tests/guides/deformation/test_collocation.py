@@ -34,7 +34,7 @@ from pyro_flowsamp.guides.deformation.velocity_flow import GeneralisedNormal
 
 def populations(width=1.0):
     guide = bad_guide("trainable")
-    flow, times = guide.flow, torch.tensor(guide.times)
+    flow, times = guide.flow, torch.tensor(guide.time_grid)
     return guide, collocation.CollocationPoints(
         flow.path, flow.velocity, guide.target_for(), guide.get_base_dist(), times, width
     )
@@ -83,6 +83,7 @@ def test_crowds_are_small_runs_of_particles(mistake, below, monkeypatch):
         must_fail(mistake, score=largest_gap, above=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", [None, flipped_divergence, stale_log_pi])
 def test_weights_along_a_solution(mistake, double):
     """Carried by a velocity that solves the equation, all weigh the same, there and back."""
@@ -178,7 +179,9 @@ def test_rare_modes_are_explored(double):
     path.scale.fill_(6.0)
     target, base = Target.from_energy(energy, 2), GeneralisedNormal(path.loc, 2.0)
     times = torch.linspace(0, 1, 17)
-    fair, root = (collocation.explore(path, target, base, times, selection=s) for s in (1.0, 0.5))
+    fair, root = (
+        collocation.smc_history(path, target, base, times, selection=s) for s in (1.0, 0.5)
+    )
     for found, share in ((fair, 1 / (1 + math.exp(7))), (root, 1 / (1 + math.exp(3.5)))):
         rare = found.states.x[-1, :, 0] < 0
         assert share / 3 < found.weights[-1, rare].sum() < 3 * share
@@ -191,10 +194,11 @@ def test_rare_modes_are_explored(double):
 # ---- training ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_other_trainer():
     options = FitOptions(80, 128, 1e-2, eval_every=40, cosine_schedule=True, progress=False)
     target = Target.from_energy(narrow, 2)
-    start = {"scale": 2.0, "exploration_scale": 1.2, "trainer": "trajectories"}
+    start = {"base_scale": 2.0, "exploration_scale": 1.2, "collocation": "trajectories"}
     guide = AutoDeformationFlow(target, **start, **{**SMALL, "options": options})
     guide.fit()
     assert guide.progress[-1].ess > 0.7
@@ -205,7 +209,7 @@ def test_the_other_trainer():
 def test_the_weight_of_a_wider_start(monkeypatch):
     """With no error anywhere it is the ratio of both bases, which averages give away."""
     target = Target.from_energy(lambda x: x.square().sum(-1), 1)
-    guide = AutoDeformationFlow(target, scale=1.0, interpolation="linear", times=1)
+    guide = AutoDeformationFlow(target, base_scale=1.0, interpolation="linear", time_grid=1)
     guide.target_for()
     times = torch.tensor([0.0, 1.0])
     collocation = losses.CollocationLoss(guide.flow, target, times, "mixed", 100_000, 1.5, 1)
@@ -224,7 +228,7 @@ def test_the_weight_of_a_wider_start(monkeypatch):
 
 def test_when_the_detour_joins(monkeypatch):
     """Between a tenth and a fifth of the first training; later ones go on with all of it."""
-    guide = AutoDeformationFlow(Target.from_energy(narrow, 2), scale=2.0, **SMALL)
+    guide = AutoDeformationFlow(Target.from_energy(narrow, 2), base_scale=2.0, **SMALL)
     shares = []
 
     def noted(path, *args):
@@ -241,7 +245,7 @@ def test_when_the_detour_joins(monkeypatch):
 
 def test_a_detour_that_had_not_joined(monkeypatch):
     """A training that was cut short leaves it on its way; the next takes it further."""
-    guide = AutoDeformationFlow(Target.from_energy(narrow, 2), scale=2.0, **SMALL)
+    guide = AutoDeformationFlow(Target.from_energy(narrow, 2), base_scale=2.0, **SMALL)
     shares = []
 
     def noted(path, *args):
@@ -259,8 +263,8 @@ def test_a_detour_that_had_not_joined(monkeypatch):
 
 
 def test_trajectories_take_the_detour_at_once():
-    how = {"trainer": "trajectories", "options": replace(QUICK, max_steps=1, eval_every=1)}
-    guide = AutoDeformationFlow(Target.from_energy(narrow, 2), scale=2.0, **{**SMALL, **how})
+    how = {"collocation": "trajectories", "options": replace(QUICK, max_steps=1, eval_every=1)}
+    guide = AutoDeformationFlow(Target.from_energy(narrow, 2), base_scale=2.0, **{**SMALL, **how})
     assert guide.target_for() and guide.flow.path.learned_fraction == 0
     guide.fit()
     assert guide.flow.path.learned_fraction == 1
@@ -282,7 +286,7 @@ def test_points_without_a_density(collocation):
 
 def test_dropped_trajectories_have_no_weight(double):
     """Two of three points are off the support: all is as if they had never been."""
-    guide = AutoDeformationFlow(edged(0.0), interpolation="linear", times=2, **SURE)
+    guide = AutoDeformationFlow(edged(0.0), interpolation="linear", time_grid=2, **SURE)
     roughened(guide.target_for() and guide.flow.velocity)
     inside = torch.tensor([[-1.0, 0.5], [-0.3, 0.2], [-2.0, -0.5]])
 

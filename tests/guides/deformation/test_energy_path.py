@@ -191,6 +191,6 @@ def _to_nowhere(t, x):
 )
 def test_bad_interpolations(wrong, message):
     target = Target.from_energy(narrow, 2)
-    guide = AutoDeformationFlow(target, interpolation=wrong, **{**SMALL, "scale": 2**0.5})
+    guide = AutoDeformationFlow(target, interpolation=wrong, **{**SMALL, "base_scale": 2**0.5})
     with pytest.raises(ValueError, match=message):
         guide.fit()

@@ -51,13 +51,13 @@ def trained_pair(interpolation, steps, **options):
         progress=False,
     )
     if interpolation == "diffusion":
-        interpolation, options = pair_path(), {"scale": WIDE, **options}
+        interpolation, options = pair_path(), {"base_scale": WIDE, **options}
     else:
-        options = {"scale": WIDE, "exploration_scale": 3.0, **options}
+        options = {"base_scale": WIDE, "exploration_scale": 3.0, **options}
     guide = AutoDeformationFlow(
         unequal_pair().target,
         interpolation=interpolation,
-        **{"times": 16, "hidden_features": 48, "options": fit, **options},
+        **{"time_grid": 16, "hidden_features": 48, "options": fit, **options},
     )
     guide.fit()
     return guide
@@ -74,6 +74,7 @@ def shares(x, log_w=None):
     return unequal_pair().mode_fractions(x, log_w)[0]
 
 
+@pytest.mark.slow
 def test_both_modes(pair):
     x, log_w = pair.weighted_samples(4000)
     assert 0.08 < shares(x) < 0.92
@@ -146,7 +147,7 @@ def like(pair):
     """A guide of the same arguments, untrained."""
     interpolation = pair._interpolation[0]
     return AutoDeformationFlow(
-        unequal_pair().target, interpolation=interpolation, scale=WIDE, times=16,
+        unequal_pair().target, interpolation=interpolation, base_scale=WIDE, time_grid=16,
         hidden_features=48,
     )  # fmt: skip
 
@@ -172,6 +173,7 @@ def test_copies(pair, duplicate):
     same_particles(other, pair)
 
 
+@pytest.mark.slow
 def test_one_seed_one_flow():
     def draws(seed):
         pyro.set_rng_seed(seed)
@@ -188,7 +190,7 @@ def test_one_seed_one_flow():
 def test_a_model_with_a_constrained_site(dtype):
     torch.set_default_dtype(dtype)
     data = models.conjugate_data()
-    guide = AutoDeformationFlow(models.conjugate, times=8, hidden_features=16, options=QUICK)
+    guide = AutoDeformationFlow(models.conjugate, time_grid=8, hidden_features=16, options=QUICK)
     guide.fit(*data)
     cloud = guide.particles(8192, *data, islands=32)
     x, log_w = guide.weighted_samples(8192, *data)
@@ -215,7 +217,7 @@ def schools_mean(y):
 def test_eight_schools():
     y = torch.tensor([2.8, 0.8, -0.3, 0.7, -0.1, 0.1, 1.8, 1.2])
     options = FitOptions(400, 192, 1e-2, eval_every=200, cosine_schedule=True, progress=False)
-    guide = AutoDeformationFlow(models.schools, **{**SMALL, "times": 8, "options": options})
+    guide = AutoDeformationFlow(models.schools, **{**SMALL, "time_grid": 8, "options": options})
     guide.fit(y)
     guide.flow.block.steps = 4  # for haste: draws are scored by the pass that made them
     for kernel, steps in ((IMH, 400), (LatentMALA, 50)):
@@ -235,18 +237,18 @@ def test_eight_schools():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"scale": 0.0}, "scale must be positive and finite, got 0"),
-        ({"scale": math.nan}, "scale must be positive"),
-        ({"power": -1.0}, "power must be positive"),
-        ({"power": math.inf}, "power must be positive and finite"),
+        ({"base_scale": 0.0}, "scale must be positive and finite, got 0"),
+        ({"base_scale": math.nan}, "scale must be positive"),
+        ({"base_power": -1.0}, "power must be positive"),
+        ({"base_power": math.inf}, "power must be positive and finite"),
         ({"exploration_scale": 0.0}, "exploration_scale must be positive"),
-        ({"times": 0}, "times must be at least 1"),
-        ({"times": [0, 0.5]}, "times must rise from 0 to 1"),
-        ({"times": [0.1, 1]}, "times must rise from 0 to 1"),
-        ({"times": [0, 0.6, 0.5, 1]}, "times must rise from 0 to 1"),
-        ({"times": [0, math.nan, 1]}, "times must rise from 0 to 1"),
-        ({"times": []}, "times must rise from 0 to 1"),
-        ({"trainer": "runners"}, "trainer must be one of .*'trajectories', 'walkers'"),
+        ({"time_grid": 0}, "times must be at least 1"),
+        ({"time_grid": [0, 0.5]}, "times must rise from 0 to 1"),
+        ({"time_grid": [0.1, 1]}, "times must rise from 0 to 1"),
+        ({"time_grid": [0, 0.6, 0.5, 1]}, "times must rise from 0 to 1"),
+        ({"time_grid": [0, math.nan, 1]}, "times must rise from 0 to 1"),
+        ({"time_grid": []}, "times must rise from 0 to 1"),
+        ({"collocation": "runners"}, "collocation must be one of .*'smc', 'trajectories'"),
         ({"loss": "cubic"}, "loss must be one of .*'absolute'"),
         ({"interpolation": "quadratic"}, "'trainable', 'linear' or a function"),
         ({"interpolation": 3}, "'trainable', 'linear' or a function"),
@@ -294,7 +296,7 @@ def test_a_base_off_the_support():
         lambda x: torch.where(x[:, 0] > 1, x.square().sum(-1), torch.inf), 2
     )
     with pytest.raises(ValueError, match="the base must cover the target's support"):
-        AutoDeformationFlow(target, scale=0.05, **SMALL).fit()
+        AutoDeformationFlow(target, base_scale=0.05, **SMALL).fit()
 
 
 def test_a_base_too_narrow():
@@ -304,7 +306,7 @@ def test_a_base_too_narrow():
     def energy(x):
         return -(-0.5 * (x[:, None] - far).square().sum(-1)).logsumexp(-1)
 
-    guide = AutoDeformationFlow(Target.from_energy(energy, 2), scale=2**0.5, **SMALL)
+    guide = AutoDeformationFlow(Target.from_energy(energy, 2), base_scale=2**0.5, **SMALL)
     message = r"log Z is 1\.8\d ± 0\.\d\d by the flow, but 2\.\d\d ± 0\.\d\d by annealed particles"
     with pytest.warns(UserWarning, match=message):
         guide.fit()
@@ -317,7 +319,7 @@ def test_no_weight_at_all_is_a_warning():
     guide = bad_guide("linear")
     guide._log_weights = lambda target, num: torch.full((num,), -torch.inf)
     with pytest.warns(UserWarning, match="log Z is -inf ± nan by the flow, but"):
-        guide._compare(guide.target_for(), torch.tensor(guide.times))
+        guide._compare(guide.target_for(), torch.tensor(guide.time_grid))
 
 
 def lost_mode():
@@ -329,7 +331,7 @@ def lost_mode():
         return math.log(2 * math.pi) - (shares.log() - 0.5 * squares).logsumexp(-1)
 
     target = Target.from_energy(energy, 2)
-    guide = AutoDeformationFlow(target, interpolation="linear", scale=2**0.5, **SMALL)
+    guide = AutoDeformationFlow(target, interpolation="linear", base_scale=2**0.5, **SMALL)
     guide.target_for()
     for parameter in guide.flow.velocity.parameters():
         parameter.detach().zero_()
@@ -366,7 +368,7 @@ def test_a_mode_that_annealing_finds_but_not_whole(monkeypatch):
     )
     message = r"particles \(twice as wide\) find 5\.0% of the flow's own evidence where it has less"
     with pytest.warns(UserWarning, match=message):
-        guide._compare(guide.target_for(), torch.tensor(guide.times))
+        guide._compare(guide.target_for(), torch.tensor(guide.time_grid))
     assert guide.missed_mass == {
         "base": 0,
         "twice as wide": pytest.approx(0.4 * 0.1 / 0.8, rel=1e-3),
@@ -374,4 +376,4 @@ def test_a_mode_that_annealing_finds_but_not_whole(monkeypatch):
     del found["twice as wide"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        guide._compare(guide.target_for(), torch.tensor(guide.times))
+        guide._compare(guide.target_for(), torch.tensor(guide.time_grid))

@@ -93,7 +93,7 @@ def test_every_loss(loss):
     target = Target.from_energy(narrow, 2)
     options = FitOptions(80, 192, 1e-2, eval_every=80, cosine_schedule=True, progress=False)
     guide = AutoDeformationFlow(
-        target, loss=loss, interpolation="linear", scale=2.0, **{**SMALL, "options": options}
+        target, loss=loss, interpolation="linear", base_scale=2.0, **{**SMALL, "options": options}
     )
     guide.fit()
     assert guide.history.final_ess > 0.7

@@ -44,12 +44,12 @@ def by_particles(guide):
 
 
 def by_one_slice(guide):
-    guide.times = [0.0, 1.0]
+    guide.time_grid = [0.0, 1.0]
     return by_particles(guide)
 
 
 def by_uneven_slices(guide):
-    guide.times = [0.0, 0.1, 0.9, 1.0]
+    guide.time_grid = [0.0, 0.1, 0.9, 1.0]
     return guide.particles(16_384, islands=64, moves=2).evidence
 
 
@@ -104,7 +104,7 @@ def test_weighted_particles_have_the_target_s_moments():
 
 
 def test_slices_are_integrated_as_finely_as_was_refined(monkeypatch):
-    guide, slices = bad_guide("linear", times=[0, 0.01, 0.5, 1]), []
+    guide, slices = bad_guide("linear", time_grid=[0, 0.01, 0.5, 1]), []
     guide.flow.block.steps = 40
     make = continuous.ContinuousMap
 
@@ -147,9 +147,14 @@ def test_a_symmetric_flow(scale, double):
     generators = phi4_symmetries(4)
     elements = group(generators)
     guide = AutoDeformationFlow(
-        phi4(4, alpha=0.0).target, symmetry=generators, scale=scale, kernels=2, times=4,
-        hidden_features=16, options=QUICK,
-    )  # fmt: skip
+        phi4(4, alpha=0.0).target,
+        symmetry=generators,
+        base_scale=scale,
+        time_kernels=2,
+        time_grid=4,
+        hidden_features=16,
+        options=QUICK,
+    )
     for _ in range(2):
         guide.fit()
         t, u = torch.rand(20), torch.randn(20, 4)

@@ -1,0 +1,54 @@
+"""Base of the guides that lead particles along a path of densities, and correct them on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ..smc.driver import Stage, run_smc
+from ..smc.particles import Particles
+from ..target.density import Target
+from .base import FlowGuide
+
+__all__ = ["PathGuide"]
+
+
+class PathGuide(FlowGuide):
+    """A guide whose flow follows a path of densities on R^d from a base to the target.
+
+    A subclass makes the stages of its path, each a density with the map that leads there.
+    """
+
+    def check_target(self, target: Target) -> None:
+        """Refuses a target with angles.
+
+        Raises:
+            ValueError: The target has periodic coordinates.
+        """
+        if target.circular:
+            raise ValueError(
+                f"{type(self).__name__} needs a target on R^d, and this target has angles: use "
+                f"AutoFlow(flow='circular', ensemble=tempered_smc)."
+            )
+
+    def check_islands(self, num_particles: int, islands: int) -> None:
+        """Refuses numbers of particles that cannot be shared out among islands.
+
+        Raises:
+            ValueError: ``num_particles`` is not a positive multiple of ``islands``.
+        """
+        if islands < 1 or num_particles < 1 or num_particles % islands:
+            raise ValueError(f"{num_particles} particles do not divide into {islands} islands")
+
+    def run_stages(
+        self, first: Particles, stages: Iterable[Stage], mcmc_steps: int
+    ) -> Iterator[Particles]:
+        """Carries particles through the stages, and yields them at first and after each stage.
+
+        Arguments:
+            first: Particles of the base.
+            stages: The stages, in the order of the path.
+            mcmc_steps: MCMC steps after each stage, of a size that was fixed before.
+        """
+        steps = (stage.step(mcmc_steps) for stage in stages)
+        yield first
+        yield from run_smc(first, lambda _: next(steps, None))

@@ -1,0 +1,197 @@
+"""The model, guide and arguments that a kernel works with, apart from Pyro's interface."""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..flows.proposal import Proposal
+from ..target.context import same_objects
+from ..target.density import Target
+from ..target.site import Values
+
+__all__ = ["Guide", "ModelBinding"]
+
+
+class Guide(Protocol):
+    """The interface that a kernel needs of a guide.
+
+    Attributes:
+        trained: Whether the flow has been trained.
+        options: Options of the training, :class:`~pyro_flowsamp.FitOptions`.
+        model_source: The model or target that the guide was made for, None where it has none.
+    """
+
+    trained: bool
+    options: Any
+
+    @property
+    def model_source(self) -> Any: ...
+    def fit(self, *args: Any, **kwargs: Any) -> Any: ...
+    def target_for(self, *args: Any, **kwargs: Any) -> Target: ...
+    def proposal(self, *args: Any, **kwargs: Any) -> Proposal: ...
+    def restore_model(self, model: Callable) -> None: ...
+
+
+class ModelBinding:
+    """A model with its guide, and the target and the frozen flow for one set of arguments.
+
+    Arguments:
+        model: A Pyro model, a :class:`~pyro_flowsamp.Target`, or None.
+        potential_fn: A potential over ``{name: unconstrained tensor}``, or None.
+        guide: A flow guide, or None for the one that ``default_guide`` of :meth:`bind` makes.
+
+    Attributes:
+        source: The model or target; None for a potential.
+        guide: The guide; None before :meth:`bind` where none was given.
+        target: The target of the bound arguments; None before :meth:`bind`.
+        proposal: The frozen flow; None before :meth:`prepare`.
+
+    Raises:
+        ValueError: Not exactly one of model, potential_fn, guide, or a model with its guide, is
+            given.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        potential_fn: Callable[[Values], Tensor] | None = None,
+        guide: Guide | None = None,
+    ) -> None:
+        if potential_fn is not None and (model is not None or guide is not None):
+            raise ValueError("give potential_fn alone: it takes neither a model nor a guide")
+        if model is None and potential_fn is None and guide is None:
+            raise ValueError("give a model, a potential_fn, a guide, or a model with its guide")
+        self.source = guide.model_source if model is None and guide is not None else model
+        self.potential_fn, self.guide = potential_fn, guide
+        self._default_guide = guide is None
+        self._layout: Any = None
+        self._release()
+
+    def _release(self) -> None:
+        self.target: Target | None = None
+        self.proposal: Proposal | None = None
+        self._key: tuple | None = None
+        self._args: tuple = ()
+        self._kwargs: dict = {}
+
+    def bind(
+        self,
+        args: tuple,
+        kwargs: dict,
+        initial_params: Values | None,
+        default_guide: Callable[[Any], Guide],
+    ) -> None:
+        """Makes the target of these arguments, unless they are the ones already bound.
+
+        Arguments:
+            args, kwargs: Arguments of the model.
+            initial_params: Unconstrained values whose names, shapes and dtypes are those of a
+                potential's arguments; not used for a model.
+            default_guide: Makes a guide of a model or target, where none was given.
+
+        Raises:
+            ValueError: The guide was trained for another model, or is amortised and untrained, or a
+                potential comes without ``initial_params``.
+        """
+        key = (*args, *sorted(kwargs), *(kwargs[k] for k in sorted(kwargs)))
+        layout = self._layout
+        if self.potential_fn is not None and initial_params is not None:
+            layout = {k: (v.shape, v.dtype, v.device) for k, v in initial_params.items()}
+        if self._key is not None and same_objects(self._key, key) and layout == self._layout:
+            return
+        source = self.source
+        if self.potential_fn is not None:
+            source = _target_of_potential(self.potential_fn, initial_params)
+        if self.guide is None or (self._default_guide and self._key is not None):
+            self.guide = default_guide(source)  # the one there was is trained for other data
+        elif source is not None:
+            self.guide.restore_model(source)
+        context = getattr(self.guide, "context_names", ())
+        if context and not self.guide.trained:
+            raise ValueError(
+                f"a guide amortised over {list(context)} must be trained before it is used, on the "
+                f"range of values that it will be used for: call guide.fit(...) first"
+            )
+        if source is not None and not self._default_guide:
+            _check_same_model(self.guide, source, args, kwargs)
+        self.target, self.proposal = self.guide.target_for(*args, **kwargs), None
+        self._key, self._args, self._kwargs, self._layout = key, args, kwargs, layout
+
+    def prepare(self, warmup_steps: int, progress: bool = True) -> None:
+        """Trains the guide unless it is trained, and freezes a copy of its flow.
+
+        Arguments:
+            warmup_steps: Steps of warm-up; training counts as part of the first.
+            progress: Whether training may show a progress bar.
+
+        Raises:
+            RuntimeError: The guide is untrained and there is no warm-up to train it in.
+        """
+        assert self.guide is not None
+        if not self.guide.trained:
+            if warmup_steps == 0:
+                raise RuntimeError(
+                    "the guide is untrained and warmup_steps=0 leaves no step to train it in: "
+                    "call guide.fit(...) first, or use warmup_steps > 0 (after training it by SVI, "
+                    "set guide.trained = True)."
+                )
+            if multiprocessing.parent_process() is not None:
+                warnings.warn(
+                    "every parallel chain trains its own copy of the guide: call guide.fit(...) "
+                    "before MCMC.run, or use VectorizedMCMC, to train once for all.",
+                    stacklevel=3,
+                )
+            self._train(self.guide, progress)
+        if self.proposal is None:
+            self.proposal = self.guide.proposal(*self._args, **self._kwargs)
+
+    def _train(self, guide: Guide, progress: bool) -> None:
+        options = guide.options
+        if not progress:
+            guide.options = replace(options, progress=False)
+        try:
+            guide.fit(*self._args, **self._kwargs)
+        finally:
+            guide.options = options
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The model and the guide; :meth:`bind` makes target and flow again."""
+        state = self.__dict__.copy()
+        state.update(target=None, proposal=None, _key=None, _args=(), _kwargs={})
+        return state
+
+
+def _target_of_potential(potential_fn: Callable, initial_params: Values | None) -> Target:
+    if initial_params is None:
+        raise ValueError(
+            "a potential_fn needs initial_params, for the names, shapes and dtype of its "
+            "arguments: MCMC(kernel, ..., initial_params={'x': torch.zeros(3)})"
+        )
+    return Target.from_potential(potential_fn, initial_params)
+
+
+def _check_same_model(guide: Guide, source: Any, args: tuple, kwargs: dict) -> None:
+    """Raises a ValueError if the guide was made for another model, and says how they differ."""
+    if source == guide.model_source:
+        return
+    mine = _shapes(Target.of(source, *args, **kwargs))
+    theirs = _shapes(guide.target_for(*args, **kwargs))
+    if mine != theirs:
+        raise ValueError(
+            f"the guide was made for another model: it has the sites {theirs}, this model "
+            f"has {mine}."
+        )
+    raise ValueError(
+        "the guide was made for another model with the same sites: make a guide of this "
+        "model, or pass the guide alone."
+    )
+
+
+def _shapes(target: Target) -> dict[str, tuple[int, ...]]:
+    return {site.name: tuple(site.shape) for site in target.sites}
