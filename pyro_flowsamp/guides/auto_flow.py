@@ -12,7 +12,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from ..flows.gaussian_fit import fit_gaussian
-from ..flows.proposal import NUM_DIAGNOSTIC, Proposal
+from ..flows.proposal import Proposal
 from ..flows.recipes import RECIPES, LayeredFlow
 from ..objectives import ForwardKL, Objective, PathGradient, WeightedSum
 from ..options import FitOptions
@@ -135,7 +135,7 @@ class AutoFlow(FlowGuide):
             flow.initialize_from(draws)
         depth, flow.depth = flow.depth, 0
         row = None if contexts is None else contexts[0].to(target.device, target.dtype)
-        x, log_q = Proposal(flow, row).sample_and_log_prob(NUM_DIAGNOSTIC)
+        x, log_q = Proposal(flow, row).sample_and_log_prob(4096)
         log_w = target.log_prob(x).detach().double() - log_q.double()
         score = float(ess_fraction(log_w))
         if depth == 0:

@@ -28,7 +28,7 @@ from torch.distributions import Transform
 
 from ..flows.proposal import Proposal
 from ..target.context import same_objects
-from ..target.density import Target
+from ..target.density import Target, as_target
 from ..target.site import Values
 
 __all__ = ["FlowKernel", "Guide", "KernelState", "StepInfo"]
@@ -43,6 +43,8 @@ class Guide(Protocol):
     trained: bool
     options: Any
 
+    @property
+    def model_source(self) -> Callable | None: ...
     def fit(self, *args: Any, **kwargs: Any) -> Any: ...
     def target_for(self, *args: Any, **kwargs: Any) -> Target: ...
     def proposal(self, *args: Any, **kwargs: Any) -> Proposal: ...
@@ -97,7 +99,7 @@ class FlowKernel(MCMCKernel):
         if model is None and potential_fn is None and guide is None:
             raise ValueError("give a model, a potential_fn, a guide, or a model with its guide")
         if model is None and guide is not None:
-            (model,) = guide._source  # type: ignore[attr-defined]
+            model = guide.model_source
         self._source, self.potential_fn = model, potential_fn
         self.guide = guide
         self._owns_guide = guide is None
@@ -209,9 +211,9 @@ class FlowKernel(MCMCKernel):
 
     def _check_guide(self, source: Any, args: tuple, kwargs: dict) -> None:
         """A guide of another model would be told by its sites; say so by name."""
-        if source is None or self._owns_guide or source == self.guide._source[0]:  # type: ignore
+        if source is None or self._owns_guide or source == self.guide.model_source:  # type: ignore[union-attr]
             return
-        made = Target.of(source, *args, **kwargs)
+        made = as_target(source, *args, **kwargs)
         mine = {s.name: tuple(s.shape) for s in made.sites}
         assert self.guide is not None
         theirs = {s.name: tuple(s.shape) for s in self.guide.target_for(*args, **kwargs).sites}

@@ -159,7 +159,11 @@ class LatentHMC(FlowKernel):
             x, ladj = self.proposal.push(z)
         with torch.enable_grad():
             x = x.requires_grad_()
-            log_p = self.proposal.at(len(x)).log_prob(x) if self.tempered else self.log_prob(x)
+            log_p = (
+                self.proposal.distribution(len(x)).log_prob(x)
+                if self.tempered
+                else self.log_prob(x)
+            )
             (grad,) = torch.autograd.grad(log_p.sum(), x)
         return x, ladj, self._log_p(z, x, ladj) if self.tempered else log_p, grad
 

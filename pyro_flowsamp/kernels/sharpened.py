@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Pretrained:
     """
 
     trained, options = True, None
-    _source = (None,)  # no model
+    model_source: Callable | None = None
 
     def __init__(self, flow: nn.Module) -> None:
         self.flow = flow
@@ -66,7 +67,7 @@ class Pretrained:
             like, _ = proposal.sample_and_log_prob(1)
 
             def energy(x: Tensor) -> Tensor:
-                z, ladj = proposal.at(len(x)).transform.call_and_ladj(x)
+                z, ladj = proposal.distribution(len(x)).transform.call_and_ladj(x)
                 return -proposal.base_log_prob(z) - 2 * ladj
 
             self._target = Target.from_energy(

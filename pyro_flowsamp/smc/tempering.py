@@ -96,12 +96,12 @@ def tempered_ensembles(target: Target, num: int = EACH, *, moves: int = 10) -> T
             there are too few particles.
     """
     if target.contexts is None:
-        raise ValueError("give a target at contexts: target.at(contexts)")
+        raise ValueError("give a target at contexts: target.at_contexts(contexts)")
     if num < 2:
         raise ValueError(f"need two particles at least for each context, got {num}")
     count = len(target.contexts)
     base = overdispersed_base(target, count * -(-512 // count))
-    rows = target.at(target.contexts.repeat_interleave(num, 0))
+    rows = target.at_contexts(target.contexts.repeat_interleave(num, 0))
     cloud, _ = _annealed(rows, base, count, num, moves, ESS, ACCEPT)
     return target.wrap(cloud.x).view(count, num, -1)
 

@@ -57,7 +57,7 @@ def _couples(density: Density, points: Tensor, alone: Tensor) -> bool:
     return not same or bool((grad[len(points) :].nan_to_num(nan=0.0) != 0).any())
 
 
-def _warn_of_gradient(sites: Sequence[Site], value: Tensor, grad: Tensor) -> None:
+def warn_of_gradient(sites: Sequence[Site], value: Tensor, grad: Tensor) -> None:
     """Warns of coordinates on which the density does not depend, hence improper, and of NaN."""
     finite = value.isfinite()[:, None]
     if bool((grad.isnan() & finite).any()):
@@ -80,7 +80,7 @@ def _warn_of_gradient(sites: Sequence[Site], value: Tensor, grad: Tensor) -> Non
     )
 
 
-class Chosen(NamedTuple):
+class ChosenBatching(NamedTuple):
     """A way of batching: density and gradient at some points, and why faster ways will not do."""
 
     name: str
@@ -89,7 +89,7 @@ class Chosen(NamedTuple):
     reasons: Sequence[str]
 
 
-def _choose(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> Chosen:
+def choose_batching(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> ChosenBatching:
     """The first way of batching that agrees with the last (the loop) on ``points``."""
     *fast, (slow_name, slow) = ways.items()
     reference = _value_and_grad(slow, points, c)
@@ -116,16 +116,16 @@ def _choose(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> Chose
                 f"{name}: points that are evaluated together change each other's density"
             )
         else:
-            return Chosen(name, *reference, reasons)
-    return Chosen(slow_name, *reference, reasons)
+            return ChosenBatching(name, *reference, reasons)
+    return ChosenBatching(slow_name, *reference, reasons)
 
 
-def _warn_of_loop(chosen: Chosen, stacklevel: int = 4) -> None:
+def warn_of_loop(chosen: ChosenBatching) -> None:
     if chosen.name != "loop":
         return
     warnings.warn(
         f"the density is evaluated point by point, in a Python loop ({'; '.join(chosen.reasons)}). "
         f"Expect it to be a thousand times slower than a model without Python branches on "
         f"tensors, .item() or in-place writes.",
-        stacklevel=stacklevel,
+        stacklevel=4,
     )

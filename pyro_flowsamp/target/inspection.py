@@ -16,8 +16,8 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Size
 
-from .missing_data import _Imputed
-from .site import Site, Values, _site
+from .missing_data import Imputed
+from .site import Site, Values, site_of
 from .support import bijection, has_bounds, inside, is_transformed, moves, same_bijection, unwrapped
 
 T = TypeVar("T")
@@ -83,11 +83,11 @@ def init_to_unconstrained(site: dict | None = None, radius: float = 2.0) -> Any:
     return transform(torch.empty_like(u).uniform_(-radius, radius))
 
 
-def _is_random(node: dict) -> bool:
+def is_random(node: dict) -> bool:
     return node["type"] == "sample" and not site_is_subsample(node)
 
 
-def _latent_nodes(trace: Trace) -> list[dict]:
+def latent_nodes(trace: Trace) -> list[dict]:
     return [n for _, n in trace.iter_stochastic_nodes() if not site_is_subsample(n)]
 
 
@@ -100,7 +100,7 @@ def _check_supported(trace: Trace) -> None:
                     f"plate '{name}' subsamples {fn.subsample_size} of {fn.size} data: its "
                     f"density is random, and no exact sampler can use it. Remove subsample_size."
                 )
-    for node in filter(lambda node: is_discrete(node["fn"]), _latent_nodes(trace)):
+    for node in filter(lambda node: is_discrete(node["fn"]), latent_nodes(trace)):
         if node["infer"].get("enumerate") == "sequential":
             raise ValueError(
                 f"site '{node['name']}' asks to be enumerated sequentially: here all its states go "
@@ -116,7 +116,7 @@ def _check_supported(trace: Trace) -> None:
 def _check_same_structure(first: Trace, second: Trace) -> None:
     def shapes(trace: Trace) -> dict[str, Size]:
         nodes = trace.nodes.values()
-        return {n["name"]: n["fn"].shape() for n in nodes if _is_random(n)}
+        return {n["name"]: n["fn"].shape() for n in nodes if is_random(n)}
 
     one, two = shapes(first), shapes(second)
     for name in one.keys() | two.keys():
@@ -126,14 +126,14 @@ def _check_same_structure(first: Trace, second: Trace) -> None:
                 f"{one.get(name, 'absent')} in one run and {two.get(name, 'absent')} in the "
                 f"next. A density on R^d needs the same sites and shapes every time."
             )
-    for node in _latent_nodes(first):
+    for node in latent_nodes(first):
         if is_discrete(node["fn"]):
             continue
         here, there = (bijection(trace.nodes[node["name"]]) for trace in (first, second))
-        _check_support(node["name"], same_bijection(here, there, here.inv(node["value"])))
+        check_support(node["name"], same_bijection(here, there, here.inv(node["value"])))
 
 
-def _check_support(name: str, stays: bool) -> None:
+def check_support(name: str, stays: bool) -> None:
     if not stays:
         raise ModelStructureError(
             f"the support of site '{name}' depends on other sites, or on arguments that vary; "
@@ -141,7 +141,7 @@ def _check_support(name: str, stays: bool) -> None:
         )
 
 
-def _is_data(node: dict) -> bool:
+def is_data(node: dict) -> bool:
     """Whether a site is observed in earnest: what is deterministic is a Delta, observed."""
     return node["is_observed"] and not isinstance(unwrapped(node["fn"]), dist.Delta)
 
@@ -152,7 +152,7 @@ def _guarded(first: Trace, second: Trace, all_move: bool) -> Iterable[str]:
     Raises:
         ValueError: Observed values lie outside a support that stays where it is.
     """
-    for node in filter(_is_random, first.nodes.values()):
+    for node in filter(is_random, first.nodes.values()):
         name, fn = node["name"], node["fn"]
         if not has_bounds(fn):
             continue
@@ -183,7 +183,7 @@ def _check_declared(trace: Trace) -> None:
     """Enumeration takes any dimension outside the plates for the states of a discrete site."""
     trace.compute_log_prob()
     for node in trace.nodes.values():
-        if not _is_random(node):
+        if not is_random(node):
             continue
         shape = node["log_prob"].shape
         plates = {frame.dim for frame in node["cond_indep_stack"]}
@@ -207,15 +207,15 @@ def inspect_model(
 
     def run(radius: float) -> list[Trace]:
         start = InitMessenger(partial(init_to_unconstrained, radius=2 * radius))
-        with poutine.block(), _Imputed(), pyro.validation_enabled(False):
+        with poutine.block(), Imputed(), pyro.validation_enabled(False):
             return [poutine.trace(start(model)).get_trace(*args, **kwargs) for _ in range(2)]
 
     trace, again = at_some_radius(run)
     _check_supported(trace)
     _check_same_structure(trace, again)
-    nodes = _latent_nodes(trace)
+    nodes = latent_nodes(trace)
     continuous = [n for n in nodes if not is_discrete(n["fn"])]
-    sites, enumerated = [_site(n) for n in continuous], len(continuous) < len(nodes)
+    sites, enumerated = [site_of(n) for n in continuous], len(continuous) < len(nodes)
     if not any(site.size for site in sites):
         raise ValueError("the model has no continuous latent site: there is nothing to sample.")
     with pyro.validation_enabled(False):
@@ -228,6 +228,6 @@ def inspect_model(
         values={n["name"]: n["value"] for n in continuous},
         max_plate_nesting=-min(dims, default=0),
         enumerated=enumerated,
-        has_observations=any(_is_data(n) for n in trace.nodes.values() if _is_random(n)),
+        has_observations=any(is_data(n) for n in trace.nodes.values() if is_random(n)),
         guarded=guarded,
     )

@@ -9,10 +9,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-_DATA = "_flowsamp_data"  #: the observed value of a site, as the user gave it
+DATA_KEY = "_flowsamp_data"  #: the observed value of a site, as the user gave it
 
 
-class _Imputed(Messenger):
+class Imputed(Messenger):
     """Gives all of what ``obs_mask`` imputes a density, and gradients to what it does not.
 
     ``pyro.sample("y", fn, obs=data, obs_mask=mask)`` draws "y_unobserved" for every datum, uses it
@@ -34,7 +34,7 @@ class _Imputed(Messenger):
             return
         if kind == "observed" and isinstance(value, Tensor):
             self._shown[stem] = mask
-            msg["infer"] = {**msg["infer"], _DATA: value}
+            msg["infer"] = {**msg["infer"], DATA_KEY: value}
             msg["value"] = _filled(value, mask, msg["fn"])
         elif kind == "unobserved" and stem in self._shown:
             shown = self._shown[stem]

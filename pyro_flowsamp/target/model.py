@@ -27,18 +27,18 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
-from .context import named_arguments
+from .context import ContextValues, named_arguments
 from .enumeration import Enumerate, marginal_log_prob
 from .inspection import (
     ModelStructureError,
     Prototype,
-    _check_support,
-    _is_data,
-    _is_random,
-    _latent_nodes,
+    check_support,
+    is_data,
     is_discrete,
+    is_random,
+    latent_nodes,
 )
-from .missing_data import _DATA, _Imputed
+from .missing_data import DATA_KEY, Imputed
 from .site import Site, Values
 from .support import Guard, bijection, same_bijection
 
@@ -78,7 +78,7 @@ class ModelDensity:
         context: Sequence[str] = (),
     ) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
-        self.sites, self.context = prototype.sites, tuple(context)
+        self.sites = prototype.sites
         self.max_plate_nesting = prototype.max_plate_nesting
         self.enumerated, self.has_observations = prototype.enumerated, prototype.has_observations
         self.guarded = prototype.guarded
@@ -89,15 +89,16 @@ class ModelDensity:
                 raise ValueError(
                     f"{unknown} are no arguments of the model, which has {list(self.kwargs)}"
                 )
+        self.context = ContextValues({name: self.kwargs[name] for name in context})
 
     def _trace(self, model: Callable, values: Values, context: Values) -> Trace:
-        with poutine.block(), _Imputed(), Guard(self.guarded):
+        with poutine.block(), Imputed(), Guard(self.guarded):
             conditioned = poutine.trace(poutine.condition(model, data=values))
             trace = conditioned.get_trace(*self.args, **{**self.kwargs, **context})
         for site in self.sites:
             if site.name not in trace:
                 raise ModelStructureError(f"site '{site.name}' vanished from the model.")
-        for node in _latent_nodes(trace):
+        for node in latent_nodes(trace):
             if not (self.enumerated and is_discrete(node["fn"])):
                 raise ModelStructureError(
                     f"site '{node['name']}' appeared in the model after its first run."
@@ -122,12 +123,12 @@ class ModelDensity:
             for site in self.sites:
                 other = bijection(trace.nodes[site.name])
                 u = site.transform.inv(values[site.name])
-                _check_support(site.name, same_bijection(site.transform, other, u))
+                check_support(site.name, same_bijection(site.transform, other, u))
 
     def _other_contexts(self) -> list[Values]:
         """The model's own, and one slightly different."""
-        own = {name: torch.as_tensor(self.kwargs[name]) for name in self.context}
-        other = {k: 1.1 * v + 0.01 for k, v in own.items() if v.is_floating_point()}
+        own = self.context.values.items()
+        other = {name: 1.1 * v + 0.01 for name, v in own if v.is_floating_point()}
         return [{}, other] if other else [{}]
 
     def _single(self, values: Values, context: Values) -> Tensor:
@@ -171,7 +172,7 @@ class ModelDensity:
             return self._contract(self._enumerate(batched, 1), expanded, context)
         trace = self._trace(batched, expanded, context)
         trace.compute_log_prob()
-        terms = [n["log_prob"] for n in trace.nodes.values() if _is_random(n)]
+        terms = [n["log_prob"] for n in trace.nodes.values() if is_random(n)]
         return torch.stack([t.reshape(num, -1).sum(-1) for t in terms]).sum(0)
 
     def _aligned(self, site: Site, value: Tensor) -> Tensor:
@@ -214,8 +215,8 @@ class ModelDensity:
         return [
             node
             for node in trace.nodes.values()
-            if _is_random(node)
-            and _is_data(node)
+            if is_random(node)
+            and is_data(node)
             and node["name"] not in latent
             and not site_is_factor(node)
         ]
@@ -224,4 +225,4 @@ class ModelDensity:
     def observations(self, values: Values) -> Values:
         """The observed data of the model, by site."""
         found = self.observed(self._trace(self.model, values, {}))
-        return {n["name"]: n["infer"].get(_DATA, n["value"]) for n in found}
+        return {n["name"]: n["infer"].get(DATA_KEY, n["value"]) for n in found}

@@ -249,7 +249,7 @@ class AutoAdvNF(FlowGuide):
 
     def _gathered(self, target: Target, rows: Tensor | None) -> Ensemble:
         (given,) = self._ensemble
-        here = target if rows is None else target.at(rows)
+        here = target if rows is None else target.at_contexts(rows)
         if given is None:
             given = tempered(here).x if rows is None else tempered_ensembles(here, EACH)
         points = ensemble_points(given, here)
@@ -264,7 +264,7 @@ class AutoAdvNF(FlowGuide):
         if rows is not None:  # at one context, a middle one: modes of another are other modes
             assert ensemble.contexts is not None
             row = rows[len(rows) // 2]
-            draws, here = draws[(ensemble.contexts == row).all(-1)], target.at(row[None])
+            draws, here = draws[(ensemble.contexts == row).all(-1)], target.at_contexts(row[None])
         wide = torch.where(target.angles, 0.0, 3 * torch.rand(ASCENT_STARTS, 1).to(draws))
         ends = ascend(here, here.initial_points(ASCENT_STARTS) * 2**wide, steps=300, rate=0.3)[-1]
         seen = draws[torch.randperm(len(draws), device=draws.device)[:2000]]
