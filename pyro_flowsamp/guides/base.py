@@ -27,13 +27,14 @@ from torch.distributions import Transform
 
 from ..flows.proposal import DiagnosticOptions, FlowDiagnostics, FlowDistribution, Proposal
 from ..options import FitOptions
-from ..target.context import ContextArguments, ContextRange, same_objects
-from ..target.density import Target, as_target
+from ..target.context import ContextArguments, ContextRange
+from ..target.density import Target
 from ..target.inspection import init_to_unconstrained, is_discrete
 from ..target.site import Values
 from ..train import History
+from .source import ModelSource
 
-__all__ = ["FlowGuide", "GuideOptions", "ModelSource"]
+__all__ = ["FlowGuide", "GuideOptions"]
 
 
 @dataclass(frozen=True)
@@ -52,60 +53,6 @@ class GuideOptions:
     max_log_q_error: float = 1e-2
     max_contexts: int = 16
     num_summary: int = 4096
-
-
-class ModelSource:
-    """A guide's model, which is not a submodule of the guide, and the target made of it last.
-
-    A deep copy has the very same model. A pickled source has none, since models and targets need
-    not pickle.
-
-    Arguments:
-        model: A Pyro model or a target.
-    """
-
-    def __init__(self, model: Callable | None) -> None:
-        self.model = model
-        self._last: tuple[tuple, Target] | None = None
-
-    @property
-    def required(self) -> Callable:
-        """The model.
-
-        Raises:
-            ValueError: There is none, after pickling.
-        """
-        if self.model is None:
-            raise ValueError(
-                "this guide was pickled, which leaves its model behind: give it back by "
-                "guide.restore_model(model), or use the guide with its model in a kernel"
-            )
-        return self.model
-
-    @property
-    def last_target(self) -> Target | None:
-        """The target of the last arguments, or None."""
-        return None if self._last is None else self._last[1]
-
-    def target(self, args: tuple, kwargs: dict, context: Sequence[str]) -> Target:
-        """The target of these arguments; the last one is kept, since making one takes time."""
-        model, names = self.required, sorted(kwargs)
-        key = (model, torch.get_default_dtype(), *args, *names, *(kwargs[k] for k in names))
-        if self._last is not None and same_objects(key, self._last[0]):
-            return self._last[1]
-        target = as_target(model, *args, **kwargs)
-        if context:
-            target = target.conditional_on(*context)
-        self._last = key, target
-        return target
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"model": None, "_last": None}
-
-    def __deepcopy__(self, memo: dict) -> ModelSource:
-        made = ModelSource(self.model)
-        made._last = self._last
-        return made
 
 
 def _hide(msg: dict) -> bool:

@@ -152,7 +152,7 @@ class Target:
         return cls(*energy_density(fn, dim, angles, dtype, device))
 
     def conditional_on(self, *names: str) -> Target:
-        """The same model as a conditional target: the named arguments become the context.
+        """A conditional target of the same model: the named arguments become the context.
 
         The returned target's ``log_prob(x, context)`` takes one row of flattened argument values
         per point, in the order of ``names``.
@@ -166,10 +166,10 @@ class Target:
         return type(self)(*model_density(known.model, known.args, known.kwargs, names))
 
     def at_contexts(self, contexts: Tensor) -> Target:
-        """The same conditional target at K contexts: row i of a batch is at context i mod K.
+        """A copy of a conditional target at K contexts: row i of a batch is at context i mod K.
 
-        So one batch of chains covers all contexts, in any kernel. Evaluations are counted together
-        with this target's.
+        One batch of chains then covers all contexts, in any kernel. Evaluations are counted
+        together with this target's.
 
         Arguments:
             contexts: Rows as :meth:`log_prob` takes them, ``(K, c)``.
@@ -332,8 +332,8 @@ class Target:
         if len(found):
             return every(found, num)
         raise ValueError(
-            "the log density is NaN or -inf at every initial point tried: check the model's "
-            "supports, data for NaN, or give initial_params inside the support."
+            "the log density is NaN or -inf at every initial point: check the model's supports, "
+            "data for NaN, or give initial_params inside the support."
         )
 
     # ---- as a Pyro model ----------------------------------------------------------------------
@@ -368,7 +368,7 @@ def as_target(source: Callable, *args: Any, **kwargs: Any) -> Target:
     if not isinstance(source, Target):
         return Target.from_model(source, *args, **kwargs)
     if args or kwargs:
-        raise ValueError("a Target knows its data: it takes no model arguments")
+        raise ValueError("a Target has its data already: it takes no model arguments")
     return source
 
 

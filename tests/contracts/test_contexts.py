@@ -399,7 +399,7 @@ def test_one_dimension(flow):
 
 def test_a_gaussian_follows_no_context():
     guide = AutoFlow(warmed, flow="gaussian", context=["temperature"])
-    with pytest.raises(ValueError, match="'gaussian' flow knows no context"):
+    with pytest.raises(ValueError, match="'gaussian' flow takes no context"):
         guide.fit(temperature=torch.tensor([0.5, 1.0]))
 
 
