@@ -45,7 +45,7 @@ from .kernels.local_global import LocalGlobalHMC
 from .options import FitOptions
 from .pilot import MIN_PILOT_STEPS, PILOT_CHAINS, Candidate, iqr, r_hat, run_pilot
 from .smc.tempering import tempered_smc
-from .target.density import Target
+from .target.density import Target, as_target
 from .target.site import Values
 
 __all__ = ["sample"]
@@ -119,7 +119,7 @@ def sample(
         raise ValueError(f"need a sample and two chains at least, got {num_samples}, {num_chains}")
     if seed is not None:
         pyro.set_rng_seed(seed)
-    target = Target.of(model, *args, **kwargs)
+    target = as_target(model, *args, **kwargs)
     if not target.has_observations:
         warnings.warn("nothing is observed: these are draws of the model's prior", stacklevel=2)
     search = SamplerSearch(target, num_samples, num_chains, progress)

@@ -1,8 +1,8 @@
-r"""What the weights :math:`w_i = \tilde p(x_i) / q(x_i)` of draws :math:`x_i \sim q` tell.
+r"""Diagnostics of importance weights :math:`w_i = \tilde p(x_i) / q(x_i)` of :math:`x_i \sim q`.
 
-The effective sample size says how much of a batch of proposals survives, the Pareto shape whether
-that number can be believed, the mean weight is the evidence. None can see a mode that :math:`q`
-never visits.
+The effective sample size is the number of equally weighted draws that are as good, the Pareto shape
+shows whether it can be trusted, and the mean weight is the evidence. None of them shows a mode that
+:math:`q` never reaches.
 """
 
 from __future__ import annotations
@@ -17,23 +17,34 @@ from torch import Tensor
 __all__ = ["Evidence", "ess_fraction", "log_evidence", "pareto_k"]
 
 
-ROUNDING = 1e-3  #: relative differences of weights that are put down to float32
+ROUNDING = 1e-3  #: relative differences of weights that may come from rounding in float32
 
 
 class Evidence(NamedTuple):
-    """A log evidence estimate and its standard error (delta method)."""
+    """A log evidence estimate and its standard error, by the delta method."""
 
     log_z: Tensor
     standard_error: Tensor
 
 
 def ess_fraction(log_weights: Tensor) -> Tensor:
-    r"""Effective sample size of importance weights over their number, in [0, 1], per column.
+    r"""The effective sample size of importance weights over their number, in [0, 1].
 
     .. math:: \frac{(\sum_i w_i)^2}{N \sum_i w_i^2}
-              \qquad \text{(Kong, 1992; weights along dimension 0)}
 
-    :math:`-\infty` is a weight of zero; all of them zero give 0.
+    Arguments:
+        log_weights: Log weights ``(N, ...)``; :math:`-\infty` is a weight of zero.
+
+    Returns:
+        The fraction in each column, ``(...)``; 0 where all weights are zero.
+
+    References:
+        Augustine Kong, *A note on importance sampling using standardized weights*, Technical Report
+        348, University of Chicago, 1992.
+
+    Example:
+        >>> ess_fraction(torch.tensor([0.0, 0.0, -torch.inf, -torch.inf]))
+        tensor(0.5000, dtype=torch.float64)
     """
     log_w = log_weights.double()
     square = 2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)
@@ -45,6 +56,17 @@ def log_evidence(log_weights: Tensor) -> Evidence:
 
     The standard error is that of the mean weight over the mean weight; NaN where all weights are
     zero, or there is only one.
+
+    Arguments:
+        log_weights: Log weights, ``(N, ...)``.
+
+    Returns:
+        The estimates of all columns, ``(...)`` each.
+
+    Example:
+        >>> log_z, standard_error = log_evidence(torch.tensor([1.0, 3.0]).log())
+        >>> round(float(log_z.exp()), 4), round(float(standard_error), 4)
+        (2.0, 0.5)
     """
     log_w = log_weights.double()
     log_z = log_w.logsumexp(0) - log(len(log_w))
@@ -53,11 +75,24 @@ def log_evidence(log_weights: Tensor) -> Evidence:
 
 
 def pareto_k(log_weights: Tensor) -> float:
-    r"""Shape :math:`\hat k` of a generalised Pareto tail fitted to the largest weights.
+    r"""The shape :math:`\hat k` of a generalised Pareto tail fitted to the largest weights.
 
-    Below 0.7 the weights' averages can be trusted, above they cannot (Vehtari et al., 2024,
-    https://arxiv.org/abs/1507.02646). Infinite where the tail, which is a fifth of the
-    weights at most, has fewer than five of them; minus infinite where these are all equal.
+    Averages with these weights can be trusted where it is below 0.7, and cannot above.
+
+    Arguments:
+        log_weights: Log weights, of any shape.
+
+    Returns:
+        The shape. It is infinite where the tail, at most a fifth of the weights, has fewer than
+        five of them, and minus infinite where these are all equal.
+
+    References:
+        Aki Vehtari, Daniel Simpson, Andrew Gelman, Yuling Yao and Jonah Gabry, *Pareto Smoothed
+        Importance Sampling*, 2024, https://arxiv.org/abs/1507.02646.
+
+    Example:
+        >>> pareto_k(torch.zeros(100))
+        -inf
     """
     log_w = log_weights.detach().double().reshape(-1)
     log_w = log_w[torch.isfinite(log_w)].sort().values

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from pyro_flowsamp import ForwardKL, PathGradient, ReverseKL, Target, WeightedSum
 from pyro_flowsamp.flows.recipes import circular, coupling, gaussian, spline
-from pyro_flowsamp.target.site import _real_site
+from pyro_flowsamp.target.site import SiteLayout, real_site
 
 REPEATS = 100
 SMALL = {"transforms": 2, "hidden_features": (16,)}
@@ -40,9 +40,9 @@ def _target_of(flow, shift=0.0):
     def density(x, context):
         return frozen(context).log_prob(x - shift) + 3.0
 
-    site = _real_site("x", torch.Size([flow.features]))
-    kind = {"dtype": torch.float64, "device": torch.device("cpu")}
-    return Target(density, [site], batching="native", **kind)
+    site = real_site("x", torch.Size([flow.features]))
+    layout = SiteLayout([site], torch.float64, torch.device("cpu"))
+    return Target(density, layout, batching="native")
 
 
 def _gradient(objective, flow, target, num, context=None):

@@ -1,4 +1,4 @@
-"""Normalising flows over zuko, with an affine layer at the bottom, and fits to start from."""
+"""Normalising flows made with zuko, with an affine layer next to the data, and their first fits."""
 
 from .affine import Affine
 from .coupling_layers import Coupling

@@ -1,4 +1,4 @@
-"""The affine layer at the bottom of every flow of this package."""
+"""The affine layer next to the data in every flow of this package."""
 
 from __future__ import annotations
 
@@ -14,13 +14,22 @@ __all__ = ["Affine"]
 MAX_FULL_COVARIANCE = 400  #: above this dimension the affine layer is diagonal
 
 
-# ---- lazy layers -------------------------------------------------------------------------------
 class Affine(zuko.lazy.LazyTransform):
     r"""The affine layer :math:`x = \mu + L\,(m + T u)`.
 
     :math:`\mu` and :math:`L` are buffers, set by :meth:`initialize`; the trained correction
     :math:`m`, :math:`T` (unit lower-triangular times a positive diagonal) starts at the identity,
     so that one step size suits every scale.
+
+    Arguments:
+        features: The dimension d. Above :data:`MAX_FULL_COVARIANCE` L and T are diagonal.
+        angles: Mask ``(d,)`` of periodic coordinates, which are only rotated; or None.
+
+    Example:
+        >>> layer = Affine(2)
+        >>> layer.initialize(torch.ones(2), 2 * torch.eye(2))
+        >>> layer()(torch.tensor([1.0, -1.0]))
+        tensor([ 3., -1.], grad_fn=<AddBackward0>)
     """
 
     def __init__(self, features: int, angles: Tensor | None = None) -> None:
@@ -39,7 +48,10 @@ class Affine(zuko.lazy.LazyTransform):
     def initialize(self, loc: Tensor, scale_tril: Tensor) -> None:
         """Sets the layer to N(loc, scale_tril scale_trilᵀ); angles keep unit scale.
 
-        A full ``scale_tril`` is reduced to marginal scales where the layer is diagonal.
+        Arguments:
+            loc: The mean, ``(d,)``.
+            scale_tril: The Cholesky factor ``(d, d)``, or scales ``(d,)``. A full one is reduced to
+                marginal scales where the layer is diagonal.
         """
         for parameter in self.parameters():
             parameter.zero_()
@@ -57,6 +69,7 @@ class Affine(zuko.lazy.LazyTransform):
             self.scale.copy_(scale_tril)
 
     def forward(self, c: Tensor | None = None) -> Map:
+        """The map u → x, the same at every context."""
         diagonal = (self.log_diagonal * self.real).exp()
         log_det = (self.log_diagonal * self.real).sum()
         if self.lower is None:

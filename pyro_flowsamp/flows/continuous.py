@@ -1,13 +1,17 @@
-r"""Continuous flows: velocity fields integrated by fixed steps.
+r"""Continuous flows: velocity fields integrated by steps of fixed size.
 
 A velocity field :math:`v` moves points by :math:`\dot x = v(t, x)` and their log density by
 
 .. math:: \frac{d}{dt} \log q(x(t)) = -\nabla\cdot v(t, x(t))
 
-(Chen et al., 2018, https://arxiv.org/abs/1806.07366). Integrated by a Runge–Kutta method of fixed
-steps both are deterministic and differentiable any number of times. The log-det is that of the flow
-along the computed path, not of the map that the steps make: the difference would be a bias in a
-Metropolis ratio, so :func:`refine` takes as many steps as bring it below a thousandth of a nat.
+A Runge–Kutta method of fixed steps makes both deterministic and differentiable any number of times.
+The log-det is that of the flow along the computed path, not of the map that the steps make. The
+difference would be a bias in a Metropolis ratio, so :func:`refine` raises the number of steps until
+it is below a thousandth of a nat.
+
+References:
+    Ricky Chen, Yulia Rubanova, Jesse Bettencourt and David Duvenaud, *Neural Ordinary Differential
+    Equations*, 2018, https://arxiv.org/abs/1806.07366.
 """
 
 from __future__ import annotations
@@ -36,11 +40,17 @@ __all__ = [
 ]
 
 
-MAX_STEPS = 256  #: per block, beyond which a field is called too rough to integrate
+MAX_STEPS = 256  #: steps of a block beyond which :func:`refine` gives up
 
 
 class Tableau(NamedTuple):
-    """An explicit Runge–Kutta method: nodes, stage weights, final weights."""
+    """An explicit Runge–Kutta method.
+
+    Attributes:
+        c: The nodes.
+        a: The weights of earlier stages in each stage.
+        b: The weights of the stages in the result.
+    """
 
     c: Sequence[float]
     a: Sequence[Sequence[float]]
@@ -73,7 +83,7 @@ Field = Callable[[float, ODEState], ODEState]
 
 
 class Velocity(Protocol):
-    """What a continuous flow needs of its network."""
+    """The method of its network that a continuous flow calls."""
 
     def with_divergence(self, t: float, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -104,17 +114,22 @@ def integrate(
     method: str = "rk4",
     recompute: bool = False,
 ) -> ODEState:
-    r"""The state at time ``end`` of :math:`\dot y = f(t, y)`, by ``steps`` equal steps.
+    r"""Solves :math:`\dot y = f(t, y)` by equal steps and returns the state at time ``end``.
 
     Arguments:
         field: :math:`f`, of a time and a tuple of tensors.
         state: The tuple at time ``start``.
         start, end: The times; backwards where ``end < start``.
-        steps: How many steps.
+        steps: The number of steps.
         method: One of :data:`METHODS`.
         recompute: Whether gradients keep only the states between steps, and run each step again
-            (checkpointing): memory for one step, at the price of one more forward pass. Not under
-            the transforms of ``torch.func`` that go backwards.
+            (checkpointing). This needs memory for one step only, and one more forward pass. It does
+            not work under the reverse-mode transforms of ``torch.func``.
+
+    Example:
+        >>> (y,) = integrate(lambda t, state: (-state[0],), (torch.ones(()),), 0.0, 1.0, steps=10)
+        >>> round(float(y), 4)  # exp(-1)
+        0.3679
     """
     tableau, h = METHODS[method], (end - start) / steps
     for i in range(steps):
@@ -129,7 +144,13 @@ def integrate(
 
 
 class ContinuousMap(Map):
-    """The flow of a velocity field from one time to another, as a bijection."""
+    """The flow of a velocity field from one time to another, as a bijection.
+
+    Arguments:
+        velocity: The velocity field with its divergence.
+        steps, method, recompute: See :func:`integrate`.
+        start, end: The times of latent and data.
+    """
 
     def __init__(
         self,
@@ -168,7 +189,16 @@ class ContinuousTransform(zuko.lazy.LazyTransform):
             :class:`~pyro_flowsamp.nn.mlp.VelocityMLP`.
         steps: Integration steps; :func:`refine` raises them after training.
         method: One of :data:`METHODS`.
-        recompute: Whether gradients trade time for memory, see :func:`integrate`.
+        recompute: Whether gradients need less memory and more time, see :func:`integrate`.
+
+    Raises:
+        ValueError: There is no such method, or no step.
+
+    Example:
+        >>> from pyro_flowsamp.nn import VelocityMLP
+        >>> block, z = ContinuousTransform(VelocityMLP(2)), torch.ones(3, 2)
+        >>> bool(torch.equal(block()(z), z))  # a new velocity is zero
+        True
     """
 
     def __init__(
@@ -183,12 +213,15 @@ class ContinuousTransform(zuko.lazy.LazyTransform):
         self.recompute = recompute
 
     def forward(self, c: Tensor | None = None) -> Map:
+        """The map z → x."""
         return ContinuousMap(self.velocity, self.steps, self.method, self.recompute)  # type: ignore[arg-type]
 
     def get_extra_state(self) -> dict[str, int]:
+        """The number of steps."""
         return {"steps": self.steps}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
+        """Takes the state of :meth:`get_extra_state`."""
         self.steps = state["steps"]
 
 
@@ -198,6 +231,13 @@ class TransportFlow(zuko.lazy.Flow):
     Arguments:
         start: Any zuko-style flow; its own base becomes the base of the whole.
         blocks: The blocks, in the order in which samples pass them.
+
+    Example:
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> from pyro_flowsamp.nn import VelocityMLP
+        >>> flow = TransportFlow(gaussian(2), [ContinuousTransform(VelocityMLP(2))])
+        >>> round(flow().log_prob(torch.zeros(2)).item(), 4)
+        -1.8379
     """
 
     def __init__(self, start: nn.Module, blocks: Sequence[nn.Module] = ()) -> None:
@@ -207,16 +247,18 @@ class TransportFlow(zuko.lazy.Flow):
 
     @property
     def base(self) -> nn.Module:
+        """The latent distribution, that of the first flow."""
         return self.start.base  # type: ignore[return-value]
 
     @property
     def transform(self) -> zuko.lazy.LazyTransform:
+        """The lazy transform from data to latent, as zuko has it."""
         towards_latent = [_Inverse(block) for block in reversed(self.blocks)]
         return zuko.lazy.LazyComposedTransform(*towards_latent, self.start.transform)
 
 
 class _Inverse(zuko.lazy.LazyTransform):
-    """zuko's transforms map data to latent, blocks latent to data."""
+    """The inverse of a block: zuko's transforms map data to latent, blocks map latent to data."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -227,12 +269,13 @@ class _Inverse(zuko.lazy.LazyTransform):
 
 
 def _errors(block: ContinuousTransform, z: Tensor, log_prob: Callable[[Tensor], Tensor]) -> Tensor:
-    r"""How far log q is off at each point: from the discrete map's own, plus the way back from it.
+    r"""The errors of log q at each point, of the discrete map and of the way back from it, summed.
 
-    Let :math:`r = T^{-1} \circ T_n` be the discrete map followed by a far finer one back. Then
-    :math:`\log\det DT_n = \log\det Dr + \log\det DT`, and as :math:`r` is nearly the identity,
-    :math:`\log\det Dr \approx \mathrm{tr}(Dr - I)`: one product with a random sign vector, by
-    differences, right to nine digits and at half the price of forward-mode differentiation.
+    Let :math:`r = T^{-1} \circ T_n` be the discrete map and then the inverse of a finer one.
+    Then :math:`\log\det DT_n = \log\det Dr + \log\det DT`, and as :math:`r` is nearly the identity,
+    :math:`\log\det Dr \approx \mathrm{tr}(Dr - I)`. The trace is estimated by one product with a
+    random sign vector, by differences. That is right to nine digits and takes half the time of
+    forward-mode differentiation.
     """
     coarse, fine = block(), ContinuousMap(block.velocity, 2 * block.steps, "dopri5", False)  # type: ignore[arg-type]
     probe, nudge = torch.randn_like(z).sign(), 1e-6 * z.std(correction=0).clamp(min=1e-3)
@@ -255,19 +298,19 @@ def refine(
 ) -> float:
     r"""Doubles a block's steps until its log q is right to ``tolerance`` on 99.9 % of points.
 
-    The steps' error is meant, and measured in double precision: rounding is another matter. Right
-    means: equal to the density of what the discrete map really samples, whether a draw is
-    scored by the pass that made it or by the pass back. Errors of blocks in a row add up.
+    The error is that of the steps, measured in double precision. Right means equal to the density
+    of the samples that the discrete map makes, both for a draw scored by the pass that made it and
+    for one scored by the inverse pass. Errors of blocks in a row add up.
 
     Arguments:
-        block: What to refine; its ``steps`` are changed.
+        block: The block; its ``steps`` are changed.
         z: Points that enter the block, ``(N, d)``.
-        tolerance: In nats.
-        log_prob: Their log density, which says how much a point that does not return costs; by
-            default a Gaussian of their moments, too lenient where they lie in narrow modes.
+        tolerance: The greatest error, in nats.
+        log_prob: The log density of these points, which weighs the errors of the inverse pass. By
+            default a Gaussian of their moments, which is too tolerant where modes are narrow.
 
     Returns:
-        The error that was reached, in nats.
+        The error that is left, in nats.
 
     Raises:
         ValueError: More than :data:`MAX_STEPS` steps would be needed.
@@ -286,6 +329,6 @@ def refine(
         twin.steps *= 2
     raise ValueError(
         f"a velocity field needs more than {MAX_STEPS} {block.method} steps for a log density "
-        f"right to {tolerance:.1g} nats ({gap:.2g} reached): take a method of higher order, more "
+        f"right to {tolerance:.1g} nats ({gap:.2g} reached): use a method of higher order, more "
         f"Wasserstein regularisation, smaller stages, or train in torch.float64."
     )

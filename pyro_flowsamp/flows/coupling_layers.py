@@ -1,4 +1,4 @@
-"""Coupling layers, which evaluate their network once for value and log-determinant."""
+"""Coupling layers that evaluate their network once for value and log-determinant."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ __all__ = ["Coupling"]
 
 
 class Coupling(zuko.lazy.LazyTransform):
-    r"""A coupling layer that starts as the identity and never touches the host.
+    r"""A coupling layer that starts as the identity and never waits for the device.
 
-    As :class:`zuko.flows.coupling.GeneralCouplingTransform`, whose masks are turned into indices on
-    every call (a device synchronisation each). The network sees angles as (cos, sin).
+    It is like :class:`zuko.flows.coupling.GeneralCouplingTransform`, which turns its mask into
+    indices on every call (a device synchronisation each). The network gets angles as (cos, sin).
 
     Arguments:
         features: The number of features.
         context: The number of context features.
-        mask: Features that pass unchanged and steer the others, ``(features,)`` booleans.
+        mask: Features that pass unchanged and set the map of the others, ``(features,)`` booleans.
         univariate: The element-wise map of the others.
-        parameters: How many parameters it takes per feature.
+        parameters: The number of parameters that this map takes per feature.
         angles: Mask of periodic features, or None.
         hidden_features: Widths of the network's hidden layers.
+
+    Example:
+        >>> from pyro_flowsamp.flows.transforms import affine_univariate
+        >>> layer = Coupling(3, 0, torch.tensor([True, False, True]), affine_univariate, 2)
+        >>> z = torch.arange(3.0)[None]
+        >>> torch.equal(layer()(z), z)
+        True
     """
 
     def __init__(
@@ -45,10 +52,10 @@ class Coupling(zuko.lazy.LazyTransform):
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("back", torch.argsort(order), persistent=False)
         angles = None if angles is None else angles.to(order.device)
-        steering = None if angles is None else angles[order[: self.sizes[0]]]
+        fixed_angles = None if angles is None else angles[order[: self.sizes[0]]]
         moved = None if angles is None else angles[order[self.sizes[0] :]]
-        self.register_buffer("steering", steering, persistent=False)
-        self.register_buffer("moved", moved, persistent=False)
+        self.register_buffer("fixed_angles", fixed_angles, persistent=False)
+        self.register_buffer("moved_angles", moved, persistent=False)
         self._univariate, self.count = univariate, parameters
         inputs = self.sizes[0] * (1 if angles is None else 2) + context
         self.net = zuko.nn.MLP(
@@ -58,18 +65,20 @@ class Coupling(zuko.lazy.LazyTransform):
         nn.init.zeros_(self.net[-1].bias)
 
     def univariate(self, phi: Tensor, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        if self.moved is None:
+        """Values and log-dets ``(N, b)`` of the element-wise map with parameters ``phi``."""
+        if self.moved_angles is None:
             return self._univariate(phi, x, inverse)
-        return self._univariate(phi, x, inverse, angles=self.moved)
+        return self._univariate(phi, x, inverse, angles=self.moved_angles)
 
     def parameters_of(self, a: Tensor, context: Tensor | None) -> Tensor:
-        """The univariate map's parameters, ``(N, b, count)``, given the steering features."""
-        if self.steering is not None:
-            first = torch.where(self.steering, a.cos(), a)
-            a = torch.cat([first, torch.where(self.steering, a.sin(), torch.zeros_like(a))], -1)
+        """The element-wise map's parameters, ``(N, b, count)``, given the unchanged features."""
+        if self.fixed_angles is not None:
+            first = torch.where(self.fixed_angles, a.cos(), a)
+            a = torch.cat([first, torch.where(self.fixed_angles, a.sin(), torch.zeros_like(a))], -1)
         if context is not None:
             a = torch.cat([a, context.expand(a.shape[:-1] + context.shape[-1:])], -1)
         return self.net(a).unflatten(-1, (self.sizes[1], self.count))
 
     def forward(self, c: Tensor | None = None) -> Map:
+        """The map z → x at a context."""
         return CouplingMap(self, c)

@@ -1,27 +1,51 @@
-r"""The first rung of the ladder: the Gaussian that a flow has to beat.
+r"""A full-covariance Gaussian fitted to a target: the simplest flow, and the start of the others.
 
-:func:`fit_gaussian` fits :math:`\mathcal N(\mu, \Sigma)` to a target by batch-and-match (Cai et
-al., 2024, https://arxiv.org/abs/2402.14758, Algorithm 1): draws from the current Gaussian and the
-target's scores there are matched in closed form, so there is no learning rate, and a Gaussian
-target is found in a few dozen batched gradients. It starts from the best of many over-dispersed
-points, moved uphill together; one start is never trusted.
+:func:`fit_gaussian` fits :math:`\mathcal N(\mu, \Sigma)` to a target by batch-and-match: draws from
+the current Gaussian and the target's scores there are matched in closed form, so there is no
+learning rate, and a Gaussian target is found in a few dozen batched gradients. The fit starts from
+the best of many over-dispersed points after a gradient ascent, since a single start may lie near an
+unimportant mode.
+
+References:
+    Diana Cai, Chirag Modi, Loucas Pillaud-Vivien et al., *Batch and match: black-box variational
+    inference with a score-based divergence*, 2024, https://arxiv.org/abs/2402.14758, Algorithm 1.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["ascend", "fit_gaussian"]
+__all__ = ["GaussianFitOptions", "ascend", "fit_gaussian"]
 
 
-MOST = 0.45  #: of a Gaussian's draws should have positive density
+@dataclass(frozen=True)
+class GaussianFitOptions:
+    """Options of :func:`fit_gaussian`.
+
+    Attributes:
+        ascent_steps: Steps of the gradient ascent.
+        ascent_rate: Step size of Adam at the start of the ascent.
+        initial_variance: Variance of the first Gaussians in every coordinate.
+        iterations: Batch-and-match updates.
+        batch_size: Draws for each update of each Gaussian.
+        min_inside: The fraction of a Gaussian's draws with positive density below which it takes
+            the moments of these draws instead.
+    """
+
+    ascent_steps: int = 100
+    ascent_rate: float = 0.1
+    initial_variance: float = 0.01
+    iterations: int = 40
+    batch_size: int = 128
+    min_inside: float = 0.45
 
 
 class Differentiable(Protocol):
-    """The part of a target that is used here."""
+    """The attributes and methods of a target that are used here."""
 
     dim: int
     dtype: torch.dtype
@@ -30,10 +54,19 @@ class Differentiable(Protocol):
 
 
 def ascend(target: Differentiable, x: Tensor, steps: int = 100, rate: float = 0.1) -> Tensor:
-    """Moves all points uphill together by Adam; returns where they were on the way, ``(3, N, d)``.
+    """Moves points uphill by Adam, all in one batch.
 
-    The ends alone would not do: the highest density of a hierarchical model is often a spike of no
-    mass, which the path passes typical places to reach.
+    The highest density of a hierarchical model is often a spike that has no mass, and the points
+    pass typical ones on their way to it. So points of three stages are returned, not only the last.
+
+    Arguments:
+        target: The density that rises along the way.
+        x: Points of finite density, ``(N, d)``.
+        steps: The number of steps.
+        rate: The step size at the start; it falls linearly to zero.
+
+    Returns:
+        The points after a quarter, a half and all of the steps, ``(3, N, d)``.
     """
     first, second, last = torch.zeros_like(x), torch.zeros_like(x), x
     stages = []
@@ -50,7 +83,13 @@ def ascend(target: Differentiable, x: Tensor, steps: int = 100, rate: float = 0.
 
 
 def match(
-    loc: Tensor, cov: Tensor, z: Tensor, score: Tensor, inside: Tensor, weight: float
+    loc: Tensor,
+    cov: Tensor,
+    z: Tensor,
+    score: Tensor,
+    inside: Tensor,
+    weight: float,
+    min_inside: float = GaussianFitOptions.min_inside,
 ) -> tuple[Tensor, Tensor]:
     r"""One batch-and-match update of :math:`(\mu, \Sigma)`, for K Gaussians side by side.
 
@@ -65,14 +104,18 @@ def match(
         \mu' = \tfrac{1}{1+\lambda}\,\mu + \tfrac{\lambda}{1+\lambda}\,(\Sigma'\bar g + \bar z).
 
     The square root is taken of the symmetric :math:`L^\top U L`, where :math:`V = LL^\top`. Draws
-    of zero density have no score and are left out; where they are most of the batch, the Gaussian
-    is too wide for its scores to tell, and takes the moments of the others. NaN where nothing fits.
+    of zero density have no score and are left out. Where most of the batch is left out, the
+    Gaussian is much too wide, and takes the moments of the other draws.
 
     Arguments:
-        loc, cov: ``(K, d)`` and ``(K, d, d)``.
-        z, score: ``(K, B, d)``.
+        loc, cov: Means and covariances, ``(K, d)`` and ``(K, d, d)``.
+        z, score: Draws and the target's scores there, ``(K, B, d)``.
         inside: Which draws have positive density, ``(K, B)``.
         weight: :math:`\lambda`.
+        min_inside: See :class:`GaussianFitOptions`.
+
+    Returns:
+        The new means and covariances; NaN where no Gaussian fits.
     """
     share, part = weight / (1 + weight), inside.double().mean(-1)[:, None, None]
     w = inside[..., None] / inside.sum(-1)[:, None, None]
@@ -89,7 +132,7 @@ def match(
     factor = chol @ vectors * shrink[:, None]
     cov = torch.where(fine, factor @ factor.mT, torch.nan)
     moved = (1 - share) * loc + share * ((cov @ g_bar[..., None])[..., 0] + z_bar)
-    narrow = part < MOST
+    narrow = part < min_inside
     return torch.where(narrow[..., 0], z_bar, moved), torch.where(narrow, z_cov, cov)
 
 
@@ -98,36 +141,44 @@ def _outer(v: Tensor) -> Tensor:
 
 
 def fit_gaussian(
-    target: Differentiable,
-    starts: Tensor,
-    *,
-    iterations: int = 40,
-    batch_size: int = 128,
+    target: Differentiable, starts: Tensor, options: GaussianFitOptions | None = None
 ) -> tuple[Tensor, Tensor]:
     r"""Fits a full-covariance Gaussian to a target.
 
-    Several Gaussians grow side by side, from the highest points of each stage of the ascent, in
-    one batch of gradients an iteration; the one with the best evidence lower bound is returned.
+    Several Gaussians are fitted side by side, from the highest points of each stage of the ascent,
+    with one batch of gradients an iteration. The result has the best evidence lower bound of them.
 
     Arguments:
-        target: What to fit.
+        target: The target.
         starts: Over-dispersed points of finite density, ``(N, d)``.
-        iterations: Batch-and-match updates.
-        batch_size: Draws for each update of each Gaussian.
+        options: How to fit.
 
     Returns:
         The mean ``(d,)`` and the lower Cholesky factor of the covariance ``(d, d)``.
+
+    Example:
+        >>> import pyro
+        >>> from pyro_flowsamp import Target
+        >>> pyro.set_rng_seed(0)
+        >>> target = Target.from_energy(lambda x: 0.5 * ((x - 3) / 2).square().sum(-1), 2)
+        >>> loc, scale_tril = fit_gaussian(target, target.initial_points(64))
+        >>> bool((loc - 3).abs().max() < 0.01), bool((scale_tril.diagonal() - 2).abs().max() < 0.01)
+        (True, True)
     """
-    dim = target.dim
-    loc = _candidates(target, ascend(target, starts)).double()
-    cov = (0.01 * torch.eye(dim, dtype=loc.dtype, device=loc.device)).repeat(len(loc), 1, 1)
+    options = options or GaussianFitOptions()
+    dim, batch_size = target.dim, options.batch_size
+    stages = ascend(target, starts, options.ascent_steps, options.ascent_rate)
+    loc = _candidates(target, stages).double()
+    eye = torch.eye(dim, dtype=loc.dtype, device=loc.device)
+    cov = (options.initial_variance * eye).repeat(len(loc), 1, 1)
     kept_loc, kept_cov = loc, cov
-    for t in range(iterations):
+    for t in range(options.iterations):
         z, score, inside, _ = _draw(target, loc, cov, batch_size)
-        keep = inside.double().mean(-1) >= MOST
+        keep = inside.double().mean(-1) >= options.min_inside
         kept_loc = torch.where(keep[:, None], loc, kept_loc)
         kept_cov = torch.where(keep[:, None, None], cov, kept_cov)
-        new_loc, new_cov = match(loc, cov, z, score, inside, batch_size * dim / (t + 1))
+        weight = batch_size * dim / (t + 1)
+        new_loc, new_cov = match(loc, cov, z, score, inside, weight, options.min_inside)
         fine = torch.isfinite(new_loc).all(-1) & (torch.linalg.cholesky_ex(new_cov).info == 0)
         loc = torch.where(fine[:, None], new_loc, loc)
         cov = torch.where(fine[:, None, None], new_cov, 0.25 * cov)
@@ -136,7 +187,7 @@ def fit_gaussian(
 
 
 def _candidates(target: Differentiable, stages: Tensor) -> Tensor:
-    """The highest point of each stage, and the highest of a second crowd at the last."""
+    """The highest point of each stage, and one of medium height at the last."""
     log_p = torch.stack([target.log_prob_and_grad(x)[0] for x in stages])
     half = stages.shape[1] // 2
     best = [x[lp.argmax()] for x, lp in zip(stages, log_p)]
@@ -147,9 +198,10 @@ def _candidates(target: Differentiable, stages: Tensor) -> Tensor:
 def _draw(
     target: Differentiable, loc: Tensor, cov: Tensor, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draws from K Gaussians, scores, which have positive density, and evidence lower bounds.
+    """Draws from K Gaussians, their scores, which have positive density, and lower bounds.
 
-    The bound, up to a constant, is that of the Gaussian restricted to the target's support.
+    The evidence lower bound, up to a constant, is that of the Gaussian restricted to the target's
+    support.
     """
     count, dim = loc.shape
     chol = torch.linalg.cholesky(cov)

@@ -1,4 +1,4 @@
-"""Latent distributions: standard normal, uniform on angles, or a Gaussian mixture."""
+"""Latent distributions of flows: standard normal, uniform on angles, or a Gaussian mixture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ __all__ = ["LatentBase"]
 
 
 class LatentDistribution(Distribution):
-    r"""Standard normal on real coordinates, uniform on :math:`[-\pi, \pi)` on angles."""
+    r"""Standard normal on real coordinates, uniform on :math:`[-\pi, \pi)` on angles.
+
+    Arguments:
+        like: A tensor ``(d,)`` of the dtype and device of draws.
+        angles: Mask ``(d,)`` of periodic coordinates, or None.
+        batch_shape: The batch shape.
+    """
 
     arg_constraints: dict = {}
     support = constraints.real_vector
@@ -44,7 +50,12 @@ class LatentDistribution(Distribution):
 
 
 class MixtureDistribution(Distribution):
-    """A Gaussian mixture as a base distribution; fixed, so that draws need no gradient."""
+    """A Gaussian mixture as a base distribution; it is fixed, so draws need no gradient.
+
+    Arguments:
+        mixture: The mixture.
+        batch_shape: The batch shape.
+    """
 
     arg_constraints: dict = {}
     support = constraints.real_vector
@@ -66,7 +77,20 @@ class MixtureDistribution(Distribution):
 
 
 class LatentBase(zuko.lazy.LazyDistribution):
-    """The latent distribution: standard, or a Gaussian mixture of up to ``components`` parts."""
+    """The latent distribution of a flow: standard, or a Gaussian mixture.
+
+    Arguments:
+        features: The dimension.
+        angles: Mask of periodic coordinates, or None.
+        components: The greatest number of components; 1 for the standard distribution.
+
+    Attributes:
+        used: The number of components in use.
+
+    Example:
+        >>> LatentBase(2)(None).log_prob(torch.zeros(2))
+        tensor(-1.8379)
+    """
 
     def __init__(self, features: int, angles: Tensor | None = None, components: int = 1) -> None:
         super().__init__()
@@ -81,19 +105,22 @@ class LatentBase(zuko.lazy.LazyDistribution):
 
     @torch.no_grad()
     def initialize(self, mixture: Mixture) -> None:
-        """Takes a mixture of at most ``components`` parts; the rest are not used."""
+        """Takes a mixture of at most ``components`` components; the others are not used."""
         self.used = len(mixture.log_weights)
         for buffer, value in zip((self.log_weights, self.locs, self.scale_trils), mixture):
             buffer[: self.used].copy_(value)
 
     def forward(self, c: Tensor | None = None) -> Distribution:
+        """The distribution, the same at every context."""
         if self.components == 1:
             return LatentDistribution(self.like, self.angles)
         parts = self.log_weights, self.locs, self.scale_trils
         return MixtureDistribution(Mixture(*(part[: self.used] for part in parts)))
 
     def get_extra_state(self) -> dict[str, int]:
+        """The number of components in use."""
         return {"used": self.used}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
+        """Takes the state of :meth:`get_extra_state`."""
         self.used = state["used"]

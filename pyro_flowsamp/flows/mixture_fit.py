@@ -1,18 +1,42 @@
-r"""A Gaussian mixture fitted to draws: the first rung of the ladder for several modes.
+r"""A Gaussian mixture fitted to draws: a latent distribution for targets of several modes.
 
-:func:`fit_mixture` runs expectation-maximisation (Dempster et al., 1977) for several numbers of
-components and keeps the one that predicts held-out draws best.
+:func:`fit_mixture` runs expectation-maximisation for several numbers of components and keeps the
+one that predicts held-out draws best.
+
+References:
+    Arthur Dempster, Nan Laird and Donald Rubin, *Maximum likelihood from incomplete data via the EM
+    algorithm*, 1977, https://doi.org/10.1111/j.2517-6161.1977.tb01600.x.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import log, pi
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Mixture", "fit_mixture"]
+__all__ = ["Mixture", "MixtureFitOptions", "fit_mixture"]
+
+
+@dataclass(frozen=True)
+class MixtureFitOptions:
+    """Options of :func:`fit_mixture`.
+
+    Attributes:
+        steps: Iterations of expectation-maximisation for each number of components.
+        held_out: One in this many draws is held out.
+        min_gain: Standard errors by which more components must predict the held-out draws better.
+        max_failures: The number of times in a row that they may fail to.
+        ridge: Variance added to every component, relative to that of the draws.
+    """
+
+    steps: int = 50
+    held_out: int = 5
+    min_gain: float = 2.0
+    max_failures: int = 2
+    ridge: float = 1e-4
 
 
 class Mixture(NamedTuple):
@@ -37,11 +61,11 @@ class Mixture(NamedTuple):
         return (constant[:, None] - 0.5 * u.square().sum(-2)).mT
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """``(N, d) → (N,)``."""
+        """Log density, ``(N, d) → (N,)``."""
         return self.joint_log_prob(x).logsumexp(-1)
 
     def sample(self, num: int) -> Tensor:
-        """``(num, d)``."""
+        """Draws, ``(num, d)``."""
         k = self.log_weights.softmax(0).multinomial(num, replacement=True)
         noise = torch.randn(num, self.locs.shape[-1], dtype=self.locs.dtype, device=k.device)
         scaled = noise @ self.scale_trils.mT  # of every component: smaller than L for every draw
@@ -67,8 +91,8 @@ def _spread_out(x: Tensor, count: int) -> Tensor:
     return centres
 
 
-def _expectation_maximisation(x: Tensor, components: int, steps: int) -> Mixture:
-    ridge = 1e-4 * float(x.var(0).mean())
+def _expectation_maximisation(x: Tensor, components: int, steps: int, ridge: float) -> Mixture:
+    ridge *= float(x.var(0).mean())
     nearest = torch.cdist(x, _spread_out(x, components)).argmin(-1)
     resp = torch.nn.functional.one_hot(nearest, components).to(x)
     mixture = _maximize(x, resp, ridge)
@@ -77,24 +101,35 @@ def _expectation_maximisation(x: Tensor, components: int, steps: int) -> Mixture
     return mixture
 
 
-def fit_mixture(x: Tensor, max_components: int, steps: int = 50) -> Mixture:
-    """Fits a mixture to draws ``(N, d)``.
+def fit_mixture(
+    x: Tensor, max_components: int, options: MixtureFitOptions | None = None
+) -> Mixture:
+    """Fits a mixture of one, two, four, … components to draws.
 
-    One component, two, four, … are tried. More are taken where they predict the held-out fifth of
-    the draws better by two standard errors; where that fails twice in a row the search ends.
+    More components are taken where they predict the held-out draws better by some standard errors;
+    the search ends where that fails several times in a row.
 
     Arguments:
-        x: The draws.
+        x: The draws, ``(N, d)``.
         max_components: Bound on the number of components.
-        steps: Iterations of expectation-maximisation for each.
+        options: How to fit.
+
+    Example:
+        >>> import pyro
+        >>> pyro.set_rng_seed(0)
+        >>> modes = torch.tensor([[-5.0], [5.0]]).repeat(200, 1)
+        >>> len(fit_mixture(modes + torch.randn(400, 1), 8).locs)
+        2
     """
+    options = options or MixtureFitOptions()
     x = x[torch.randperm(len(x), device=x.device)].double()
-    held_out, seen = x[: len(x) // 5], x[len(x) // 5 :]
-    best, count, failed = _expectation_maximisation(seen, 1, 0), 2, 0
-    while count <= max_components and failed < 2:
-        mixture = _expectation_maximisation(seen, count, steps)
+    num = len(x) // options.held_out
+    held_out, rest = x[:num], x[num:]
+    best, count, failed = _expectation_maximisation(rest, 1, 0, options.ridge), 2, 0
+    while count <= max_components and failed < options.max_failures:
+        mixture = _expectation_maximisation(rest, count, options.steps, options.ridge)
         gain = mixture.log_prob(held_out) - best.log_prob(held_out)
-        better = bool(gain.mean() > 2 * gain.std() / len(gain) ** 0.5)
+        better = bool(gain.mean() > options.min_gain * gain.std() / len(gain) ** 0.5)
         best, failed = (mixture, 0) if better else (best, failed + 1)
         count *= 2
     return best

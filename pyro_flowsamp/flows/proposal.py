@@ -1,9 +1,10 @@
-r"""A frozen flow, as kernels use it: draws with densities, and the latent map both ways."""
+r"""A frozen flow as kernels use it: draws with densities, and the latent map both ways."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -14,19 +15,33 @@ from torch.distributions import constraints
 from ..target.context import every
 from ..weights import ess_fraction, pareto_k
 
-__all__ = ["FlowDistribution", "NUM_DIAGNOSTIC", "Proposal", "FlowDiagnostics"]
+__all__ = ["DiagnosticOptions", "FlowDiagnostics", "FlowDistribution", "Proposal"]
 
 
-NUM_DIAGNOSTIC = 4096  #: fresh draws with which a flow is judged
+@dataclass(frozen=True)
+class DiagnosticOptions:
+    """The numbers of draws that judge a proposal.
+
+    Attributes:
+        num_draws: Fresh draws for importance weights, at all contexts together.
+        min_draws_per_context: Fresh draws at each context, at least.
+        num_scored: Fresh draws on which sampling's and scoring's log q are compared.
+        quantile: The quantile of their differences that is reported.
+    """
+
+    num_draws: int = 4096
+    min_draws_per_context: int = 256
+    num_scored: int = 2048
+    quantile: float = 0.999
 
 
 class FlowDiagnostics(NamedTuple):
-    """How good a proposal is, at each of its K contexts.
+    """The quality of a proposal for a target, at each of its K contexts.
 
     Attributes:
         ess: Importance ESS fractions, ``(K,)``.
-        pareto_k: Shapes of the weights' tails, ``(K,)``.
-        gap: How far sampling's and scoring's log q differ, in nats.
+        pareto_k: Shapes of the tails of the importance weights, ``(K,)``.
+        log_q_error: The difference between sampling's and scoring's log q, in nats.
     """
 
     ess: Tensor
@@ -38,11 +53,21 @@ class Proposal:
     r"""A snapshot of a flow :math:`q`, at one context or at several in turn.
 
     The parameters are copied, so that training the guide further cannot change a running chain. At
-    K contexts row i of any batch has the context i mod K: chains keep theirs, whatever is drawn.
+    K contexts row i of any batch has the context i mod K, so that each chain keeps its context.
 
     Arguments:
         flow: A zuko-style flow.
         context: One context row ``(c,)``, K of them ``(K, c)``, or None.
+
+    Attributes:
+        dim: The dimension :math:`d`.
+
+    Example:
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> proposal = Proposal(gaussian(2))
+        >>> x, log_q = proposal.sample_and_log_prob(5)
+        >>> x.shape, torch.allclose(proposal.log_prob(x), log_q)
+        (torch.Size([5, 2]), True)
     """
 
     def __init__(self, flow: nn.Module, context: Tensor | None = None) -> None:
@@ -50,10 +75,10 @@ class Proposal:
         several = context is not None and context.dim() > 1
         self._rows = context if several else None
         self._one = None if several else self._frozen(context)
-        self.dim = self.at(1).event_shape[-1]
+        self.dim = self.distribution(1).event_shape[-1]
 
-    def at(self, num: int) -> Any:
-        """The distribution of a batch of ``num`` points: of one for all, or of each its own."""
+    def distribution(self, num: int) -> Any:
+        """The flow's distribution of a batch of ``num`` points, at their contexts."""
         if self._rows is None:
             return self._one
         return self._frozen(every(self._rows, num))
@@ -61,21 +86,21 @@ class Proposal:
     @torch.no_grad()
     def sample_and_log_prob(self, num: int) -> tuple[Tensor, Tensor]:
         r"""``num`` draws ``(num, d)`` and :math:`\log q` by the pass that made them."""
-        return self.at(num).rsample_and_log_prob((num,) if self._rows is None else ())
+        return self.distribution(num).rsample_and_log_prob((num,) if self._rows is None else ())
 
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Tensor:
         r""":math:`\log q(x)` by the inverse pass, ``(N, d) → (N,)``."""
-        return self.at(len(x)).log_prob(x)
+        return self.distribution(len(x)).log_prob(x)
 
     def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`x = f(z)` and :math:`\log|\det \partial f/\partial z|`; differentiable."""
-        return self.at(len(z)).transform.inv.call_and_ladj(z)
+        return self.distribution(len(z)).transform.inv.call_and_ladj(z)
 
     @torch.no_grad()
     def pull(self, x: Tensor) -> Tensor:
         r""":math:`z = f^{-1}(x)`."""
-        return self.at(len(x)).transform(x)
+        return self.distribution(len(x)).transform(x)
 
     def push_vector(self, z: Tensor, v: Tensor) -> Tensor:
         r""":math:`J(z)\, v`, ``(N, d)``, in one forward-mode pass; J is that of f."""
@@ -87,31 +112,45 @@ class Proposal:
 
     def base_log_prob(self, z: Tensor) -> Tensor:
         r""":math:`\log q_Z(z)`, so that :math:`\log q(f(z)) = \log q_Z(z) - \log|\det f'|`."""
-        return self.at(len(z)).base.log_prob(z)
+        return self.distribution(len(z)).base.log_prob(z)
 
     @torch.no_grad()
     def sample_latent(self, num: int) -> Tensor:
         """Draws of the base distribution, ``(num, d)``."""
-        return self.at(num).base.sample((num,) if self._rows is None else ())
+        return self.distribution(num).base.sample((num,) if self._rows is None else ())
 
-    def log_q_error(self, num: int = 2048) -> float:
-        """How far sampling's and scoring's log q differ on 99.9 % of draws, in nats."""
-        x, log_q = self.sample_and_log_prob(num)
-        return float((log_q - self.log_prob(x)).abs().double().quantile(0.999))
+    def log_q_error(self, options: DiagnosticOptions | None = None) -> float:
+        """The difference between sampling's and scoring's log q on nearly all draws, in nats."""
+        options = options or DiagnosticOptions()
+        x, log_q = self.sample_and_log_prob(options.num_scored)
+        return float((log_q - self.log_prob(x)).abs().double().quantile(options.quantile))
 
     @torch.no_grad()
-    def diagnostics(self, log_prob: Callable[[Tensor], Tensor]) -> FlowDiagnostics:
-        """On fresh draws, at least 256 at each context, of a target's ``log_prob`` there."""
+    def diagnostics(
+        self,
+        log_prob: Callable[[Tensor], Tensor],
+        options: DiagnosticOptions | None = None,
+    ) -> FlowDiagnostics:
+        """Judges the proposal by the importance weights of fresh draws.
+
+        Arguments:
+            log_prob: The target's log density, ``(N, d) → (N,)``, at the same contexts.
+            options: How many draws to take.
+        """
+        options = options or DiagnosticOptions()
         count = 1 if self._rows is None else len(self._rows)
-        each = max(NUM_DIAGNOSTIC // count, 256)
+        each = max(options.num_draws // count, options.min_draws_per_context)
         x, log_q = self.sample_and_log_prob(each * count)
         log_w = (log_prob(x).double() - log_q.double()).reshape(each, count)
         shapes = torch.tensor([pareto_k(column) for column in log_w.mT], dtype=torch.double)
-        return FlowDiagnostics(ess_fraction(log_w), shapes, self.log_q_error())
+        return FlowDiagnostics(ess_fraction(log_w), shapes, self.log_q_error(options))
 
 
 class FlowDistribution(dist.TorchDistribution):
     r"""A zuko distribution as a Pyro distribution.
+
+    Arguments:
+        base: A distribution with ``rsample_and_log_prob``.
 
     Unlike :class:`pyro.contrib.zuko.ZukoToPyro` it has ``sample`` and ``support``, so that
     :class:`pyro.infer.Predictive` takes it. A draw is scored by the pass that made it.
@@ -127,17 +166,21 @@ class FlowDistribution(dist.TorchDistribution):
         self._drawn: tuple[Tensor, Tensor] | None = None
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
+        """The same distribution with another batch shape."""
         return FlowDistribution(self.base.expand(Size(batch_shape)))
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:
+        """Differentiable draws, whose log density is kept for :meth:`log_prob`."""
         self._drawn = self.base.rsample_and_log_prob(Size(sample_shape))
         return self._drawn[0]
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:
+        """Draws without gradients."""
         with torch.no_grad():
             return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """The log density; of the last draws by the pass that made them."""
         if self._drawn is not None and value is self._drawn[0]:
             return self._drawn[1]
         return self.base.log_prob(value)

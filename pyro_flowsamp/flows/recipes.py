@@ -1,14 +1,14 @@
-r"""Flow recipes over zuko, with an affine layer under them.
+r"""Flow recipes made with zuko, with an affine layer next to the data.
 
 A flow follows zuko's convention: ``flow(context)`` is a distribution with ``rsample_and_log_prob``
 and ``log_prob``, whose ``transform`` maps data :math:`x` to latent :math:`z`. Any zuko flow can be
-used wherever ours are. Ours add three things:
+used in place of ours. Ours add three things:
 
-- an **affine layer** :math:`x = \mu + L u`, initialised to the target, so that the couplings above
-  it see a standardised density and start as the identity: training starts at the best Gaussian;
-- **both directions in one pass**: a coupling evaluates its network once for value and log-det,
-  whichever way it goes, with the cheap direction of a spline towards the data;
-- **angles**: coordinates on the circle keep to it, mixed freely with real ones.
+- an **affine layer** :math:`x = \mu + L u`, initialised to the target, so that the couplings act on
+  a standardised density and start as the identity: training starts at the best Gaussian;
+- **both directions in one pass**: a coupling evaluates its network once for value and log-det in
+  either direction, with the cheap direction of a spline towards the data;
+- **angles**: coordinates on the circle stay on it, beside real ones.
 
 To add a recipe, write a function that picks arguments of :class:`LayeredFlow` and list it in
 :data:`RECIPES`.
@@ -26,18 +26,30 @@ from .._zuko import zuko
 from .affine import Affine
 from .coupling_layers import Coupling
 from .latent import LatentBase
-from .mixture_fit import fit_mixture
+from .mixture_fit import MixtureFitOptions, fit_mixture
 from .transforms import Univariate, affine_univariate, circular_univariate, spline_univariate
 
 __all__ = ["LayeredFlow", "RECIPES", "circular", "coupling", "gaussian", "spline"]
 
 
 class LayeredFlow(zuko.lazy.Flow):
-    r"""Latent → couplings → affine layer → data.
+    r"""A flow of coupling layers and an affine layer: latent → couplings → affine layer → data.
+
+    Arguments:
+        features: The dimension d.
+        couplings: The coupling layers, from latent to data.
+        angles: Mask ``(d,)`` of periodic coordinates, or None.
+        components: The greatest number of components of the latent Gaussian mixture; 1 for a
+            standard normal.
 
     Attributes:
-        depth: How many couplings are in use, counted from the affine layer. At 0 the flow is the
-            Gaussian (or the mixture) alone, and costs no more than one. Part of ``state_dict``.
+        depth: The number of couplings in use, the first ones. At 0 the flow is the Gaussian (or the
+            mixture) alone, and costs no more than that. Part of ``state_dict``.
+
+    Example:
+        >>> flow = coupling(2)
+        >>> flow.depth, flow().log_prob(torch.zeros(2))
+        (4, tensor(-1.8379, grad_fn=<AddBackward0>))
     """
 
     def __init__(
@@ -55,25 +67,33 @@ class LayeredFlow(zuko.lazy.Flow):
         self.depth = len(self.couplings)
 
     @torch.no_grad()
-    def initialize_from(self, draws: Tensor) -> None:
-        """Standardises draws ``(M, d)`` by the affine layer, and fits the mixture to the result."""
+    def initialize_from(self, draws: Tensor, options: MixtureFitOptions | None = None) -> None:
+        """Standardises draws by the affine layer, and fits the latent mixture to the result.
+
+        Arguments:
+            draws: Draws of the target, ``(M, d)``.
+            options: How to fit the mixture, if there is one.
+        """
         covariance = torch.cov(draws.double().mT).reshape(self.features, self.features)
         jitter = 1e-9 * covariance.diagonal().mean() * torch.eye(self.features).to(covariance)
         chol = torch.linalg.cholesky(covariance + jitter)
         self.affine.initialize(draws.mean(0), chol.to(draws))
         if self.base.components > 1:
             z = self.affine().pull(draws)[0]
-            self.base.initialize(fit_mixture(z, self.base.components))
+            self.base.initialize(fit_mixture(z, self.base.components, options))
 
     @property
     def transform(self) -> zuko.lazy.LazyTransform:
+        """The lazy transform from data to latent, as zuko has it."""
         layers = [*self.couplings[: self.depth], self.affine]
         return zuko.lazy.LazyComposedTransform(*layers).inv
 
     def get_extra_state(self) -> dict[str, int]:
+        """The depth."""
         return {"depth": self.depth}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
+        """Takes the state of :meth:`get_extra_state`."""
         self.depth = state["depth"]
 
 
@@ -105,16 +125,16 @@ def _stack(
     components: int = 1,
 ) -> LayeredFlow:
     maps = [(mask, univariate, parameters) for mask in _masks(features, transforms)]
-    if features == 1:  # nothing to split, but a context may steer
-        maps = _steered(univariate, parameters, angles is None) if context else []
+    if features == 1:  # nothing to split: the parameters depend on the context alone
+        maps = _maps_of_one(univariate, parameters, angles is None) if context else []
     layers = [Coupling(features, context, *each, angles, hidden_features) for each in maps]
     return LayeredFlow(features, layers, angles, components)
 
 
-def _steered(
+def _maps_of_one(
     univariate: Univariate, parameters: int, real: bool
 ) -> list[tuple[Tensor, Univariate, int]]:
-    """Maps of one coordinate, also to other places and scales if it is real: splines end."""
+    """Maps of one coordinate; an affine one too if it is real, since splines have a bound."""
     ways = {univariate: parameters}
     if real:
         ways[affine_univariate] = 2
@@ -125,13 +145,19 @@ def _steered(
 def gaussian(
     features: int, context: int = 0, angles: Tensor | None = None, components: int = 1
 ) -> LayeredFlow:
-    """The affine layer alone: a Gaussian with full covariance, the first rung of the ladder.
+    """The affine layer alone: a Gaussian with full covariance.
+
+    Arguments:
+        features: The dimension.
+        context: The number of context features, which must be 0.
+        angles: Mask of periodic coordinates, or None.
+        components: The greatest number of components of the latent mixture.
 
     Raises:
-        ValueError: There is a context, of which it knows nothing.
+        ValueError: There is a context.
     """
     if context:
-        raise ValueError("a 'gaussian' flow knows no context: use 'coupling' or 'spline'")
+        raise ValueError("a 'gaussian' flow takes no context: use 'coupling' or 'spline'")
     return LayeredFlow(features, (), angles, components)
 
 
@@ -143,7 +169,16 @@ def coupling(
     hidden_features: Sequence[int] = (64, 64),
     components: int = 1,
 ) -> LayeredFlow:
-    """Affine couplings (Real NVP): the fastest, for unimodal posteriors and funnels."""
+    """Affine couplings (Real NVP): the fastest flow, for unimodal posteriors and funnels.
+
+    Arguments:
+        features: The dimension.
+        context: The number of context features.
+        angles: Mask of periodic coordinates; with one the flow is :func:`circular`.
+        transforms: The number of coupling layers.
+        hidden_features: Widths of the hidden layers of their networks.
+        components: The greatest number of components of the latent mixture.
+    """
     if angles is not None:
         return circular(features, context, angles, transforms, hidden_features)
     return _stack(
@@ -160,7 +195,17 @@ def spline(
     bins: int = 8,
     components: int = 1,
 ) -> LayeredFlow:
-    """Spline couplings (NSF): sharper, for several modes and hard edges."""
+    """Spline couplings (NSF): more flexible, for several modes and hard edges.
+
+    Arguments:
+        features: The dimension.
+        context: The number of context features.
+        angles: Mask of periodic coordinates; with one the flow is :func:`circular`.
+        transforms: The number of coupling layers.
+        hidden_features: Widths of the hidden layers of their networks.
+        bins: The number of pieces of each spline.
+        components: The greatest number of components of the latent mixture.
+    """
     if angles is not None:
         return circular(features, context, angles, transforms, hidden_features, bins)
     univariate = partial(spline_univariate, bins=bins)
@@ -177,7 +222,21 @@ def circular(
     hidden_features: Sequence[int] = (64, 64),
     bins: int = 8,
 ) -> LayeredFlow:
-    """Circular spline couplings on a torus, or on torus × R^n; all angles where none are named."""
+    """Circular spline couplings on a torus, or on torus × R^n.
+
+    Arguments:
+        features: The dimension.
+        context: The number of context features.
+        angles: Mask of periodic coordinates; all of them where None.
+        transforms: The number of coupling layers.
+        hidden_features: Widths of the hidden layers of their networks.
+        bins: The number of pieces of each spline.
+
+    Example:
+        >>> x = circular(2)().sample((100,))
+        >>> bool((x.abs() <= torch.pi).all())
+        True
+    """
     angles = torch.ones(features, dtype=torch.bool) if angles is None else angles.cpu()
     univariate = partial(circular_univariate, bins=bins)
     return _stack(features, context, angles, transforms, univariate, 3 * bins, hidden_features)

@@ -1,7 +1,7 @@
 r"""Bijections that give value and log-determinant in one pass, both ways.
 
-A :class:`Map` goes from latent z to data x. zuko's flows hold the inverse, :class:`Flipped`, whose
-own inverse is the map itself, so that neither direction evaluates a network twice.
+A :class:`Map` goes from latent z to data x. zuko's flows hold its inverse, :class:`Flipped`. The
+inverse of that is the map itself, so that neither direction evaluates a network twice.
 """
 
 from __future__ import annotations
@@ -30,12 +30,17 @@ __all__ = [
 
 
 def wrap(angle: Tensor) -> Tensor:
-    r"""Brings angles into :math:`[-\pi, \pi)`."""
+    r"""Brings angles into :math:`[-\pi, \pi)`.
+
+    Example:
+        >>> round(float(wrap(torch.tensor(4.0))), 4)
+        -2.2832
+    """
     return torch.remainder(angle + pi, 2 * pi) - pi
 
 
 class Map(Transform):
-    """A bijection z → x. Subclasses give :meth:`push` and :meth:`pull`, each with its log-det."""
+    """A bijection z → x; subclasses give :meth:`push` and :meth:`pull`, each with its log-det."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
@@ -56,9 +61,11 @@ class Map(Transform):
         return self.pull(x)[0]
 
     def call_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and log-det in one pass, under zuko's name for :meth:`push`."""
         return self.push(z)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """The log-det at x; the value y is not needed."""
         return self.push(x)[1]
 
     @property
@@ -67,7 +74,11 @@ class Map(Transform):
 
 
 class Flipped(Map):
-    """The inverse of a map."""
+    """The inverse of a map.
+
+    Arguments:
+        base: The map.
+    """
 
     def __init__(self, base: Map) -> None:
         super().__init__()
@@ -85,7 +96,19 @@ class Flipped(Map):
 
 
 class AffineMap(Map):
-    r""":math:`x = \mu + L u` with lower-triangular or diagonal :math:`L`; angles only rotate."""
+    r""":math:`x = \mu + L u` with lower-triangular or diagonal :math:`L`; angles only rotate.
+
+    Arguments:
+        loc: :math:`\mu`, ``(d,)``.
+        scale: :math:`L`, ``(d, d)``, or its diagonal ``(d,)``.
+        log_det: :math:`\log|\det L|`.
+        angles: Mask ``(d,)`` of periodic coordinates, or None.
+
+    Example:
+        >>> affine = AffineMap(torch.zeros(1), torch.tensor([2.0]), torch.tensor(2.0).log(), None)
+        >>> affine.push(torch.ones(1))
+        (tensor([2.]), tensor(0.6931))
+    """
 
     def __init__(self, loc: Tensor, scale: Tensor, log_det: Tensor, angles: Tensor | None) -> None:
         super().__init__()
@@ -110,7 +133,7 @@ class AffineMap(Map):
 
 
 class CouplingLayer(Protocol):
-    """What a coupling map needs of its layer."""
+    """The attributes and methods of its layer that a coupling map uses."""
 
     order: Tensor
     back: Tensor
@@ -121,7 +144,12 @@ class CouplingLayer(Protocol):
 
 
 class CouplingMap(Map):
-    r""":math:`x_a = z_a,\; x_b = g(z_b; \phi(z_a, c))`, element-wise monotone :math:`g`."""
+    r""":math:`x_a = z_a,\; x_b = g(z_b; \phi(z_a, c))`, element-wise monotone :math:`g`.
+
+    Arguments:
+        layer: The layer, which has :math:`\phi` and :math:`g`.
+        context: :math:`c`, or None.
+    """
 
     def __init__(self, layer: CouplingLayer, context: Tensor | None) -> None:
         super().__init__()
@@ -148,14 +176,42 @@ def _apply(transform: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
 
 
 def affine_univariate(phi: Tensor, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    """Real-NVP's scale and shift (Dinh et al., 2017, https://arxiv.org/abs/1605.08803)."""
+    """Scale and shift, the map of Real NVP.
+
+    Arguments:
+        phi: Parameters, ``(N, b, 2)``.
+        x: Values, ``(N, b)``.
+        inverse: Whether to invert the map.
+
+    Returns:
+        Values and log-dets, ``(N, b)`` each.
+
+    References:
+        Laurent Dinh, Jascha Sohl-Dickstein and Samy Bengio, *Density estimation using Real NVP*,
+        2017, https://arxiv.org/abs/1605.08803.
+    """
     return _apply(zuko.transforms.MonotonicAffineTransform(*phi.unbind(-1)), x, inverse)
 
 
 def spline_univariate(
     phi: Tensor, x: Tensor, inverse: bool, bins: int, bound: float | Tensor = 5.0
 ) -> tuple[Tensor, Tensor]:
-    """Rational-quadratic spline (Durkan et al., 2019, https://arxiv.org/abs/1906.04032)."""
+    """Rational-quadratic splines on an interval, and the identity outside it.
+
+    Arguments:
+        phi: Parameters, ``(N, b, 3 bins - 1)``.
+        x: Values, ``(N, b)``.
+        inverse: Whether to invert the map.
+        bins: The number of pieces.
+        bound: The half width of the interval.
+
+    Returns:
+        Values and log-dets, ``(N, b)`` each.
+
+    References:
+        Conor Durkan, Artur Bekasov, Iain Murray and George Papamakarios, *Neural Spline Flows*,
+        2019, https://arxiv.org/abs/1906.04032.
+    """
     knots = phi.split([bins, bins, bins - 1], -1)
     return _apply(zuko.transforms.MonotonicRQSTransform(*knots, bound=bound), x, inverse)
 
@@ -163,10 +219,24 @@ def spline_univariate(
 def circular_univariate(
     phi: Tensor, x: Tensor, inverse: bool, bins: int, angles: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""Splines on the circle for angles, on :math:`[-8, 8]` for the rest.
+    r"""Splines on the circle for angles, on :math:`[-8, 8]` for the other coordinates.
 
-    An angle is rotated by half a turn and a learnt phase, then bent by a spline that is smooth
-    across :math:`\pm\pi` (Rezende et al., 2020, https://arxiv.org/abs/2002.02428).
+    An angle is rotated by half a turn and a trained phase, then transformed by a spline that is
+    smooth across :math:`\pm\pi`.
+
+    Arguments:
+        phi: Parameters, ``(N, b, 3 bins)``, the phase last.
+        x: Values, ``(N, b)``.
+        inverse: Whether to invert the map.
+        bins: The number of pieces.
+        angles: Mask ``(b,)`` of periodic coordinates.
+
+    Returns:
+        Values and log-dets, ``(N, b)`` each.
+
+    References:
+        Danilo Jimenez Rezende et al., *Normalizing Flows on Tori and Spheres*, 2020,
+        https://arxiv.org/abs/2002.02428.
     """
     knots, phase = phi[..., :-1], phi[..., -1] + pi
     bound = torch.where(angles, pi, 8.0).to(x)[..., None]

@@ -1,18 +1,19 @@
-r"""AutoFlow: one flow, trained by reverse KL, on the best Gaussian."""
+r"""AutoFlow: a flow that starts as the best Gaussian and is trained by reverse KL."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from numpy import ndarray
 from torch import Tensor, nn
 
-from ..flows.gaussian_fit import fit_gaussian
-from ..flows.proposal import NUM_DIAGNOSTIC, Proposal
+from ..flows.gaussian_fit import GaussianFitOptions, fit_gaussian
+from ..flows.mixture_fit import MixtureFitOptions
+from ..flows.proposal import Proposal
 from ..flows.recipes import RECIPES, LayeredFlow
 from ..objectives import ForwardKL, Objective, PathGradient, WeightedSum
 from ..options import FitOptions
@@ -21,49 +22,86 @@ from ..target.density import Target
 from ..train import History, fit
 from ..weights import ess_fraction, pareto_k
 from .base import FlowGuide
+from .source import Unregistered
 
-__all__ = ["AutoFlow"]
+__all__ = [
+    "AutoFlow",
+    "EnsembleSource",
+    "InitialFitOptions",
+    "MAX_COMPONENTS",
+    "check_recipe",
+    "ensemble_points",
+    "make_flow",
+]
 
 
-NUM_STARTS = 128  #: over-dispersed points from which the Gaussian is sought
-TRUSTED_K = 0.5  #: Pareto k below which weights have a variance, so that their ESS can be trusted
-MAX_COMPONENTS = 16  #: of the latent Gaussian mixture, where there is an ensemble to fit it to
+MAX_COMPONENTS = 16
 EnsembleDraws = Mapping[str, Tensor] | Tensor | ndarray | Particles
-EnsembleSource = Callable[[Target], EnsembleDraws] | EnsembleDraws  #: as an ensemble
+EnsembleSource = Callable[[Target], EnsembleDraws] | EnsembleDraws
+
+
+@dataclass(frozen=True)
+class InitialFitOptions:
+    """Options of the fit of :class:`AutoFlow`'s affine layer, before the couplings are trained.
+
+    Attributes:
+        gaussian: How to fit the Gaussian, without an ensemble.
+        mixture: How to fit the latent mixture to an ensemble.
+        max_components: The greatest number of components of this mixture.
+        num_starts: Over-dispersed points from which the Gaussian is fitted.
+        num_draws: Fresh draws that judge the Gaussian.
+        max_pareto_k: The Pareto k of their weights below which their effective sample size is
+            trusted: below 1/2 the weights have a variance.
+    """
+
+    gaussian: GaussianFitOptions = GaussianFitOptions()
+    mixture: MixtureFitOptions = MixtureFitOptions()
+    max_components: int = MAX_COMPONENTS
+    num_starts: int = 128
+    num_draws: int = 4096
+    max_pareto_k: float = 0.5
 
 
 class AutoFlow(FlowGuide):
     r"""A normalising flow as a Pyro guide.
 
-    Training climbs a ladder: the full-covariance Gaussian of
-    :func:`~pyro_flowsamp.flows.gaussian_fit. fit_gaussian` first, then, unless that is good enough
-    already, couplings on top of it by the path gradient of the reverse KL. The Gaussian's score
-    stands in the history beside the flow's.
-
-    Example::
-
-        guide = AutoFlow(model)
-        history = guide.fit(data)
-        mcmc = VectorizedMCMC(IMH(model, guide=guide), num_samples=1000, num_chains=100)
-        mcmc.run(data)
+    Training first fits the full-covariance Gaussian of
+    :func:`~pyro_flowsamp.flows.gaussian_fit.fit_gaussian`. Unless that is good enough, couplings
+    are then trained on it by the path gradient of the reverse KL. The history reports the
+    effective sample size of the Gaussian (``gaussian_ess``) and that of the flow (``final_ess``).
 
     Arguments:
         model: A Pyro model, or a :class:`~pyro_flowsamp.Target`.
         flow: A recipe's name ("coupling", "spline", "circular", "gaussian"), a recipe, or any zuko
             flow, taken as it is. By default "coupling", or "circular" where there are angles.
-        objective: What to descend; by default :class:`~pyro_flowsamp.objectives.PathGradient`.
-        ensemble: Draws of (nearly) the posterior to learn modes from, by forward KL beside the
-            objective for the first half of the steps: constrained draws ``{site: (M, ...)}``,
-            unconstrained points ``(M, d)``, or a callable of the target that returns such, as
-            :func:`~pyro_flowsamp.tempered_smc`. At least two; those of several chains in a
-            row, not by chain.
+        objective: The loss; by default :class:`~pyro_flowsamp.objectives.PathGradient`.
+        ensemble: Draws of roughly the posterior that show its modes: constrained draws
+            ``{site: (M, ...)}``, unconstrained points ``(M, d)``, particles, or a callable of the
+            target that returns such, as :func:`~pyro_flowsamp.tempered_smc`. At least two; draws of
+            several chains in one dimension, not by chain. The flow starts from them, and the
+            forward KL to them is added to the objective for the first half of the steps.
         options: How to train.
         context: Names of model arguments over which the flow is amortised.
+        initial: How to fit the Gaussian or the mixture that the flow starts as.
 
     Raises:
-        ValueError: There is no such flow, or there is an ensemble beside a context; in :meth:`fit`,
+        ValueError: There is no such flow, or there are an ensemble and a context; in :meth:`fit`,
             the ensemble has the wrong shape or is not finite, as where a draw lies on the edge of
             its site's support.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...     pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+        >>> pyro.set_rng_seed(0)
+        >>> guide = AutoFlow(model, options=FitOptions(progress=False))
+        >>> history = guide.fit(torch.tensor([2.0, 4.0]))
+        >>> history.stopped, round(history.final_ess, 2)
+        ('gaussian', 1.0)
+        >>> [round(value, 1) for value in guide.median()["mean"].tolist()]
+        [1.0, 2.0]
     """
 
     def __init__(
@@ -75,25 +113,27 @@ class AutoFlow(FlowGuide):
         ensemble: EnsembleSource | None = None,
         options: FitOptions | None = None,
         context: Sequence[str] = (),
+        initial: InitialFitOptions | None = None,
     ) -> None:
         super().__init__(model, options=options, context=context)
         check_recipe(flow)
         if ensemble is not None and context:
             raise ValueError("AutoFlow learns from an ensemble at one context only")
-        self._recipe = (flow,)
+        self._recipe = Unregistered(flow)
         self.objective = objective or PathGradient()
-        self.ensemble = ensemble
+        self.ensemble, self.initial = ensemble, initial or InitialFitOptions()
 
     def build_flow(self, target: Target, context_size: int) -> nn.Module:
-        components = 1 if self.ensemble is None else MAX_COMPONENTS
-        return make_flow(*self._recipe, target, context_size, "coupling", components)
+        """Makes the flow that was asked for; with an ensemble its latent space may be a mixture."""
+        components = 1 if self.ensemble is None else self.initial.max_components
+        return make_flow(self._recipe.value, target, context_size, "coupling", components)
 
     def train_flow(self, target: Target, contexts: Tensor | None) -> History:
-        assert self.flow is not None
-        history = History()
+        """Fits the affine layer in the first training; then trains the couplings if needed."""
+        flow, history = self.trained_flow, History()
         draws = None if self.ensemble is None else ensemble_points(self.ensemble, target)
-        if isinstance(self.flow, LayeredFlow) and not self.trained:
-            history = self._first_rung(target, contexts, draws)
+        if isinstance(flow, LayeredFlow) and not self.trained:
+            history = self._fit_affine_layer(flow, target, contexts, draws)
             if history.stopped == "gaussian":
                 return history
         elif draws is None:
@@ -101,16 +141,16 @@ class AutoFlow(FlowGuide):
         if draws is None:
             trained = self._descend(target, contexts, None, self.options)
         else:
-            trained = self._by_draws_and_alone(target, contexts, draws)
+            trained = self._descend_with_ensemble(target, contexts, draws)
         return trained.updated(gaussian_ess=history.gaussian_ess)
 
-    def _by_draws_and_alone(
+    def _descend_with_ensemble(
         self, target: Target, contexts: Tensor | None, draws: Tensor
     ) -> History:
-        """With the ensemble for half of the steps at most, then by the objective alone.
+        """Trains with the ensemble for half of the steps at most, then by the objective alone.
 
-        Few draws may lack what is narrow, the neck of a funnel, and learning them goes on keeping
-        the flow out of it; the objective sees the density itself.
+        Few draws may miss narrow regions, such as the neck of a funnel, and the forward KL to them
+        keeps the flow out of these; the objective uses the density itself.
         """
         half = replace(self.options, max_steps=max(1, self.options.max_steps // 2))
         first = self._descend(target, contexts, draws, half)
@@ -119,65 +159,64 @@ class AutoFlow(FlowGuide):
         later = replace(half, learning_rate=half.learning_rate * half.lr_decay)
         return first.followed_by(self._descend(target, contexts, None, later))
 
+    def _fit_affine_layer(
+        self, flow: LayeredFlow, target: Target, contexts: Tensor | None, draws: Tensor | None
+    ) -> History:
+        """Fits the affine layer; the history ends with "gaussian" where it is good enough alone."""
+        initial = self.initial
+        if draws is None:
+            starts = target.initial_points(initial.num_starts)
+            flow.affine.initialize(*fit_gaussian(target, starts, initial.gaussian))
+        else:
+            flow.initialize_from(draws, initial.mixture)
+        depth, flow.depth = flow.depth, 0
+        row = None if contexts is None else contexts[0]
+        x, log_q = Proposal(flow, row).sample_and_log_prob(initial.num_draws)
+        log_w = target.log_prob(x).detach().double() - log_q.double()
+        history = History(gaussian_ess=float(ess_fraction(log_w)))
+        if depth == 0:
+            return history
+        trusted = pareto_k(log_w) < initial.max_pareto_k
+        if contexts is None and trusted and history.gaussian_ess >= self.options.stop_at_ess:
+            return history.updated(stopped="gaussian")
+        flow.depth = depth
+        return history
+
     def _descend(
         self, target: Target, contexts: Tensor | None, draws: Tensor | None, options: FitOptions
     ) -> History:
-        assert self.flow is not None
-        closure = self._closure(target, contexts, draws)
-        return fit(self.flow.parameters(), closure, ess_fraction, options)
-
-    def _first_rung(self, target: Target, contexts: Tensor | None, draws: Tensor | None) -> History:
-        """Initialises the affine layer; ends the climb where it is good enough alone."""
-        flow = self.flow
-        assert isinstance(flow, LayeredFlow)
-        if draws is None:
-            flow.affine.initialize(*fit_gaussian(target, target.initial_points(NUM_STARTS)))
-        else:
-            flow.initialize_from(draws)
-        depth, flow.depth = flow.depth, 0
-        row = None if contexts is None else contexts[0].to(target.device, target.dtype)
-        x, log_q = Proposal(flow, row).sample_and_log_prob(NUM_DIAGNOSTIC)
-        log_w = target.log_prob(x).detach().double() - log_q.double()
-        score = float(ess_fraction(log_w))
-        if depth == 0:
-            return History(gaussian_ess=score)
-        light_tailed = pareto_k(log_w) < TRUSTED_K  # else the score is luck
-        if contexts is None and light_tailed and score >= self.options.stop_at_ess:
-            return History(gaussian_ess=score, stopped="gaussian")
-        flow.depth = depth
-        return History(gaussian_ess=score)
-
-    def _closure(
-        self, target: Target, contexts: Tensor | None, draws: Tensor | None
-    ) -> Callable[[], Any]:
-        objective, flow, num = self.objective, self.flow, self.options.batch_size
-        assert flow is not None
+        """Minimises the objective, and the forward KL to ``draws`` if there are any."""
+        flow, objective, num = self.trained_flow, self.objective, options.batch_size
         if draws is not None:
             objective = WeightedSum([(1.0, ForwardKL(draws)), (1.0, objective)])
-        if contexts is None:
-            return lambda: objective(flow, target, num, None)
-        rows = contexts.to(target.device, target.dtype)
 
         def closure() -> Any:
-            index = torch.randint(len(rows), (num,), device=rows.device)
-            return objective(flow, target, num, rows[index])
+            if contexts is None:
+                return objective(flow, target, num, None)
+            index = torch.randint(len(contexts), (num,), device=contexts.device)
+            return objective(flow, target, num, contexts[index])
 
-        return closure
+        return fit(flow.parameters(), closure, ess_fraction, options)
 
 
 def ensemble_points(given: EnsembleSource, target: Target) -> Tensor:
-    r"""An ensemble in unconstrained space, angles in :math:`[-\pi, \pi)`.
+    r"""Brings an ensemble into unconstrained space, with angles in :math:`[-\pi, \pi)`.
 
     Arguments:
         given: Constrained draws ``{site: (M, ...)}``, unconstrained points ``(M, d)``, or a
             callable of the target that returns such; at K contexts with a leading dimension K.
-        target: Of the draws, at its contexts where there are any.
+        target: The target of the draws, at its contexts if there are any.
 
     Returns:
-        ``(M, d)``, or ``(K, M, d)``.
+        The points, ``(M, d)``, or ``(K, M, d)`` at K contexts.
 
     Raises:
-        ValueError: The draws are no such thing, not finite, or all the same.
+        ValueError: The draws have another type or shape, are not finite, or are all the same.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 2)
+        >>> ensemble_points({"x": torch.eye(2)}, target).shape
+        torch.Size([2, 2])
     """
     draws = given(target) if callable(given) else given
     if isinstance(draws, Particles):
@@ -212,7 +251,7 @@ def ensemble_points(given: EnsembleSource, target: Target) -> Tensor:
 
 
 def check_recipe(flow: object) -> None:
-    """Raises ValueError where a flow is named that there is not."""
+    """Raises ValueError where a flow is given by a name that no recipe has."""
     if isinstance(flow, str) and flow not in RECIPES:
         raise ValueError(f"unknown flow '{flow}': choose one of {sorted(RECIPES)}")
 
@@ -224,14 +263,15 @@ def make_flow(
     default: str,
     components: int,
 ) -> nn.Module:
-    """The flow that a guide was asked for.
+    """Makes the flow that a guide's user asked for.
 
     Arguments:
         flow: A recipe's name, a recipe, a flow, or None for the default.
-        target: That it is for; its angles are told to recipes that ask for them.
-        context_size: Number of context features.
+        target: The target of the flow; recipes with a parameter ``angles`` get its angles.
+        context_size: The number of context features.
         default: The name of the recipe for real coordinates; for angles it is "circular".
-        components: Of the latent mixture, for recipes that have one.
+        components: The greatest number of components of the latent mixture, for recipes that have
+            one.
 
     Raises:
         ValueError: A circular flow of a target without angles.
@@ -243,8 +283,8 @@ def make_flow(
     recipe = RECIPES[flow] if isinstance(flow, str) else flow
     if recipe is RECIPES["circular"] and not target.circular:
         raise ValueError(
-            "a 'circular' flow lives on angles and the target has no angles: use 'spline', or "
-            "name them, by VonMises sites or Target.from_energy(..., angles=range(dim))."
+            "a 'circular' flow is for angles and the target has no angles: use 'spline', or name "
+            "them, by VonMises sites or Target.from_energy(..., angles=range(dim))."
         )
     wanted: dict[str, Any] = {}
     if target.circular:

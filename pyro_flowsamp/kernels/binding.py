@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..flows.proposal import Proposal
 from ..target.context import same_objects
-from ..target.density import Target
+from ..target.density import Target, as_target
 from ..target.site import Values
 
 __all__ = ["Guide", "ModelBinding"]
@@ -180,7 +180,7 @@ def _check_same_model(guide: Guide, source: Any, args: tuple, kwargs: dict) -> N
     """Raises a ValueError if the guide was made for another model, and says how they differ."""
     if source == guide.model_source:
         return
-    mine = _shapes(Target.of(source, *args, **kwargs))
+    mine = _shapes(as_target(source, *args, **kwargs))
     theirs = _shapes(guide.target_for(*args, **kwargs))
     if mine != theirs:
         raise ValueError(

@@ -1,8 +1,8 @@
 r"""LatentHMC and LatentMALA: local moves in the latent space of a flow.
 
 Both use :func:`pyro_flowsamp.transitions.hamiltonian.step`, one integrator and one acceptance
-rule for every number of steps, metric and target; that module has the derivation. A Langevin step is a
-Hamiltonian trajectory of one step, so that :class:`LatentMALA` only chooses arguments.
+rule for every number of steps, metric and target; that module has the derivation. A Langevin step
+is a Hamiltonian trajectory of one step, so that :class:`LatentMALA` only chooses arguments.
 """
 
 from __future__ import annotations
@@ -185,7 +185,11 @@ class LatentHMC(FlowKernel):
             x, ladj = self.proposal.push(z)
         with torch.enable_grad():
             x = x.requires_grad_()
-            log_p = self.proposal.at(len(x)).log_prob(x) if self.sharpened else self.log_prob(x)
+            log_p = (
+                self.proposal.distribution(len(x)).log_prob(x)
+                if self.sharpened
+                else self.log_prob(x)
+            )
             (grad,) = torch.autograd.grad(log_p.sum(), x)
         return x, ladj, self._log_p(z, x, ladj) if self.sharpened else log_p, grad
 

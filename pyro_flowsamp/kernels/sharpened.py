@@ -81,7 +81,7 @@ class SharpenedFlow:
             like, _ = proposal.sample_and_log_prob(1)
 
             def energy(x: Tensor) -> Tensor:
-                z, ladj = proposal.at(len(x)).transform.call_and_ladj(x)
+                z, ladj = proposal.distribution(len(x)).transform.call_and_ladj(x)
                 return -proposal.base_log_prob(z) - 2 * ladj
 
             self._target = Target.from_energy(

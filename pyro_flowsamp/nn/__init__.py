@@ -1,4 +1,4 @@
-"""Networks: velocity fields with an exact divergence, and networks tied to a symmetry."""
+"""Networks: velocity fields with an exact divergence, and networks with a symmetry."""
 
 from .equivariant import SignedPermutation, group
 from .mlp import TimeMLP, VelocityMLP

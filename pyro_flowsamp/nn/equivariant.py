@@ -1,16 +1,19 @@
-r"""Networks that know a symmetry of their target: signed permutations of its coordinates.
+r"""Networks with a symmetry of their target: signed permutations of its coordinates.
 
-An element g of a group acts by :math:`(R_g x)_i = s_i\, x_{\pi(i)}`. Give the hidden units of
-a two-hidden-layer network names :math:`(c, a)`, a channel and an element of the group, and tie
+An element g of a group acts by :math:`(R_g x)_i = s_i\, x_{\pi(i)}`. Name the hidden units of a
+network of two hidden layers :math:`(c, a)`, by a channel and an element of the group, and set
 
 .. math:: (W_1)_{(c,a)} = w_c^\top R_a, \qquad (W_2)_{(c,a),(c',b)} = K_{cc'}(a b^{-1}), \qquad
           (W_3)_{(c,a)} = R_a^\top o_c .
 
 Then :math:`x \to R_g x` only renames the hidden units, :math:`(c, a) \to (c, ag)`, and a velocity
-is equivariant, :math:`v(R_g x) = R_g v(x)`; with :math:`W_3 = o_c` a scalar is invariant. (Cohen
-and Welling, 2016, https://arxiv.org/abs/1602.07576.) For the shifts of a circle these are circular
-convolutions. The weights stay where they are: what is tied is where they start, and, by hooks while
-they are trained, their gradient.
+is equivariant, :math:`v(R_g x) = R_g v(x)`; with :math:`W_3 = o_c` a scalar is invariant. For the
+shifts of a circle these are circular convolutions. The network keeps all its weights: their initial
+values are made equal, and, by hooks in training, their gradients.
+
+References:
+    Taco Cohen and Max Welling, *Group Equivariant Convolutional Networks*, 2016,
+    https://arxiv.org/abs/1602.07576.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ __all__ = ["SignedPermutationGroup", "SignedPermutation", "group", "tie", "tied"
 
 
 HIDDEN = ("time_weight", "in_bias", "mid_bias")  #: parameters of the hidden units
-MAX_ELEMENTS = 4096  #: beyond which a group is said to be too large for a hidden layer
+MAX_ELEMENTS = 4096  #: the largest group for which there is memory
 
 
 #: (π, s) of one element, both of length d.
@@ -36,12 +39,12 @@ SignedPermutation = tuple[Sequence[int], Sequence[int]]
 
 
 class SignedPermutationGroup(NamedTuple):
-    r"""All elements, the identity first.
+    r"""A group of signed permutations: all its elements, the identity first.
 
     Attributes:
         order: :math:`\pi`, ``(G, d)``.
         sign: :math:`s`, ``(G, d)``.
-        quotient: Number of the element :math:`a b^{-1}`, ``(G, G)``.
+        quotient: The index of the element :math:`a b^{-1}`, ``(G, G)``.
     """
 
     order: Tensor
@@ -49,7 +52,7 @@ class SignedPermutationGroup(NamedTuple):
     quotient: Tensor
 
     def act(self, x: Tensor) -> Tensor:
-        r"""The orbit :math:`R_g x` of points ``(..., d)``, ``(G, ..., d)``."""
+        r"""The orbits :math:`R_g x` of points ``(..., d)``, as ``(G, ..., d)``."""
         order, sign = self.order.to(x.device), self.sign.to(x)
         return (x[..., order] * sign).movedim(-2, 0)
 
@@ -69,8 +72,19 @@ def _inverse(g: tuple) -> tuple:
 def group(generators: Sequence[SignedPermutation]) -> SignedPermutationGroup:
     """The group that some elements generate.
 
+    Arguments:
+        generators: Elements, each a permutation and signs.
+
     Raises:
-        ValueError: No generator, no permutation with signs, or too many elements.
+        ValueError: There is no generator, one is no permutation with signs, or there are too many
+            elements.
+
+    Example:
+        >>> shifts = group([([1, 2, 0], [1, 1, 1])])
+        >>> shifts.act(torch.arange(3))
+        tensor([[0, 1, 2],
+                [1, 2, 0],
+                [2, 0, 1]])
     """
     steps = [(tuple(map(int, p)), tuple(map(int, s))) for p, s in generators]
     if not steps:
@@ -81,7 +95,7 @@ def group(generators: Sequence[SignedPermutation]) -> SignedPermutationGroup:
             raise ValueError(f"not a permutation of {dim} coordinates with signs: {p}, {s}")
     elements = [(tuple(range(dim)), (1,) * dim)]
     number = {elements[0]: 0}
-    for element in elements:  # grows while it is walked through
+    for element in elements:  # the list grows in the loop
         for step in steps:
             product = _times(element, step)
             if product not in number:
@@ -96,7 +110,12 @@ def group(generators: Sequence[SignedPermutation]) -> SignedPermutationGroup:
 
 
 class _Orbits:
-    """Which entries of a weight are the same up to a sign; callable as a gradient's hook."""
+    """The orbits of a weight: entries that are the same up to a sign; a hook for its gradient.
+
+    Arguments:
+        orbit: The index of the orbit of each entry.
+        sign: The sign of each entry.
+    """
 
     def __init__(self, orbit: Tensor, sign: Tensor) -> None:
         self.shape = orbit.shape
@@ -115,7 +134,7 @@ class _Orbits:
         return (values[..., self.orbit] * self.sign.to(like)).reshape(like.shape)
 
     def copied(self, weight: Tensor) -> Tensor:
-        """Every entry set to the first of its orbit: averages would shrink an initialisation."""
+        """Sets every entry to the first of its orbit; averages would make initial weights small."""
         flat = weight.reshape(-1, len(self.orbit)) * self.sign.to(weight)
         return self._spread(flat[:, self.first], weight)
 
@@ -158,12 +177,16 @@ def _orbits(net: TimeMLP, elements: SignedPermutationGroup) -> dict[str, _Orbits
 def tie(net: TimeMLP, elements: SignedPermutationGroup) -> dict[str, _Orbits]:
     """Makes a network equivariant (a velocity) or invariant (one output).
 
-    Every weight is copied from the first of its orbit, so that one that is tied already stays as it
-    is. A velocity's constant part must be zero where a coordinate may change its sign, and is left
-    out altogether.
+    Every weight is set to the first of its orbit, so that a network that has the symmetry does not
+    change. A velocity's constant part must be zero where a coordinate may change its sign; it is
+    always set to zero.
+
+    Arguments:
+        net: The network, changed in place.
+        elements: The group.
 
     Returns:
-        The orbits of each weight, which project a gradient.
+        The orbits of each weight, which project its gradient.
 
     Raises:
         ValueError: The group acts on another dimension, the hidden layers' width is no multiple of
@@ -178,7 +201,7 @@ def tie(net: TimeMLP, elements: SignedPermutationGroup) -> dict[str, _Orbits]:
         )
     if isinstance(net, VelocityMLP):
         if net.unit_scale.numel():
-            raise ValueError("separate units know no symmetry: make the velocity with units=0")
+            raise ValueError("separate units have no symmetry: make the velocity with units=0")
         net.out_bias.requires_grad_(False).zero_()
     orbits = {name: o.to(net.mid_weight.device) for name, o in _orbits(net, elements).items()}
     for name, orbit in orbits.items():
@@ -189,7 +212,12 @@ def tie(net: TimeMLP, elements: SignedPermutationGroup) -> dict[str, _Orbits]:
 
 @contextmanager
 def tied(nets: Iterable[TimeMLP], elements: SignedPermutationGroup) -> Iterator[None]:
-    """Networks that stay tied while they are trained: copies of a network lose its hooks."""
+    """Keeps the symmetry of networks in training, by hooks, which copies of a network lose.
+
+    Arguments:
+        nets: The networks.
+        elements: The group.
+    """
     hooks = [
         getattr(net, name).register_hook(orbit)
         for net in nets

@@ -1,4 +1,4 @@
-r"""Velocity fields whose divergence is exact and nearly free.
+r"""Velocity fields whose exact divergence costs little more than their value.
 
 A network of two hidden layers,
 
@@ -10,9 +10,8 @@ and so the trace
 
 .. math:: \nabla\cdot v = \sum_{ab} \sigma'(u_2)_a\,(W_2)_{ab}\,\sigma'(u_1)_b\,(W_1 W_3)_{ba},
 
-whose middle matrix does not depend on the point: :math:`O(h^2)` a point, whatever the dimension,
-and differentiable like everything else. Sums of such networks, weighted by functions of time, keep
-the property.
+whose middle matrix does not depend on the point: it costs :math:`O(h^2)` a point in any dimension,
+and is differentiable. Sums of such networks, weighted by functions of time, keep the property.
 """
 
 from __future__ import annotations
@@ -40,18 +39,30 @@ ACTIVATIONS = {"silu": _silu, "tanh": _tanh}  #: name → (value, derivative) in
 
 
 class TimeMLP(nn.Module):
-    r"""A function of time and place, :math:`\sum_m \rho_m(t)\,\mathrm{MLP}_m([x, t])`.
+    r"""A function of time and position, :math:`\sum_m \rho_m(t)\,\mathrm{MLP}_m([x, t])`.
 
     The weights :math:`\rho_m` are Gaussian bumps, evenly spaced over [0, 1] and normalised to sum
-    to one (Máté & Fleuret, 2023, https://arxiv.org/abs/2301.07388, Sec. 4); one network needs none.
-    The last layer starts at zero, so the function starts as zero.
+    to one; a single network has weight one. The last layer starts at zero, so the function starts
+    as zero.
 
     Arguments:
         features: Dimension of x.
         outputs: Dimension of the value.
         hidden_features: Width of both hidden layers.
-        kernels: How many networks share the time.
+        kernels: The number M of networks and of their weights in time.
         activation: "silu" or "tanh".
+
+    Raises:
+        ValueError: There is no such activation.
+
+    References:
+        Bálint Máté and François Fleuret, *Learning Interpolations between Boltzmann Densities*,
+        2023, https://arxiv.org/abs/2301.07388, Section 4.
+
+    Example:
+        >>> network = TimeMLP(features=3, outputs=1, kernels=4)
+        >>> network(0.5, torch.randn(10, 3)).shape
+        torch.Size([10, 1])
     """
 
     centres: Tensor
@@ -85,8 +96,8 @@ class TimeMLP(nn.Module):
 
     def layers(self, t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The last hidden layer and both layers' derivatives, ``(M, N, h)`` each."""
-        clock = t[:, None] if isinstance(t, Tensor) and t.dim() else t
-        u = x @ self.in_weight.mT + (self.in_bias + self.time_weight * clock)
+        time = t[:, None] if isinstance(t, Tensor) and t.dim() else t
+        u = x @ self.in_weight.mT + (self.in_bias + self.time_weight * time)
         first, first_slope = self._activation(u)
         second, second_slope = self._activation(first @ self.mid_weight.mT + self.mid_bias)
         return second, first_slope, second_slope
@@ -103,26 +114,32 @@ class TimeMLP(nn.Module):
         return (mix.reshape(mix.shape + (1,) * (values.dim() - 2)) * values).sum(0)
 
     def forward(self, t: Tensor | float, x: Tensor) -> Tensor:
-        """Time 0-d, a float, or ``(N,)``; place ``(N, d)``; value ``(N, outputs)``."""
+        """Values ``(N, outputs)`` at positions ``(N, d)``, at one time or at times ``(N,)``."""
         return self._sum(t, self._value(x, self.layers(t, x)[0]))
 
 
 class VelocityMLP(TimeMLP):
     r"""A velocity field on :math:`\mathbb R^d` with the exact divergence of the module's docstring.
 
-    Beside the network stands a part that moves every coordinate by itself,
+    A second part, added to the network, moves every coordinate by itself,
 
     .. math:: s_i(x) = a_i x_i + \sum_{j \le U} c_{ij} \tanh(w_{ij} x_i + b_{ij}), \qquad
               \nabla\cdot s = \sum_i a_i + \sum_{ij} c_{ij} w_{ij} (1 - \tanh^2),
 
-    so that marginals are bent at a price linear in d; the network is left with what coordinates do
-    to each other. Its output is divided by :math:`\sqrt d`, lest Adam's first steps, of the same
-    size in every coordinate, stir all those that should stay.
+    It transforms marginals at a cost linear in d, and the network describes how coordinates depend
+    on each other. The network's output is divided by :math:`\sqrt d`: Adam's first steps have the
+    same size in every coordinate, and would otherwise move coordinates that should not change.
 
     Arguments:
         features: The dimension d.
         hidden_features, kernels, activation: See :class:`TimeMLP`.
-        units: :math:`U`.
+        units: The number :math:`U` of hidden units of each coordinate in the second part.
+
+    Example:
+        >>> velocity = VelocityMLP(3)
+        >>> v, divergence = velocity.with_divergence(0.5, torch.randn(10, 3))
+        >>> v.shape, divergence.shape
+        (torch.Size([10, 3]), torch.Size([10]))
     """
 
     def __init__(
@@ -149,6 +166,7 @@ class VelocityMLP(TimeMLP):
         return self.damping * self._value(x, second) + separate
 
     def forward(self, t: Tensor | float, x: Tensor) -> Tensor:
+        """The velocity ``(N, d)`` at positions ``(N, d)``, at one time or at times ``(N,)``."""
         return self._sum(t, self._velocity(x, self.layers(t, x)[0], self._units(x)))
 
     def with_divergence(self, t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,6 +183,6 @@ class VelocityMLP(TimeMLP):
 
 
 def _uniform(*shape: int) -> nn.Parameter:
-    """As torch's linear layers start: uniform, scaled by the fan-in, the last dimension."""
+    """A parameter that is uniform, scaled by the last dimension, like torch's linear layers."""
     bound = 1 / sqrt(shape[-1])
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))

@@ -68,7 +68,7 @@ def tempered_smc(
     base = overdispersed_base(target, islands * -(-STARTS // islands))
     rows = target
     if contexts is not None:
-        rows = target.at(contexts.repeat_interleave(num_particles, 0))
+        rows = target.at_contexts(contexts.repeat_interleave(num_particles, 0))
     tempering = _Tempering(rows, base, islands, mcmc_steps, target_ess, target_accept_prob)
     first = tempering.initial(num_particles)
     steps = driver.run_smc(first, tempering.next_step, torch.inf)

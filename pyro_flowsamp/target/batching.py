@@ -1,4 +1,9 @@
-"""Batching: vmap, an outer plate or a Python loop, and the checks that choose among them."""
+"""Batching: vmap, an outer plate or a Python loop, and the checks that choose among them.
+
+The loop evaluates one point at a time and is right for any model. A faster way is taken where it
+agrees with the loop, in value and gradient, and where points in one batch do not change each
+other's density.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +17,11 @@ from torch import Tensor
 from .inspection import ModelStructureError
 from .site import Site
 
+__all__ = ["ChosenBatching", "Density", "choose_batching", "warn_of_gradient", "warn_of_loop"]
+
+
 Density = Callable[[Tensor, Tensor | None], Tensor]
-FAR = 3.0, 10.0, 100.0  #: radii of points by which others must not be changed
+FAR = 3.0, 10.0, 100.0  #: radii of the points that must not change the density of others
 
 
 def _value_and_grad(density: Density, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -39,11 +47,15 @@ def _close(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> bool:
 
 
 def _couples(density: Density, points: Tensor, alone: Tensor) -> bool:
-    """Whether densities, ``alone`` of these points, change with what else is in the batch.
+    """Whether the densities of points change with the other points in the batch.
 
-    Far points are added, on which neither values nor gradients may depend.
+    A model may sum over the plate of the batch, or branch on ``x.any()``. Far points are added to
+    the batch, on which neither values nor gradients of the others may depend.
 
-    A model may sum over a plate that it does not know of, or branch on ``x.any()``.
+    Arguments:
+        density: The batched density.
+        points: The points, ``(N, d)``.
+        alone: Their densities without the far points, ``(N,)``.
     """
     far = torch.cat([torch.empty_like(points).uniform_(-r, r) for r in FAR for _ in range(4)])
     with torch.enable_grad():
@@ -51,20 +63,25 @@ def _couples(density: Density, points: Tensor, alone: Tensor) -> bool:
         try:
             near = density(x, None)[: len(points)]
             (grad,) = torch.autograd.grad(near.sum(), x)
-        except Exception:  # of points that nobody has asked for
+        except Exception:  # these points are not the user's: an error there is no answer
             return False
     same = torch.allclose(near, alone, rtol=1e-4, atol=1e-5, equal_nan=True)
     return not same or bool((grad[len(points) :].nan_to_num(nan=0.0) != 0).any())
 
 
-def _warn_of_gradient(sites: Sequence[Site], value: Tensor, grad: Tensor) -> None:
-    """Warns of coordinates on which the density does not depend, hence improper, and of NaN."""
+def warn_of_gradient(sites: Sequence[Site], value: Tensor, grad: Tensor) -> None:
+    """Warns of coordinates on which the density does not depend, and of NaN in the gradient.
+
+    Arguments:
+        sites: The sites of the coordinates.
+        value, grad: Densities ``(N,)`` and gradients ``(N, d)`` at some points.
+    """
     finite = value.isfinite()[:, None]
     if bool((grad.isnan() & finite).any()):
         warnings.warn(
-            "the density is finite where its gradient is NaN, which counts as zero: training and "
-            "kernels that follow it are lamed. NaN or infinite data that a mask hides do that (put "
-            "any number in their place), as do torch.where and sqrt at 0.",
+            "the density is finite where its gradient is NaN. Such a gradient counts as zero, so "
+            "that training and kernels that use it work badly. The cause may be NaN or infinite "
+            "data that a mask hides (replace them by any number), torch.where, or sqrt at 0.",
             stacklevel=4,
         )
     angles = torch.tensor([s.circular for s in sites for _ in range(s.size)], device=grad.device)
@@ -74,14 +91,20 @@ def _warn_of_gradient(sites: Sequence[Site], value: Tensor, grad: Tensor) -> Non
     parts = zip(sites, flat.split([s.size for s in sites]))
     found = ", ".join(f"{int(f.sum())} of '{s.name}'" for s, f in parts if bool(f.any()))
     warnings.warn(
-        f"the density does not depend on {found} (coordinates, at the two points tried): unless it "
-        f"ends somewhere, the posterior is improper there. Give them a prior, or leave them out.",
+        f"the density does not depend on {found} (coordinates, at two points): unless it is zero "
+        f"somewhere, the posterior is improper there. Give them a prior, or leave them out.",
         stacklevel=4,
     )
 
 
-class Chosen(NamedTuple):
-    """A way of batching: density and gradient at some points, and why faster ways will not do."""
+class ChosenBatching(NamedTuple):
+    """A way of batching, and the reasons against the faster ways.
+
+    Attributes:
+        name: ``"vmap"``, ``"plate"`` or ``"loop"``.
+        value, grad: Densities ``(N,)`` and gradients ``(N, d)`` at some points.
+        reasons: Why each faster way is not used.
+    """
 
     name: str
     value: Tensor
@@ -89,14 +112,24 @@ class Chosen(NamedTuple):
     reasons: Sequence[str]
 
 
-def _choose(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> Chosen:
-    """The first way of batching that agrees with the last (the loop) on ``points``."""
+def choose_batching(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> ChosenBatching:
+    """Chooses the first way of batching that agrees with the last one, the loop.
+
+    Arguments:
+        ways: Batched densities by name, the fastest first.
+        points: Points on which they are compared, ``(N, d)``.
+        c: Their contexts ``(N, c)``, or None.
+
+    Raises:
+        ModelStructureError: Two evaluations at the same points differ.
+        ValueError: The density depends on no latent site.
+    """
     *fast, (slow_name, slow) = ways.items()
     reference = _value_and_grad(slow, points, c)
     if not _close(_value_and_grad(slow, points, c), reference):
         raise ModelStructureError(
             "the density is random: two evaluations at the same points differ, and no exact "
-            "sampler can use it. Draw what is random once, outside the model."
+            "sampler can use it. Draw random numbers once, outside the model."
         )
     reasons = []
     for name, density in fast:
@@ -116,16 +149,17 @@ def _choose(ways: dict[str, Density], points: Tensor, c: Tensor | None) -> Chose
                 f"{name}: points that are evaluated together change each other's density"
             )
         else:
-            return Chosen(name, *reference, reasons)
-    return Chosen(slow_name, *reference, reasons)
+            return ChosenBatching(name, *reference, reasons)
+    return ChosenBatching(slow_name, *reference, reasons)
 
 
-def _warn_of_loop(chosen: Chosen, stacklevel: int = 4) -> None:
+def warn_of_loop(chosen: ChosenBatching) -> None:
+    """Warns where points are evaluated in a Python loop."""
     if chosen.name != "loop":
         return
     warnings.warn(
         f"the density is evaluated point by point, in a Python loop ({'; '.join(chosen.reasons)}). "
-        f"Expect it to be a thousand times slower than a model without Python branches on "
-        f"tensors, .item() or in-place writes.",
-        stacklevel=stacklevel,
+        f"This can be a thousand times slower than a model without Python branches on tensors, "
+        f".item() or in-place writes.",
+        stacklevel=4,
     )

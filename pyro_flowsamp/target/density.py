@@ -1,7 +1,7 @@
 r"""Targets: batched, differentiable, unnormalised log densities on :math:`\mathbb R^d`.
 
-A Pyro model, a potential function over a dictionary, or an energy over vectors becomes the same
-object; everything downstream knows only this one.
+A Pyro model, a potential function over a dictionary, or an energy over vectors becomes a
+:class:`Target`; the rest of the package works with this class only.
 """
 
 from __future__ import annotations
@@ -9,27 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import reduce
 from math import pi
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
-from .batching import Density, _choose, _warn_of_gradient, _warn_of_loop
-from .context import _unflatten, every
-from .inspection import ModelStructureError, at_some_radius, inspect_model
+from .batching import Density
+from .construction import energy_density, model_density, potential_density
+from .context import ContextValues, every
 from .model import ModelDensity
-from .site import Site, Values, _constrain, _real_site, _split
+from .site import SiteLayout, Values
 
-__all__ = ["ModelStructureError", "Site", "Target"]
+__all__ = ["INITIAL_SCALES", "Target", "as_target"]
+
+
+INITIAL_SCALES = 2.0, 2.0, 1.0, 0.1, 10.0, 1e-3  #: half widths of the boxes of initial points
 
 
 @dataclass
 class EvaluationCounter:
-    """What a target counts, together with those made of it."""
+    """The evaluations of a target and of those made from it by ``at_contexts``."""
 
     nonfinite: Tensor
     evaluations: int = 0
@@ -41,40 +43,45 @@ class Target:
     Make one with :meth:`from_model`, :meth:`from_potential` or :meth:`from_energy`.
 
     Arguments:
-        density: Maps points ``(N, d)`` and contexts ``(N, c)`` or None to log densities ``(N,)``.
-        sites: The blocks of coordinates, in order.
-        batching: How it evaluates a batch: ``"vmap"``, ``"plate"``, ``"loop"`` or ``"native"``.
-        dtype, device: Of points and densities.
-        angles: Mask ``(d,)`` of periodic coordinates, or None.
+        log_prob: Maps points ``(N, d)`` and contexts ``(N, c)`` or None to log densities ``(N,)``.
+        layout: The sites of the coordinates, with the dtype and device of points and densities.
+        batching: How a batch is evaluated: ``"vmap"``, ``"plate"``, ``"loop"`` or ``"native"``.
+        model: The Pyro model behind the density, or None.
 
     Attributes:
         dim: The dimension :math:`d`.
-        contexts: Of :meth:`at`, ``(K, c)``; else None.
+        sites: The blocks of coordinates, in order.
+        angles: Mask ``(d,)`` of periodic coordinates.
+        circular: Whether there are any.
+        contexts: The rows ``(K, c)`` that were given to :meth:`at_contexts`; else None.
+
+    Example:
+        >>> def model(y):
+        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+        >>> target = Target.from_model(model, torch.tensor(1.0))
+        >>> target.dim, target.batching
+        (1, 'vmap')
+        >>> log_p, grad = target.log_prob_and_grad(torch.zeros(1, 1))
+        >>> round(float(log_p), 4), float(grad)
+        (-2.3379, 1.0)
     """
 
     def __init__(
         self,
-        density: Density,
-        sites: Sequence[Site],
-        *,
+        log_prob: Density,
+        layout: SiteLayout,
         batching: str,
-        dtype: torch.dtype,
-        device: torch.device,
-        angles: Tensor | None = None,
+        model: ModelDensity | None = None,
     ) -> None:
-        self._density = density
-        self.sites = list(sites)
+        self._log_prob, self._layout, self._model = log_prob, layout, model
+        self._context = ContextValues({}) if model is None else model.context
         self.batching = batching
-        self.dtype, self.device = dtype, device
-        self.dim = sum(site.size for site in sites)
-        circular = [site.circular for site in sites for _ in range(site.size)]
-        mask = torch.tensor(circular, device=device) if angles is None else angles
-        self.angles = mask.to(device)
-        self.circular = bool(self.angles.any())
-        self._counter = EvaluationCounter(torch.zeros((), dtype=torch.long, device=device))
-        self.context_names: tuple[str, ...] = ()
         self.contexts: Tensor | None = None
-        self._model_density: ModelDensity | None = None
+        self.sites, self.dim = layout.sites, layout.dim
+        self.dtype, self.device = layout.dtype, layout.device
+        self.angles, self.circular = layout.angles, layout.circular
+        self._counter = EvaluationCounter(torch.zeros((), dtype=torch.long, device=layout.device))
 
     # ---- construction -------------------------------------------------------------------------
 
@@ -83,101 +90,16 @@ class Target:
         r"""The posterior of a Pyro model, given its arguments.
 
         Constrained sites are mapped to :math:`\mathbb R^n` by ``biject_to(support)``, with the
-        log-det; enumerable discrete sites are summed out. Evaluation is batched by ``vmap`` where
-        the model allows, else by an outermost plate, else by a Python loop (with a warning): the
-        first that agrees with the loop, in value and gradient, on two points.
+        log-det; enumerable discrete sites are summed out. A batch is evaluated by ``vmap`` where
+        the model allows it, else by an outermost plate, else by a Python loop (with a warning). The
+        first of these is taken that agrees with the loop, in value and gradient, on two points.
 
         Raises:
-            ValueError: No continuous site, a discrete site that cannot be enumerated, a
+            ValueError: There is no continuous site, a discrete site that cannot be enumerated, a
                 subsampling plate, or a support without a bijection.
             ModelStructureError: Sites, shapes, supports or the density change between calls.
         """
-        return cls._from_model(model, args, kwargs, ())
-
-    @classmethod
-    def of(cls, source: Callable, *args: Any, **kwargs: Any) -> Target:
-        """A target as it is; else :meth:`from_model`.
-
-        Raises:
-            ValueError: A target is given arguments.
-        """
-        if not isinstance(source, Target):
-            return cls.from_model(source, *args, **kwargs)
-        if args or kwargs:
-            raise ValueError("a Target knows its data: it takes no model arguments")
-        return source
-
-    def conditional_on(self, *names: str) -> Target:
-        """The same model as a conditional target: the named arguments become the context.
-
-        The returned target's ``log_prob(x, context)`` takes one row of flattened argument values
-        per point, in the order of ``names``.
-        """
-        if self._model_density is None:
-            raise ValueError("only a target made from a Pyro model has named arguments")
-        program = self._model_density
-        return self._from_model(program.model, program.args, program.kwargs, names)
-
-    def at(self, contexts: Tensor) -> Target:
-        """The same conditional target, at K contexts in turn: row i of a batch at i mod K.
-
-        So thousands of chains at all contexts are one batch, in any kernel. Evaluations are counted
-        with this target's.
-
-        Arguments:
-            contexts: Rows as :meth:`log_prob` takes them, ``(K, c)``.
-
-        Raises:
-            ValueError: The target is not conditional, or these are no such rows.
-        """
-        own = None if self._model_density is None else self._own_row()
-        if own is None or contexts.dim() != 2 or contexts.shape[1] != len(own):
-            raise ValueError(
-                f"contexts of shape {tuple(contexts.shape)}: expected (K, c), one row of the "
-                f"arguments {list(self.context_names)} for each of K"
-                + ("" if own is None else f", c = {len(own)}")
-            )
-        target = copy(self)
-        target.contexts = contexts.to(self.device, self.dtype)
-        return target
-
-    @classmethod
-    def _from_model(
-        cls, model: Callable, args: tuple, kwargs: dict, context: Sequence[str]
-    ) -> Target:
-        prototype = inspect_model(model, args, kwargs, context)
-        program = ModelDensity(model, args, kwargs, prototype, context)
-        if context or program.enumerated:
-            program.check_supports(prototype.values)
-        own = {name: torch.as_tensor(program.kwargs[name]) for name in context}
-        sites = prototype.sites
-        dtypes = {name: value.dtype for name, value in prototype.values.items()}
-
-        def density(evaluate: Callable) -> Density:
-            def log_prob(x: Tensor, c: Tensor | None) -> Tensor:
-                values, ladj = _constrain(sites, x)
-                values = {name: value.to(dtypes[name]) for name, value in values.items()}
-                return evaluate(values, _unflatten(c, own)) + ladj
-
-            return log_prob
-
-        dtype = reduce(torch.promote_types, dtypes.values())
-        device = next(iter(prototype.values.values())).device
-        ways = {"vmap": program.vmap, "plate": program.plate, "loop": program.loop}
-        points = torch.empty(2, sum(s.size for s in sites), dtype=dtype, device=device)
-        row = [value.reshape(1, -1).to(points) for value in own.values()]
-        c = torch.cat(row, -1).expand(2, -1) if context else None
-        evaluated = {name: density(way) for name, way in ways.items()}
-        chosen = at_some_radius(
-            lambda radius: _choose(evaluated, points.uniform_(-radius, radius), c)
-        )
-        _warn_of_loop(chosen)
-        _warn_of_gradient(sites, chosen.value, chosen.grad)
-        batching = chosen.name
-        target = cls(evaluated[batching], sites, batching=batching, dtype=dtype, device=device)
-        target._model_density = program
-        target.context_names = tuple(context)
-        return target
+        return cls(*model_density(model, args, kwargs))
 
     @classmethod
     def from_potential(
@@ -188,28 +110,17 @@ class Target:
         Arguments:
             potential_fn: Maps ``{name: tensor}`` (one point) to a 0-d tensor, as in Pyro's HMC.
             prototype: One unconstrained value for each name; fixes shapes, dtype and device.
+
+        Raises:
+            ValueError: The prototype is empty.
+
+        Example:
+            >>> prototype = {"x": torch.zeros(2)}
+            >>> target = Target.from_potential(lambda u: u["x"].square().sum(), prototype)
+            >>> target.log_prob(torch.tensor([[1.0, 2.0]]))
+            tensor([-5.])
         """
-        if not prototype:
-            raise ValueError("prototype is empty: give one tensor for each parameter")
-        sites = [_real_site(name, prototype[name].shape) for name in sorted(prototype)]
-        first = prototype[sites[0].name]
-
-        def single(values: Values) -> Tensor:
-            return -potential_fn(values).reshape(())
-
-        def vmapped(x: Tensor, c: Tensor | None) -> Tensor:
-            return torch.func.vmap(single)(_split(sites, x))
-
-        def loop(x: Tensor, c: Tensor | None) -> Tensor:
-            return torch.stack([single(_split(sites, row)) for row in x])
-
-        ways: dict[str, Density] = {"vmap": vmapped, "loop": loop}
-        point = torch.cat([prototype[s.name].reshape(-1) for s in sites]).detach()
-        points = torch.stack([point, point + 0.1])
-        chosen = _choose(ways, points, None)
-        _warn_of_loop(chosen, stacklevel=3)
-        density, name = ways[chosen.name], chosen.name
-        return cls(density, sites, batching=name, dtype=first.dtype, device=first.device)
+        return cls(*potential_density(potential_fn, prototype))
 
     @classmethod
     def from_energy(
@@ -227,57 +138,84 @@ class Target:
             fn: The energy, in units of :math:`k_B T`.
             dim: The dimension.
             angles: Indices of coordinates in which the energy has period :math:`2\pi`.
-            dtype, device: Of the points; torch's defaults where None.
+            dtype, device: Type and device of the points; torch's defaults where None.
 
         Raises:
             ValueError: ``fn`` does not return a tensor of one energy per row, or there are no such
                 coordinates as ``angles``.
+
+        Example:
+            >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+            >>> target.log_prob(torch.ones(3, 2))
+            tensor([-1., -1., -1.])
         """
-        dtype = dtype or torch.get_default_dtype()
-        device = torch.device(device) if device is not None else torch.get_default_device()
-        if not all(-dim <= index < dim for index in angles):
-            raise ValueError(f"angles are indices of {dim} coordinates, got {list(angles)}")
-        mask = torch.zeros(dim, dtype=torch.bool, device="cpu")
-        mask[list(angles)] = True
-        energies = fn(torch.zeros(2, dim, dtype=dtype, device=device))
-        if not isinstance(energies, Tensor):
-            raise ValueError(
-                f"the energy returns a {type(energies).__name__}, not a tensor: write it with "
-                f"torch functions, so that it has a gradient."
-            )
-        if energies.shape != (2,):
-            raise ValueError(
-                f"the energy of a batch of shape (2, {dim}) has shape {tuple(energies.shape)}; "
-                f"it must be (2,), one energy per row."
-            )
-        return cls(
-            lambda x, c: -fn(x),
-            [_real_site("x", Size([dim]))],
-            batching="native",
-            dtype=dtype,
-            device=device,
-            angles=mask,
-        )
+        return cls(*energy_density(fn, dim, angles, dtype, device))
+
+    def conditional_on(self, *names: str) -> Target:
+        """A conditional target of the same model: the named arguments become the context.
+
+        The returned target's ``log_prob(x, context)`` takes one row of flattened argument values
+        per point, in the order of ``names``.
+
+        Raises:
+            ValueError: The target was not made from a model, or the model has no such arguments.
+        """
+        if self._model is None:
+            raise ValueError("only a target made from a Pyro model has named arguments")
+        known = self._model
+        return type(self)(*model_density(known.model, known.args, known.kwargs, names))
+
+    def at_contexts(self, contexts: Tensor) -> Target:
+        """A copy of a conditional target at K contexts: row i of a batch is at context i mod K.
+
+        One batch of chains then covers all contexts, in any kernel. Evaluations are counted
+        together with this target's.
+
+        Arguments:
+            contexts: Rows as :meth:`log_prob` takes them, ``(K, c)``.
+
+        Raises:
+            ValueError: The target is not conditional, or the shape is another one.
+
+        Example:
+            >>> def model(scale):
+            ...     pyro.sample("x", dist.Normal(0.0, scale))
+            >>> target = Target.from_model(model, torch.tensor(1.0)).conditional_on("scale")
+            >>> log_p = target.at_contexts(torch.tensor([[1.0], [2.0]])).log_prob(torch.zeros(2, 1))
+            >>> [round(value, 4) for value in log_p.tolist()]
+            [-0.9189, -1.6121]
+        """
+        self._context.check_rows(contexts)
+        target = copy(self)
+        target.contexts = contexts.to(self.device, self.dtype)
+        return target
+
+    # ---- facts --------------------------------------------------------------------------------
+
+    @property
+    def context_names(self) -> tuple[str, ...]:
+        """The model arguments over which the target is conditional, in the order of its rows."""
+        return self._context.names
 
     @property
     def evaluations(self) -> int:
-        """How many densities have been asked for so far."""
+        """The number of densities that have been evaluated so far."""
         return self._counter.evaluations
 
     @property
     def nonfinite(self) -> Tensor:
-        """How many of them were NaN or infinite, as a 0-d tensor on ``device``."""
+        """The number of densities that were NaN or infinite, as a 0-d tensor on ``device``."""
         return self._counter.nonfinite
 
     @property
     def enumerated(self) -> bool:
         """Whether discrete sites of the model are summed out."""
-        return self._model_density is not None and self._model_density.enumerated
+        return self._model is not None and self._model.enumerated
 
     @property
     def has_observations(self) -> bool:
-        """Whether there is anything but a model's prior: data, a factor, or no model at all."""
-        return self._model_density is None or self._model_density.has_observations
+        """Whether there is more than a model's prior: data, a factor, or no model at all."""
+        return self._model is None or self._model.has_observations
 
     # ---- evaluation ---------------------------------------------------------------------------
 
@@ -297,26 +235,14 @@ class Target:
         if not len(x):
             return x.sum(-1)
         self._counter.evaluations += len(x)
-        context = self._own_context(len(x)) if context is None else context
+        context = self._own_contexts(len(x)) if context is None else context
         if x.requires_grad:
             x = x.view_as(x)
             x.register_hook(_finite_or_zero)
-        log_p = self._searched(x, context)
+        log_p = _without_bad_matrices(self._log_prob, x, context)
         bad = ~torch.isfinite(log_p)
         self._counter.nonfinite = self._counter.nonfinite + bad.sum().detach()
         return torch.where(bad, -torch.inf, log_p)
-
-    def _searched(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """The density; one bad matrix fails a whole batch, and is sought by halves."""
-        try:
-            return self._density(x, context)
-        except torch.linalg.LinAlgError:
-            if len(x) == 1:
-                return torch.full_like(x[:, 0], -torch.inf)
-        halves = [slice(None, len(x) // 2), slice(len(x) // 2, None)]
-        return torch.cat(
-            [self._searched(x[h], None if context is None else context[h]) for h in halves]
-        )
 
     def log_prob_and_grad(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r""":math:`\log \tilde p(x)` and its gradient, ``(N,)`` and ``(N, d)``, detached."""
@@ -326,13 +252,20 @@ class Target:
             (grad,) = torch.autograd.grad(log_p.sum(), x)
         return log_p.detach(), grad
 
+    def _own_contexts(self, num: int) -> Tensor | None:
+        """The contexts of ``num`` points: those of :meth:`at_contexts`, or the model's own."""
+        if self.contexts is not None:
+            return every(self.contexts, num)
+        row = self._context.row(self.dtype, self.device)
+        return None if row is None else row.expand(num, -1)
+
     def pointwise_log_likelihood(self, samples: Mapping[str, Tensor]) -> Values:
         """Log-likelihood of each observation under constrained draws ``{site: (N, ...)}``.
 
         Raises:
             ValueError: The model has discrete sites, given which its observations are scored.
         """
-        if self._model_density is None:
+        if self._model is None:
             return {}
         if self.enumerated:
             raise ValueError(
@@ -340,83 +273,55 @@ class Target:
                 "likelihood without them. Marginalise by hand (MixtureSameFamily) to have it."
             )
         with torch.no_grad():
-            return self._model_density.pointwise({s.name: samples[s.name] for s in self.sites})
+            return self._model.pointwise({s.name: samples[s.name] for s in self.sites})
 
     def observed_data(self) -> Values:
-        """The data the model conditions on, ``{observed site: value}``."""
-        if self._model_density is None:
+        """The data that the model conditions on, ``{observed site: value}``."""
+        if self._model is None:
             return {}
         zeros = torch.zeros(1, self.dim, dtype=self.dtype, device=self.device)
-        return self._model_density.observations({k: v[0] for k, v in self.unpack(zeros).items()})
+        return self._model.observations({k: v[0] for k, v in self.unpack(zeros).items()})
 
     # ---- coordinates --------------------------------------------------------------------------
 
     def wrap(self, x: Tensor) -> Tensor:
         r"""Brings periodic coordinates into :math:`[-\pi, \pi)`."""
-        if not self.circular:
-            return x
-        wrapped = torch.remainder(x + pi, 2 * pi) - pi
-        return torch.where(self.angles, wrapped, x)
+        return self._layout.wrap(x)
 
     def unpack(self, x: Tensor) -> Values:
         """Points ``(..., d)`` as constrained values ``{site: (..., *value_shape)}``."""
-        return {s.name: s.transform(v) for s, v in self._items(self.wrap(x))}
+        return self._layout.unpack(x)
 
     def unpack_unconstrained(self, x: Tensor) -> Values:
         """Points ``(..., d)`` as unconstrained blocks ``{site: (..., *shape)}``."""
-        return {s.name: v for s, v in self._items(x)}
-
-    def _items(self, x: Tensor) -> list[tuple[Site, Tensor]]:
-        blocks = x.split([s.size for s in self.sites], -1)
-        return [(s, b.reshape(x.shape[:-1] + s.shape)) for s, b in zip(self.sites, blocks)]
+        return self._layout.split(x)
 
     def pack(self, values: Mapping[str, Tensor]) -> Tensor:
         """The inverse of :meth:`unpack`: constrained values to points ``(..., d)``.
 
         Raises:
-            ValueError: A site is missing or its shape is wrong.
+            ValueError: A site is missing, or its shape or dtype is wrong.
         """
-        return self._pack(values, constrained=True)
+        return self._layout.pack(values)
 
     def pack_unconstrained(self, values: Mapping[str, Tensor]) -> Tensor:
         """The inverse of :meth:`unpack_unconstrained`; the same errors as :meth:`pack`."""
-        return self._pack(values, constrained=False)
+        return self._layout.pack(values, constrained=False)
 
-    def _pack(self, values: Mapping[str, Tensor], constrained: bool) -> Tensor:
-        parts = []
-        for site in self.sites:
-            if site.name not in values:
-                raise ValueError(f"no value for site '{site.name}' (got {sorted(values)})")
-            value, shape = values[site.name], site.value_shape if constrained else site.shape
-            if value.shape[value.dim() - len(shape) :] != shape:
-                raise ValueError(
-                    f"site '{site.name}': expected a shape ending in {tuple(shape)}, "
-                    f"got {tuple(value.shape)}"
-                )
-            if value.dtype != self.dtype:
-                raise ValueError(
-                    f"site '{site.name}': expected dtype {self.dtype}, got {value.dtype}; "
-                    f"convert with .to({self.dtype})"
-                )
-            batch = value.shape[: value.dim() - len(shape)]
-            u = site.transform.inv(value) if constrained else value
-            parts.append(u.reshape(batch + (site.size,)))
-        if len({part.shape[:-1] for part in parts}) > 1:
-            found = {s.name: tuple(part.shape[:-1]) for s, part in zip(self.sites, parts)}
-            raise ValueError(f"the sites' leading dimensions differ: {found}")
-        return torch.cat(parts, -1)
-
-    def initial_points(self, num: int) -> Tensor:
+    def initial_points(self, num: int, scales: Sequence[float] = INITIAL_SCALES) -> Tensor:
         r"""``num`` over-dispersed points of finite density, ``(num, d)``.
 
-        Real coordinates are uniform on :math:`(-s, s)` with :math:`s = 2`, then narrower and wider
-        scales where those fail; angles are uniform on the circle.
+        Arguments:
+            num: The number of points.
+            scales: Real coordinates are uniform on :math:`(-s, s)` for the first of these
+                :math:`s`, and for the later ones where too few points have a finite density.
+                Angles are uniform on the circle.
 
         Raises:
-            ValueError: The density is NaN or zero at every point tried.
+            ValueError: The density is NaN or zero at all points.
         """
         found = torch.empty(0, self.dim, dtype=self.dtype, device=self.device)
-        for scale in (2.0, 2.0, 1.0, 0.1, 10.0, 1e-3):
+        for scale in scales:
             x = torch.empty(4 * num + 16, self.dim, dtype=self.dtype, device=self.device)
             x = x.uniform_(-scale, scale)
             x = torch.where(self.angles.to(x.device), x * (pi / scale), x)
@@ -425,30 +330,16 @@ class Target:
             if len(found) >= num:
                 return found[:num]
         if len(found):
-            return found[torch.arange(num, device=found.device) % len(found)]
+            return every(found, num)
         raise ValueError(
-            "the log density is NaN or -inf at every initial point tried: check the model's "
-            "supports, data for NaN, or give initial_params inside the support."
+            "the log density is NaN or -inf at every initial point: check the model's supports, "
+            "data for NaN, or give initial_params inside the support."
         )
-
-    def _own_context(self, num: int) -> Tensor | None:
-        """Those of :meth:`at`, or of the arguments this target was made with; or None."""
-        if self.contexts is not None:
-            return every(self.contexts, num)
-        row = self._own_row()
-        return None if row is None else row.expand(num, -1)
-
-    def _own_row(self) -> Tensor | None:
-        if not self.context_names or self._model_density is None:
-            return None
-        kwargs = self._model_density.kwargs
-        rows = [torch.as_tensor(kwargs[name]).reshape(-1) for name in self.context_names]
-        return torch.cat([r.to(self.device, self.dtype) for r in rows])
 
     # ---- as a Pyro model ----------------------------------------------------------------------
 
     def __call__(self) -> Values:
-        """A target is itself a Pyro model: flat real sites and one factor, its density."""
+        """Runs the target as a Pyro model: flat real sites and one factor, its density."""
         values = {}
         for site in self.sites:
             zero = torch.zeros(site.shape, dtype=self.dtype, device=self.device)
@@ -457,6 +348,43 @@ class Target:
         x = self.pack_unconstrained(values)
         pyro.factor("log_density", self.log_prob(x.reshape(-1, self.dim)).reshape(x.shape[:-1]))
         return values
+
+
+def as_target(source: Callable, *args: Any, **kwargs: Any) -> Target:
+    """Returns a target as it is, and the target of a Pyro model with its arguments.
+
+    Arguments:
+        source: A Pyro model or a target.
+        args, kwargs: The model's arguments; a target takes none.
+
+    Raises:
+        ValueError: A target is given arguments; or as :meth:`Target.from_model`.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 2)
+        >>> as_target(target) is target
+        True
+    """
+    if not isinstance(source, Target):
+        return Target.from_model(source, *args, **kwargs)
+    if args or kwargs:
+        raise ValueError("a Target has its data already: it takes no model arguments")
+    return source
+
+
+def _without_bad_matrices(log_prob: Density, x: Tensor, context: Tensor | None) -> Tensor:
+    """The density, zero where a matrix cannot be factorised.
+
+    One such matrix makes the evaluation of a whole batch fail: it is searched for by halves.
+    """
+    try:
+        return log_prob(x, context)
+    except torch.linalg.LinAlgError:
+        if len(x) == 1:
+            return torch.full_like(x[:, 0], -torch.inf)
+    halves = [slice(None, len(x) // 2), slice(len(x) // 2, None)]
+    parts = [(x[half], None if context is None else context[half]) for half in halves]
+    return torch.cat([_without_bad_matrices(log_prob, *part) for part in parts])
 
 
 def _finite_or_zero(grad: Tensor) -> Tensor:

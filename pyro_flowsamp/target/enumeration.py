@@ -1,8 +1,8 @@
 """Summing discrete sites out of a model, under vmap too.
 
-Pyro's own enumeration is used throughout, but for three small pieces that vmap cannot enter: a look
-at ``value.data``, an ``autograd.Function`` without vmap support, and an evaluator that cannot keep
-a batch plate. This module is also the einsum backend that the second piece needs.
+Pyro's own enumeration is used, except for three small pieces that do not work under vmap: an access
+to ``value.data``, an ``autograd.Function`` without vmap support, and an evaluator that cannot keep
+a batch plate. This module is also the einsum backend that replaces the second piece.
 """
 
 from __future__ import annotations
@@ -23,13 +23,22 @@ __all__ = ["Enumerate", "einsum", "marginal_log_prob", "tensordot", "transpose"]
 
 
 def transpose(a: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Permutes dimensions, as Pyro's einsum backends must."""
     return a.permute(axes)
 
 
 def einsum(equation: str, *operands: Tensor) -> Tensor:
     """Sum-product in log space, by ``logsumexp`` over the aligned sum of the operands.
 
-    Where all that is summed is zero, so is the gradient, which ``logsumexp`` has as NaN.
+    Where all terms of a sum are zero the gradient is zero; that of ``logsumexp`` would be NaN.
+
+    Arguments:
+        equation: The equation of the einsum, such as ``"ab,b->a"``.
+        operands: Logarithms of the factors.
+
+    Example:
+        >>> einsum("ab,b->a", torch.zeros(2, 3), torch.zeros(3)).exp().round()
+        tensor([3., 3.])
     """
     inputs, output = equation.split("->")
     summed = sorted(set(inputs) - set(output) - {","})
@@ -58,7 +67,7 @@ class _Ring(LogRing):
 
 
 class Enumerate(EnumMessenger):
-    """Pyro's enumeration handler; shows it a stand-in where it asks for ``value.data``."""
+    """Pyro's enumeration handler, with an empty tensor of the same shape for ``value.data``."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
         value = msg["value"]

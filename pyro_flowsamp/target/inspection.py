@@ -16,12 +16,26 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Size
 
-from .missing_data import _Imputed
-from .site import Site, Values, _site
+from .missing_data import Imputed
+from .site import Site, Values, site_of
 from .support import bijection, has_bounds, inside, is_transformed, moves, same_bijection, unwrapped
 
 T = TypeVar("T")
-RADII = 1.0, 1.0, 0.5, 0.1, 0.01  #: of points to try, where a matrix may not be positive definite
+__all__ = [
+    "ModelStructureError",
+    "Prototype",
+    "at_some_radius",
+    "check_support",
+    "init_to_unconstrained",
+    "inspect_model",
+    "is_data",
+    "is_discrete",
+    "is_random",
+    "latent_nodes",
+]
+
+
+RADII = 1.0, 1.0, 0.5, 0.1, 0.01  #: half widths of boxes: nearer 0 more matrices are definite
 
 
 class ModelStructureError(RuntimeError):
@@ -29,7 +43,16 @@ class ModelStructureError(RuntimeError):
 
 
 class Prototype(NamedTuple):
-    """What two runs of a model agree on."""
+    """The structure that two runs of a model agree on.
+
+    Attributes:
+        sites: The continuous latent sites.
+        values: Their constrained values in the first run.
+        max_plate_nesting: The number of dimensions that the model's plates use.
+        enumerated: Whether there are discrete latent sites, which are summed out.
+        has_observations: Whether there are data.
+        guarded: Names of sites whose values may lie outside their support.
+    """
 
     sites: list[Site]
     values: Values
@@ -40,10 +63,16 @@ class Prototype(NamedTuple):
 
 
 def at_some_radius(attempt: Callable[[float], T]) -> T:
-    """What ``attempt`` returns at the first radius where the model's matrices can be factorised.
+    """Calls a function at smaller and smaller radii, until the model's matrices can be factorised.
+
+    Arguments:
+        attempt: A function of the radius of points in unconstrained space.
+
+    Returns:
+        The result of the function at the first radius where no matrix fails.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such radius.
     """
     for radius in RADII:
         try:
@@ -51,8 +80,8 @@ def at_some_radius(attempt: Callable[[float], T]) -> T:
         except torch.linalg.LinAlgError as error:
             failure = error
     raise ValueError(
-        f"a matrix of the model cannot be factorised at any of the points tried, up to next to the "
-        f"origin of unconstrained space ({failure}): is it positive definite?"
+        f"a matrix of the model cannot be factorised at any of some random points, some of them "
+        f"close to the origin of unconstrained space ({failure}): is it positive definite?"
     ) from failure
 
 
@@ -65,7 +94,7 @@ def is_discrete(fn: Any) -> bool:
 
 
 def init_to_unconstrained(site: dict | None = None, radius: float = 2.0) -> Any:
-    r"""Initialises each site at :math:`\mathrm{Uniform}(-r, r)` in unconstrained space.
+    r"""Initialises a site at :math:`\mathrm{Uniform}(-r, r)` in unconstrained space.
 
     Unlike :func:`pyro.infer.autoguide.init_to_uniform` it accepts distributions that cannot be
     sampled, such as :class:`pyro.distributions.ImproperUniform`.
@@ -83,11 +112,13 @@ def init_to_unconstrained(site: dict | None = None, radius: float = 2.0) -> Any:
     return transform(torch.empty_like(u).uniform_(-radius, radius))
 
 
-def _is_random(node: dict) -> bool:
+def is_random(node: dict) -> bool:
+    """Whether a node of a trace is a sample statement, and no subsample of a plate."""
     return node["type"] == "sample" and not site_is_subsample(node)
 
 
-def _latent_nodes(trace: Trace) -> list[dict]:
+def latent_nodes(trace: Trace) -> list[dict]:
+    """The nodes of latent sites, discrete ones included."""
     return [n for _, n in trace.iter_stochastic_nodes() if not site_is_subsample(n)]
 
 
@@ -100,11 +131,11 @@ def _check_supported(trace: Trace) -> None:
                     f"plate '{name}' subsamples {fn.subsample_size} of {fn.size} data: its "
                     f"density is random, and no exact sampler can use it. Remove subsample_size."
                 )
-    for node in filter(lambda node: is_discrete(node["fn"]), _latent_nodes(trace)):
+    for node in filter(lambda node: is_discrete(node["fn"]), latent_nodes(trace)):
         if node["infer"].get("enumerate") == "sequential":
             raise ValueError(
-                f"site '{node['name']}' asks to be enumerated sequentially: here all its states go "
-                f"at once, enumerate='parallel'."
+                f"site '{node['name']}' asks for sequential enumeration, which cannot be batched: "
+                f"use enumerate='parallel'."
             )
         if not node["fn"].has_enumerate_support:
             raise ValueError(
@@ -116,7 +147,7 @@ def _check_supported(trace: Trace) -> None:
 def _check_same_structure(first: Trace, second: Trace) -> None:
     def shapes(trace: Trace) -> dict[str, Size]:
         nodes = trace.nodes.values()
-        return {n["name"]: n["fn"].shape() for n in nodes if _is_random(n)}
+        return {n["name"]: n["fn"].shape() for n in nodes if is_random(n)}
 
     one, two = shapes(first), shapes(second)
     for name in one.keys() | two.keys():
@@ -126,14 +157,15 @@ def _check_same_structure(first: Trace, second: Trace) -> None:
                 f"{one.get(name, 'absent')} in one run and {two.get(name, 'absent')} in the "
                 f"next. A density on R^d needs the same sites and shapes every time."
             )
-    for node in _latent_nodes(first):
+    for node in latent_nodes(first):
         if is_discrete(node["fn"]):
             continue
         here, there = (bijection(trace.nodes[node["name"]]) for trace in (first, second))
-        _check_support(node["name"], same_bijection(here, there, here.inv(node["value"])))
+        check_support(node["name"], same_bijection(here, there, here.inv(node["value"])))
 
 
-def _check_support(name: str, stays: bool) -> None:
+def check_support(name: str, stays: bool) -> None:
+    """Raises ModelStructureError unless the support of a site is always the same."""
     if not stays:
         raise ModelStructureError(
             f"the support of site '{name}' depends on other sites, or on arguments that vary; "
@@ -141,18 +173,18 @@ def _check_support(name: str, stays: bool) -> None:
         )
 
 
-def _is_data(node: dict) -> bool:
-    """Whether a site is observed in earnest: what is deterministic is a Delta, observed."""
+def is_data(node: dict) -> bool:
+    """Whether a site has observed data; ``pyro.deterministic`` makes an observed Delta, no data."""
     return node["is_observed"] and not isinstance(unwrapped(node["fn"]), dist.Delta)
 
 
 def _guarded(first: Trace, second: Trace, all_move: bool) -> Iterable[str]:
-    """Sites whose values may leave their supports.
+    """Names of sites whose values may lie outside their supports in some evaluation.
 
     Raises:
-        ValueError: Observed values lie outside a support that stays where it is.
+        ValueError: Observed values lie outside a support that is always the same.
     """
-    for node in filter(_is_random, first.nodes.values()):
+    for node in filter(is_random, first.nodes.values()):
         name, fn = node["name"], node["fn"]
         if not has_bounds(fn):
             continue
@@ -180,10 +212,13 @@ def _check_data(node: dict) -> None:
 
 
 def _check_declared(trace: Trace) -> None:
-    """Enumeration takes any dimension outside the plates for the states of a discrete site."""
+    """Checks that each dimension of a density belongs to a plate.
+
+    Enumeration would take any other dimension for the states of a discrete site.
+    """
     trace.compute_log_prob()
     for node in trace.nodes.values():
-        if not _is_random(node):
+        if not is_random(node):
             continue
         shape = node["log_prob"].shape
         plates = {frame.dim for frame in node["cond_indep_stack"]}
@@ -200,22 +235,32 @@ def _check_declared(trace: Trace) -> None:
 def inspect_model(
     model: Callable, args: tuple, kwargs: dict, context: Sequence[str] = ()
 ) -> Prototype:
-    """Runs the model twice and returns its latent structure, or says why it has none."""
+    """Runs the model twice and returns its latent structure.
+
+    Arguments:
+        model: A Pyro model.
+        args, kwargs: Its arguments.
+        context: Names of arguments that will vary, so that data and supports may move.
+
+    Raises:
+        ValueError: The model has no density on R^d; the message says why.
+        ModelStructureError: The two runs differ.
+    """
     if isinstance(model, AutoGuide):
         kind = type(model).__name__
         raise ValueError(f"this {kind} is a guide, not a model: a kernel takes it as guide=...")
 
     def run(radius: float) -> list[Trace]:
         start = InitMessenger(partial(init_to_unconstrained, radius=2 * radius))
-        with poutine.block(), _Imputed(), pyro.validation_enabled(False):
+        with poutine.block(), Imputed(), pyro.validation_enabled(False):
             return [poutine.trace(start(model)).get_trace(*args, **kwargs) for _ in range(2)]
 
     trace, again = at_some_radius(run)
     _check_supported(trace)
     _check_same_structure(trace, again)
-    nodes = _latent_nodes(trace)
+    nodes = latent_nodes(trace)
     continuous = [n for n in nodes if not is_discrete(n["fn"])]
-    sites, enumerated = [_site(n) for n in continuous], len(continuous) < len(nodes)
+    sites, enumerated = [site_of(n) for n in continuous], len(continuous) < len(nodes)
     if not any(site.size for site in sites):
         raise ValueError("the model has no continuous latent site: there is nothing to sample.")
     with pyro.validation_enabled(False):
@@ -228,6 +273,6 @@ def inspect_model(
         values={n["name"]: n["value"] for n in continuous},
         max_plate_nesting=-min(dims, default=0),
         enumerated=enumerated,
-        has_observations=any(_is_data(n) for n in trace.nodes.values() if _is_random(n)),
+        has_observations=any(is_data(n) for n in trace.nodes.values() if is_random(n)),
         guarded=guarded,
     )

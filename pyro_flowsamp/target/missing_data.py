@@ -9,18 +9,18 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-_DATA = "_flowsamp_data"  #: the observed value of a site, as the user gave it
+DATA_KEY = "_flowsamp_data"  #: the key of a site's data as the user gave them
 
 
-class _Imputed(Messenger):
-    """Gives all of what ``obs_mask`` imputes a density, and gradients to what it does not.
+class Imputed(Messenger):
+    """Makes the posterior of a model with ``obs_mask`` proper, and its gradients finite.
 
-    ``pyro.sample("y", fn, obs=data, obs_mask=mask)`` draws "y_unobserved" for every datum, uses it
-    where ``mask`` is false, and leaves it without a density elsewhere: a posterior that is improper
-    in coordinates on which nothing depends. With the density of ``fn`` there, whatever the scale of
-    the rest, they integrate to one, and all else is as it was. (What a mask around both hides stays
-    hidden.) NaN among the data, masked, would make all gradients NaN: their place takes a point of
-    the support.
+    ``pyro.sample("y", fn, obs=data, obs_mask=mask)`` draws "y_unobserved" for every datum and uses
+    it where ``mask`` is false. Elsewhere Pyro gives it no density: nothing depends on these
+    coordinates, and the posterior is improper. Here they have the density of ``fn``, whatever the
+    scale of the other terms. It integrates to one, and the posterior of all other sites does not
+    change. Data that an outer mask hides stay hidden. NaN among the masked data would make all
+    gradients NaN; a point of the support replaces each of them.
     """
 
     def __enter__(self) -> Any:
@@ -34,7 +34,7 @@ class _Imputed(Messenger):
             return
         if kind == "observed" and isinstance(value, Tensor):
             self._shown[stem] = mask
-            msg["infer"] = {**msg["infer"], _DATA: value}
+            msg["infer"] = {**msg["infer"], DATA_KEY: value}
             msg["value"] = _filled(value, mask, msg["fn"])
         elif kind == "unobserved" and stem in self._shown:
             shown = self._shown[stem]
@@ -44,7 +44,7 @@ class _Imputed(Messenger):
 
 
 def _filled(data: Tensor, shown: Tensor, fn: Any) -> Tensor:
-    """A point of the support in place of each NaN that is not shown."""
+    """The data, with a point of the support in place of each NaN that is masked."""
     if not data.is_floating_point():
         return data
     hidden = ~shown.reshape(shown.shape + (1,) * fn.event_dim)

@@ -1,16 +1,17 @@
-r"""What a Pyro model says about its own density.
+r"""The log density of a Pyro model, for a batch of points.
 
-:func:`inspect_model` runs the model and reports its latent sites; :class:`ModelDensity` evaluates
+:func:`~pyro_flowsamp.target.inspection.inspect_model` runs the model and reports its latent sites;
+:class:`ModelDensity` evaluates
 
 .. math:: \log p(u) = \log p(\text{data}, x) + \log\left|\det \frac{\partial x}{\partial u}\right|,
           \qquad x = \mathrm{constrain}(u),
 
 for a batch of points in one of three ways: ``vmap`` (any model that is free of Python branches on
 tensors), an outermost ``plate`` (models annotated for parallel particles), or a Python ``loop``.
-Enumerable discrete sites are summed out, whichever way.
+Enumerable discrete sites are summed out in each of them.
 
-All use of Pyro's private names on the model side is in this file, ``_enumeration.py`` and
-``_support.py``.
+All use of Pyro's private names on the model side is in this file, ``enumeration.py`` and
+``support.py``.
 """
 
 from __future__ import annotations
@@ -27,20 +28,23 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
-from .context import named_arguments
+from .context import ContextValues, named_arguments
 from .enumeration import Enumerate, marginal_log_prob
 from .inspection import (
     ModelStructureError,
     Prototype,
-    _check_support,
-    _is_data,
-    _is_random,
-    _latent_nodes,
+    check_support,
+    is_data,
     is_discrete,
+    is_random,
+    latent_nodes,
 )
-from .missing_data import _DATA, _Imputed
+from .missing_data import DATA_KEY, Imputed
 from .site import Site, Values
 from .support import Guard, bijection, same_bijection
+
+__all__ = ["ModelDensity"]
+
 
 _BATCH_PLATE = "_flowsamp_batch"
 
@@ -62,8 +66,12 @@ class ModelDensity:
     Arguments:
         model: A Pyro model.
         args, kwargs: Its arguments.
-        prototype: What :func:`inspect_model` found.
+        prototype: The structure that
+            :func:`~pyro_flowsamp.target.inspection.inspect_model` found.
         context: Names of arguments that vary along the batch, given on each call.
+
+    Attributes:
+        context: The values of these arguments with which the density was made.
 
     Raises:
         ValueError: The model has no such arguments, or others without names.
@@ -78,7 +86,7 @@ class ModelDensity:
         context: Sequence[str] = (),
     ) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
-        self.sites, self.context = prototype.sites, tuple(context)
+        self.sites = prototype.sites
         self.max_plate_nesting = prototype.max_plate_nesting
         self.enumerated, self.has_observations = prototype.enumerated, prototype.has_observations
         self.guarded = prototype.guarded
@@ -89,15 +97,16 @@ class ModelDensity:
                 raise ValueError(
                     f"{unknown} are no arguments of the model, which has {list(self.kwargs)}"
                 )
+        self.context = ContextValues({name: self.kwargs[name] for name in context})
 
     def _trace(self, model: Callable, values: Values, context: Values) -> Trace:
-        with poutine.block(), _Imputed(), Guard(self.guarded):
+        with poutine.block(), Imputed(), Guard(self.guarded):
             conditioned = poutine.trace(poutine.condition(model, data=values))
             trace = conditioned.get_trace(*self.args, **{**self.kwargs, **context})
         for site in self.sites:
             if site.name not in trace:
                 raise ModelStructureError(f"site '{site.name}' vanished from the model.")
-        for node in _latent_nodes(trace):
+        for node in latent_nodes(trace):
             if not (self.enumerated and is_discrete(node["fn"])):
                 raise ModelStructureError(
                     f"site '{node['name']}' appeared in the model after its first run."
@@ -106,10 +115,10 @@ class ModelDensity:
 
     @_unvalidated
     def check_supports(self, values: Values) -> None:
-        """Whether supports stay where they are, whatever discrete sites and contexts may be.
+        """Checks that supports are the same at all discrete states and at another context.
 
         Raises:
-            ModelStructureError: One moves.
+            ModelStructureError: One of them is not.
         """
         model = self._enumerate(self.model, 0) if self.enumerated else self.model
         for context in self._other_contexts():
@@ -117,17 +126,17 @@ class ModelDensity:
                 trace = self._trace(model, values, context)
             except ModelStructureError:
                 raise
-            except Exception:  # of a context that nobody has asked for
+            except Exception:  # this context is not the user's: an error there is no answer
                 continue
             for site in self.sites:
                 other = bijection(trace.nodes[site.name])
                 u = site.transform.inv(values[site.name])
-                _check_support(site.name, same_bijection(site.transform, other, u))
+                check_support(site.name, same_bijection(site.transform, other, u))
 
     def _other_contexts(self) -> list[Values]:
-        """The model's own, and one slightly different."""
-        own = {name: torch.as_tensor(self.kwargs[name]) for name in self.context}
-        other = {k: 1.1 * v + 0.01 for k, v in own.items() if v.is_floating_point()}
+        """The model's own context, and one that is slightly different."""
+        own = self.context.values.items()
+        other = {name: 1.1 * v + 0.01 for name, v in own if v.is_floating_point()}
         return [{}, other] if other else [{}]
 
     def _single(self, values: Values, context: Values) -> Tensor:
@@ -139,11 +148,14 @@ class ModelDensity:
 
     @_unvalidated
     def vmap(self, values: Values, context: Values) -> Tensor:
+        """Log densities ``(N,)`` of constrained values ``{site: (N, ...)}``, by ``torch.vmap``."""
         single = self._marginal if self.enumerated else self._single
         return torch.func.vmap(single)(values, context)
 
     @_unvalidated
     def loop(self, values: Values, context: Values) -> Tensor:
+        """Log densities ``(N,)`` of constrained values, one point after the other."""
+
         def row(i: int, tensors: Values) -> Values:
             return {k: v[i] for k, v in tensors.items()}
 
@@ -153,7 +165,7 @@ class ModelDensity:
 
     @_unvalidated
     def plate(self, values: Values, context: Values) -> Tensor:
-        """All points at once under a plate outside every plate of the model."""
+        """Log densities ``(N,)`` of constrained values, under a plate outside the model's."""
         if context:
             raise ValueError("a plate cannot carry per-point model arguments")
         num, dim = len(next(iter(values.values()))), -1 - self.max_plate_nesting
@@ -171,7 +183,7 @@ class ModelDensity:
             return self._contract(self._enumerate(batched, 1), expanded, context)
         trace = self._trace(batched, expanded, context)
         trace.compute_log_prob()
-        terms = [n["log_prob"] for n in trace.nodes.values() if _is_random(n)]
+        terms = [n["log_prob"] for n in trace.nodes.values() if is_random(n)]
         return torch.stack([t.reshape(num, -1).sum(-1) for t in terms]).sum(0)
 
     def _aligned(self, site: Site, value: Tensor) -> Tensor:
@@ -209,13 +221,13 @@ class ModelDensity:
             return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def observed(self, trace: Trace) -> list[dict]:
-        """The data sites of a conditioned trace: no latents, no factors, no deterministics."""
+        """The data sites of a conditioned trace, without latent, factor and deterministic sites."""
         latent = {site.name for site in self.sites}
         return [
             node
             for node in trace.nodes.values()
-            if _is_random(node)
-            and _is_data(node)
+            if is_random(node)
+            and is_data(node)
             and node["name"] not in latent
             and not site_is_factor(node)
         ]
@@ -224,4 +236,4 @@ class ModelDensity:
     def observations(self, values: Values) -> Values:
         """The observed data of the model, by site."""
         found = self.observed(self._trace(self.model, values, {}))
-        return {n["name"]: n["infer"].get(_DATA, n["value"]) for n in found}
+        return {n["name"]: n["infer"].get(DATA_KEY, n["value"]) for n in found}

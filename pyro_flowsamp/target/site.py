@@ -1,9 +1,9 @@
-"""Sites: the blocks of coordinates that the latent variables of a model make."""
+r"""Sites: the blocks of coordinates that the latent variables of a model make."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -12,6 +12,9 @@ from torch import Size, Tensor
 from torch.distributions import Transform, identity_transform
 
 from .support import bijection, unwrapped
+
+__all__ = ["Site", "SiteLayout", "Values", "real_site", "site_of"]
+
 
 Values = dict[str, Tensor]
 _CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
@@ -25,8 +28,13 @@ class Site(NamedTuple):
         shape: Shape of one unconstrained value.
         value_shape: Shape of one constrained value (a simplex has one coordinate fewer).
         event_dim: How many right-most dimensions of a constrained value are one event.
-        transform: The bijection from unconstrained to constrained.
+        transform: The bijection from unconstrained to constrained values.
         circular: Whether the coordinates are angles, periodic on :math:`[-\pi, \pi)`.
+
+    Example:
+        >>> site = real_site("x", torch.Size([2, 3]))
+        >>> site.size, site.circular
+        (6, False)
     """
 
     name: str
@@ -38,6 +46,7 @@ class Site(NamedTuple):
 
     @property
     def size(self) -> int:
+        """The number of coordinates."""
         return math.prod(self.shape)
 
     def constrain(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,13 +57,22 @@ class Site(NamedTuple):
 
 
 def _components(fn: Any) -> list[Any]:
-    """What a distribution is made of, itself left out."""
+    """The distributions that a distribution is made of, without itself."""
     parts = [getattr(fn, name, None) for name in ("base_dist", "component0", "component1")]
     found = [part for part in parts if part is not None]
     return found + [inner for part in found for inner in _components(part)]
 
 
-def _site(node: dict) -> Site:
+def site_of(node: dict) -> Site:
+    """The site of a sample statement.
+
+    Arguments:
+        node: The site's node in a trace of the model.
+
+    Raises:
+        ValueError: There is no bijection onto the support, or none that is finite at 0; the site is
+            a Delta, or an angle that is transformed or mixed.
+    """
     transform, value = bijection(node), node["value"]
     fn = unwrapped(node["fn"])
     angles = [part for part in _components(fn) if isinstance(part, _CIRCULAR)]
@@ -85,16 +103,96 @@ def _site(node: dict) -> Site:
     )
 
 
-def _real_site(name: str, shape: Size) -> Site:
+def real_site(name: str, shape: Size) -> Site:
+    """A site whose values are all real, so that they are their own coordinates."""
     return Site(name, shape, shape, len(shape), identity_transform)
 
 
-def _split(sites: Sequence[Site], x: Tensor) -> Values:
-    blocks = x.split([s.size for s in sites], -1)
-    return {s.name: b.reshape(x.shape[:-1] + s.shape) for s, b in zip(sites, blocks)}
+class SiteLayout:
+    r"""The sites of a target in order, as blocks of the coordinates of one vector.
 
+    Arguments:
+        sites: The blocks of coordinates, in order.
+        dtype, device: Type and device of the vectors.
+        angles: Mask ``(d,)`` of periodic coordinates; by default those of circular sites.
 
-def _constrain(sites: Sequence[Site], x: Tensor) -> tuple[Values, Tensor]:
-    pairs = {s.name: s.constrain(u) for s, u in zip(sites, _split(sites, x).values())}
-    ladj = torch.stack([ladj for _, ladj in pairs.values()]).sum(0)
-    return {name: value for name, (value, _) in pairs.items()}, ladj
+    Attributes:
+        dim: The number d of all coordinates.
+        angles: Mask ``(d,)`` of periodic coordinates.
+        circular: Whether there are any.
+
+    Example:
+        >>> sites = [real_site("a", torch.Size([])), real_site("b", torch.Size([2]))]
+        >>> layout = SiteLayout(sites, torch.float32, torch.device("cpu"))
+        >>> {name: value.tolist() for name, value in layout.split(torch.arange(3.0)).items()}
+        {'a': 0.0, 'b': [1.0, 2.0]}
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        dtype: torch.dtype,
+        device: torch.device,
+        angles: Tensor | None = None,
+    ) -> None:
+        self.sites = list(sites)
+        self.dtype, self.device = dtype, device
+        self.sizes = [site.size for site in sites]
+        self.dim = sum(self.sizes)
+        circular = [site.circular for site in sites for _ in range(site.size)]
+        mask = torch.tensor(circular, device=device) if angles is None else angles
+        self.angles = mask.to(device)
+        self.circular = bool(self.angles.any())
+
+    def split(self, x: Tensor) -> Values:
+        """Points ``(..., d)`` as unconstrained blocks ``{site: (..., *shape)}``."""
+        blocks = zip(self.sites, x.split(self.sizes, -1))
+        return {s.name: block.reshape(x.shape[:-1] + s.shape) for s, block in blocks}
+
+    def constrain(self, x: Tensor) -> tuple[Values, Tensor]:
+        """Points ``(N, d)`` as constrained values ``{site: (N, ...)}``, and log-dets ``(N,)``."""
+        pairs = [site.constrain(u) for site, u in zip(self.sites, self.split(x).values())]
+        values = {site.name: value for site, (value, _) in zip(self.sites, pairs)}
+        return values, torch.stack([ladj for _, ladj in pairs]).sum(0)
+
+    def wrap(self, x: Tensor) -> Tensor:
+        r"""Brings the periodic coordinates of points ``(..., d)`` into :math:`[-\pi, \pi)`."""
+        if not self.circular:
+            return x
+        wrapped = torch.remainder(x + math.pi, 2 * math.pi) - math.pi
+        return torch.where(self.angles, wrapped, x)
+
+    def unpack(self, x: Tensor) -> Values:
+        """Points ``(..., d)`` as constrained values ``{site: (..., *value_shape)}``."""
+        blocks = self.split(self.wrap(x))
+        return {site.name: site.transform(blocks[site.name]) for site in self.sites}
+
+    def pack(self, values: Mapping[str, Tensor], constrained: bool = True) -> Tensor:
+        """Values of all sites, constrained or not, as points ``(..., d)``.
+
+        Raises:
+            ValueError: A site has no value, or its value has another shape or dtype.
+        """
+        parts = [self._packed(site, values, constrained) for site in self.sites]
+        if len({part.shape[:-1] for part in parts}) > 1:
+            found = {s.name: tuple(part.shape[:-1]) for s, part in zip(self.sites, parts)}
+            raise ValueError(f"the sites' leading dimensions differ: {found}")
+        return torch.cat(parts, -1)
+
+    def _packed(self, site: Site, values: Mapping[str, Tensor], constrained: bool) -> Tensor:
+        if site.name not in values:
+            raise ValueError(f"no value for site '{site.name}' (got {sorted(values)})")
+        value, shape = values[site.name], site.value_shape if constrained else site.shape
+        leading = value.dim() - len(shape)
+        if value.shape[leading:] != shape:
+            raise ValueError(
+                f"site '{site.name}': expected a shape ending in {tuple(shape)}, "
+                f"got {tuple(value.shape)}"
+            )
+        if value.dtype != self.dtype:
+            raise ValueError(
+                f"site '{site.name}': expected dtype {self.dtype}, got {value.dtype}; "
+                f"convert with .to({self.dtype})"
+            )
+        u = site.transform.inv(value) if constrained else value
+        return u.reshape(value.shape[:leading] + (site.size,))

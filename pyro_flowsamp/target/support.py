@@ -1,8 +1,8 @@
-r"""Where the distributions of a model have density: bijections onto supports, values outside them.
+r"""Supports of the distributions of a model: bijections onto them, and values outside them.
 
-A bijection from :math:`\mathbb R^n` is taken once for each latent site, so its support must stay
-where it is. Data may be anywhere; where validation is off, as it must be under vmap, many
-distributions give values outside their support a finite density, which :class:`Guard` makes zero.
+A bijection from :math:`\mathbb R^n` is made once for each latent site, so its support must not
+change. Data may be anywhere. Where validation is off, as it must be under vmap, many distributions
+give values outside their support a finite density, which :class:`Guard` makes zero.
 """
 
 from __future__ import annotations
@@ -31,18 +31,21 @@ __all__ = [
 
 _WRAPPERS = (Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 _TRANSFORMED = (dist.TransformedDistribution, torch.distributions.TransformedDistribution)
-PROBES = -1.0, 0.0, 1.0  #: where bijections are compared; at 0 alone all of (-s, s) are alike
+PROBES = -1.0, 0.0, 1.0  #: points where bijections are compared; 0 alone fits every (-s, s)
 
 
 def unwrapped(fn: Any) -> Any:
-    """A distribution without what only masks it, expands it or regroups its dimensions."""
+    """A distribution without the wrappers that mask it, expand it or regroup its dimensions."""
     while isinstance(fn, _WRAPPERS):
         fn = fn.base_dist
     return fn
 
 
 def bijection(site: dict) -> Transform:
-    r"""From :math:`\mathbb R^n` onto a site's support.
+    r"""The bijection from :math:`\mathbb R^n` onto a site's support.
+
+    Arguments:
+        site: The site's node in a trace.
 
     Raises:
         ValueError: There is none.
@@ -58,18 +61,18 @@ def bijection(site: dict) -> Transform:
 
 
 def same_bijection(one: Transform, two: Transform, u: Tensor) -> bool:
-    """Whether two bijections agree, on points of the shape of ``u``; two may be a batch of them."""
+    """Whether two bijections agree at points of the shape of ``u``; the second may be a batch."""
     points = [torch.full_like(u, at) for at in PROBES]
     return all(torch.allclose(one(x), two(x), equal_nan=True) for x in points)
 
 
 def is_transformed(fn: Any) -> bool:
-    """Whether torch knows of a support only what the last of some transforms says."""
+    """Whether a distribution is transformed, so that its support is that of the last transform."""
     return type(unwrapped(fn)) in _TRANSFORMED
 
 
 def has_bounds(fn: Any) -> bool:
-    """Whether there is anything outside the support of a distribution, or of what it transforms."""
+    """Whether a distribution, or the one that it transforms, has a bounded support."""
     fn = unwrapped(fn)
     if is_transformed(fn):
         return has_bounds(fn.base_dist)
@@ -83,7 +86,7 @@ def has_bounds(fn: Any) -> bool:
 
 
 def moves(one: dict, two: dict) -> bool:
-    """Whether a site's value, or its support, differs between two runs, or might."""
+    """Whether a site's value or its support differs, or may differ, between two runs."""
     return (
         is_transformed(one["fn"])
         or not _same(one["value"], two["value"])
@@ -103,7 +106,12 @@ def _same(one: Any, two: Any) -> bool:
 
 
 def inside(fn: Any, value: Any) -> Tensor:
-    """Whether values lie in the support, of shape ``batch_shape``; what a mask hides does."""
+    """Whether values lie in the support, of shape ``batch_shape``; masked values count as inside.
+
+    Example:
+        >>> inside(dist.Exponential(1.0), torch.tensor([-1.0, 2.0])).tolist()
+        [False, True]
+    """
     value = torch.as_tensor(value)
     if isinstance(fn, dist.MaskedDistribution):
         return inside(fn.base_dist, value) | ~torch.as_tensor(fn._mask, device=value.device)
@@ -123,7 +131,7 @@ def _all_of(ok: Tensor, dims: int) -> Tensor:
 
 
 class _Bounded(dist.TorchDistribution):
-    """A distribution that has no density outside its support, whatever its formula gives there."""
+    """A distribution whose density outside its support is zero, whatever its formula gives."""
 
     arg_constraints: dict[str, Any] = {}
 
@@ -141,16 +149,20 @@ class _Bounded(dist.TorchDistribution):
 
 
 class _Counts(_Bounded):
-    """A multinomial whose density vmap can batch: torch's writes where a mask of booleans is."""
+    """A multinomial whose density vmap can batch; torch's own writes at a mask of booleans."""
 
     def log_prob(self, value: Any) -> Tensor:
-        seen = torch.where(value == 0, 0.0, self.base_dist.logits)  # 0 log 0 = 0
-        ways = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
-        return ways + (value * seen).sum(-1)
+        logits = torch.where(value == 0, 0.0, self.base_dist.logits)  # 0 log 0 = 0
+        coefficient = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
+        return coefficient + (value * logits).sum(-1)
 
 
 class Guard(Messenger):
-    """Bounds the distributions of some sites, by name; gives multinomials a density to batch."""
+    """Makes densities of some sites zero outside their supports, and batches those of multinomials.
+
+    Arguments:
+        names: The names of these sites.
+    """
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__()

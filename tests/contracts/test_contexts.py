@@ -69,16 +69,16 @@ def test_a_target_at_several_contexts():
     target = Target.from_model(scaled, torch.tensor(1.0)).conditional_on("scale")
     x = torch.randn(7, 2)
     rows = SCALES[torch.arange(7) % 3][:, None]
-    assert_close(target.at(SCALES[:, None]).log_prob(x), target.log_prob(x, rows))
+    assert_close(target.at_contexts(SCALES[:, None]).log_prob(x), target.log_prob(x, rows))
     assert target.contexts is None  # the original stays as it is
     before = target.evaluations
-    target.at(SCALES[:, None]).log_prob(x)
+    target.at_contexts(SCALES[:, None]).log_prob(x)
     assert target.evaluations == before + 7  # counted together
     for rows in (SCALES, torch.ones(3, 2)):
         with pytest.raises(ValueError, match=r"expected \(K, c\).*c = 1"):
-            target.at(rows)
+            target.at_contexts(rows)
     with pytest.raises(ValueError, match=r"expected \(K, c\)"):
-        Target.from_model(scaled, 1.0).at(SCALES[:, None])
+        Target.from_model(scaled, 1.0).at_contexts(SCALES[:, None])
 
 
 GROUPS = torch.tensor([0.0, 5.0, 10.0])
@@ -147,7 +147,9 @@ def test_a_proposal_at_several_contexts():
 
 def test_ensembles_at_several_contexts():
     target = (
-        Target.from_model(scaled, torch.tensor(1.0)).conditional_on("scale").at(SCALES[:, None])
+        Target.from_model(scaled, torch.tensor(1.0))
+        .conditional_on("scale")
+        .at_contexts(SCALES[:, None])
     )
     found = tempered_smc(target, 1000)
     x = found.x.view(3, 1000, 2)
@@ -158,7 +160,7 @@ def test_ensembles_at_several_contexts():
         tempered_smc(target, 1)
     bad = Target.from_model(scaled, torch.tensor(1.0)).conditional_on("scale")
     with pytest.raises(ValueError, match=r"at the contexts \[\[nan\]\]"):
-        tempered_smc(bad.at(torch.tensor([[1.0], [torch.nan]])), 50)
+        tempered_smc(bad.at_contexts(torch.tensor([[1.0], [torch.nan]])), 50)
 
 
 def two_modes(share):
@@ -175,7 +177,9 @@ def two_modes(share):
 def test_each_context_has_particles_of_its_own():
     shares = torch.tensor([0.15, 0.5, 0.85])
     target = (
-        Target.from_model(two_modes, torch.tensor(0.5)).conditional_on("share").at(shares[:, None])
+        Target.from_model(two_modes, torch.tensor(0.5))
+        .conditional_on("share")
+        .at_contexts(shares[:, None])
     )
     runs = [tempered_smc(target, 2000).x.view(3, 2000, 1) > 0 for _ in range(5)]
     found = torch.stack([x.double().mean((1, 2)) for x in runs])
@@ -209,7 +213,7 @@ def test_jumps_of_a_bad_flow(guide, kernel):
         parameter.data += 0.15 * torch.randn_like(parameter)
     bad = AutoFlow(scaled, context=["scale"], flow=flow, options=OPTIONS)
     bad.target_for(torch.tensor(1.0))
-    bad._context_range, bad.trained = guide._context_range, True
+    bad.context_arguments, bad.trained = guide.context_arguments, True
     starts = (SCALES[torch.arange(3000) % 3][:, None] * torch.randn(3000, 2)).float()
     mcmc = VectorizedMCMC(
         kernel(guide=bad), 40, 5, 3000, initial_params={"x": starts}, disable_progbar=True
@@ -270,9 +274,8 @@ def test_a_second_training_widens_the_range():
     )
     made.fit(torch.tensor([0.5, 1.0]))
     made.fit(torch.tensor([2.0, 3.0]))
-    assert_close(
-        torch.cat([made._context_range.low, made._context_range.high]), torch.tensor([0.5, 3.0])
-    )
+    learned = made.context_arguments.range
+    assert_close(torch.cat([learned.low, learned.high]), torch.tensor([0.5, 3.0]))
 
 
 @pytest.mark.slow
@@ -395,7 +398,7 @@ def test_one_dimension(flow):
 
 def test_a_gaussian_follows_no_context():
     guide = AutoFlow(warmed, flow="gaussian", context=["temperature"])
-    with pytest.raises(ValueError, match="'gaussian' flow knows no context"):
+    with pytest.raises(ValueError, match="'gaussian' flow takes no context"):
         guide.fit(temperature=torch.tensor([0.5, 1.0]))
 
 

@@ -326,7 +326,7 @@ def test_a_deep_copy_knows_its_model(guide, data):
 def test_an_unpickled_guide_asks_for_its_model(guide, data):
     again = pickle.loads(pickle.dumps(guide))
     for use in (again.fit, again.target_for, again, again.median):
-        with pytest.raises(ValueError, match=r"guide.attach\(model\)"):
+        with pytest.raises(ValueError, match=r"guide.restore_model\(model\)"):
             use(*data)
     again.restore_model(conjugate)
     again(*data)

@@ -10,6 +10,7 @@ from support import models
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
+from pyro_flowsamp.target import as_target
 
 
 def test_amortize():
@@ -32,7 +33,7 @@ def test_names_that_no_argument_has():
     with pytest.raises(ValueError, match="'z'. are no arguments of the model, which has .'y'"):
         target.conditional_on("z")
     with pytest.raises(ValueError, match="takes no model arguments"):
-        Target.of(target, 1.0)
+        as_target(target, 1.0)
 
 
 def test_data_may_depend_on_an_argument():

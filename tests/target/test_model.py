@@ -129,7 +129,7 @@ def undeclared():
     [
         (nothing, ValueError, "does not depend on any latent site"),
         (noisy, ModelStructureError, "the density is random"),
-        (sequential, ValueError, "'z' asks to be enumerated sequentially"),
+        (sequential, ValueError, "'z' asks for sequential enumeration"),
         (undeclared, ValueError, "'y' has a density of shape .2,., whose dimension -1"),
     ],
 )

@@ -115,7 +115,7 @@ class Lattice(NamedTuple):
 
     def target(self, temperatures: Tensor) -> Target:
         first = Target.from_model(xy_model, temperature=torch.tensor(1.0), **self.arguments)
-        return first.conditional_on("temperature").at(temperatures[:, None])
+        return first.conditional_on("temperature").at_contexts(temperatures[:, None])
 
     def energy(self, theta: Tensor) -> Tensor:
         """Per site."""

@@ -59,13 +59,14 @@ def by_mala(problem: Problem, seed: int, smoke: bool) -> Measured:
     import pyro
     import torch
 
-    from pyro_flowsamp import LatentMALA, Target, VectorizedMCMC
+    from pyro_flowsamp import LatentMALA, VectorizedMCMC
     from pyro_flowsamp.sampling import SamplerSearch
+    from pyro_flowsamp.target import as_target
 
     pyro.set_rng_seed(seed)
     model, data = problem.make()
     chains, kept = (100, 5) if smoke else (1000, 100)
-    ladder = SamplerSearch(Target.of(model, *data), kept, chains, progress=False)
+    ladder = SamplerSearch(as_target(model, *data), kept, chains, progress=False)
     ladder.run_smc()
     starts = ladder.particles[torch.arange(chains) % len(ladder.particles)]
     run = VectorizedMCMC(

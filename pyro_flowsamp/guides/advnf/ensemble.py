@@ -57,7 +57,7 @@ def gather(given: EnsembleSource | None, target: Target, rows: Tensor | None) ->
         target: The density.
         rows: The contexts, ``(K, c)``, or None.
     """
-    here = target if rows is None else target.at(rows)
+    here = target if rows is None else target.at_contexts(rows)
     if given is None:
         given = tempered_smc(here)
     points = ensemble_points(given, here)
@@ -86,7 +86,7 @@ def missed_fraction(
     if rows is not None:
         assert ensemble.contexts is not None
         row = rows[len(rows) // 2]
-        draws, here = draws[(ensemble.contexts == row).all(-1)], target.at(row[None])
+        draws, here = draws[(ensemble.contexts == row).all(-1)], target.at_contexts(row[None])
     num = options.ascent_starts
     octaves = torch.where(target.angles, 0.0, 3 * torch.rand(num, 1).to(draws))
     ends = ascend(here, here.initial_points(num) * 2**octaves, steps=300, rate=0.3)[-1]

@@ -332,7 +332,9 @@ class CollocationPoints:
             for known, place in zip(_needed(self.history.states), self._places)
         )
         t, shift = (v.repeat_interleave(NUM_SOURCES * num) for v in (self.times, self._shift()))
-        denergy_dt, grad_energy = self.path.at(t, shift, u, denergy_dt, grad_energy, dgrad_dt)
+        denergy_dt, grad_energy = self.path.extrapolate(
+            t, shift, u, denergy_dt, grad_energy, dgrad_dt
+        )
         return Sample(t + shift, u, denergy_dt, grad_energy)
 
     def _shift(self) -> Tensor:

@@ -196,7 +196,7 @@ class BoltzmannPath(nn.Module):
             energy if keep else energy.detach(), denergy_dt, grad_energy, torch.zeros_like(u)
         )
 
-    def at(
+    def extrapolate(
         self,
         t: Tensor,
         shift: Tensor,

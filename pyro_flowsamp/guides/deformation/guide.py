@@ -430,8 +430,9 @@ class AutoDeformationFlow(PathGuide):
         """
         target = self.target_for(*args, **kwargs)
         draws = self.particles(num, *args, **kwargs).draw(num)
-        (source,) = self._source
-        student = AutoFlow(source, flow=flow, ensemble=target.unpack(draws), options=options)
+        student = AutoFlow(
+            self.model_source, flow=flow, ensemble=target.unpack(draws), options=options
+        )
         student.fit(*args, **kwargs)
         return student
 

@@ -68,7 +68,7 @@ def test_derivatives_of_the_path(kind, double):
     assert not fixed.grad_energy.requires_grad  # where points are not differentiated, nothing is
     later = derivatives(energy, t + shift, u)
     _, faster, steeper = path.learned_terms(t + shift, u)
-    rate, slope = path.at(
+    rate, slope = path.extrapolate(
         t + shift - shift, shift, u, spot.denergy_dt, spot.grad_energy, spot.dgrad_dt
     )
     assert_close((rate + faster, slope + steeper), later[1:])

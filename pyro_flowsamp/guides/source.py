@@ -1,0 +1,75 @@
+"""Attributes of guides that are no submodules: the model, with its last target, and others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..target.context import same_objects
+from ..target.density import Target, as_target
+
+__all__ = ["ModelSource", "Unregistered"]
+
+
+@dataclass(frozen=True)
+class Unregistered:
+    """A value that does not become a submodule of the guide that has it as an attribute."""
+
+    value: Any
+
+
+class ModelSource:
+    """A guide's model, which is not a submodule of the guide, and the target made of it last.
+
+    A deep copy has the very same model. A pickled source has none, since models and targets need
+    not pickle.
+
+    Arguments:
+        model: A Pyro model or a target.
+    """
+
+    def __init__(self, model: Callable | None) -> None:
+        self.model = model
+        self._last: tuple[tuple, Target] | None = None
+
+    @property
+    def required(self) -> Callable:
+        """The model.
+
+        Raises:
+            ValueError: There is none, after pickling.
+        """
+        if self.model is None:
+            raise ValueError(
+                "this guide was pickled, which leaves its model behind: give it back by "
+                "guide.restore_model(model), or use the guide with its model in a kernel"
+            )
+        return self.model
+
+    @property
+    def last_target(self) -> Target | None:
+        """The target of the last arguments, or None."""
+        return None if self._last is None else self._last[1]
+
+    def target(self, args: tuple, kwargs: dict, context: Sequence[str]) -> Target:
+        """The target of these arguments; the last one is kept, since making one takes time."""
+        model, names = self.required, sorted(kwargs)
+        key = (model, torch.get_default_dtype(), *args, *names, *(kwargs[k] for k in names))
+        if self._last is not None and same_objects(key, self._last[0]):
+            return self._last[1]
+        target = as_target(model, *args, **kwargs)
+        if context:
+            target = target.conditional_on(*context)
+        self._last = key, target
+        return target
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": None, "_last": None}
+
+    def __deepcopy__(self, memo: dict) -> ModelSource:
+        made = ModelSource(self.model)
+        made._last = self._last
+        return made

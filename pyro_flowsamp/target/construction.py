@@ -1,0 +1,132 @@
+r"""Densities of targets, made from a Pyro model, a potential function or an energy.
+
+Each function here finds the coordinates and a way of evaluating a batch of points, and checks both;
+:class:`~pyro_flowsamp.Target` builds on what they return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Size, Tensor
+
+from .batching import Density, choose_batching, warn_of_gradient, warn_of_loop
+from .inspection import at_some_radius, inspect_model
+from .model import ModelDensity
+from .site import SiteLayout, Values, real_site
+
+__all__ = ["BatchedDensity", "energy_density", "model_density", "potential_density"]
+
+
+class BatchedDensity(NamedTuple):
+    r"""A batched log density on :math:`\mathbb R^d`, and where it comes from.
+
+    Attributes:
+        log_prob: Maps points ``(N, d)`` and contexts ``(N, c)`` or None to log densities ``(N,)``.
+        layout: The blocks of coordinates, in order.
+        batching: How a batch is evaluated: ``"vmap"``, ``"plate"``, ``"loop"`` or ``"native"``.
+        model: The Pyro model behind it, or None.
+    """
+
+    log_prob: Density
+    layout: SiteLayout
+    batching: str
+    model: ModelDensity | None = None
+
+
+def model_density(
+    model: Callable, args: tuple, kwargs: dict, context: Sequence[str] = ()
+) -> BatchedDensity:
+    """The density of a Pyro model given its arguments, see :meth:`Target.from_model`.
+
+    Arguments:
+        model: A Pyro model.
+        args, kwargs: Its arguments.
+        context: The names of arguments that vary along a batch.
+    """
+    prototype = inspect_model(model, args, kwargs, context)
+    program = ModelDensity(model, args, kwargs, prototype, context)
+    if context or program.enumerated:
+        program.check_supports(prototype.values)
+    dtypes = {name: value.dtype for name, value in prototype.values.items()}
+    dtype = reduce(torch.promote_types, dtypes.values())
+    device = next(iter(prototype.values.values())).device
+    layout = SiteLayout(prototype.sites, dtype, device)
+
+    def density(evaluate: Callable) -> Density:
+        def log_prob(x: Tensor, c: Tensor | None) -> Tensor:
+            values, ladj = layout.constrain(x)
+            values = {name: value.to(dtypes[name]) for name, value in values.items()}
+            return evaluate(values, program.context.arguments(c)) + ladj
+
+        return log_prob
+
+    ways = {"vmap": program.vmap, "plate": program.plate, "loop": program.loop}
+    evaluated = {name: density(way) for name, way in ways.items()}
+    points = torch.empty(2, layout.dim, dtype=dtype, device=device)
+    row = program.context.row(dtype, device)
+    c = None if row is None else row.expand(2, -1)
+    chosen = at_some_radius(
+        lambda radius: choose_batching(evaluated, points.uniform_(-radius, radius), c)
+    )
+    warn_of_loop(chosen)
+    warn_of_gradient(layout.sites, chosen.value, chosen.grad)
+    return BatchedDensity(evaluated[chosen.name], layout, chosen.name, program)
+
+
+def potential_density(
+    potential_fn: Callable[[Values], Tensor], prototype: Mapping[str, Tensor]
+) -> BatchedDensity:
+    """The density of a potential function, see :meth:`Target.from_potential`."""
+    if not prototype:
+        raise ValueError("prototype is empty: give one tensor for each parameter")
+    sites = [real_site(name, prototype[name].shape) for name in sorted(prototype)]
+    first = prototype[sites[0].name]
+    layout = SiteLayout(sites, first.dtype, first.device)
+
+    def single(values: Values) -> Tensor:
+        return -potential_fn(values).reshape(())
+
+    def vmapped(x: Tensor, c: Tensor | None) -> Tensor:
+        return torch.func.vmap(single)(layout.split(x))
+
+    def loop(x: Tensor, c: Tensor | None) -> Tensor:
+        return torch.stack([single(layout.split(row)) for row in x])
+
+    ways: dict[str, Density] = {"vmap": vmapped, "loop": loop}
+    point = torch.cat([prototype[s.name].reshape(-1) for s in sites]).detach()
+    chosen = choose_batching(ways, torch.stack([point, point + 0.1]), None)
+    warn_of_loop(chosen)
+    return BatchedDensity(ways[chosen.name], layout, chosen.name)
+
+
+def energy_density(
+    fn: Callable[[Tensor], Tensor],
+    dim: int,
+    angles: Sequence[int],
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> BatchedDensity:
+    """The density of a batched energy function, see :meth:`Target.from_energy`."""
+    dtype = dtype or torch.get_default_dtype()
+    device = torch.device(device) if device is not None else torch.get_default_device()
+    if not all(-dim <= index < dim for index in angles):
+        raise ValueError(f"angles are indices of {dim} coordinates, got {list(angles)}")
+    mask = torch.zeros(dim, dtype=torch.bool, device="cpu")
+    mask[list(angles)] = True
+    energies = fn(torch.zeros(2, dim, dtype=dtype, device=device))
+    if not isinstance(energies, Tensor):
+        raise ValueError(
+            f"the energy returns a {type(energies).__name__}, not a tensor: write it with "
+            f"torch functions, so that it has a gradient."
+        )
+    if energies.shape != (2,):
+        raise ValueError(
+            f"the energy of a batch of shape (2, {dim}) has shape {tuple(energies.shape)}; "
+            f"it must be (2,), one energy per row."
+        )
+    layout = SiteLayout([real_site("x", Size([dim]))], dtype, device, mask)
+    return BatchedDensity(lambda x, c: -fn(x), layout, "native")
