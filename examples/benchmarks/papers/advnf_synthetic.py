@@ -276,9 +276,9 @@ on MOG-8, and the flow is splines on one Gaussian:
 - *The weight of the adversary.* Together with both divergences any λ1 up to 10 is as good as none,
   and 100 destroys the flow. With the reverse KL alone, a weight of zero leaves one mode of eight.
   Of the constants only .01 found all eight in each seed, and larger ones lost some. "auto" found
-  all in both tables. Its gradient is as large as that of the divergences while D separates the draws, and
-  vanishes once D does not. No constant does as well in both tables without a search for it. This is
-  the reason for the default.
+  all in both tables. Its gradient is as large as that of the divergences while D separates the
+  draws, and vanishes once D does not. No constant does as well in both tables without a search for
+  it. This is the reason for the default.
 - *The loss* of the adversary makes no difference here.
 - *The forward KL* should not fade where there are many draws. A flow learns few draws by heart,
   and for this reason the forward KL fades by default.
