@@ -60,7 +60,7 @@ def by_mala(problem: Problem, seed: int, smoke: bool) -> Measured:
     import torch
 
     from pyro_flowsamp import LatentMALA, Target, VectorizedMCMC
-    from pyro_flowsamp.sampling import SamplerSearch
+    from pyro_flowsamp.search import SamplerSearch
 
     pyro.set_rng_seed(seed)
     model, data = problem.make()
