@@ -31,10 +31,10 @@ def fit_mixture_guide(target: Target, particles: Tensor, components: int) -> Aut
 
         >>> import torch
         >>> _ = torch.manual_seed(0)
-        >>> target = Target.from_energy(lambda x: 0.5 * (x.abs() - 9).square().sum(-1), 1)
-        >>> particles = 9 * torch.randn(500, 1).sign() + torch.randn(500, 1)
-        >>> num_components(fit_mixture_guide(target, particles, 8))
-        2
+        >>> target = Target.from_energy(lambda x: 0.5 * (x - 3).square().sum(-1), 2)
+        >>> guide = fit_mixture_guide(target, 3 + torch.randn(500, 2), 1)
+        >>> guide.trained, num_components(guide)
+        (True, 1)
     """
     guide = AutoFlow(target, flow=partial(_mixture, most=components))
     guide.target_for()

@@ -21,7 +21,7 @@ def test_chains_that_never_move_are_told_from_slow_ones():
     assert pilot.never_accepted_fraction(torch.ones(4, 10, dtype=torch.bool)) == 0.0
 
 
-# ---- effective draws  -------------------------------------------------------------------------
+# ---- effective draws -----------------------------------------------------------------------------
 
 
 def test_independent_draws_count_once_each():
