@@ -219,7 +219,7 @@ def _normalised_ranks(x: Tensor) -> Tensor:
 def r_hat(x: Tensor) -> float:
     r"""The largest split R-hat of the coordinates, divided by its value for chains that have mixed.
 
-    For n draws of a chain, each worth half an independent one, R-hat is about
+    For n draws of a chain, each with half an effective draw, R-hat is about
     :math:`\sqrt{1 + 2/n}` when the chains have mixed. It is divided by :math:`\sqrt{1 + 8/n}`, so
     that only more than four times that excess gives a result above 1.
 

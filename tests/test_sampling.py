@@ -173,6 +173,24 @@ def test_chains_that_disagree(bad_flows, no_training):
         pf.sample(mixture(2), num_samples=20, num_chains=200, search=options, **QUIET)
 
 
+@pytest.mark.parametrize("name, value", [("pilot_chains", 0), ("patience", -1.0)])
+def test_search_options_out_of_range(name, value):
+    with pytest.raises(ValueError, match=f"SearchOptions.{name} must be at least"):
+        SearchOptions(**{name: value})
+
+
+def test_search_options_are_used():
+    options = SearchOptions(particles=128, pilot_chains=32, target_ess_per_draw=3.0)
+    target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+    data = pf.sample(target, num_samples=5, num_chains=50, search=options, **QUIET)
+    assert data.attrs["thin"] >= 3
+    steps = search.SamplerSearch(target, 5, 50, False, options)
+    steps.run_smc()
+    assert len(steps.particles) == 128
+    pilot_run = steps.run_pilot("IMH", pf.IMH(guide=steps.fit_mixture_guide(1)), torch.inf)
+    assert pilot_run.run.num_chains == 32
+
+
 @pytest.mark.parametrize("counts", [{"num_samples": 0}, {"num_chains": 1}])
 def test_counts(counts):
     with pytest.raises(ValueError, match="at least"):
