@@ -81,8 +81,7 @@ def _by_particles(path: Path) -> tuple[Evidence, float]:
 
 @torch.no_grad()
 def _by_density(path: Path) -> tuple[Evidence, float]:
-    assert path.guide.flow is not None
-    flow = path.guide.flow(None)
+    flow = path.guide.trained_flow(None)
     x, log_q = flow.rsample_and_log_prob((path.num,))
     log_w = path.target.log_prob(x).double() + path.log_h(x) - log_q.double()
     log_z, error = _evidence(log_w.unflatten(0, (path.islands, -1)))

@@ -84,9 +84,8 @@ def as_density(
     before = target.evaluations
     if not guide.trained:
         guide.fit(*args)
-    assert guide.flow is not None
     values = (lambda x: x) if isinstance(model, Target) else target.unpack
-    draws = _draws(guide.flow, options.pilot_draws)
+    draws = _draws(guide.trained_flow, options.pilot_draws)
     start = _gaussian_of(draws, options.start_width)
     return SampledDensity(target, start, draws, values, False, before)
 

@@ -1,4 +1,4 @@
-"""Lattice fields: their flows, discriminators, densities and exact solutions."""
+"""Lattice fields: flows, discriminators, densities and exact solutions."""
 
 from .discriminator import LatticeDiscriminator, lattice_discriminator
 from .flow import LatticeFlow, lattice_flow

@@ -19,19 +19,25 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class LatticeDiscriminator(nn.Module):
-    r"""Periodic convolutions, a mean over the lattice, and an MLP of that.
+    r"""A discriminator by periodic convolutions, a mean over the lattice, and an MLP.
 
-    It is blind to translations, and sees angles as (cos, sin).
+    The logits do not change under translations. Angles enter as (cos, sin).
 
     Arguments:
         shape: Sites along each of up to three axes.
-        context: The number of context features, constant planes beside the field.
-        angles: Mask of periodic features: of all or none.
-        channels: Of each convolution.
+        context: The number of context features, which are constant planes beside the field.
+        angles: Mask of periodic features, all or none.
+        channels: Number of channels of each convolution.
         hidden_features: Widths of the MLP's hidden layers.
 
     Raises:
-        ValueError: More than three axes, or some coordinates are angles and others not.
+        ValueError: There are more than three axes, or some coordinates are angles and others not.
+
+    Example::
+
+        >>> network = LatticeDiscriminator((4, 4), angles=torch.ones(16, dtype=torch.bool))
+        >>> network(torch.zeros(5, 16)).shape
+        torch.Size([5])
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class LatticeDiscriminator(nn.Module):
         self.net = zuko.nn.MLP(2 * sizes[-1] + context, 1, hidden_features, activation=nn.SiLU)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Returns logits ``(N,)`` of fields ``(N, d)`` at contexts ``(N, c)``."""
         planes = [x.cos(), x.sin()] if self.circular else [x]
         if context is not None:
             planes += [c[:, None].expand_as(x) for c in context.unbind(-1)]
@@ -71,10 +78,20 @@ class LatticeDiscriminator(nn.Module):
 def lattice_discriminator(
     shape: Sequence[int], channels: Sequence[int] = (32, 32), hidden_features: Sequence[int] = (64,)
 ) -> Callable[..., LatticeDiscriminator]:
-    """A recipe for :class:`LatticeDiscriminator`, as ``AutoAdvNF(discriminator=...)`` takes.
+    """Makes a recipe for :class:`LatticeDiscriminator`, for ``AutoAdvNF(discriminator=...)``.
 
     Arguments:
-        shape, channels, hidden_features: Its own.
+        shape, channels, hidden_features: See :class:`LatticeDiscriminator`.
+
+    Returns:
+        A function of ``(features, context, angles)``, which raises ValueError where the number of
+        features is not that of the sites.
+
+    Example::
+
+        >>> network = lattice_discriminator((4, 4))(16, 0, None)
+        >>> network(torch.zeros(5, 16)).shape
+        torch.Size([5])
     """
     return partial(_lattice_discriminator, shape, tuple(channels), tuple(hidden_features))
 
@@ -87,7 +104,6 @@ def _lattice_discriminator(
     context: int,
     angles: Tensor | None,
 ) -> LatticeDiscriminator:
-    """Raises ValueError where the target has another number of coordinates than sites."""
     if features != prod(shape):
         raise ValueError(
             f"this discriminator is for {prod(shape)} sites, a lattice of shape {tuple(shape)}; "

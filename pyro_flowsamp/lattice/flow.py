@@ -1,27 +1,29 @@
-r"""A flow for angles on a periodic lattice: from coarse to fine, blind to where zero is.
+r"""A flow for angles on a periodic lattice, from coarse to fine, that respects rotations.
 
-The sites are drawn in groups: one, then those half-way between known ones, and so on, as a
-renormalisation group read backwards. The angle :math:`\theta_i` of a new site comes of a latent one
-:math:`u_i`, uniform on the circle, by
+The sites are drawn in groups: first one, then those half-way between known ones, and so on. This is
+a renormalisation group step, inverted. The angle :math:`\theta_i` of a new site is a function of a
+latent angle :math:`u_i`, uniform on the circle:
 
 .. math:: \theta_i = \arg r_i + m_i + G_{\sigma_i}(S_i(u_i)), \qquad
-          r_i = \sum_j w_{0j} e^{i\theta_j},
+          r_i = \sum_j w_{0j} e^{i\theta_j} .
 
-the sum over the nearest known sites :math:`j`, and over squares of which the other corners a, b
-and the opposite one c are known, with :math:`\theta_j = \theta_a + \theta_b - \theta_c`, the angle
-that a field with a constant slope would have; :math:`S_i` a circular spline, and
-:math:`G_\sigma` the quantile function of :math:`N(0, \sigma^2)` cut to :math:`[-\pi, \pi]`. Shift,
-width and spline are a network's, of the context and of what a rotation of all angles leaves alone,
-:math:`z_{ci} \bar r_i / |r_i|` with further sums :math:`z_{ci} = \sum_j w_{cj} e^{i\theta_j}`. So
+The sum is over the nearest known sites :math:`j`, and over squares of which the other corners a, b
+and the opposite corner c are known. For a square :math:`\theta_j = \theta_a + \theta_b - \theta_c`,
+which is the angle of a field with a constant slope. :math:`S_i` is a circular spline, and
+:math:`G_\sigma` is the quantile function of :math:`N(0, \sigma^2)` truncated to
+:math:`[-\pi, \pi]`. A network computes the shift :math:`m_i`, the width and the spline. Its inputs
+are the context and the sums :math:`z_{ci} \bar r_i / |r_i|` with
+:math:`z_{ci} = \sum_j w_{cj} e^{i\theta_j}`, which a rotation of all angles does not change. It
+follows that
 
-- the density is exactly that of the lattice turned by any angle;
-- in the limit of low temperatures, spin waves, each :math:`\theta_i` is Gaussian about a weighted
-  mean of its neighbours' angles, which is what :math:`r_i` and :math:`\sigma_i` alone express;
-- sites of a group are independent given the known ones. On the XY model that is exact for the last
-  half of the sites, whose neighbours are all known; with ring exchange for the last coset.
+- a rotation of all angles does not change the density;
+- in the limit of low temperatures (spin waves), each :math:`\theta_i` is Gaussian about a weighted
+  mean of its neighbours' angles, which :math:`r_i` and :math:`\sigma_i` alone express;
+- the sites of a group are independent given the known ones. In the XY model that is exact for the
+  last half of the sites, whose neighbours are all known; with ring exchange for the last coset.
 
-The map is triangular, its determinant a product. Sites of a group share their weights, so that
-the trained layers of a small lattice can initialise those of a larger one.
+The map is triangular, and its determinant is a product. The sites of a group share their weights,
+so that the trained layers of a small lattice can initialise those of a larger one.
 """
 
 from __future__ import annotations
@@ -42,16 +44,24 @@ from .grid import REACH, SiteGroup, coarse_to_fine
 __all__ = ["LatticeCoupling", "LatticeFlow", "cut_normal", "lattice_flow"]
 
 
-EPSILON = 1e-6  #: what a mean direction's length is at least, to divide by
+EPSILON = 1e-6  #: added to the length of a mean direction, to divide by
 
 
 # ---- the layer ---------------------------------------------------------------------------------
 def cut_normal(u: Tensor, log_scale: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    r""":math:`G_\sigma`: angles uniform on the circle to N(0, σ²) cut to it, with log-derivative.
+    r"""Maps uniform angles to a normal truncated to the circle, with the log-derivative.
 
     .. math:: G_\sigma(u) = \sqrt2\,\sigma\, \operatorname{erf}^{-1}(a u / \pi), \qquad
               a = \operatorname{erf}(\pi / \sqrt2 \sigma), \qquad
               \log G_\sigma' = \log\frac{a \sigma}{\sqrt{2\pi}} + \frac{G_\sigma^2}{2\sigma^2}.
+
+    Arguments:
+        u: Angles in :math:`[-\pi, \pi]`, of any shape.
+        log_scale: :math:`\log \sigma`, of a shape that broadcasts.
+        inverse: Whether to apply the inverse of :math:`G_\sigma`.
+
+    Returns:
+        The values and the log-derivatives.
     """
     scale = log_scale.exp()
     mass = torch.erf(pi / (sqrt(2) * scale))
@@ -65,16 +75,17 @@ def cut_normal(u: Tensor, log_scale: Tensor, inverse: bool) -> tuple[Tensor, Ten
 
 
 class LatticeCoupling(zuko.lazy.LazyTransform):
-    r"""Draws a group of sites given those that are known; see the module's docstring.
+    r"""A layer that draws a group of sites given the known ones; see the module's docstring.
 
     Arguments:
-        features: Sites of the lattice.
-        context: The number of context features, all positive: they enter as :math:`\log c` and c,
-            and widths start in proportion to the square root of their product, as at a temperature.
-        group: Which sites, and what they look at.
-        channels: Sums :math:`z_c` beside :math:`r`.
+        features: The number of sites of the lattice.
+        context: The number of context features, which are positive. They enter as :math:`\log c`
+            and c. Widths start in proportion to the square root of their product, which is right
+            for a temperature.
+        group: The sites, and the known sites that they depend on.
+        channels: Number of sums :math:`z_c` beside :math:`r`.
         hidden_features: Widths of the network's hidden layers.
-        bins: Of the spline.
+        bins: Number of bins of the spline.
     """
 
     def __init__(
@@ -109,7 +120,7 @@ class LatticeCoupling(zuko.lazy.LazyTransform):
         nn.init.zeros_(self.net[-1].bias)
 
     def parameters_of(self, a: Tensor, context: Tensor | None) -> Tensor:
-        """Spline, log width, shift and direction for each new site, ``(..., n, count)``."""
+        """Returns spline, log width and direction for each new site, ``(..., n, count)``."""
         around = a.index_select(-1, self.near).unflatten(-1, (self.sizes[1], -1))
         if len(self.corners):
             square = a.index_select(-1, self.corners).unflatten(-1, (self.sizes[1], -1, 3))
@@ -131,6 +142,7 @@ class LatticeCoupling(zuko.lazy.LazyTransform):
         return torch.cat([knots, width + log_scale, direction], -1)
 
     def univariate(self, phi: Tensor, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Maps a new site's latent angle to its angle, or back, with the log-derivative."""
         knots, log_scale, direction = phi[..., :-2], phi[..., -2], phi[..., -1]
         if inverse:
             u, ladj = cut_normal(wrap(x - direction), log_scale, True)
@@ -141,11 +153,15 @@ class LatticeCoupling(zuko.lazy.LazyTransform):
         return wrap(angle + direction), ladj + bent
 
     def forward(self, c: Tensor | None = None) -> Map:
+        """Returns the bijection at a context."""
         return CouplingMap(self, c)
 
 
 class CircleMap(Map):
-    """Brings latent angles onto the circle, wherever a chain in latent space has taken them."""
+    r"""Wraps latent angles to :math:`[-\pi, \pi)`.
+
+    A chain in latent space may leave the interval.
+    """
 
     def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return wrap(z), torch.zeros_like(z[..., 0])
@@ -155,14 +171,26 @@ class CircleMap(Map):
 
 
 class Circle(zuko.lazy.LazyTransform):
-    """The same in a flow."""
+    """The layer of a flow that wraps latent angles."""
 
     def forward(self, c: Tensor | None = None) -> Map:
+        """Returns the map, which is the same at all contexts."""
         return CircleMap()
 
 
 class LatticeFlow(zuko.lazy.Flow):
-    """The first site uniform, then one layer after the other, named by their groups' keys."""
+    """A flow for angles on a periodic lattice, with one layer for each group of sites.
+
+    Arguments:
+        angles: Mask of angles, all true, ``(d,)``.
+        layers: The layers in the order in which their sites are drawn. The first site is uniform.
+
+    Example::
+
+        >>> flow = lattice_flow((4, 4))(16, 0, torch.ones(16, dtype=torch.bool))
+        >>> type(flow).__name__, len(flow.layers)
+        ('LatticeFlow', 9)
+    """
 
     def __init__(self, angles: Tensor, layers: Sequence[LatticeCoupling]) -> None:
         nn.Module.__init__(self)
@@ -172,10 +200,11 @@ class LatticeFlow(zuko.lazy.Flow):
 
     @property
     def transform(self) -> zuko.lazy.LazyTransform:
+        """The map from points to latent variables."""
         return zuko.lazy.LazyComposedTransform(self.circle, *self.layers.values()).inv
 
     def check_context(self, rows: Tensor) -> None:
-        """Raises ValueError unless all features ``(K, c)`` are positive."""
+        """Raises ValueError unless all context features ``(K, c)`` are positive."""
         if not bool((rows > 0).all()):
             raise ValueError(
                 f"a lattice flow's context must be positive, as temperatures are: its least is "
@@ -190,17 +219,32 @@ def lattice_flow(
     bins: int = 8,
     reach: int = REACH,
 ) -> Callable[..., LatticeFlow]:
-    """A recipe for angles on a periodic lattice: ``AutoFlow(xy_model, flow=lattice_flow((8, 8)))``.
+    """Makes a recipe of a flow for angles on a periodic lattice, for the argument ``flow=``.
 
-    Context features must be positive, as temperatures are.
+    Context features must be positive, such as temperatures.
 
     Arguments:
         shape: Sites along each axis; powers of two make the fewest layers.
-        channels, hidden_features, bins: See :class:`LatticeCoupling`.
-        reach: Known sites that a new one looks at, the nearest.
+        channels, hidden_features, bins: See
+            :class:`~pyro_flowsamp.lattice.flow.LatticeCoupling`.
+        reach: Number of nearest known sites that a new site depends on.
+
+    Returns:
+        A function of ``(features, context, angles)`` that makes the flow. It raises ValueError
+        where the target has another number of angles.
 
     Raises:
-        ValueError: As in :func:`coarse_to_fine`; for a target of another number of angles.
+        ValueError: An axis has fewer than two sites, the reach is below one, or the coarsest level
+            has more than 64 sites.
+
+    Example::
+
+        >>> from pyro_flowsamp import AutoFlow, Target
+        >>> from pyro_flowsamp.lattice import xy
+        >>> guide = AutoFlow(xy((4, 4)).target, flow=lattice_flow((4, 4)))
+        >>> flow = lattice_flow((4, 4))(16, 0, torch.ones(16, dtype=torch.bool))
+        >>> flow(None).sample((3,)).shape
+        torch.Size([3, 16])
     """
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     groups = coarse_to_fine(sizes, reach)

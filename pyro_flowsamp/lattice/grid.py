@@ -1,8 +1,8 @@
-"""Square lattices: fields on them, differences along bonds, symmetries.
+"""Square lattices: fields, differences along bonds, symmetries, and an order of the sites.
 
-A field on a lattice of any dimension is a vector, its sites in row-major order, so that targets
-see points ``(..., d)``. Each site has one bond to its neighbour along each axis, with the last
-joined to the first; an axis of two sites therefore joins them by two bonds.
+A field on a lattice of any dimension is a vector with its sites in row-major order, so that targets
+take points ``(..., d)``. Each site has one bond to its next neighbour along each axis, and the last
+site is joined to the first. Two sites on an axis are therefore joined by two bonds.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor
 
-__all__ = ["coarse_to_fine", "lattice_symmetries"]
+__all__ = ["SiteGroup", "coarse_to_fine", "lattice_shape", "lattice_symmetries"]
 
 
-REACH = 16  #: known sites that a new one looks at
+REACH = 16  #: default number of known sites that a new site depends on
 
 
 # ---- the order of sites ------------------------------------------------------------------------
 class SiteGroup(NamedTuple):
-    """Sites drawn at once.
+    """A group of sites that are drawn at the same time.
 
     Attributes:
-        sites: Their indices, ``(n,)``.
-        near: For each of them the nearest known sites, ``(n, k)``, in one order of displacements.
+        sites: Indices of the sites, ``(n,)``.
+        near: The nearest known sites of each, ``(n, k)``, in the same order of displacements.
         corners: The other corners of each elementary square of which all are known, ``(n, p, 3)``,
-            the opposite one last.
-        distance: Lengths of those displacements, ``(k,)``.
-        steps: Those displacements, as the shortest way round, and the squares'.
-        key: The level counted from the finest, and which of its groups: the same on all lattices.
+            the opposite corner last.
+        distance: Lengths of the displacements to the nearest known sites, ``(k,)``.
+        steps: These displacements as the shortest way around the lattice, then those of the
+            squares.
+        key: The level counted from the finest, and the group within it; a group of the same kind
+            has the same key on all lattices.
     """
 
     sites: Tensor
@@ -44,15 +46,24 @@ class SiteGroup(NamedTuple):
 
 
 def coarse_to_fine(sizes: Sequence[int], reach: int = REACH) -> list[SiteGroup]:
-    """Groups of sites, of a lattice of these sizes, in the order in which they are drawn.
+    """Returns the groups of sites of a lattice in the order in which they are drawn.
 
-    The coarsest sites, spaced by the largest power of two that divides all sizes, come one by one;
-    then each level halves the spacing, coset by coset, those of even parity first, and each coset
-    in two halves like the squares of a chessboard, where it has such.
+    The coarsest sites, spaced by the largest power of two that divides all sizes, come one by one.
+    Then each level halves the spacing. Its cosets are drawn one after the other, those of even
+    parity first, and each coset in two halves like the squares of a chessboard, where possible.
+
+    Arguments:
+        sizes: Sites along each axis.
+        reach: Number of nearest known sites that a new site depends on.
 
     Raises:
-        ValueError: An axis of fewer than two sites, a reach below one, or more than 64 sites on the
-            coarsest level.
+        ValueError: An axis has fewer than two sites, the reach is below one, or the coarsest level
+            has more than 64 sites.
+
+    Example::
+
+        >>> [len(group.sites) for group in coarse_to_fine((4, 4))]
+        [1, 1, 1, 1, 2, 2, 2, 2, 2, 2]
     """
     if not sizes or any(n < 2 for n in sizes) or reach < 1:
         raise ValueError(
@@ -90,7 +101,7 @@ def coarse_to_fine(sizes: Sequence[int], reach: int = REACH) -> list[SiteGroup]:
 def _halves(
     sizes: Sequence[int], spacing: int, offset: Sequence[int]
 ) -> list[list[tuple[int, ...]]]:
-    """A coset in two halves, where every axis has an even number of its sites, else whole."""
+    """Splits a coset into two halves where every axis has an even number of its sites."""
     counts = [n // (2 * spacing) for n in sizes]
     halves: list[list[tuple[int, ...]]] = [[], []]
     split = all(n % 2 == 0 for n in counts)
@@ -152,7 +163,7 @@ def _shortest(step: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def _squares(dim: int, spacing: int) -> list[list[tuple[int, ...]]]:
-    """Steps to the other corners of each elementary square at a site, the opposite one last."""
+    """Returns steps to the other corners of each square at a site, the opposite corner last."""
     unit = [tuple(spacing * (i == axis) for i in range(dim)) for axis in range(dim)]
     squares = []
     for one, two in combinations(unit, 2):
@@ -166,10 +177,10 @@ Shape = int | Sequence[int]  #: sites along each axis
 
 
 def lattice_shape(shape: Shape) -> Size:
-    """The shape as a tuple.
+    """Returns the shape as a ``torch.Size``.
 
     Raises:
-        ValueError: No axis, or one of fewer than two sites.
+        ValueError: There is no axis, or one has fewer than two sites.
     """
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     if not sizes or any(int(n) != n or n < 2 for n in sizes):
@@ -178,10 +189,10 @@ def lattice_shape(shape: Shape) -> Size:
 
 
 def on_lattice(x: Tensor, sizes: Size) -> Tensor:
-    """Points ``(..., d)`` as fields ``(..., *sizes)``.
+    """Reshapes points ``(..., d)`` to fields ``(..., *sizes)``.
 
     Raises:
-        ValueError: They do not have one coordinate for each site.
+        ValueError: The points do not have one coordinate for each site.
     """
     if x.dim() == 0 or x.shape[-1] != prod(sizes):
         raise ValueError(
@@ -192,33 +203,41 @@ def on_lattice(x: Tensor, sizes: Size) -> Tensor:
 
 
 def axes(sizes: Size) -> range:
-    """The axes of a field on the lattice, counted from the right: there may be batches."""
+    """Returns the axes of a field, counted from the right because there may be batches."""
     return range(-len(sizes), 0)
 
 
 def differences(field: Tensor, axis: int, periodic: bool = True) -> Tensor:
-    """Each site's neighbour along an axis, less the site; without the closing bond if open."""
+    """Returns neighbour minus site along an axis; an open axis has no closing bond."""
     return field.roll(-1, axis) - field if periodic else field.diff(dim=axis)
 
 
 def over_sites(values: Tensor, sizes: Size) -> Tensor:
-    """The sum over the lattice, ``(...,)``."""
+    """Sums over the lattice, ``(..., *sizes) → (...,)``."""
     return values.flatten(-len(sizes)).sum(-1)
 
 
 def lattice_symmetries(shape: Shape) -> list[tuple[list[int], list[int]]]:
-    r"""Generators of the symmetries of a periodic lattice.
+    r"""Returns generators of the symmetries of a periodic lattice.
 
-    In this order: a shift by one site along each axis; the reflection of each; the exchange of each
-    pair of neighbouring axes of one length. Each is :math:`(\pi, s)`, a permutation of the sites
-    and signs, here all 1, as in :mod:`pyro_flowsamp.nn.equivariant`; leave out what you do not
-    need.
+    They are in this order: a shift by one site along each axis; the reflection of each axis; the
+    exchange of each pair of neighbouring axes of equal length. A generator is :math:`(\pi, s)`, a
+    permutation of the sites, and signs, which are all 1 here. See
+    :mod:`pyro_flowsamp.nn.equivariant`. A subset of the generators may be used.
 
     Arguments:
         shape: Sites along each axis.
 
     Raises:
-        ValueError: No axis, or one of fewer than two sites.
+        ValueError: There is no axis, or one has fewer than two sites.
+
+    Example::
+
+        >>> shift, reflection = lattice_symmetries(3)
+        >>> shift
+        ([1, 2, 0], [1, 1, 1])
+        >>> reflection
+        ([2, 1, 0], [1, 1, 1])
     """
     sizes = lattice_shape(shape)
     sites = torch.arange(prod(sizes), device="cpu").reshape(sizes)

@@ -3,10 +3,10 @@ r"""The :math:`\varphi^4` field on a periodic lattice of any dimension.
 .. math:: S(\varphi) = \sum_{\langle ij \rangle} (\varphi_i - \varphi_j)^2
           + \sum_i V(\varphi_i),\qquad V(u) = -m u^2 + \lambda (u - \alpha)^4,
 
-each bond counted once; on a circle this is Eq. (19) of Máté and Fleuret.
+with each bond counted once. On a circle this is Eq. (19) of Máté and Fleuret.
 
 References:
-    Máté and Fleuret: Learning Interpolations between Boltzmann Densities, 2023,
+    Máté and Fleuret, *Learning Interpolations between Boltzmann Densities*, 2023,
     https://arxiv.org/abs/2301.07388
 """
 
@@ -52,15 +52,20 @@ def phi4_action(
     coupling: float | Tensor = 1 / 16,
     alpha: float | Tensor = 0.01,
 ) -> Tensor:
-    r"""The action :math:`S(\varphi)`, ``(..., d) → (...,)``; dimensionless.
+    r"""Computes the action :math:`S(\varphi)`, which has no unit, ``(..., d) → (...,)``.
 
     Arguments:
-        x: Fields, sites in row-major order.
-        shape: Sites along each axis; a number of sites is a circle.
+        x: Fields, with sites in row-major order.
+        shape: Sites along each axis; one number is a circle of so many sites.
         mass, coupling, alpha: :math:`m`, :math:`\lambda`, :math:`\alpha`.
 
     Raises:
-        ValueError: An axis of fewer than two sites, or points of the wrong dimension.
+        ValueError: An axis has fewer than two sites, or the points have the wrong dimension.
+
+    Example::
+
+        >>> float(phi4_action(torch.ones(4), 4, mass=0.5, coupling=0.25, alpha=0.0))
+        -1.0
     """
     sizes = lattice_shape(shape)
     field = on_lattice(x, sizes)
@@ -74,18 +79,25 @@ def phi4_model(
     coupling: float | Tensor = 1 / 16,
     alpha: float | Tensor = 0.01,
 ) -> Tensor:
-    r"""The field as a Pyro model: one site ``"phi"`` of the lattice's shape.
+    r"""The field as a Pyro model, with one site ``"phi"`` of the lattice's shape.
 
-    Its density is :math:`e^{-S}`: the prior is flat, of density 1. The dtype and device are
-    those of ``mass``, torch's defaults for a number. ``mass``, ``coupling`` and ``alpha`` may be a
-    guide's context.
+    The density is :math:`e^{-S}`; the prior is flat with density 1. The dtype and device are those
+    of ``mass``, or torch's defaults where it is a number. ``mass``, ``coupling`` and ``alpha`` may
+    be a guide's context.
 
     Arguments:
-        shape: Sites along each axis; a number of sites is a circle.
+        shape: Sites along each axis; one number is a circle of so many sites.
         mass, coupling, alpha: :math:`m`, :math:`\lambda`, :math:`\alpha`.
 
     Raises:
-        ValueError: An axis of fewer than two sites.
+        ValueError: An axis has fewer than two sites.
+
+    Example::
+
+        >>> target = Target.from_model(phi4_model, (2, 2), mass=0.5)
+        >>> x = torch.ones(1, 4)
+        >>> torch.allclose(target.log_prob(x), -phi4_action(x, (2, 2)))
+        True
     """
     sizes = lattice_shape(shape)
     zero = (1.0 * torch.as_tensor(mass)).new_zeros(sizes)
@@ -103,25 +115,33 @@ def phi4(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Problem:
-    r"""The density :math:`e^{-S(\varphi)}` on the lattice, points ``(N, d)``.
+    r"""A problem with the density :math:`e^{-S(\varphi)}` on the lattice, points ``(N, d)``.
 
-    The modes are the constant fields at the minima of :math:`V`, for :math:`m > 0` one of each
-    sign, and a field belongs to the mode of the sign of its mean. Evidence, masses, entropy and
-    exact draws are known on the circle only. The defaults are one of the paper's four circles.
+    The modes are the constant fields at the minima of :math:`V`. For :math:`m > 0` there is one of
+    each sign, and a field belongs to the mode of the sign of its mean. Evidence, masses, entropy
+    and exact draws are known on the circle only. The defaults are one of the four circles of Máté
+    and Fleuret.
 
-    Draws come from a chain on a grid, to each site of which a triangular variate is added: their
-    density is the multilinear interpolant of :math:`e^{-S}`, which bounds it up to a constant,
-    and rejection does the rest. They are independent, and exact but for :math:`|\varphi_i|` where
-    the density is :math:`e^{-45}`, and rounding; 10 000 take about a second for 16 sites.
+    Exact draws start from a chain on a grid. A triangular variate is added to each site, so that
+    the density of the result is the multilinear interpolant of :math:`e^{-S}`. It bounds
+    :math:`e^{-S}` up to a constant, and rejection gives the rest. The draws are independent. They
+    are exact except for rounding, and for fields with a density below :math:`e^{-45}`. 10 000 draws
+    take about a second for 16 sites.
 
     Arguments:
-        shape: Sites along each axis; a number of sites is a circle.
+        shape: Sites along each axis; one number is a circle of so many sites.
         mass, coupling, alpha: :math:`m`, :math:`\lambda`, :math:`\alpha`.
-        dtype, device: Of the points; torch's defaults where None.
+        dtype, device: Dtype and device of the points; torch's defaults where None.
 
     Raises:
-        ValueError: An axis of fewer than two sites, a density that cannot be normalised, or wells
-            too far apart, or a circle too long, for its exact solution.
+        ValueError: An axis has fewer than two sites; the density cannot be normalised; the wells
+            are too far apart, or the circle is too long, for the exact solution.
+
+    Example::
+
+        >>> problem = phi4(8, mass=0.5)
+        >>> problem.sample(5).shape, problem.modes.shape
+        (torch.Size([5, 8]), torch.Size([2, 8]))
     """
     sizes = lattice_shape(shape)
     check_normalisable(mass, coupling)
@@ -151,7 +171,7 @@ def _by_sign(x: Tensor) -> Tensor:
 
 
 def _minima(mass: float, coupling: float, alpha: float) -> list[float]:
-    """Where V has minima, in ascending order."""
+    """Returns the minima of V in ascending order."""
     v = np.polynomial.Polynomial([0.0, 1.0])  # u - alpha: a triple root is then exactly zero
     polynomial = coupling * v**4 - mass * (v + alpha) ** 2
     roots = polynomial.deriv().trim().roots()
@@ -160,13 +180,23 @@ def _minima(mass: float, coupling: float, alpha: float) -> list[float]:
 
 
 def phi4_symmetries(shape: Shape, alpha: float = 0.0) -> list[tuple[list[int], list[int]]]:
-    r"""Generators of the action's symmetries, as in :func:`lattice_symmetries`.
+    r"""Returns generators of the action's symmetries, in the form of :func:`lattice_symmetries`.
 
-    The change of all signs comes last, for :math:`\alpha = 0` only: it is no symmetry of any other
-    action, however small :math:`\alpha`, and a network that respects it gives both modes one mass.
+    The change of all signs comes last, and for :math:`\alpha = 0` only. It is no symmetry of any
+    other action, however small :math:`\alpha` is: a network that respects it gives both modes the
+    same mass.
+
+    Arguments:
+        shape: Sites along each axis; one number is a circle of so many sites.
+        alpha: :math:`\alpha`.
 
     Raises:
-        ValueError: An axis of fewer than two sites.
+        ValueError: An axis has fewer than two sites.
+
+    Example::
+
+        >>> phi4_symmetries(3)[-1]
+        ([0, 1, 2], [-1, -1, -1])
     """
     dim = prod(lattice_shape(shape))
     flip = [(list(range(dim)), [-1] * dim)]
@@ -174,12 +204,17 @@ def phi4_symmetries(shape: Shape, alpha: float = 0.0) -> list[tuple[list[int], l
 
 
 class Phi4Observables(NamedTuple):
-    r"""Of each field, all ``(...,)``.
+    r"""Observables of each field, all ``(...,)``.
 
     Attributes:
         mean: :math:`\bar\varphi`, the mean over the lattice.
         mean_square: The mean of :math:`\varphi_i^2` over the lattice.
-        action: :math:`S/N`, per site.
+        action: The action per site, :math:`S/N`.
+
+    Example::
+
+        >>> phi4_observables(torch.ones(4), 4)._fields
+        ('mean', 'mean_square', 'action')
     """
 
     mean: Tensor
@@ -194,6 +229,21 @@ def phi4_observables(
     coupling: float | Tensor = 1 / 16,
     alpha: float | Tensor = 0.01,
 ) -> Phi4Observables:
-    """Observables of fields ``(..., d)``; arguments and errors of :func:`phi4_action`."""
+    r"""Computes observables of fields.
+
+    Arguments:
+        x: Fields ``(..., d)``, with sites in row-major order.
+        shape: Sites along each axis; one number is a circle of so many sites.
+        mass, coupling, alpha: :math:`m`, :math:`\lambda`, :math:`\alpha`.
+
+    Raises:
+        ValueError: An axis has fewer than two sites, or the points have the wrong dimension.
+
+    Example::
+
+        >>> found = phi4_observables(torch.ones(4), 4, mass=0.5, coupling=0.25, alpha=0.0)
+        >>> float(found.mean), float(found.action)
+        (1.0, -0.25)
+    """
     action = phi4_action(x, shape, mass, coupling, alpha)
     return Phi4Observables(x.mean(-1), x.square().mean(-1), action / x.shape[-1])

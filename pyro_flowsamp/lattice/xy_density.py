@@ -4,12 +4,13 @@ r"""The XY model on a lattice of any dimension, also with ring exchange.
           - K \sum_\square \cos(\theta_1 - \theta_2 + \theta_3 - \theta_4),\qquad
           p(\theta) \propto e^{-H/T},
 
-the corners 1, 2, 3, 4 of a plaquette in turn, so that the ends of a diagonal share a sign; each
-bond and each plaquette once. XY is J = 1, K = 0; the extended model of the AdvNF paper J = K = 1.
+with the corners 1, 2, 3, 4 of a plaquette in cyclic order, so that the ends of a diagonal share a
+sign. Each bond and each plaquette is counted once. The XY model has J = 1 and K = 0; the extended
+model of Kanaujia et al. has J = K = 1.
 
 References:
-    Kanaujia, Scheurer and Arora: AdvNF: Reducing Mode Collapse in Conditional Normalising Flows
-    using Adversarial Learning, 2024, https://arxiv.org/abs/2401.15948
+    Kanaujia, Scheurer and Arora, *AdvNF: Reducing Mode Collapse in Conditional Normalising Flows
+    using Adversarial Learning*, 2024, https://arxiv.org/abs/2401.15948
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 
-ALMOST_FLAT = 1e-4  #: concentration of von Mises draws from the flat prior
+ALMOST_FLAT = 1e-4  #: concentration of the von Mises distribution that draws from the flat prior
 
 
 # ---- the target ---------------------------------------------------------------------------------
@@ -52,17 +53,22 @@ def xy_energy(
     ring_exchange: float | Tensor = 0.0,
     periodic: bool = True,
 ) -> Tensor:
-    r"""The energy :math:`H(\theta)` of the whole lattice, ``(..., d) → (...,)``.
+    r"""Computes the energy :math:`H(\theta)` of the whole lattice, ``(..., d) → (...,)``.
 
     Arguments:
         theta: Angles in radians, sites in row-major order.
         shape: Sites along each axis.
-        coupling, ring_exchange: J and K, in one unit with the temperature.
+        coupling, ring_exchange: J and K, in the unit of the temperature.
         periodic: Whether the last site of an axis is bound to the first.
 
     Raises:
-        ValueError: An axis of fewer than two sites, points of the wrong dimension, or ring exchange
-            in one dimension.
+        ValueError: An axis has fewer than two sites; the points have the wrong dimension; or there
+            is ring exchange in one dimension.
+
+    Example::
+
+        >>> float(xy_energy(torch.zeros(16), (4, 4)))  # two bonds for each site
+        -32.0
     """
     sizes = lattice_shape(shape)
     has_rings = isinstance(ring_exchange, Tensor) or ring_exchange != 0
@@ -94,13 +100,13 @@ def xy_model(
     ring_exchange: float | Tensor = 0.0,
     periodic: bool = True,
 ) -> Tensor:
-    r"""The XY model as a Pyro model: one site ``"theta"`` of the lattice's shape, angles.
+    r"""The XY model as a Pyro model, with one site ``"theta"`` of the lattice's shape.
 
-    Its density is :math:`e^{-H/T}` on :math:`[-\pi, \pi)^d`: the prior is flat, of density 1.
-    The dtype and device are those of ``temperature``, torch's defaults for a number.
-    ``temperature``, ``coupling`` and ``ring_exchange`` may be a guide's context; without a guide
-    ``Target.from_model(xy_model, (8, 8), temperature=1.0).conditional_on("temperature")`` takes a
-    temperature for each point.
+    The density of the angles is :math:`e^{-H/T}` on :math:`[-\pi, \pi)^d`; the prior is flat with
+    density 1. The dtype and device are those of ``temperature``, or torch's defaults where it is a
+    number. ``temperature``, ``coupling`` and ``ring_exchange`` may be a guide's context. Without a
+    guide, ``Target.from_model(xy_model, (8, 8), temperature=1.0).conditional_on("temperature")``
+    takes a temperature for each point.
 
     Arguments:
         shape: Sites along each axis.
@@ -109,7 +115,14 @@ def xy_model(
         periodic: Whether the last site of an axis is bound to the first.
 
     Raises:
-        ValueError: As in :func:`xy_energy`; a temperature, given as a number, not positive.
+        ValueError: The errors of :func:`xy_energy`; or a temperature, given as a number, is not
+            positive.
+
+    Example::
+
+        >>> target = Target.from_model(xy_model, (2, 2), temperature=0.5)
+        >>> float(target.log_prob(torch.zeros(1, 4)))
+        16.0
     """
     sizes = lattice_shape(shape)
     check_temperature(temperature)
@@ -137,20 +150,27 @@ def xy(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Problem:
-    r"""The density :math:`e^{-H(\theta)/T}` on the torus of angles, points ``(N, d)``.
+    r"""A problem with the density :math:`e^{-H(\theta)/T}` of angles, points ``(N, d)``.
 
-    Evidence and entropy are known in one dimension; for a small torus see :func:`exact_xy_torus`.
-    For many temperatures at once use :func:`xy_model` and ``Target.conditional_on``.
+    The evidence and the entropy are known in one dimension. For narrow tori see
+    :func:`exact_xy_torus`. For many temperatures at once use :func:`xy_model` and
+    ``Target.conditional_on``.
 
     Arguments:
         shape: Sites along each axis.
         temperature: T, in the unit of J and K.
         coupling, ring_exchange: J and K.
         periodic: Whether the last site of an axis is bound to the first.
-        dtype, device: Of the points; torch's defaults where None.
+        dtype, device: Dtype and device of the points; torch's defaults where None.
 
     Raises:
-        ValueError: As in :func:`xy_energy`, or a temperature not positive.
+        ValueError: The errors of :func:`xy_energy`; or the temperature is not positive.
+
+    Example::
+
+        >>> problem = xy(8, temperature=0.5)
+        >>> problem.target.dim, problem.log_z is not None
+        (8, True)
     """
     sizes = lattice_shape(shape)
     check_temperature(temperature)
@@ -172,23 +192,38 @@ def xy(
 
 # ---- observables --------------------------------------------------------------------------------
 def xy_magnetization(theta: Tensor) -> Tensor:
-    r""":math:`|m| = |\sum_i e^{i\theta_i}| / N` of each configuration, ``(..., d) → (...,)``."""
+    r"""Computes :math:`|m| = |\sum_i e^{i\theta_i}| / N`, ``(..., d) → (...,)``.
+
+    Arguments:
+        theta: Angles in radians.
+
+    Example::
+
+        >>> float(xy_magnetization(torch.ones(4)))
+        1.0
+    """
     return torch.hypot(theta.cos().mean(-1), theta.sin().mean(-1))
 
 
 def vortex_density(theta: Tensor, shape: Shape) -> Tensor:
-    r"""The fraction of plaquettes of a periodic lattice with a vortex, ``(..., d) → (...,)``.
+    r"""Computes the fraction of plaquettes with a vortex, ``(..., d) → (...,)``.
 
-    A plaquette's vorticity is the sum of the differences around it, each brought into
-    :math:`[-\pi, \pi)`, over :math:`2\pi`: an integer, −1, 0 or 1 but for a set of measure zero.
+    A plaquette's vorticity is the sum of the differences around it, each wrapped to
+    :math:`[-\pi, \pi)`, over :math:`2\pi`. It is −1, 0 or 1 except on a set of measure zero. The
+    lattice is periodic.
 
     Arguments:
         theta: Angles in radians, sites in row-major order.
         shape: Sites along each axis.
 
     Raises:
-        ValueError: Fewer than two dimensions, an axis of fewer than two sites, or points of the
-            wrong dimension.
+        ValueError: There are fewer than two dimensions; an axis has fewer than two sites; or the
+            points have the wrong dimension.
+
+    Example::
+
+        >>> float(vortex_density(torch.zeros(16), (4, 4)))
+        0.0
     """
     sizes = lattice_shape(shape)
     field = on_lattice(theta, sizes)
@@ -199,7 +234,9 @@ def vortex_density(theta: Tensor, shape: Shape) -> Tensor:
 
 
 class XYObservables(NamedTuple):
-    r"""Averages over S draws, each ``(...,)``; N the number of sites, D of dimensions.
+    r"""Averages of observables over draws, each ``(...,)``.
+
+    N is the number of sites and D the number of dimensions.
 
     Attributes:
         energy: :math:`\langle H \rangle / N`.
@@ -209,7 +246,13 @@ class XYObservables(NamedTuple):
         susceptibility: :math:`N (\langle m^2 \rangle - \langle |m| \rangle^2) / T`.
         helicity: The helicity modulus, :math:`\frac1{ND} \sum_a \langle J C_a \rangle
             - \langle (J S_a)^2 \rangle / T`, with the sums :math:`C_a, S_a` of the cosines and
-            sines of all differences along the axis a. Ring exchange does not feel a uniform twist.
+            sines of all differences along the axis a. A uniform twist does not change the energy of
+            ring exchange.
+
+    Example::
+
+        >>> xy_observables(torch.zeros(5, 16), (4, 4))._fields[:3]
+        ('energy', 'magnetization', 'mean_square')
     """
 
     energy: Tensor
@@ -228,16 +271,22 @@ def xy_observables(
     coupling: float = 1.0,
     ring_exchange: float = 0.0,
 ) -> XYObservables:
-    """Averages over equally weighted draws on a periodic lattice.
+    """Averages observables over equally weighted draws on a periodic lattice.
 
     Arguments:
         theta: Draws ``(..., S, d)``, angles in radians, sites in row-major order.
         shape: Sites along each axis.
-        temperature: T, in the unit of J and K; ``(...,)``, if there is one for each batch.
+        temperature: T, in the unit of J and K; ``(...,)`` where there is one for each batch.
         coupling, ring_exchange: J and K.
 
     Raises:
-        ValueError: As in :func:`xy_energy`.
+        ValueError: The errors of :func:`xy_energy`.
+
+    Example::
+
+        >>> found = xy_observables(torch.zeros(5, 16), (4, 4), temperature=0.5)
+        >>> float(found.energy), float(found.magnetization), float(found.helicity)
+        (-2.0, 1.0, 1.0)
     """
     sizes = lattice_shape(shape)
     num = prod(sizes)

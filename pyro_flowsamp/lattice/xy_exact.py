@@ -1,4 +1,4 @@
-"""Exact solutions of the XY model: chains by Bessel functions, narrow strips by row to row."""
+"""Exact solutions of the XY model on chains and on narrow tori."""
 
 from __future__ import annotations
 
@@ -14,23 +14,31 @@ from .grid import Shape, lattice_shape
 __all__ = ["ExactXY", "exact_xy_chain", "exact_xy_torus"]
 
 
-ALIASED = 1e-10  #: of a torus' Fourier coefficients, what its grid may leave out
-MAX_STATES = 20_000_000  #: pairs of rows in a torus' transfer operator
+ALIASED = 1e-10  #: relative size of the Fourier coefficients that the grid of a torus neglects
+MAX_STATES = 20_000_000  #: largest number of pairs of rows in the transfer operator of a torus
 
 
 def check_temperature(temperature: float | Tensor) -> None:
-    """Raises ValueError unless positive; a tensor may be a context, and vmap forbids a look."""
+    """Raises ValueError unless the temperature is positive.
+
+    A tensor is not checked: it may be a context, and its value cannot be read under vmap.
+    """
     if not isinstance(temperature, Tensor) and not temperature > 0:
         raise ValueError(f"the temperature must be positive, got {temperature}")
 
 
 class ExactXY(NamedTuple):
-    r"""Exact expectations, in float64.
+    r"""Exact expectations of the XY model, in float64.
 
     Attributes:
         log_z: :math:`\log \int e^{-H/T}` over :math:`[-\pi, \pi)^N`.
         energy: :math:`\langle H \rangle / N`.
         mean_square: :math:`\langle m^2 \rangle`.
+
+    Example::
+
+        >>> exact_xy_chain(8)._fields
+        ('log_z', 'energy', 'mean_square')
     """
 
     log_z: float
@@ -41,7 +49,7 @@ class ExactXY(NamedTuple):
 def exact_xy_chain(
     sites: int, temperature: float = 1.0, *, coupling: float = 1.0, periodic: bool = True
 ) -> ExactXY:
-    r"""One dimension, by Bessel functions of :math:`\kappa = J/T`.
+    r"""Computes the exact solution in one dimension, by Bessel functions of :math:`\kappa = J/T`.
 
     .. math:: Z_\mathrm{ring} = (2\pi)^N \sum_n I_n(\kappa)^N,\qquad
               Z_\mathrm{open} = (2\pi)^N I_0(\kappa)^{N-1},
@@ -51,13 +59,20 @@ def exact_xy_chain(
     chain.
 
     Arguments:
-        sites: N.
+        sites: The number of sites N.
         temperature: T, in the unit of J.
         coupling: J.
         periodic: Whether the last site is bound to the first.
 
     Raises:
-        ValueError: Fewer than two sites, or a temperature not positive.
+        ValueError: There are fewer than two sites, or the temperature is not positive.
+
+    Example::
+
+        >>> ratio = torch.special.i1(torch.tensor(2.0)) / torch.special.i0(torch.tensor(2.0))
+        >>> energy = exact_xy_chain(2, temperature=0.5, periodic=False).energy  # of one bond
+        >>> round(2 * energy + float(ratio), 6)
+        0.0
     """
     (sites,) = lattice_shape(sites)
     check_temperature(temperature)
@@ -79,7 +94,7 @@ def exact_xy_chain(
 
 
 def _bessel(kappa: float) -> Tensor:
-    r""":math:`e^{-|\kappa|} I_n(\kappa)` for n = 0, 1, …, −2, −1, as Fourier coefficients."""
+    r"""Returns :math:`e^{-|\kappa|} I_n(\kappa)` for n = 0, 1, …, −2, −1 by a Fourier transform."""
     num = 64 + 32 * ceil(sqrt(abs(kappa)))
     angle = 2 * pi / num * torch.arange(num, **EXACT)
     return torch.fft.fft((kappa * angle.cos() - abs(kappa)).exp()).real / num
@@ -92,22 +107,30 @@ def exact_xy_torus(
     coupling: float = 1.0,
     ring_exchange: float = 0.0,
 ) -> ExactXY:
-    r"""A periodic strip, 2×L or 3×L, by the transfer operator from row to row.
+    r"""Computes the exact solution on a 2×L or 3×L torus, by the transfer operator between rows.
 
-    Angles lie on a grid of n points, which for periodic analytic integrands converges faster than
-    any power; the relative error is about 1e-10. A row r weighs D(r), and two rows a function C of
-    their difference only, ring exchange included: the operator is a convolution, and
-    :math:`Z = \operatorname{Tr}(DC)^L`. One angle is fixed. A 3×3 torus takes seconds and 1 GB at
-    T = 0.5, and more as the temperature falls.
+    Angles are on a grid of n points, which converges faster than any power for periodic analytic
+    integrands. The relative error is about 1e-10. A row r has the weight D(r). Two neighbouring
+    rows have a weight C that depends on their difference only, ring exchange included. So the
+    operator is a convolution, and :math:`Z = \operatorname{Tr}(DC)^L`. One angle is fixed. A 3×3
+    torus takes seconds and 1 GB at T = 0.5, and more at lower temperatures.
 
     Arguments:
-        shape: Sites along both axes, the shorter of 2 or 3.
+        shape: Sites along both axes; the shorter axis has 2 or 3.
         temperature: T, in the unit of J and K.
         coupling, ring_exchange: J and K.
 
     Raises:
-        ValueError: Not two dimensions, an axis of fewer than two sites, a temperature not positive
-            or too low for the grid, or too wide a strip.
+        ValueError: There are not two dimensions; an axis has fewer than two sites; the temperature
+            is not positive, or too low for the grid; or the torus is too wide.
+
+    Example::
+
+        >>> # the derivative of log Z with respect to 1/T is minus the energy
+        >>> above, below = (exact_xy_torus((2, 2), 1 / beta).log_z for beta in (1.01, 0.99))
+        >>> energy = 4 * exact_xy_torus((2, 2), 1.0).energy
+        >>> abs((above - below) / 0.02 + energy) < 1e-3
+        True
     """
     sizes = lattice_shape(shape)
     check_temperature(temperature)
@@ -125,46 +148,50 @@ def exact_xy_torus(
 
 
 def _grid_points(field: float) -> int:
-    """So many that of the Fourier coefficients of exp(field · cos) no larger one is left out."""
+    """Returns the number of grid points that resolves exp(field · cos) to :data:`ALIASED`."""
     coefficients = _bessel(field)
     return int((coefficients[: len(coefficients) // 2] > ALIASED * coefficients[0]).sum())
 
 
 class _Strip:
-    """Rows of a periodic strip on a grid of angles; ``(B, n, …, n)`` are B functions of a row.
+    """The transfer operator between rows of a periodic strip, on a grid of angles.
 
-    The B = n^(width − 1) first rows are all those whose first angle is zero.
+    A tensor ``(B, n, …, n)`` holds B functions of a row, one for each of the B = n^(width − 1)
+    first rows whose first angle is zero.
     """
 
     def __init__(self, width: int, num: int, temperature: float, j: float, k: float) -> None:
         angle = 2 * pi / num * torch.arange(num, **EXACT)
         row = torch.stack(torch.meshgrid(*[angle] * width, indexing="ij"), -1)
         steps = row.roll(-1, -1) - row
-        self.inside = -j * steps.cos().sum(-1)  # energies of a row,
-        self.between = -j * row.cos().sum(-1) - k * steps.cos().sum(-1)  # and of two's difference
+        self.inside = -j * steps.cos().sum(-1)  # energy of a row
+        self.between = -j * row.cos().sum(-1) - k * steps.cos().sum(-1)  # energy of a difference
         self.cos, self.sin = row.cos().sum(-1), row.sin().sum(-1)
         self.temperature, self.width, self.cell = temperature, width, 2 * pi / num
         self.weight = self._boltzmann(self.inside)
         self.kernel = torch.fft.rfftn(self._boltzmann(self.between))
 
     def _boltzmann(self, energy: Tensor) -> Tensor:
-        """Divided by its greatest value, against overflow."""
+        """Returns the Boltzmann weights over their largest value, to prevent overflow."""
         return ((energy.min() - energy) / self.temperature).exp()
 
     def _next(self, v: Tensor) -> Tensor:
-        """The operator DC."""
+        """Applies the operator DC."""
         dims = tuple(range(1, v.dim()))
         spectrum = torch.fft.rfftn(v, dim=dims) * self.kernel
         return torch.fft.irfftn(spectrum, s=v.shape[1:], dim=dims) * self.weight
 
     def _from_first(self, f: Tensor) -> Tensor:
-        """A function of the difference to a first row, as one of the next row."""
+        """Converts a function of the difference from a first row into functions of the next row."""
         dims = tuple(range(1, self.width))
         shifts = torch.cartesian_prod(*[torch.arange(len(f), device="cpu")] * len(dims))
         return torch.stack([f.roll(s, dims) for s in shifts.reshape(-1, len(dims)).tolist()])
 
     def truth(self, rows: int) -> ExactXY:
-        """Of so many rows, which are all alike: what is measured is on the first or next to it."""
+        """Computes the expectations for a number of rows.
+
+        All rows are equivalent, so they are measured on the first row and the bonds next to it.
+        """
         between = self._from_first(self.between)
         closing = self._boltzmann(between)
         start = self.weight[0].reshape(-1, *[1] * self.width)
@@ -182,7 +209,10 @@ class _Strip:
         return ExactXY(log_z, energy / (z * self.width), square / (z * rows * self.width**2))
 
     def _correlation(self, m: Tensor, v: Tensor, closing: Tensor, rows: int) -> float:
-        """Of the first row's m with the sum of all rows', times Z; v the weights of the second."""
+        """Returns Z times the correlation of the first row's m with the sum of m over all rows.
+
+        ``v`` holds the weights of the second row.
+        """
         first = m[0].reshape(-1, *[1] * self.width)
         sums = v * (first + m)
         for _ in range(rows - 2):

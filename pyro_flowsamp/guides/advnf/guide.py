@@ -26,8 +26,9 @@ from ...options import FitOptions
 from ...target.density import Target
 from ...train import History, fit
 from ...weights import ess_fraction
-from ..auto_flow import MAX_COMPONENTS, EnsembleSource, check_recipe, make_flow
+from ..auto_flow import EnsembleSource, check_recipe, make_flow
 from ..base import FlowGuide
+from ..source import Unregistered
 from .adversary import GAN, AdversarialKL, AdversarialLoss, Adversary
 from .discriminator import DenseDiscriminator
 from .ensemble import Ensemble, gather, missed_fraction
@@ -113,20 +114,20 @@ class AutoAdvNF(FlowGuide):
         check_recipe(flow)
         self.weights, self.loss = weights or AdvNFWeights(), loss
         self.settings = settings or AdvNFOptions()
-        self._recipe, self._discriminator = (flow,), (discriminator,)
-        self._ensemble: tuple[EnsembleSource | None] = (None,)
+        self._recipe, self._discriminator = Unregistered(flow), Unregistered(discriminator)
+        self._ensemble = Unregistered(None)
         self.suspicion: str | None = None
         self.trace = torch.empty(0, 2)
 
     def build_flow(self, target: Target, context_size: int) -> nn.Module:
         """Makes the untrained flow; with a latent mixture where it can start from an ensemble."""
         mixed = self.weights.uses_ensemble and not context_size
-        components = MAX_COMPONENTS if mixed else 1
-        return make_flow(*self._recipe, target, context_size, "spline", components)
+        components = self.settings.max_components if mixed else 1
+        return make_flow(self._recipe.value, target, context_size, "spline", components)
 
     def _adversary(self, target: Target, ensemble: Ensemble) -> Adversary:
         """Makes the discriminator; raises ValueError where its logits have the wrong shape."""
-        (made,) = self._discriminator
+        made = self._discriminator.value
         size = 0 if ensemble.contexts is None else ensemble.contexts.shape[1]
         if not isinstance(made, nn.Module):
             made = (made or DenseDiscriminator)(target.dim, size, target.angles)
@@ -164,22 +165,24 @@ class AutoAdvNF(FlowGuide):
         """
         if ensemble is not None and not self.weights.uses_ensemble:
             raise ValueError("adversarial=0 and forward=0 leave nothing to learn of an ensemble")
-        self._ensemble = (ensemble,)
+        self._ensemble = Unregistered(ensemble)
         try:
             return super().fit(*args, **kwargs)
         finally:
-            self._ensemble = (None,)
+            self._ensemble = Unregistered(None)
 
     def train_flow(self, target: Target, contexts: Tensor | None) -> History:
         """Trains the flow on a target, at contexts ``(K, c)`` or None."""
-        assert self.flow is not None
-        rows = None if contexts is None else contexts.to(target.device, target.dtype)
+        flow, rows = (
+            self.trained_flow,
+            None if contexts is None else contexts.to(target.device, target.dtype),
+        )
         ensemble = adversary = None
         if self.weights.uses_ensemble:
-            ensemble = gather(*self._ensemble, target, rows)
+            ensemble = gather(self._ensemble.value, target, rows)
             self._check(target, rows, ensemble)
-            if isinstance(self.flow, LayeredFlow) and not self.trained:
-                self.flow.initialize_from(ensemble.draws)
+            if isinstance(flow, LayeredFlow) and not self.trained:
+                flow.initialize_from(ensemble.draws)
             if self.weights.adversarial != 0:
                 adversary = self._adversary(target, ensemble)
         else:
@@ -187,7 +190,7 @@ class AutoAdvNF(FlowGuide):
         begin = 0.0 if self.weights.adversary_only else self.settings.pretraining
         objective = AdversarialKL(ensemble, adversary, self.weights, begin)
         closure = self._closure(objective, target, rows)
-        history = fit(self.flow.parameters(), closure, ess_fraction, self.options)
+        history = fit(flow.parameters(), closure, ess_fraction, self.options)
         if adversary is not None:
             self._report(adversary)
         return history
@@ -195,8 +198,7 @@ class AutoAdvNF(FlowGuide):
     def _closure(
         self, objective: AdversarialKL, target: Target, rows: Tensor | None
     ) -> Callable[[], Any]:
-        flow, num, step = self.flow, self.options.batch_size, 0
-        assert flow is not None
+        flow, num, step = self.trained_flow, self.options.batch_size, 0
 
         def closure() -> Any:
             nonlocal step

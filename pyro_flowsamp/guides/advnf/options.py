@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
+from ..auto_flow import MAX_COMPONENTS
+
 __all__ = ["AdvNFOptions", "AdvNFWeights", "Weight", "fading"]
 
 
@@ -110,6 +112,8 @@ class AdvNFOptions:
             distance of neighbours in the ensemble by this factor.
         slack: A mode counts as missed only if its log density is at most this many nats below the
             ensemble's median.
+        max_components: Largest number of components of the latent mixture that is fitted to the
+            ensemble, where there is no context.
 
     Raises:
         ValueError: A value is out of range.
@@ -125,11 +129,12 @@ class AdvNFOptions:
     ascent_starts: int = 128
     far: float = 10.0
     slack: float = 5.0
+    max_components: int = MAX_COMPONENTS
 
     def __post_init__(self) -> None:
         for name in ("pretraining", "held_out", "average_memory", "balance_memory"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is a part in [0, 1), got {getattr(self, name)}")
-        for name in ("learning_rate", "balance_every", "ascent_starts"):
+        for name in ("learning_rate", "balance_every", "ascent_starts", "max_components"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
