@@ -1,7 +1,7 @@
-r"""Draws for ArviZ, the same call for ArviZ 0.2x (``InferenceData``) and 1.x (``DataTree``).
+r"""Export of draws to ArviZ 0.2x (``InferenceData``) and 1.x (``DataTree``), by the same call.
 
-Whatever the source, it comes down to constrained draws, per-draw statistics and the target that
-they were drawn for; the target knows the data and the likelihood of each observation.
+Each source is turned into constrained draws, statistics of each draw, and the target that they were
+drawn from. The target has the data and the likelihood of each observation.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from .target.site import Values
 __all__ = ["to_arviz"]
 
 
-MAX_NUMBERS = 500_000_000  #: in the largest log_likelihood group made: 2 GB in float32
-FLAGS = ("accepted", "diverging")  #: statistics that MCMC's kernels report as numbers
+MAX_NUMBERS = 500_000_000  #: numbers of the largest log_likelihood group: 2 GB in float32
+FLAGS = ("accepted", "diverging")  #: Boolean statistics, which Pyro's MCMC reports as numbers
 
 
 class ExportedDraws(NamedTuple):
-    """What every source comes down to.
+    """The draws of a source, in the form that all sources are turned into.
 
     Attributes:
         samples: Constrained values ``{site: (chains, draws, ...)}``.
-        statistics: By their names in ArviZ, ``{name: (chains, draws)}``.
-        target: The posterior drawn from; None where it is unknown.
+        statistics: Statistics of each draw by their names in ArviZ, ``{name: (chains, draws)}``.
+        target: The posterior that was drawn from; None where it is unknown.
     """
 
     samples: Values
@@ -45,46 +45,59 @@ def to_arviz(
     num_samples: int = 1000,
     **kwargs: Any,
 ) -> Any:
-    r"""Draws as an ArviZ object: ``InferenceData`` in ArviZ 0.2x, ``DataTree`` in 1.x.
+    r"""Turns draws into an ArviZ object: ``InferenceData`` in ArviZ 0.2x, ``DataTree`` in 1.x.
 
-    The groups, of C chains and D draws each:
+    The groups, for C chains with D draws each, are:
 
     - ``posterior``: constrained draws ``(C, D, ...)`` of the sites that were saved;
     - ``sample_stats`` ``(C, D)``: ``lp`` (log density of the unconstrained draw), ``log_weight``
-      (:math:`\log\tilde p - \log q`), ``accepted``, ``acceptance_rate``, ``diverging``, and the
-      ``step_size`` of a kernel that has one; of a guide ``lp``, ``log_q`` and ``log_weight``. Of
-      Pyro's own kernels only ``diverging`` and ``acceptance_rate`` are known, the latter as the
-      share of moves that the chain accepted, the same for each draw;
+      (:math:`\log\tilde p - \log q`), ``accepted``, ``acceptance_rate``, ``diverging``, and
+      ``step_size`` if the kernel has one. A guide has ``lp``, ``log_q`` and ``log_weight``. Pyro's
+      own kernels have only ``diverging`` and ``acceptance_rate``, the latter as the share of moves
+      that the chain accepted, the same for each draw;
     - ``log_likelihood``: of each observation, ``(C, D, *batch_shape)``;
     - ``observed_data``.
 
-    Of a run at K contexts, C/K chains of each, every variable has their dimension after chain and
-    draw, ``(C/K, D, K, ...)``: named after the context's argument with its values as coordinates,
-    or "context", numbered and listed in ``constant_data``, where that is more than one number. The
-    other groups are left out.
-
     The last two need a Pyro model with observations. The log-likelihood also needs draws of every
-    latent site, and memory for C · D numbers per observation: where a site was not saved or is
-    summed out, or these are more than 5e8 numbers, the group is left out with a warning.
+    latent site, and memory for C · D numbers per observation. If a site was not saved or is summed
+    out, or if there are more than 5e8 numbers, the group is left out with a warning.
 
-    Example::
-
-        mcmc = VectorizedMCMC(IMH(model), num_samples=1000, num_chains=100)
-        mcmc.run(data)
-        az.loo(to_arviz(mcmc, dims={"theta": ["school"]}, coords={"school": names}))
+    A run at K contexts has C/K chains for each. Its variables have a dimension for the context
+    after chain and draw, ``(C/K, D, K, ...)``. If the context is one number this dimension has the
+    name of the model argument, and its values as coordinates. Otherwise it is called "context", and
+    ``constant_data`` lists the values. Only ``posterior`` and ``sample_stats`` are made.
 
     Arguments:
         source: A :class:`~pyro_flowsamp.VectorizedMCMC` or a :class:`pyro.infer.MCMC`, with any
             kernel, after ``run``; or a trained guide.
-        args, kwargs: The model's arguments, for a guide; a run remembers its own.
+        args, kwargs: Arguments of the model, for a guide; a run has stored its own.
         log_likelihood: Whether to make that group.
-        dims: Names of the dimensions beyond chain and draw, by site.
+        dims: Names of the dimensions after chain and draw, by site.
         coords: Labels along named dimensions.
         num_samples: Draws of a guide, in one chain (at each context); not used for a run.
+
+    Returns:
+        The ArviZ object.
 
     Raises:
         ValueError: The source is none of these, has no draws yet or is untrained, or a run is
             given model arguments.
+
+    Example::
+
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro_flowsamp import IMH, AutoFlow, FitOptions, VectorizedMCMC, to_arviz
+        >>> _ = pyro.set_rng_seed(0)
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...     pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+        >>> guide = AutoFlow(model, flow="gaussian", options=FitOptions(progress=False))
+        >>> run = VectorizedMCMC(IMH(model, guide=guide), 50, 10, 20, disable_progbar=True)
+        >>> run.run(torch.ones(2))
+        >>> data = to_arviz(run, dims={"mean": ["side"]}, coords={"side": ["left", "right"]})
+        >>> dict(data["posterior"].sizes)
+        {'chain': 20, 'draw': 50, 'side': 2}
     """
     samples, statistics, target = _draws(source, args, kwargs, num_samples)
     if target is not None and target.contexts is not None:
@@ -107,7 +120,7 @@ def _draws(source: Any, args: tuple, kwargs: dict, num_samples: int) -> Exported
             f"pyro.infer.MCMC or a trained flow guide."
         )
     if args or kwargs:
-        raise ValueError("a run remembers its model's arguments: give them for a guide only.")
+        raise ValueError("a run has stored its model's arguments: give them for a guide only.")
     return _run_draws(source)
 
 
@@ -161,7 +174,7 @@ def _recorded(run: Any, shape: torch.Size) -> Values:
 
 
 def _reported(report: dict[str, Any], shape: torch.Size) -> Values:
-    """What ``MCMC.diagnostics()`` tells, by name and chain; few kernels tell everything."""
+    """The statistics in ``MCMC.diagnostics()``; few kernels report all of them."""
     chains = [f"chain {i}" for i in range(shape[0])]
     statistics = {}
     for name, key in (("acceptance_rate", "acceptance rate"), ("step_size", "step size")):
@@ -200,12 +213,14 @@ def _log_likelihood(target: Target, samples: Values) -> Values:
 def _by_context(
     samples: Values, statistics: Values, target: Target, dims: Mapping, coords: Mapping
 ) -> Any:
-    """Draws of which chain i is at the context of i mod K, with a dimension for these."""
+    """Exports draws of chains at K contexts, chain i at that of i mod K, with a dimension for K."""
     contexts = target.contexts
     assert contexts is not None
     num, single = len(contexts), contexts.shape[1] == 1
     name = target.context_names[0] if single else "context"
-    rows = [[float(f"{v:.7g}") for v in row] for row in contexts.tolist()]  # .05, not float32's
+    rows = [
+        [float(f"{v:.7g}") for v in row] for row in contexts.tolist()
+    ]  # without float32's error
     values = [row[0] for row in rows] if single else list(range(num))
 
     def split(group: Values) -> Values:
@@ -232,12 +247,12 @@ def _arrays(group: Values) -> dict[str, Any]:
 
 
 def _convert(groups: dict[str, Any], dims: Any, coords: Any) -> Any:
-    """The one place that knows ArviZ and its versions."""
-    import arviz as az  # here, since it is slow to import, and warns
+    """Calls ArviZ, whose versions differ."""
+    import arviz as az  # here, because it is slow to import, and warns
 
     names: dict[str, Any] = {"dims": {k: list(v) for k, v in (dims or {}).items()}}
     names["coords"] = coords
-    with warnings.catch_warnings():  # many short chains are what vectorised kernels are for
+    with warnings.catch_warnings():  # more chains than draws are intended here
         warnings.filterwarnings("ignore", "(More|Found) chain")
         if az.__version__.startswith("0."):  # 1.x has shims for names of 0.x
             return az.from_dict(**groups, **names)

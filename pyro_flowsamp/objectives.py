@@ -2,9 +2,9 @@ r"""Training objectives: small callables of one signature,
 
     objective(flow, target, num, context) → Loss(loss, log_weights)
 
-where ``num`` is the batch size, ``context`` None or ``(num, c)``, and ``log_weights`` are those of
-the flow's draws, detached, for the training loop to watch; None where the objective draws none. To
-add an objective, write a callable here.
+``num`` is the batch size, and ``context`` is None or has the shape ``(num, c)``. ``log_weights``
+are those of the flow's draws, detached, from which the training loop computes the effective sample
+size; None where the objective makes no draws. To add an objective, write a callable here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ __all__ = ["ForwardKL", "Loss", "Objective", "PathGradient", "ReverseKL", "Weigh
 
 
 class Loss(NamedTuple):
-    """A scalar to descend, and log importance weights of draws ``(num,)``, detached, or None."""
+    """The value of an objective on one batch.
+
+    Attributes:
+        loss: The scalar to minimise.
+        log_weights: Log importance weights of the flow's draws, ``(num,)``, detached, or None.
+    """
 
     loss: Tensor
     log_weights: Tensor | None
@@ -32,26 +37,55 @@ Objective = Callable[[nn.Module, Target, int, Tensor | None], Loss]
 
 
 def draw(flow: nn.Module, num: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``num`` draws and their log densities by one pass, differentiable."""
+    """Returns ``num`` draws and their log densities by one pass, differentiable.
+
+    Arguments:
+        flow: A flow in zuko's convention.
+        num: Number of draws.
+        context: None, or a context for each draw, ``(num, c)``.
+
+    Example::
+
+        >>> import zuko
+        >>> x, log_q = draw(zuko.flows.NSF(2, hidden_features=(8,)), 5, None)
+        >>> x.shape, log_q.shape
+        (torch.Size([5, 2]), torch.Size([5]))
+    """
     if context is None:
         return flow(None).rsample_and_log_prob((num,))
     return flow(context).rsample_and_log_prob(())
 
 
 def _mean_where_finite(values: Tensor, log_p: Tensor) -> Tensor:
-    """Mean over draws of positive density: elsewhere the reverse KL has neither value nor gradient.
+    """Mean over draws of positive density; elsewhere the reverse KL has no value and no gradient.
 
-    All of them at zero density leave NaN, a step that the training loop skips and counts.
+    If no draw has a positive density the mean is NaN; the training loop skips and counts that step.
     """
     finite = torch.isfinite(log_p)
     return torch.where(finite, values, 0.0).sum() / finite.sum()
 
 
 class ReverseKL:
-    r""":math:`\mathrm{KL}(q \| p) = \mathbb E_{z}[\log q(T(z)) - \log\tilde p(T(z))] + \log Z`.
+    r"""The reverse Kullback–Leibler divergence from the flow to the target.
 
-    Needs no data; seeks modes. Reparametrised gradient (Rezende & Mohamed, 2015,
-    https://arxiv.org/abs/1505.05770, Eq. 15).
+    .. math:: \mathrm{KL}(q \| p) = \mathbb E_{z}[\log q(T(z)) - \log\tilde p(T(z))] + \log Z
+
+    It needs no draws of the target, and tends to miss modes. Its gradient is that of reparametrised
+    draws (Eq. 15 of the reference).
+
+    References:
+        Rezende & Mohamed, *Variational Inference with Normalizing Flows*, 2015,
+        https://arxiv.org/abs/1505.05770
+
+    Example::
+
+        >>> import zuko
+        >>> from pyro_flowsamp import Target
+        >>> _ = torch.manual_seed(0)
+        >>> flow = zuko.flows.NSF(2, hidden_features=(8,))
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        >>> ReverseKL()(flow, target, 64).log_weights.shape
+        torch.Size([64])
     """
 
     def __call__(
@@ -63,19 +97,35 @@ class ReverseKL:
 
 
 class PathGradient:
-    r"""Reverse KL by its path gradient alone, whose variance is zero at :math:`q = p`.
+    r"""Reverse KL with the path gradient, whose variance is zero at :math:`q = p`.
 
-    The gradient of :meth:`ReverseKL` is a path part and a score part,
+    The gradient of :class:`ReverseKL` has a path part and a score part,
 
     .. math:: \nabla_\theta \mathrm{KL} = \mathbb E_z\!\left[
               \nabla_x\bigl(\log q_\theta - \log\tilde p\bigr)\big|_{x=T_\theta(z)}
               \cdot \partial_\theta T_\theta(z)\right]
               + \mathbb E_{x\sim q}\!\left[\partial_\theta \log q_\theta(x)\right],
 
-    and the second, of mean zero, is pure noise (Roeder et al., 2017,
-    https://arxiv.org/abs/1703.09194; for flows Vaitl et al., 2022,
-    https://arxiv.org/abs/2207.08219). It is left out by scoring each draw with the parameters held
-    fixed, which costs a second pass.
+    The second has mean zero and only adds noise (Roeder et al.; for flows Vaitl et al.). It is left
+    out by scoring each draw with the parameters held fixed, which costs a second pass.
+
+    References:
+        Roeder, Wu & Duvenaud, *Sticking the Landing: Simple, Lower-Variance Gradient Estimators for
+        Variational Inference*, 2017, https://arxiv.org/abs/1703.09194
+
+        Vaitl, Nicoli, Nakajima & Kessel, *Gradients should stay on Path: Better Estimators of the
+        Reverse- and Forward KL Divergence for Normalizing Flows*, 2022,
+        https://arxiv.org/abs/2207.08219
+
+    Example, of a flow that is equal to its target, so that the gradient is zero for every batch::
+
+        >>> from pyro_flowsamp import AutoFlow, Target
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        >>> guide = AutoFlow(target, flow="gaussian")
+        >>> _ = guide.target_for()
+        >>> PathGradient()(guide.flow, target, 64).loss.backward()
+        >>> max(float(p.grad.abs().max()) for p in guide.flow.parameters()) < 1e-6
+        True
     """
 
     def __call__(
@@ -87,7 +137,15 @@ class PathGradient:
     def of_draws(
         self, flow: nn.Module, target: Target, x: Tensor, log_q: Tensor, context: Tensor | None
     ) -> Loss:
-        """The same, of draws and their log densities by the pass that made them."""
+        """Evaluates the objective at given draws.
+
+        Arguments:
+            flow: The flow.
+            target: The target.
+            x: Draws ``(num, d)``, differentiable.
+            log_q: Their log densities by the pass that made them, ``(num,)``.
+            context: Their contexts ``(num, c)``, or None.
+        """
         scorer = _Scorer(flow)
         fixed = {name: value.detach() for name, value in scorer.named_parameters()}
         scored = functional_call(scorer, fixed, (x, context))
@@ -96,7 +154,11 @@ class PathGradient:
 
 
 class _Scorer(nn.Module):
-    """Scores inside one call: a flow's networks run after ``flow(context)`` has returned."""
+    """A flow's log density as one module call, for ``functional_call``.
+
+    A flow's networks run after ``flow(context)`` has returned, too late for parameters that are
+    replaced during the call of the flow alone.
+    """
 
     def __init__(self, flow: nn.Module) -> None:
         super().__init__()
@@ -107,12 +169,23 @@ class _Scorer(nn.Module):
 
 
 class ForwardKL:
-    r""":math:`-\mathbb E_{x\sim p}[\log q(x)]` on given draws of the target: covers all modes.
+    r"""The forward Kullback–Leibler divergence, :math:`-\mathbb E_{x\sim p}[\log q(x)]`.
+
+    It is estimated from given draws of the target, and covers all modes that these are in.
 
     Arguments:
-        draws: Points ``(M, d)`` from (nearly) the target, in unconstrained space.
+        draws: Points ``(M, d)`` that are distributed nearly as the target, in unconstrained space.
         contexts: Their contexts ``(M, c)``, or None.
-        log_weights: Unnormalised log weights ``(M,)`` with which to pick them, or None for equal.
+        log_weights: Unnormalised log weights ``(M,)`` of the draws, or None for equal weights.
+
+    Example::
+
+        >>> import zuko
+        >>> from pyro_flowsamp import Target
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        >>> objective = ForwardKL(torch.randn(500, 2))
+        >>> objective(zuko.flows.NSF(2, hidden_features=(8,)), target, 64).log_weights is None
+        True
     """
 
     def __init__(
@@ -135,10 +208,24 @@ class ForwardKL:
 
 
 class WeightedSum:
-    r""":math:`\sum_i \lambda_i\, \mathcal L_i`, watched by the last term that has log weights.
+    r"""The weighted sum :math:`\sum_i \lambda_i\, \mathcal L_i` of objectives.
+
+    Its log weights are those of the last term that has any.
 
     Arguments:
         terms: Pairs of weight and objective.
+
+    Raises:
+        ValueError: There is no term.
+
+    Example::
+
+        >>> import zuko
+        >>> from pyro_flowsamp import Target
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        >>> both = WeightedSum([(1.0, ReverseKL()), (0.5, ForwardKL(torch.randn(500, 2)))])
+        >>> both(zuko.flows.NSF(2, hidden_features=(8,)), target, 64).log_weights.shape
+        torch.Size([64])
     """
 
     def __init__(self, terms: Sequence[tuple[float, Objective]]) -> None:
@@ -151,5 +238,5 @@ class WeightedSum:
     ) -> Loss:
         parts = [(weight, term(flow, target, num, context)) for weight, term in self.terms]
         total = torch.stack([weight * part.loss for weight, part in parts]).sum()
-        watched = [p.log_weights for _, p in parts if p.log_weights is not None]
-        return Loss(total, watched[-1] if watched else None)
+        log_weights = [p.log_weights for _, p in parts if p.log_weights is not None]
+        return Loss(total, log_weights[-1] if log_weights else None)

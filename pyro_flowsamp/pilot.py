@@ -1,14 +1,15 @@
-r"""What a kernel is worth: a short run of it, and what that tells.
+r"""Pilot runs: a kernel's cost per effective draw, estimated from a short run of it.
 
-A run of :data:`TRIAL` steps, doubled while a chain has made fewer than :data:`FEWEST` effective
-draws in it. Let s be its seconds a step and e the effective draws that a draw is worth. Draws are
-worth having at :math:`e \ge` :data:`WORTH`, so that each chain must make :math:`t = \mathrm{WORTH}
-/ e` steps for one to keep.
+A pilot run has :attr:`~pyro_flowsamp.SearchOptions.pilot_steps` steps, doubled while a chain has
+made fewer than :attr:`~pyro_flowsamp.SearchOptions.min_ess_per_chain` effective draws in it. Let s
+be the seconds of a step and e the effective draws per draw. A kept draw should have e of at least
+:attr:`~pyro_flowsamp.SearchOptions.target_ess_per_draw`, so that each chain makes
+:math:`\max(1, \mathtt{target\_ess\_per\_draw} / e)` steps for each of them, which take s seconds
+each.
 """
 
 from __future__ import annotations
 
-import warnings
 from math import ceil, inf
 from typing import NamedTuple
 
@@ -18,45 +19,28 @@ from torch import Tensor
 
 from .kernels.base import FlowKernel
 from .kernels.imh import IMH
+from .options import SearchOptions
 from .target.density import Target
 from .vectorized import VectorizedMCMC
 
-__all__ = [
-    "Candidate",
-    "MIN_PILOT_STEPS",
-    "PILOT_CHAINS",
-    "iqr",
-    "r_hat",
-    "never_accepted_fraction",
-    "run_pilot",
-    "ess_per_draw",
-]
+__all__ = ["Candidate", "ess_per_draw", "iqr", "never_accepted_fraction", "r_hat", "run_pilot"]
 
 
-PILOT_CHAINS = 256  #: chains
-WARMUP, PILOT_STEPS, MAX_PILOT_STEPS = 50, 32, 128  #: steps
-MIN_PILOT_STEPS = WARMUP + PILOT_STEPS  #: steps that a kernel takes in any case
-MIN_ESS_PER_CHAIN = 5  #: effective draws of a chain by which a trial can be relied on
-MIN_ESS_OF_INDEPENDENCE_SAMPLER = (
-    0.2  #: effective draws that a draw must be worth where there are jumps alone
-)
-MAX_NEVER_ACCEPTED = 0.01  #: of the chains with local moves that may never have jumped
-TARGET_ESS_PER_DRAW = 0.5  #: effective draws that a draw should be worth
-MAX_THIN = 20  #: draws for one that is kept
-MAX_NUMBERS = 10_000_000  #: that are looked at
-AXES = 8  #: directions in which chains must mix, beside the coordinates
+MAX_NUMBERS = 10_000_000  #: of draws that the effective sample size is computed from
 
 
 class Candidate(NamedTuple):
-    """A kernel that has been tried.
+    """A kernel with the results of its pilot run.
 
     Attributes:
-        name: Of the method.
-        run: Chains that can go on.
-        length: Steps of the trial.
-        worth: Effective draws that a draw is worth.
-        seconds: A step takes.
-        stuck: The share of its chains that never moved, see :func:`stuck`.
+        name: Name of the method.
+        run: The pilot run, whose chains can continue.
+        length: Steps of the pilot run.
+        ess_per_draw: Effective draws per draw.
+        seconds: Time of a step.
+        never_accepted_fraction: Share of its chains that never moved, see
+            :func:`never_accepted_fraction`.
+        options: Bounds by which the pilot run is judged.
     """
 
     name: str
@@ -65,51 +49,55 @@ class Candidate(NamedTuple):
     ess_per_draw: float
     seconds: float
     never_accepted_fraction: float
+    options: SearchOptions = SearchOptions()
 
     @property
     def thin(self) -> int:
         """Steps for each draw to keep."""
-        return min(MAX_THIN, ceil(TARGET_ESS_PER_DRAW / self.ess_per_draw))
+        steps = ceil(self.options.target_ess_per_draw / self.ess_per_draw)
+        return min(self.options.max_thin, steps)
 
     @property
     def is_independence_sampler(self) -> bool:
-        """Whether it makes jumps alone."""
+        """Whether all its proposals are independent of the state."""
         return isinstance(self.run.kernel, IMH)
 
     @property
     def enough_ess(self) -> bool:
-        """Few effective draws tell only that there are few."""
-        return self.ess_per_draw * self.length >= MIN_ESS_PER_CHAIN
+        """Whether the pilot run has enough effective draws for its estimates to be reliable."""
+        return self.ess_per_draw * self.length >= self.options.min_ess_per_chain
 
     @property
     def reliable(self) -> bool:
-        """Jumps alone never show what their flow does not reach: it must be a good one.
+        """Whether the chains have been seen to mix.
 
-        Chains that never jump are where it hardly draws: in a tail, which local moves would leave
-        for it, or in a mode that its draws have hardly any of.
+        An independence sampler never shows the regions that its flow does not reach, so that its
+        flow must be good. Chains that never move are where the flow hardly ever draws: in a tail,
+        which local moves would leave, or in a mode that hardly any of its draws are in.
         """
         if self.is_independence_sampler and (
-            self.ess_per_draw < MIN_ESS_OF_INDEPENDENCE_SAMPLER or self.never_accepted_fraction
+            self.ess_per_draw < self.options.min_independence_ess or self.never_accepted_fraction
         ):
             return False
-        return self.enough_ess and self.never_accepted_fraction <= MAX_NEVER_ACCEPTED
+        return self.enough_ess and self.never_accepted_fraction <= self.options.max_never_accepted
 
     def cost_to_finish(self, num_samples: int) -> float:
-        """Seconds that so many draws a chain take, if they are known."""
+        """Seconds for ``num_samples`` draws of each chain; infinite if it is not reliable."""
         return self.at_least(num_samples) if self.reliable else inf
 
     def at_least(self, num_samples: int) -> float:
-        """Seconds that so many draws a chain take, if nothing is slower than the trial shows."""
-        return self.seconds * max(1.0, TARGET_ESS_PER_DRAW / self.ess_per_draw) * num_samples
+        """Seconds for ``num_samples`` draws of each chain, if it mixes as in the pilot run."""
+        steps = max(1.0, self.options.target_ess_per_draw / self.ess_per_draw)
+        return self.seconds * steps * num_samples
 
     @property
     def sort_key(self) -> tuple[bool, bool, float]:
-        """The best has the least; of those that are not reliable, one with local moves."""
-        return (
-            not self.reliable,
-            not self.reliable and self.is_independence_sampler,
-            self.at_least(1),
-        )
+        """The key whose smallest value is the best candidate's.
+
+        Among candidates that are not reliable, those with local moves come first.
+        """
+        unreliable = not self.reliable
+        return unreliable, unreliable and self.is_independence_sampler, self.at_least(1)
 
 
 def run_pilot(
@@ -119,49 +107,92 @@ def run_pilot(
     starts: Tensor,
     num_chains: int,
     num_samples: int,
-    least: float,
+    seconds: float,
+    options: SearchOptions = SearchOptions(),
 ) -> Candidate:
-    """Tries a kernel until it is known well enough, or known to be too slow.
+    """Runs a kernel until its cost per effective draw is known, or known to be too high.
 
     Arguments:
-        name: Of the method.
-        kernel: To be tried.
+        name: Name of the method.
+        kernel: The kernel.
         target: Its target.
-        starts: Where :data:`TRIED` chains start, ``(TRIED, d)``.
-        num_chains, num_samples: That are wanted in the end.
-        least: Seconds in which another kernel makes them.
+        starts: Starting points of the chains, ``(C, d)``.
+        num_chains, num_samples: Chains, and draws of each, that are wanted in the end.
+        seconds: Time in which another kernel would make them.
+        options: Lengths of the run, and bounds by which it is judged.
+
+    Returns:
+        The kernel with its estimates.
 
     Raises:
         KeyboardInterrupt: It was interrupted.
+        RuntimeError, ValueError: The kernel cannot run on this target.
+
+    Example::
+
+        >>> import pyro
+        >>> from pyro_flowsamp import IMH, AutoFlow, FitOptions, Target
+        >>> _ = pyro.set_rng_seed(0)
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        >>> guide = AutoFlow(target, flow="gaussian", options=FitOptions(progress=False))
+        >>> starts = torch.randn(64, 2)
+        >>> found = run_pilot("IMH", IMH(guide=guide), target, starts, 64, 100, inf)
+        >>> found.reliable, found.thin, found.ess_per_draw > 0.8
+        (True, 1, True)
     """
     params = target.unpack_unconstrained(starts)
     run = VectorizedMCMC(
-        kernel, PILOT_STEPS, WARMUP, len(starts), initial_params=params, disable_progbar=True
+        kernel,
+        options.pilot_steps,
+        options.pilot_warmup,
+        len(starts),
+        initial_params=params,
+        disable_progbar=True,
     )
-    with warnings.catch_warnings():  # what fails is not chosen, and no guide of the user's
-        warnings.filterwarnings("ignore", "only .* of the proposals were accepted")
-        run.run()
-    growth = max(1.0, num_chains / len(starts))  # of a step's cost: at most in proportion
+    run.min_acceptance = 0.0  # no warning: a kernel that hardly moves will not be chosen
+    run.run()
+    growth = max(1.0, num_chains / len(starts))  # of the time of a step: at most in proportion
     while not run.interrupted:
-        pace = run.seconds["sampling"] / run.num_samples * growth
-        left = never_accepted_fraction(run.statistics["accepted"])
         candidate = Candidate(
-            name, run, run.num_samples, ess_per_draw(run.unconstrained), pace, left
+            name,
+            run,
+            run.num_samples,
+            ess_per_draw(run.unconstrained, options.num_directions),
+            run.seconds["sampling"] / run.num_samples * growth,
+            never_accepted_fraction(run.statistics["accepted"]),
+            options,
         )
-        slow = candidate.at_least(num_samples) >= least
-        if candidate.enough_ess or slow or run.num_samples >= MAX_PILOT_STEPS:
+        slow = candidate.at_least(num_samples) >= seconds
+        if candidate.enough_ess or slow or run.num_samples >= options.max_pilot_steps:
             return candidate
         run.resume(2 * run.num_samples)
     raise KeyboardInterrupt
 
 
-# ---- what draws tell -----------------------------------------------------------------------------
-def ess_per_draw(x: Tensor) -> float:
-    """Effective draws for a draw, the least of several functions of them ``(chains, draws, d)``.
+# ---- estimates from draws ------------------------------------------------------------------------
+def ess_per_draw(x: Tensor, num_directions: int = 8) -> float:
+    r"""Estimates effective draws per draw: the least of several functions of the draws.
 
-    That are coordinates and their distances from the median, by rank (Vehtari et al., 2021,
-    https://arxiv.org/abs/1903.08008), and the :data:`AXES` directions of most spread among the
-    standardised ones, along which modes part that hardly do in any one coordinate.
+    The functions are the coordinates and their distances from the median, by rank, and the
+    ``num_directions`` principal directions of the standardised coordinates. Modes can be apart
+    along such a direction and hardly differ in any one coordinate.
+
+    Arguments:
+        x: Draws ``(chains, draws, d)``.
+        num_directions: Number of principal directions.
+
+    Returns:
+        A number between 1 / (chains · draws) and about 1.
+
+    References:
+        Vehtari et al., *Rank-Normalization, Folding, and Localization: An Improved* :math:`\hat R`
+        *for Assessing Convergence of MCMC*, 2021, https://arxiv.org/abs/1903.08008
+
+    Example::
+
+        >>> _ = torch.manual_seed(0)
+        >>> round(ess_per_draw(torch.randn(200, 50, 3)), 1)
+        1.0
     """
     x = x[: max(16, MAX_NUMBERS // x[0].numel())].double()
     flat = x.flatten(0, 1)
@@ -171,13 +202,14 @@ def ess_per_draw(x: Tensor) -> float:
         return 1 / x[..., 0].numel()
     _, axes = torch.linalg.eigh(u.mT @ u)
     folded = (u - u.median(0).values).abs()
-    z = _normalised_ranks(torch.cat([u, folded, u @ axes[:, -AXES:]], -1)).unflatten(0, x.shape[:2])
+    functions = torch.cat([u, folded, u @ axes[:, -num_directions:]], -1)
+    z = _normalised_ranks(functions).unflatten(0, x.shape[:2])
     effective = effective_sample_size(z, chain_dim=0, sample_dim=1).nan_to_num(nan=1.0)
     return float(effective.min().clamp(min=1)) / len(flat)
 
 
 def _normalised_ranks(x: Tensor) -> Tensor:
-    """Normal quantiles of the ranks in each column; ties in random order."""
+    """Normal quantiles of the ranks in each column, with ties in random order."""
     shuffle = torch.randperm(len(x), device=x.device)
     ranks = torch.empty_like(x)
     ranks[shuffle] = x[shuffle].argsort(0).argsort(0).to(x)
@@ -185,20 +217,42 @@ def _normalised_ranks(x: Tensor) -> Tensor:
 
 
 def r_hat(x: Tensor) -> float:
-    """The largest split R-hat of the coordinates of ``(chains, draws, d)``, over what is expected.
+    r"""The largest split R-hat of the coordinates, divided by its value for chains that have mixed.
 
-    Of n draws, each worth half an independent one, it is about :math:`\\sqrt{1 + 2/n}` when all is
-    well; what exceeds four times that excess counts.
+    For n draws of a chain, each with half an effective draw, R-hat is about
+    :math:`\sqrt{1 + 2/n}` when the chains have mixed. It is divided by :math:`\sqrt{1 + 8/n}`, so
+    that only more than four times that excess gives a result above 1.
+
+    Arguments:
+        x: Draws ``(chains, draws, d)``.
+
+    Example::
+
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.randn(50, 100, 2)
+        >>> r_hat(x) < 1.05, r_hat(x + torch.arange(50.0)[:, None, None]) > 10
+        (True, True)
     """
     found = split_gelman_rubin(x.double(), chain_dim=0, sample_dim=1).nan_to_num(nan=1.0).max()
     return float(found) / (1 + 8 / x.shape[1]) ** 0.5
 
 
 def never_accepted_fraction(accepted: Tensor) -> float:
-    """The share of chains that never moved, if more than by chance, of ``(chains, draws)``.
+    r"""The share of chains that never moved, or 0 where chance explains it.
 
-    Were all as likely to move, at the mean rate r, a share :math:`(1 - r)^n` of them would not in n
-    draws, up to three standard deviations.
+    If all chains moved with the same probability r, a share :math:`(1 - r)^n` of them would not
+    move in n draws. Up to three standard deviations more count as chance.
+
+    Arguments:
+        accepted: Whether each chain moved, ``(chains, draws)``.
+
+    Example::
+
+        >>> _ = torch.manual_seed(0)
+        >>> accepted = torch.rand(100, 50) < 0.5
+        >>> accepted[:3] = False
+        >>> never_accepted_fraction(accepted)
+        0.03
     """
     chains, draws = accepted.shape
     never = float((~accepted).all(1).double().mean())
@@ -208,6 +262,12 @@ def never_accepted_fraction(accepted: Tensor) -> float:
 
 
 def iqr(x: Tensor) -> Tensor:
-    """Interquartile ranges of draws ``(N, d)``."""
+    """The interquartile range of each coordinate of draws ``(N, d)``.
+
+    Example::
+
+        >>> iqr(torch.arange(5.0)[:, None])
+        tensor([2.], dtype=torch.float64)
+    """
     low, high = x.double().quantile(torch.tensor([0.25, 0.75]).to(x).double(), 0)
     return high - low

@@ -310,7 +310,7 @@ def test_an_untrained_guide():
 
 
 def test_arguments_are_for_guides():
-    with pytest.raises(ValueError, match="remembers"):
+    with pytest.raises(ValueError, match="has stored"):
         to_arviz(vectorized(), *conjugate_data())
     with pytest.raises(ValueError, match="num_samples"):
         to_arviz(guide(), *conjugate_data(), num_samples=0)

@@ -12,7 +12,7 @@ from pyro_flowsamp import Target, pilot
 # ---- where chains start --------------------------------------------------------------------------
 
 
-def test_stuck_chains_are_told_from_slow_ones():
+def test_chains_that_never_move_are_told_from_slow_ones():
     moving = torch.rand(256, 100) < 0.05
     assert pilot.never_accepted_fraction(moving) == 0.0  # one in 170 does not move, by chance
     caught = (torch.rand(256, 100) < 0.3).clone()
@@ -21,14 +21,14 @@ def test_stuck_chains_are_told_from_slow_ones():
     assert pilot.never_accepted_fraction(torch.ones(4, 10, dtype=torch.bool)) == 0.0
 
 
-# ---- worth ---------------------------------------------------------------------------------------
+# ---- effective draws -----------------------------------------------------------------------------
 
 
-def test_independent_draws_are_worth_one_each():
+def test_independent_draws_count_once_each():
     assert pilot.ess_per_draw(torch.randn(200, 50, 3)) == pytest.approx(1, abs=0.1)
 
 
-def test_chains_that_never_move_are_worth_one_draw_each():
+def test_chains_that_never_move_have_one_effective_draw_each():
     x = torch.randn(200, 1, 3).expand(-1, 40, -1) + 1e-6 * torch.randn(200, 40, 3)
     assert pilot.ess_per_draw(x) < 2 / 40
 
@@ -40,8 +40,8 @@ def test_modes_that_part_along_the_diagonal_only():
     assert pilot.ess_per_draw(x) < 2 / 40 < pilot.ess_per_draw(x[..., :1]) / 2
 
 
-def test_a_trial_of_a_bad_flow_is_silent():
-    """It is not chosen; whoever runs such a kernel is told."""
+def test_a_pilot_run_of_a_bad_flow_gives_no_warning():
+    """It is not chosen; a user who runs such a kernel gets the warning."""
     target = Target.from_energy(lambda x: 50 * (x - 3).square().sum(-1), 8)
     guide = pf.AutoFlow(target)
     guide.target_for()

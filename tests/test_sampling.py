@@ -11,7 +11,7 @@ from support import models
 from support.models import CONJUGATE_TRUTH, conjugate, conjugate_data
 
 import pyro_flowsamp as pf
-from pyro_flowsamp import Target, pilot, sampling
+from pyro_flowsamp import SearchOptions, Target, pilot, sampling, search
 from pyro_flowsamp.flows.recipes import LayeredFlow
 
 QUIET = {"progress": False, "seed": 0}
@@ -49,22 +49,22 @@ def banana(dim):
 @pytest.fixture
 def bad_flows(monkeypatch):
     """Every Gaussian mixture is displaced by three of its own standard deviations."""
-    fit_mixture_guide = sampling.SamplerSearch.fit_mixture_guide
+    fit_mixture_guide = search.fit_mixture_guide
 
-    def displaced(self, components):
-        guide = fit_mixture_guide(self, components)
+    def displaced(target, particles, components):
+        guide = fit_mixture_guide(target, particles, components)
         if components > 1:
             assert isinstance(guide.flow, LayeredFlow)
             guide.flow.affine.loc += 3 * guide.flow.affine.scale.diagonal()
         return guide
 
-    monkeypatch.setattr(sampling.SamplerSearch, "fit_mixture_guide", displaced)
+    monkeypatch.setattr(search, "fit_mixture_guide", displaced)
 
 
 @pytest.fixture
 def no_training(monkeypatch):
     monkeypatch.setattr(
-        sampling.SamplerSearch, "_train_candidate", lambda self, flow, draws, best: None
+        search.SamplerSearch, "train_candidate", lambda self, flow, from_draws, best: None
     )
 
 
@@ -74,7 +74,7 @@ def test_draws_do_not_depend_on_the_clock(monkeypatch):
     small = {"num_samples": 5, "num_chains": 20, **QUIET}
     first = pf.sample(conjugate, *conjugate_data(), **small)
     start = perf_counter()
-    monkeypatch.setattr(sampling, "perf_counter", lambda: (perf_counter() - start) ** 3)
+    monkeypatch.setattr(search, "perf_counter", lambda: (perf_counter() - start) ** 3)
     again = pf.sample(conjugate, *conjugate_data(), **small)
     assert first.attrs["method"] == again.attrs["method"]
     for site in CONJUGATE_TRUTH:
@@ -108,9 +108,7 @@ def test_two_distant_modes(dim):
 
 @pytest.mark.slow
 def test_a_flow_is_trained_where_nothing_else_mixes(bad_flows, monkeypatch):
-    monkeypatch.setattr(
-        sampling.SamplerSearch, "_flow_candidates", lambda self: iter([("coupling", False)])
-    )
+    monkeypatch.setattr(search, "flow_candidates", lambda *args: iter([("coupling", False)]))
     data = pf.sample(banana(20), num_samples=50, num_chains=1000, **QUIET)
     x = values(data, "x")
     assert "(coupling)" in data.attrs["method"]
@@ -169,15 +167,33 @@ def test_factors_are_data():
 @pytest.mark.slow
 def test_an_improper_posterior():
     target = Target.from_energy(lambda x: 0 * x.sum(-1), 2)
-    with pytest.warns(UserWarning, match="run away"):
+    with pytest.warns(UserWarning, match="spread without bound"):
         pf.sample(target, num_samples=50, num_chains=200, **QUIET)
 
 
 @pytest.mark.slow
-def test_chains_that_disagree(bad_flows, no_training, monkeypatch):
-    monkeypatch.setattr(pilot, "MAX_PILOT_STEPS", 0)
+def test_chains_that_disagree(bad_flows, no_training):
+    options = SearchOptions(max_pilot_steps=1)
     with pytest.warns(UserWarning, match="the chains disagree"):
-        pf.sample(mixture(2), num_samples=20, num_chains=200, **QUIET)
+        pf.sample(mixture(2), num_samples=20, num_chains=200, search=options, **QUIET)
+
+
+@pytest.mark.parametrize("name, value", [("pilot_chains", 0), ("patience", -1.0)])
+def test_search_options_out_of_range(name, value):
+    with pytest.raises(ValueError, match=f"SearchOptions.{name} must be at least"):
+        SearchOptions(**{name: value})
+
+
+def test_search_options_are_used():
+    options = SearchOptions(particles=128, pilot_chains=32, target_ess_per_draw=3.0)
+    target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+    data = pf.sample(target, num_samples=5, num_chains=50, search=options, **QUIET)
+    assert data.attrs["thin"] >= 3
+    steps = search.SamplerSearch(target, 5, 50, False, options)
+    steps.run_smc()
+    assert len(steps.particles) == 128
+    pilot_run = steps.run_pilot("IMH", pf.IMH(guide=steps.fit_mixture_guide(1)), torch.inf)
+    assert pilot_run.run.num_chains == 32
 
 
 @pytest.mark.parametrize("counts", [{"num_samples": 0}, {"num_chains": 1}])
@@ -223,7 +239,7 @@ def test_attributes_can_be_saved(tmp_path):
 @pytest.fixture
 def hopeless(monkeypatch, no_training):
     """No kernel is ever seen to mix."""
-    monkeypatch.setattr(pilot, "worth", lambda x: 0.01)
+    monkeypatch.setattr(pilot, "ess_per_draw", lambda x, num_directions: 0.01)
 
 
 @pytest.mark.slow
@@ -232,7 +248,7 @@ def test_the_user_is_told_where_no_kernel_mixes(hopeless):
         data = pf.sample(mixture(2), num_samples=3, **QUIET)
     assert data.attrs["reliable"] == 0 and data.attrs["candidates"].count("inf s") == 3
     assert not data.attrs["method"].startswith("IMH")  # jumps alone hide what they miss
-    assert data.attrs["thin"] == pilot.MAX_THIN
+    assert data.attrs["thin"] == SearchOptions().max_thin
 
 
 @pytest.mark.slow
@@ -252,7 +268,7 @@ def test_a_kernel_that_fails_is_left_out(monkeypatch, bad_flows, no_training):
 
 
 def test_particles_that_start_chains_are_no_siblings():
-    steps = sampling.SamplerSearch(mixture(10), 5, 100, progress=False)
+    steps = search.SamplerSearch(mixture(10), 5, 100, progress=False)
     steps.run_smc()
     upper = (steps.particles.mean(-1) > 0).double()
     u = upper - upper.mean()
@@ -268,16 +284,16 @@ def test_chains_go_on_from_where_they_were():
         pyro.sample("y", dist.Multinomial(total_count=21, probs=p), obs=counts)
 
     target = Target.from_model(sparse, torch.tensor([20.0, 1.0, 0.0, 0.0, 0.0]))
-    steps = sampling.SamplerSearch(target, 1, 500, progress=False)
+    steps = search.SamplerSearch(target, 1, 500, progress=False)
     pyro.set_rng_seed(0)
     steps.run_smc()
-    candidate = steps._consider(None, "HMC", pf.LatentHMC(guide=steps.fit_mixture_guide(1)), 4)
+    candidate = steps.consider(None, "HMC", pf.LatentHMC(guide=steps.fit_mixture_guide(1)))
     before = candidate.run.unconstrained.flatten(0, 1)
     starts = []
     candidate.run.kernel.init = lambda x: (
         starts.append(x) or type(candidate.run.kernel).init(candidate.run.kernel, x)
     )
-    steps.finish(candidate)
+    sampling.finish(candidate, target, 1, 500, progress=False)
     distance = torch.cdist(starts[0].double(), before.double()).min(-1).values
     assert float(distance.max()) < 1e-4
 
@@ -298,12 +314,12 @@ def test_more_chains_than_draws_part(monkeypatch):
 def test_tails_that_a_flow_lacks_give_it_away():
     """Jumps by a Gaussian, of a target with a heavy tail that some chains start in."""
     target = pf.Target.from_energy(lambda x: 4 * (1 + x.square().sum(-1) / 7).log(), 1)
-    search = sampling.SamplerSearch(target, 100, 256, progress=False)
-    search.run_smc()
-    search.particles[:20] = 40.0
-    guide = search.fit_mixture_guide(1)
+    steps = search.SamplerSearch(target, 100, 256, progress=False)
+    steps.run_smc()
+    steps.particles[:20] = 40.0
+    guide = steps.fit_mixture_guide(1)
     guide.flow.initialize_from(torch.randn(5000, 1))
-    candidate = search._try("IMH", pf.IMH(guide=guide), torch.inf)
+    candidate = steps.run_pilot("IMH", pf.IMH(guide=guide), torch.inf)
     assert candidate.never_accepted_fraction > 0 and not candidate.reliable
     good = candidate._replace(ess_per_draw=0.9, length=100)
     assert (
@@ -320,12 +336,12 @@ def test_tails_that_a_flow_lacks_give_it_away():
 def test_starts_are_forgotten():
     """Chains begin at particles of one mode only; jumps put the shares right before the draws."""
     target = mixture(2)
-    search = sampling.SamplerSearch(target, 4, 2000, progress=False)
-    search.run_smc()
-    best = search._try("IMH", pf.IMH(guide=search.fit_mixture_guide(1)), torch.inf)
+    steps = search.SamplerSearch(target, 4, 2000, progress=False)
+    steps.run_smc()
+    best = steps.run_pilot("IMH", pf.IMH(guide=steps.fit_mixture_guide(1)), torch.inf)
     x = best.run.unconstrained
     x[:] = x[x.sum(-1) > 0][:1]
-    search.finish(best)
+    sampling.finish(best, target, 4, 2000, progress=False)
     upper = (best.run.unconstrained.sum(-1) > 0).double().mean(1)
     z = (upper.mean() - 1 / 3) / (upper.std() / len(upper) ** 0.5)
     assert abs(float(z)) < 4
@@ -346,25 +362,24 @@ def interrupt_at(monkeypatch, kernel, call):
     monkeypatch.setattr(kernel, "step", interrupted)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("call", [10, 60], ids=["warm-up", "trial"])
-def test_interrupting_a_later_trial_ends_the_climb(monkeypatch, bad_flows, call):
+@pytest.mark.parametrize("call", [10, 60], ids=["warm-up", "pilot run"])
+def test_interrupting_a_later_pilot_run_ends_the_search(monkeypatch, bad_flows, call):
     interrupt_at(monkeypatch, pf.LatentHMC, call)
     with pytest.warns(UserWarning, match=r"IMH \(mixture\) makes the draws"):
         data = pf.sample(mixture(2), num_samples=3, **QUIET)
     assert data.attrs["method"] == "IMH (mixture)"
 
 
-@pytest.mark.parametrize("call", [10, 60], ids=["warm-up", "trial"])
-def test_interrupting_the_first_trial_ends_all(monkeypatch, call):
+@pytest.mark.parametrize("call", [10, 60], ids=["warm-up", "pilot run"])
+def test_interrupting_the_first_pilot_run_ends_all(monkeypatch, call):
     interrupt_at(monkeypatch, pf.IMH, call)
     with pytest.raises(KeyboardInterrupt):
         pf.sample(mixture(2), num_samples=3, **QUIET)
 
 
-@pytest.mark.parametrize("later, kept", [(0, pilot.PILOT_STEPS), (2, 2), (4, 4)])
+@pytest.mark.parametrize("later, kept", [(0, SearchOptions().pilot_steps), (2, 2), (4, 4)])
 def test_interrupting_the_draws_keeps_what_there_is(monkeypatch, later, kept):
-    interrupt_at(monkeypatch, pf.IMH, pilot.MIN_PILOT_STEPS + later)
+    interrupt_at(monkeypatch, pf.IMH, SearchOptions().min_pilot_steps + later)
     with pytest.warns(UserWarning, match="interrupted"):
         data = pf.sample(mixture(2), num_samples=50, num_chains=300, **QUIET)
     assert dict(data["posterior"].sizes)["draw"] == kept

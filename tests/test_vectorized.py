@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pyro
@@ -218,6 +219,11 @@ def test_a_flow_of_other_data_is_warned_of():
     run = brief(IMH(conjugate, guide=guide), 2000)
     with pytest.warns(UserWarning, match="the flow does not fit this posterior"):
         run.run(y + 20, counts)
+    silent = brief(IMH(conjugate, guide=guide), 2000)
+    silent.min_acceptance = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        silent.run(y + 20, counts)
 
 
 def test_too_few_draws_for_diagnostics(guide):

@@ -23,6 +23,7 @@ from pyro_flowsamp import (
 )
 from pyro_flowsamp.flows.recipes import coupling
 from pyro_flowsamp.flows.transforms import AffineMap
+from pyro_flowsamp.kernels.local_global import LocalStepsOptions
 from pyro_flowsamp.target.inspection import ModelStructureError
 
 KERNELS = [IMH, LatentMALA, LatentHMC, LocalGlobalHMC]
@@ -357,6 +358,10 @@ def test_counts_of_steps_and_proposals():
         LocalGlobalHMC(normal, local_steps=0)
     with pytest.raises(ValueError, match="num_proposals must be at least 1, got -1"):
         LocalGlobalHMC(normal, num_proposals=-1)
+    with pytest.raises(ValueError, match="need one local move at least, got 4 and 0"):
+        LocalStepsOptions(most=0)
+    with pytest.raises(ValueError, match=r"memory must lie in \(0, 1\], got 1.5"):
+        LocalStepsOptions(memory=1.5)
 
 
 def test_flow_without_a_latent_map():

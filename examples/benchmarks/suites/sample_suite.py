@@ -60,27 +60,27 @@ def by_mala(problem: Problem, seed: int, smoke: bool) -> Measured:
     import torch
 
     from pyro_flowsamp import LatentMALA, VectorizedMCMC
-    from pyro_flowsamp.sampling import SamplerSearch
+    from pyro_flowsamp.search import SamplerSearch
     from pyro_flowsamp.target import as_target
 
     pyro.set_rng_seed(seed)
     model, data = problem.make()
     chains, kept = (100, 5) if smoke else (1000, 100)
-    ladder = SamplerSearch(as_target(model, *data), kept, chains, progress=False)
-    ladder.run_smc()
-    starts = ladder.particles[torch.arange(chains) % len(ladder.particles)]
+    search = SamplerSearch(as_target(model, *data), kept, chains, progress=False)
+    search.run_smc()
+    starts = search.particles[torch.arange(chains) % len(search.particles)]
     run = VectorizedMCMC(
-        LatentMALA(guide=ladder.fit_mixture_guide(1)),
+        LatentMALA(guide=search.fit_mixture_guide(1)),
         num_samples=kept,
         warmup_steps=kept,
         num_chains=chains,
         thin=10,
-        initial_params=ladder.target.unpack_unconstrained(starts),
+        initial_params=search.target.unpack_unconstrained(starts),
         disable_progbar=True,
     )
     run.run()
     draws = {name: x.numpy() for name, x in run.get_samples(group_by_chain=True).items()}
-    return draws, ladder.target.evaluations, {}
+    return draws, search.target.evaluations, {}
 
 
 def by_pyro(problem: Problem, seed: int, smoke: bool) -> Measured:
