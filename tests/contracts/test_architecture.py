@@ -34,8 +34,10 @@ MAY_IMPORT = {
     "lattice": "lattice _zuko flows guides problems target",
     "export": "target",
     "vectorized": "kernels target",
-    "pilot": "kernels target vectorized",
-    "sampling": "export flows guides kernels options pilot smc target vectorized",
+    "pilot": "kernels options target vectorized",
+    "candidates": "flows guides options target",
+    "search": "candidates guides kernels options pilot smc target",
+    "sampling": "export options pilot search target",
 }
 #: (file, part): imports that are made inside a function, when it is called
 WHEN_CALLED = {("kernels/base.py", "guides")}

@@ -223,9 +223,13 @@ class Untrainable(AutoFlow):
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({"move": 20}, TypeError, "argument 'move': .* options are .*moves.* model go in args"),
+        (
+            {"move": 20},
+            TypeError,
+            "argument 'move': .* options are .*mcmc_steps.* model go in args",
+        ),
         ({"scale": 2.0}, TypeError, "argument 'scale': keywords go to the annealing flow"),
-        ({"reference": 1.0}, TypeError, "argument 'start'"),
+        ({"reference": 1.0}, TypeError, "argument 'reference'"),
         ({"mcmc_steps": -1}, ValueError, "mcmc_steps and refinement_blocks must not be negative"),
     ],
 )

@@ -22,11 +22,12 @@ class BlockReport(NamedTuple):
         beta: Where it ends.
         ess_before: ESS fraction of the particles weighted from the last density to this one.
         ess: The same with the block in between.
-        rollbacks: How often it was undone because it did harm, or was not finite.
+        rollbacks: Number of trainings that made the weights worse or were not finite.
         steps: Optimiser steps, of the last try.
         integration_steps: Steps of the integrator that its log density needs.
-        gap: What is left of its error, in nats on 99.9 % of particles.
-        defensive_weight: Share of particles that it leaves behind; 1 where the map does harm.
+        log_q_error: What is left of its error, in nats on 99.9 % of particles.
+        defensive_weight: Share of particles that it leaves behind; 1 where the map makes the
+            weights worse.
         seconds: Wall-clock time.
     """
 

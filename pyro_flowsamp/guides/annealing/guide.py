@@ -22,12 +22,14 @@ Flow: Wu & Xie, 2025, https://arxiv.org/abs/2409.20547). Three losses train it, 
   noise of its gradient, while a KL divergence estimated on a finite number of particles can be
   driven below its infimum. It is the default.
 
-A block trusts the one before it, but tempering moves mass between modes, which no transport can. So
-the particles are weighted, resampled and moved along the way, in training and, by
-:meth:`AutoAnnealingFlow.particles`, afresh with everything frozen, for an unbiased evidence and the
-right weight of every mode; see :mod:`pyro_flowsamp.smc.particles`. A share of them stays
-behind at every block, lest one that draws away from an edge or a steep slope lose what is there:
-few where the block is good, all where it does more harm than good.
+No block mends the errors of the block before it, and no transport moves mass between modes, which
+the tempered path does. So the particles are weighted, resampled and moved along the way, in
+training and, by :meth:`AutoAnnealingFlow.particles`, afresh with everything frozen, for an unbiased
+evidence and the right weight of every mode; see :mod:`pyro_flowsamp.smc.particles`. A share of
+them, the defensive weight, is left behind at every block, so that a block which moves particles
+away from an
+edge or a steep slope does not leave it empty: a small share where the block is good, and all where
+the block makes the weights worse.
 """
 
 from __future__ import annotations
@@ -63,20 +65,20 @@ from .losses import LOSSES, Loss, TransportBatch
 __all__ = ["AutoAnnealingFlow"]
 
 
-MAX_BLOCKS = 300  #: beyond which a path is said not to end
-RETRIES = 2  #: times that a block which does harm is trained again, each at a third of the rate
+MAX_BLOCKS = 300  #: blocks after which a path counts as endless
+RETRIES = 2  #: repeated trainings of a block that makes weights worse, each at a third of the rate
 SHORTEST_STAGE = 1e-5  #: relative to the beta that it starts from, or to 1e-6 where that is more
-EVEN = 0.9  #: ESS fraction of weights that no block needs to mend
-FEWEST = 10  #: particles' worth of weight that must be left after a stage
-FEWEST_PARTICLES = 10 * FEWEST  #: that blocks can be trained on
+GOOD_ESS = 0.9  #: ESS fraction of the weights without a block, from which no warning is given
+MIN_PARTICLES_LEFT = 10  #: effective particles that must be left after a stage
+MIN_PARTICLES = 10 * MIN_PARTICLES_LEFT  #: particles that blocks can be trained on
 NUM_REFINE = 1024  #: particles on which the integrator is checked
-NUM_WEIGHED = 4096  #: on which the share of particles that a block leaves behind is chosen
-DEFENSIVE_GRID = 1.0, 0.4, 0.2, 0.1, 0.05, 0.02  #: of which it is
+NUM_WEIGHED = 4096  #: particles on which the defensive weight is chosen
+DEFENSIVE_GRID = 1.0, 0.4, 0.2, 0.1, 0.05, 0.02  #: the defensive weights to choose from
 TIE = 1e-9  #: nats, between shares that differ by rounding: a block may move nothing
 STEP_TOLERANCE = 2e-4  #: nats by which the integrator may be off in each block
 FLOW_TOLERANCE = 5e-4  #: nats by which the flow's sampling and scoring may differ
-DOUBLINGS = 3  #: of all steps, until they do not
-ACCEPT = 0.574  #: acceptance that local moves are tuned to
+DOUBLINGS = 3  #: times that the steps of all blocks may be doubled for that
+TARGET_ACCEPT_PROB = 0.574  #: acceptance that MALA's step size is tuned to
 
 
 class AutoAnnealingFlow(PathGuide):
@@ -145,10 +147,8 @@ class AutoAnnealingFlow(PathGuide):
         self.transport_cost = gamma if transport_cost is None else transport_cost
         if not self.transport_cost >= 0:
             raise ValueError(f"wasserstein must not be negative, got {transport_cost}")
-        if num_particles < FEWEST_PARTICLES:
-            raise ValueError(
-                f"num_particles must be at least {FEWEST_PARTICLES}, got {num_particles}"
-            )
+        if num_particles < MIN_PARTICLES:
+            raise ValueError(f"num_particles must be at least {MIN_PARTICLES}, got {num_particles}")
         if mcmc_steps < 0 or refinement_blocks < 0:
             raise ValueError(
                 f"mcmc_steps and refinement_blocks must not be negative, got {mcmc_steps} and "
@@ -280,7 +280,7 @@ class AutoAnnealingFlow(PathGuide):
         stage = _with_map(stage, block, beta)
         pushed = driver.transport(cloud, stage) if block.defensive_weight < 1 else unmoved
         ess = _ess(pushed)
-        if not ess * self.num_particles >= FEWEST:
+        if not ess * self.num_particles >= MIN_PARTICLES_LEFT:
             raise ValueError(
                 f"all but {max(1, round(ess * self.num_particles))} of {self.num_particles} "
                 f"particles lost their weight at beta = {following:.4g}: use more stages (a larger "
@@ -288,7 +288,7 @@ class AutoAnnealingFlow(PathGuide):
                 f"target."
             )
         cloud = particles.resample(pushed, torch.inf)
-        cloud, step_size = driver.move_and_tune(cloud, stage, self.mcmc_steps, ACCEPT)
+        cloud, step_size = driver.move_and_tune(cloud, stage, self.mcmc_steps, TARGET_ACCEPT_PROB)
         block.beta = following
         block.scale.copy_(stage.scale)
         block.step_size.copy_(step_size)
@@ -352,12 +352,12 @@ class AutoAnnealingFlow(PathGuide):
         block.method = self.method
         if before >= options.stop_at_ess:
             return block, History(), 0
-        if before < EVEN:
+        if before < GOOD_ESS:
             warnings.warn(
-                f"the block that ends at beta = {beta:.4g} did harm, or was not finite, in "
-                f"{RETRIES + 1} trainings, down to a rate of {3 * options.learning_rate:.1e}: it "
-                f"leaves particles where they are. Try a lower options.learning_rate, or more "
-                f"options.max_steps.",
+                f"the block that ends at beta = {beta:.4g} made the weights worse, or was not "
+                f"finite, in {RETRIES + 1} trainings, down to a rate of "
+                f"{3 * options.learning_rate:.1e}: it is replaced by the identity. "
+                f"Try a lower options.learning_rate, or more options.max_steps.",
                 stacklevel=5,
             )
         return block, history, RETRIES + 1
@@ -431,8 +431,8 @@ class AutoAnnealingFlow(PathGuide):
         outside = float((cloud.state.log_q < least.detach()).double().mean())
         if outside > 0.01:
             warnings.warn(
-                f"{outside:.0%} of the particles ended where the start has no draws: modes there "
-                f"were found along the path, not by the start, and others may have been missed. "
+                f"{outside:.0%} of the particles ended where the reference has no draws: modes "
+                f"there were found along the path, and other modes may have been missed. "
                 f"A wider reference=... is safer, or compare two of them by their evidence.",
                 stacklevel=4,
             )
@@ -527,7 +527,8 @@ def _choose_defensive_weight(
     unmoved: Particles,
     density: Callable[[Tensor], Tensor],
 ) -> float:
-    r"""The share of particles to leave behind, of :data:`SHARES`, for the most even weights.
+    r"""The share of particles to leave behind, of :data:`DEFENSIVE_GRID`, for the most even
+    weights.
 
     With :math:`w = f_k / q_\epsilon` the weights by the mixture, that which has the least
     :math:`\mathbb E_{f_k} w^3`, a Rényi divergence of :math:`f_k` from :math:`q_\epsilon`. It is

@@ -2,7 +2,7 @@ r"""AutoDeformationFlow: a velocity trained on the deformation equation, from en
 
 See :mod:`pyro_flowsamp.guides.deformation.energy_path` for the equation,
 :mod:`pyro_flowsamp.guides.deformation.losses` for the loss,
-:mod:`pyro_flowsamp.guides.deformation.collocation` for the points it is demanded at.
+:mod:`pyro_flowsamp.guides.deformation.collocation` for the points where it is enforced.
 """
 
 from __future__ import annotations
@@ -44,18 +44,16 @@ __all__ = ["AutoDeformationFlow", "Progress"]
 
 
 STEPS = 16  #: of the integrator while training, and at least for weights along the path
-FEWEST = 2  #: steps with which a trained flow makes do, where they are enough
+MIN_STEPS = 2  #: steps of the integrator of a trained flow, where they are enough
 NUM_PACE = 512  #: particles annealed to find where the path changes most
 NUM_WATCH = 1024  #: draws with which training is watched
 NUM_REFINE = 256  #: draws on which the integrator is checked
 NUM_COMPARE = 4096  #: draws for the flow's own evidence
 POLISH_RATE = 1e-4  #: learning rate of polishing
 SIGMAS, NATS = 4.0, 0.1  #: by how much evidences may differ
-DEFENSIVE_WEIGHT = (
-    0.1  #: share of the particles that no slice carries, lest it hide what it draws away from
-)
-SPARSE = 5.0  #: nats by which the flow's density may fall short of what its evidence promises
-MOST_MISSED = 0.01  #: of the flow's evidence, where it falls shorter
+DEFENSIVE_WEIGHT = 0.1  #: share of particles left behind in each slice, so that no region empties
+MAX_DENSITY_DEFICIT = 5.0  #: nats by which the flow's density may be too small at a particle
+MAX_MISSED_MASS = 0.01  #: share of the evidence that may lie where the deficit is larger
 
 
 class Progress(NamedTuple):
@@ -252,7 +250,7 @@ class AutoDeformationFlow(PathGuide):
             if self.polish:
                 self._polish(target)
         base = self.get_base_dist()
-        flow.block.steps = FEWEST
+        flow.block.steps = MIN_STEPS
         refine(flow.block, base.sample((NUM_REFINE,)), log_prob=base.log_prob)
         self._compare(target, times)
         return history
@@ -325,11 +323,12 @@ class AutoDeformationFlow(PathGuide):
                 )
                 return
         name, missed = max(self.missed_mass.items(), key=lambda item: item[1])
-        if missed > MOST_MISSED:
+        if missed > MAX_MISSED_MASS:
             warnings.warn(
                 f"annealed particles ({name}) find {missed:.1%} of the flow's own evidence where "
-                f"it has less than e^-{SPARSE:.0f} of the density it ought to have: it has missed "
-                f"modes, which its weights cannot show, or is not trained yet. {remedy}",
+                f"it has less than e^-{MAX_DENSITY_DEFICIT:.0f} of the density that it ought to "
+                f"have: it has missed modes, which its weights cannot show, or is not trained "
+                f"yet. {remedy}",
                 stacklevel=4,
             )
 
@@ -339,7 +338,8 @@ class AutoDeformationFlow(PathGuide):
         if population.evidence.log_z == -inf:
             return 0.0
         log_q = self._flow(None).log_prob(population.x).double()
-        sparse = ~(population.log_prob - log_q - own <= SPARSE)  # NaN: no way leads there
+        # NaN, where the flow's inverse is not finite, counts as too small.
+        sparse = ~(population.log_prob - log_q - own <= MAX_DENSITY_DEFICIT)
         share = (population.weights * sparse).sum().double().log()
         return float((share + population.evidence.log_z - own).exp())
 
@@ -458,6 +458,8 @@ def _check_gradient(target: Target) -> None:
     try:
         grad = target.log_prob_and_grad(x)[1]
     except RuntimeError as error:
-        raise ValueError(f"the energy has no gradient ({error}); the flow follows it.") from error
+        raise ValueError(
+            f"the energy has no gradient ({error}), but training needs one."
+        ) from error
     if not grad.abs().sum() > 0:
-        raise ValueError("the energy's gradient is zero everywhere; the flow follows it.")
+        raise ValueError("the energy's gradient is zero everywhere, but training needs one.")

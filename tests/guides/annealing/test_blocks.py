@@ -39,7 +39,7 @@ class NotFinite:
         return history
 
 
-@pytest.mark.filterwarnings("ignore:.*where the start has no draws")
+@pytest.mark.filterwarnings("ignore:.*where the reference has no draws")
 def test_a_velocity_that_is_not_finite_is_rolled_back(monkeypatch):
     spoilt = NotFinite(monkeypatch, 1)
     guide = AutoAnnealingFlow(normal_target(2.0), reference=1.0, schedule=[0, 1], **SMALL)
@@ -50,11 +50,12 @@ def test_a_velocity_that_is_not_finite_is_rolled_back(monkeypatch):
     assert guide.reports[0].ess > guide.reports[0].ess_before
 
 
-@pytest.mark.filterwarnings("ignore:.*where the start has no draws")
+@pytest.mark.filterwarnings("ignore:.*where the reference has no draws")
 def test_a_velocity_that_is_never_finite_is_given_up(monkeypatch):
     NotFinite(monkeypatch, 100)
     guide = AutoAnnealingFlow(normal_target(2.0), reference=1.0, schedule=[0, 1], **SMALL)
-    with pytest.warns(UserWarning, match="beta = 1 did harm, or was not finite, in 3 trainings"):
+    message = "beta = 1 made the weights worse, or was not finite, in 3 trainings"
+    with pytest.warns(UserWarning, match=message):
         guide.fit()
     assert guide.reports[0].rollbacks == 3
     x = torch.randn(10, 2)

@@ -59,7 +59,7 @@ def test_a_wrong_log_det_shows(pair):
 @pytest.mark.slow
 def test_blocks_make_weights_even():
     guide = AutoAnnealingFlow(exp_gauss(5, 2, 4.0).target, reference=1.0, **SMALL)
-    with pytest.warns(UserWarning, match="where the start has no draws"):
+    with pytest.warns(UserWarning, match="where the reference has no draws"):
         history = guide.fit()
     assert all(report.ess_before <= report.ess for report in guide.reports)
     assert min(report.ess for report in guide.reports) > 0.9
@@ -84,7 +84,7 @@ def test_a_given_schedule_and_the_kernels():
     known = gmm(6)
     schedule = [0, 0.2, 0.4, 0.6, 0.8, 1]
     guide = AutoAnnealingFlow(known.target, reference=1.0, schedule=schedule, **SMALL)
-    with pytest.warns(UserWarning, match="where the start has no draws"):
+    with pytest.warns(UserWarning, match="where the reference has no draws"):
         guide.fit()
     assert [report.beta for report in guide.reports] == schedule[1:]
     mcmc = VectorizedMCMC(IMH(guide=guide), 20, 10, 500, disable_progbar=True)
@@ -128,15 +128,15 @@ def test_an_interrupted_path_goes_on(monkeypatch):
         ({"schedule": [0, 0.5]}, "rises from 0 to 1"),
         ({"schedule": [0, 0.6, 0.5, 1]}, "rises from 0 to 1"),
         ({"objective": "reverse"}, "objective must be one of"),
-        ({"start": -1.0}, "positive standard deviation"),
-        ({"ess": 1.5}, "between 0 and 1"),
+        ({"reference": -1.0}, "positive standard deviation"),
+        ({"target_ess": 1.5}, "between 0 and 1"),
         ({"transport_cost": -1.0}, "must not be negative"),
         ({"transport_cost": math.nan}, "must not be negative"),
         ({"schedule": [0, math.nan, 1]}, "rises from 0 to 1"),
         ({"schedule": [0.2, 1]}, "rises from 0 to 1"),
         ({"schedule": []}, "rises from 0 to 1"),
-        ({"start": math.nan}, "positive standard deviation"),
-        ({"start": math.inf}, "positive standard deviation"),
+        ({"reference": math.nan}, "positive standard deviation"),
+        ({"reference": math.inf}, "positive standard deviation"),
         ({"num_particles": 10}, "num_particles must be at least"),
         ({"mcmc_steps": -1}, "mcmc_steps and refinement_blocks must not be negative"),
         ({"refinement_blocks": -1}, "mcmc_steps and refinement_blocks must not be negative"),
