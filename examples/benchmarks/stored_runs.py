@@ -132,7 +132,7 @@ def collect(store: Path, runs: Mapping[str, Run], seeds: Iterable[int]) -> None:
 
 
 def collect_measured(
-    store: Path, runs: Mapping[str, Callable[[int], Result]], seeds: Iterable[int], told: str
+    store: Path, runs: Mapping[str, Callable[[int], Result]], seeds: Iterable[int], text: str
 ) -> None:
     """Computes what is not stored yet by functions of the seed, which measure in a new process.
 
@@ -140,12 +140,12 @@ def collect_measured(
         store: The file of the study.
         runs: Functions of the seed, by name; see :func:`measured`.
         seeds: The seeds.
-        told: The text that is printed for a result, with its fields in braces.
+        text: The text that is printed for a result, with its fields in braces.
     """
     for name, seed in missing(store, runs, seeds):
         result = runs[name](seed)
         append(store, name, seed, result)
-        print(f"{name:32s}seed {seed}  {told.format(**result)}", flush=True)
+        print(f"{name:32s}seed {seed}  {text.format(**result)}", flush=True)
 
 
 def measured(script: Path, arguments: Sequence[str], limit: float | None = None) -> Result:

@@ -108,6 +108,15 @@ class ImportanceEstimate:
         evaluations: Number of evaluations of the density p, training included.
         particles: Weighted particles of :math:`h\,p`, or for a signed h of :math:`h^+ p` and of
             :math:`h^- p`; none for the estimator "ratio" alone.
+
+    Example::
+
+        >>> found = ImportanceEstimate({"particles": Estimate(0.02, 0.001, 0.3)}, 5000, ())
+        >>> found.value, round(found.relative_error, 2)
+        (0.02, 0.05)
+        >>> print(found)
+        particles: 0.02 ± 0.001 (5.0%), Pareto k 0.30
+        5000 evaluations of p
     """
 
     estimates: dict[str, Estimate]

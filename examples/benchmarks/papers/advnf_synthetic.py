@@ -269,18 +269,19 @@ centres of its own.
 
 ![Draws by objective](images/advnf_synthetic.png)
 
-**Read it so.** A latent mixture fitted to annealed particles has the modes before any training:
-compare with its row. What the objectives do by themselves is seen in the studies, on MOG-8, where
-the flow is splines on one Gaussian:
+**How to read the tables.** A latent mixture fitted to annealed particles has the modes before any
+training, so compare with its row. The studies show what the objectives do by themselves. They are
+on MOG-8, and the flow is splines on one Gaussian:
 
-- *The weight of the adversary.* Beside both divergences any λ1 up to 10 is as good as none, and 100
-  destroys. Beside the reverse KL alone none leaves one mode of eight; of the constants only .01
-  found all eight in each seed, and larger ones lost some. "auto", as loud as the divergences while
-  D tells draws apart and silent once it cannot, found all in both. No constant does as well in both
-  tables without having been looked for, which is what the default rests on.
+- *The weight of the adversary.* Together with both divergences any λ1 up to 10 is as good as none,
+  and 100 destroys the flow. With the reverse KL alone, a weight of zero leaves one mode of eight.
+  Of the constants only .01 found all eight in each seed, and larger ones lost some. "auto" found
+  all in both tables. Its gradient is as large as that of the divergences while D separates the
+  draws, and vanishes once D does not. No constant does as well in both tables without a search for
+  it. This is the reason for the default.
 - *The loss* of the adversary makes no difference here.
-- *The forward KL* had better not fade where draws are many; where they are few a flow learns them
-  by heart, which is why it fades by default.
+- *The forward KL* should not fade where there are many draws. A flow learns few draws by heart,
+  and for this reason the forward KL fades by default.
 - *How few draws.* From 1000 on AdvNF has every mode at an NLL within .1 of the entropy. With 100
   and with 10, modes are lost in some seeds.
 """

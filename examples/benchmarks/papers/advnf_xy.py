@@ -118,13 +118,13 @@ class Lattice(NamedTuple):
         return first.conditional_on("temperature").at_contexts(temperatures[:, None])
 
     def energy(self, theta: Tensor) -> Tensor:
-        """Per site."""
+        """Returns the energy per site."""
         ring = RING[self.model]
         return xy_energy(theta, self.shape, ring_exchange=ring) / theta.shape[-1]
 
     @property
     def large(self) -> bool:
-        """More sites than the paper's, where its way of training comes apart."""
+        """Whether there are more sites than in the paper, where its training diverges."""
         return prod(self.shape) > 64
 
     @property
@@ -223,7 +223,7 @@ def judged(guide: AutoAdvNF, lattice: Lattice, size: Size) -> dict[str, Any]:
 
 
 def by_temperature(x: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """Cyclic rows as ``(K, n, d)`` and ``(K, n)``."""
+    """Reshapes rows at cyclic temperatures to ``(K, n, d)`` and ``(K, n)``."""
     num = len(grid())
     return x.view(-1, num, x.shape[-1]).transpose(0, 1), log_q.view(-1, num).mT
 
@@ -302,7 +302,7 @@ def observed(lattice: Lattice, x: Tensor) -> dict[str, Tensor]:
 
 
 def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Over the last dimension."""
+    """Returns the mean and its standard error over the last dimension."""
     values = values.double()
     return values.mean(-1), values.std(-1) / values.shape[-1] ** 0.5
 
@@ -374,7 +374,7 @@ COLUMNS = ["seeds", "IMH acceptance", "ESS", "AUC of D at the end", "s"]
 
 
 def study_run(size: Size, weights: AdvNFWeights, num: int) -> dict[str, Any]:
-    """4 × 4, 32 temperatures, ``num`` draws at each."""
+    """Trains on a 4 × 4 lattice at 32 temperatures, with ``num`` draws at each."""
     lattice = Lattice("xy", (4, 4))
     steps, batch = (3, 32) if size.batch < 64 else (400, 256)
     options = FitOptions(
@@ -430,7 +430,7 @@ def draws_table(store: Path) -> str:
 
 
 def study_row(store: Path, name: str, *first: object) -> list[object]:
-    """Empty where nothing is stored."""
+    """Returns a row of a table, empty where nothing is stored."""
     if not (runs := load(store, name)):
         return []
     shown = [spread(over(runs, key)) for key in ("acceptance", "ess")]
@@ -555,9 +555,9 @@ and 98.3 %, beside 97.3 and 97.8 of all and 98.5 and 98.8 of exact ones
 ![Observables against temperature](images/advnf_xy.png)
 
 **Larger lattices.** At the settings of 8 × 8 (3000 steps, a rate of 5·10⁻³ from the first step on,
-adversary) the training at 16 × 16 came apart, to an acceptance of 2.5 %. It is trained for 800
-steps, the rate warmed up for a tenth of them, without the adversary, which earns nothing on
-lattices (see λ1 below); which of the two it was is not known. What helps beyond is longer training:
+adversary) the training at 16 × 16 diverged, to an acceptance of 2.5 %. It is trained for 800
+steps, whose rate rises for a tenth of them, without the adversary, which brings no gain on lattices
+(see λ1 below). It is not known which of the two changes helped. Longer training helps too:
 acceptances of the table at 16 × 16, of 300 steps, are 24 to 70 %, those of 800 steps 33 to 79 %.
 
 **How it grows.** In equal, short trainings the spread of log w grows about as the
@@ -625,7 +625,7 @@ def stored_flow(lattice: Lattice, size: Size) -> AutoAdvNF:
 
 
 def print_pretrained(size: Size) -> None:
-    """No training: the stored flow, at temperatures that it was not trained at."""
+    """Prints IMH by the stored flow at temperatures that it was not trained at."""
     lattice = Lattice("xy", (8, 8))
     rows = [
         [t, *(f"{value:.4g}" for value in found)]
@@ -635,7 +635,7 @@ def print_pretrained(size: Size) -> None:
 
 
 def print_thinned(lattice: Lattice, size: Size) -> None:
-    """Draws of a chain repeat each other: as many that do so less, beside as many exact ones."""
+    """Prints the overlaps of thinned draws of a chain, and of as many exact draws."""
     guide = stored_flow(lattice, size)
     reference = monte_carlo(lattice, size.chains, size.samples)
     found = {}

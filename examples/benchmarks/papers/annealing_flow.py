@@ -83,8 +83,8 @@ def anneal(known: Problem, size: Size, **options: Any) -> tuple[AutoAnnealingFlo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # narrow starts are the paper's; the table shows the rest
         history = guide.fit()
-    cloud = guide.particles(size.draws, islands=ISLANDS)
-    log_z, error = cloud.evidence
+    particles = guide.particles(size.draws, islands=ISLANDS)
+    log_z, error = particles.evidence
     with torch.no_grad():
         alone, log_q = guide.flow(None).rsample_and_log_prob((size.draws,))
         log_w = known.target.log_prob(alone).double() - log_q.double()
@@ -94,12 +94,12 @@ def anneal(known: Problem, size: Size, **options: Any) -> tuple[AutoAnnealingFlo
         "evaluations": known.target.evaluations,
         "log_z": float(log_z),
         "log_z_error": float(error),
-        "corrected_ess": float(ess_fraction(cloud.log_weights)),
+        "corrected_ess": float(ess_fraction(particles.log_weights)),
         "flow_ess": float(ess_fraction(log_w)),
         "log_q_gap": history.log_q_error,
         "rollbacks": history.skipped,
     }
-    return guide, cloud, result
+    return guide, particles, result
 
 
 def run_hmc(known: Problem, budget: int, size: Size) -> Tensor:
@@ -163,13 +163,13 @@ def modes_of(known: Problem, x: Tensor, effective: float, size: Size) -> Result:
 
 def gmm_run(components: int, size: Size) -> Result:
     known = gmm(components)
-    guide, cloud, result = anneal(known, size, reference=1.0, target_ess=0.6)
+    guide, particles, result = anneal(known, size, reference=1.0, target_ess=0.6)
     budget, effective = known.target.evaluations, result["corrected_ess"] * size.draws
-    shares = known.mode_fractions(cloud.x, cloud.log_weights)
+    shares = known.mode_fractions(particles.x, particles.log_weights)
     result["p_value"] = float(mode_chi2(shares * effective, known.weights, effective).p_value)
     exact = known.sample(size.draws)
     alone = guide.flow(None).sample((size.draws,))
-    result["annealing"] = modes_of(known, cloud.draw(size.draws), effective, size)
+    result["annealing"] = modes_of(known, particles.draw(size.draws), effective, size)
     result["flow alone"] = modes_of(known, alone, size.draws, size)
     result["exact"] = modes_of(known, exact, size.draws, size)
     for name, baseline in BASELINES.items():
@@ -207,9 +207,9 @@ def gmm_table(store: Path) -> str:
 
 def expgauss_run(dim: int, size: Size) -> Result:
     known = exp_gauss(dim, *((2, 4.0) if size.smoke else ()))
-    guide, cloud, result = anneal(known, size, reference=1.0, target_ess=0.6)
+    guide, particles, result = anneal(known, size, reference=1.0, target_ess=0.6)
     budget = known.target.evaluations
-    draws = cloud.draw(size.draws)
+    draws = particles.draw(size.draws)
     alone = guide.flow(None).sample((size.draws,))
     return {
         **result,
@@ -263,10 +263,10 @@ def first_shares(known: Problem, x: Tensor) -> Tensor:
 
 def unequal_run(make: Callable[[], Problem], options: dict[str, Any], size: Size) -> Result:
     known = make()
-    guide, cloud, result = anneal(known, size, **options)
+    guide, particles, result = anneal(known, size, **options)
     budget = known.target.evaluations
     exact = first_shares(known, known.sample(400_000)).mean(0)
-    corrected = cloud.mean(first_shares(known, cloud.x))
+    corrected = particles.mean(first_shares(known, particles.x))
     alone = first_shares(known, guide.flow(None).sample((size.draws,)))
     z = (corrected.value - exact) / corrected.standard_error.clamp(min=1e-9)
     z_alone = (alone.mean(0) - exact) / (exact * (1 - exact) / len(alone)).sqrt()
@@ -315,10 +315,10 @@ def unequal_table(store: Path) -> str:
 
 def funnel_run(dim: int, size: Size) -> Result:
     known = funnel(dim)
-    _, cloud, result = anneal(known, size, target_ess=0.9, mcmc_steps=20)
+    _, particles, result = anneal(known, size, target_ess=0.9, mcmc_steps=20)
     budget = known.target.evaluations
-    squares = cloud.mean(cloud.x.square())
-    rest = cloud.mean(cloud.x[:, 1:].square().mean(-1))
+    squares = particles.mean(particles.x.square())
+    rest = particles.mean(particles.x[:, 1:].square().mean(-1))
     return {
         **result,
         "beside": beside(known, budget, size, lambda x: float(x[:, 0].square().mean())),
@@ -382,15 +382,15 @@ def logistic_run(name: str, store: Path, size: Size) -> Result:
     known = Problem(target, None, None, None, None, None)
     moves, particles = (1, 320) if size.smoke else CLASSES[name]
     size = replace(size, draws=particles)
-    _, cloud, result = anneal(known, size, reference=3.0, mcmc_steps=moves, num_particles=particles)
+    _, found, result = anneal(known, size, reference=3.0, mcmc_steps=moves, num_particles=particles)
 
     def original(x: Tensor) -> Tensor:
         log_alpha, beta = x[:, :1], x[:, 1:]
         return torch.cat([log_alpha, beta * (-0.5 * log_alpha).exp()], -1)
 
-    beta = original(cloud.draw(min(5000, particles)))[:, 1:]
+    beta = original(found.draw(min(5000, particles)))[:, 1:]
     nuts = load(store, f"nuts-{name}")[0]
-    mine, error = cloud.mean(original(cloud.x)), torch.tensor(nuts["error"])
+    mine, error = found.mean(original(found.x)), torch.tensor(nuts["error"])
     gap = mine.value - torch.tensor(nuts["mean"])
     return {
         **result,

@@ -53,7 +53,7 @@ PAPER = {
     ("pair", "linear"): (2.329, None, None, 0.336),
 }
 
-WALKERS = 4e-2, 900  #: learning rate and points a step
+SMC_TRAINING = 4e-2, 900  #: learning rate and points a step
 HIDDEN = 64  #: units of both hidden layers, as in the paper
 
 
@@ -131,11 +131,11 @@ def exact_diffusion(known: Problem, scale: float) -> Any:
     return diffusion(weights, means, torch.ones_like(means), scale * 2**0.5)
 
 
-def by_walkers(name: str, size: Size, steps: int, **how: Any) -> Result:
+def by_smc_points(name: str, size: Size, steps: int, **how: Any) -> Result:
     make, scale, wider = TARGETS[name]
     known = make()
     how = {"exploration_scale": wider, "time_kernels": size.kernels, **how}
-    how = {"options": options(steps, *WALKERS), **how}
+    how = {"options": options(steps, *SMC_TRAINING), **how}
     guide = trained(known, scale, **how)
     return {**summary(guide, known, size), "steps": steps}
 
@@ -143,18 +143,18 @@ def by_walkers(name: str, size: Size, steps: int, **how: Any) -> Result:
 def by_diffusion(name: str, size: Size) -> Result:
     make, scale, _ = TARGETS[name]
     path = exact_diffusion(make(), scale)
-    return by_walkers(
+    return by_smc_points(
         name, size, size.fewer, interpolation=path, exploration_scale=1.0, time_kernels=1
     )
 
 
 def briefly(name: str, size: Size) -> Result:
     """The flows that are polished, before that."""
-    return by_walkers(name, size, size.fewer)
+    return by_smc_points(name, size, size.fewer)
 
 
 def polished(name: str, size: Size) -> Result:
-    return by_walkers(name, size, size.fewer, polish=size.polish)
+    return by_smc_points(name, size, size.fewer, polish=size.polish)
 
 
 def distilled(name: str, size: Size) -> Result:
@@ -162,7 +162,7 @@ def distilled(name: str, size: Size) -> Result:
     make, scale, _ = TARGETS[name]
     known = make()
     path = exact_diffusion(known, scale)
-    guide = trained(known, scale, interpolation=path, options=options(size.fewer, *WALKERS))
+    guide = trained(known, scale, interpolation=path, options=options(size.fewer, *SMC_TRAINING))
     short = FitOptions(max_steps=size.reverse, progress=False)
     student = guide.distill(num=size.learnt_from, options=short)
     assert student.history is not None
@@ -176,18 +176,18 @@ def distilled(name: str, size: Size) -> Result:
 
 
 def by_trajectories(name: str, size: Size, store: Path, seed: int) -> Result:
-    """The paper's trainer, for as many seconds as the walkers took with the same seed."""
+    """Runs the paper's trainer for as many seconds as the SMC points took with the same seed."""
     make, scale, wider = TARGETS[name]
     known = make()
-    walkers = load(store, f"{name}-trainable")
-    budget = walkers[seed]["fit_seconds"] if seed < len(walkers) else 1.0
+    others = load(store, f"{name}-trainable")
+    budget = others[seed]["fit_seconds"] if seed < len(others) else 1.0
     how: dict[str, Any] = {
         "collocation": "trajectories",
         "exploration_scale": wider,
         "time_kernels": size.kernels,
     }
-    trial = trained(known, scale, options=options(10, 3e-3, 256), **how)
-    steps = min(size.most, max(10, int(budget / trial.progress[-1].seconds * 10)))
+    short = trained(known, scale, options=options(10, 3e-3, 256), **how)
+    steps = min(size.most, max(10, int(budget / short.progress[-1].seconds * 10)))
     guide = trained(known, scale, options=options(steps, 3e-3, 256), **how)
     return {**summary(guide, known, size), "steps": steps}
 
@@ -211,8 +211,8 @@ def by_reverse_kl(name: str, size: Size) -> Result:
 
 METHODS = {
     "reverse KL": by_reverse_kl,
-    "linear": lambda name, size: by_walkers(name, size, size.fewer, interpolation="linear"),
-    "trainable": lambda name, size: by_walkers(name, size, size.steps),
+    "linear": lambda name, size: by_smc_points(name, size, size.fewer, interpolation="linear"),
+    "trainable": lambda name, size: by_smc_points(name, size, size.steps),
     "diffusion": by_diffusion,
 }
 AFTERWARDS = {
@@ -246,7 +246,10 @@ def cost_run(name: str, size: Size) -> Result:
     """Seconds of one step of 256 points, 32 Euler steps where trajectories are followed."""
     make, scale, wider = TARGETS[name]
     known, steps = make(), size.reverse // 5 or 1
-    wide: dict[str, Any] = {"exploration_scale": wider, "options": options(steps, WALKERS[0], 256)}
+    wide: dict[str, Any] = {
+        "exploration_scale": wider,
+        "options": options(steps, SMC_TRAINING[0], 256),
+    }
     result = {}
     for collocation in ("smc", "trajectories"):
         for interpolation in ("linear", "trainable"):
@@ -324,7 +327,7 @@ def draw(path: Path, size: Size) -> None:
     }
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.8), sharex=True, sharey=True)
     for axis, (title, how) in zip(axes, choices.items()):
-        guide = trained(known, scale, options=options(size.fewer, *WALKERS), **how)
+        guide = trained(known, scale, options=options(size.fewer, *SMC_TRAINING), **how)
         with torch.no_grad():
             u = [guide.get_base_dist().sample((2000,))]
             for k in range(20):
@@ -352,12 +355,12 @@ sd over seeds, float32, hidden layers of 64 units as in the paper. Each run had 
 with other work, so seconds are upper bounds. 10 000 draws for each figure, 4096 for the Hausdorff
 distance, whose 99 % quantile over exact draws is .109 for Eq. (2) and .083 for Eq. (11).
 
-"Trainable" and "linear" learn at walkers kept near the path; the "trajectories" row is the paper's
-trainer for no fewer seconds than the walkers took. "Briefly" are 2500 steps in place of 8000, and
-"polished" goes on from there with 100 steps of the path gradient of the reverse KL, which gain
-nothing here: more steps at walkers do. "Distilled" is a spline flow fitted to corrected draws of
-the diffusion's flow (its seconds and evaluations are its own). Reverse KL is the same network and
-base, for 500 steps.
+"Trainable" and "linear" are trained at points of sequential Monte Carlo along the path. The row
+"trajectories" is the paper's trainer, for no fewer seconds than that training took. "Briefly" has
+2500 steps in place of 8000. "Polished" continues from there with 100 steps of the path gradient of
+the reverse KL, which bring nothing here; more steps at points of sequential Monte Carlo do.
+"Distilled" is a spline flow fitted to corrected draws of the diffusion's flow (its seconds and
+evaluations are its own). "Reverse KL" is the same network and base, trained for 500 steps.
 
 ![Trajectories by three interpolations](images/deformation_gmm.png)
 """

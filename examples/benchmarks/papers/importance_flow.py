@@ -214,7 +214,7 @@ def normal_case() -> tuple[Tensor, Callable[[Tensor], Tensor], float]:
 
 
 def banana_case() -> tuple[Tensor, Callable[[Tensor], Tensor], float]:
-    r"""Beyond the tip of the banana: :math:`P(x_2 > 30)`, by quadrature over :math:`x_1`."""
+    r"""Returns the banana with :math:`P(x_2 > 30)`, by quadrature over :math:`x_1`."""
     first = torch.linspace(-10, 10, 20_001, dtype=torch.float64)
     weights = (-0.5 * first.square()).softmax(0)
     beyond = torch.special.ndtr(3 * (first.square() - 1) - 30)
@@ -293,7 +293,7 @@ def main() -> None:
     args = parser.parse_args()
     store = args.results / STUDY
     every = args.study == "all"
-    warnings.simplefilter("ignore")  # of harm done by blocks: the tables show what came of it
+    warnings.simplefilter("ignore")  # blocks that did harm warn; the tables show the results
     tables = []
     for name, (runs, table) in studies(Size(args.smoke)).items():
         if not every and name != args.study:

@@ -273,8 +273,8 @@ def nearest(x: Tensor, seen: Tensor) -> Tensor:
     return torch.cat([torch.cdist(rows, seen).amin(-1) for rows in x.split(500)])
 
 
-def told_apart(x: Tensor, y: Tensor) -> float:
-    """Accuracy of a small network that tells unseen points of ``x`` from those of ``y``."""
+def classifier_accuracy(x: Tensor, y: Tensor) -> float:
+    """Returns the accuracy of a small network that separates unseen points of ``x`` and ``y``."""
     from sklearn.model_selection import cross_val_score
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
@@ -317,7 +317,7 @@ class Judge:
             "shares": float((self._shares(x) - self.shares).abs().max()),
             "mmd": float(mmd(x, self.reference, self.bandwidth)),
             "w2": wasserstein2(x, self.reference, 1000),
-            "told_apart": told_apart(x, self.reference),
+            "told_apart": classifier_accuracy(x, self.reference),
         }
 
 
@@ -355,7 +355,7 @@ def flow_run(name: str, recipe: str, size: Size) -> Result:
 
 MEASURES = ("off", "between", "width", "shares", "mmd", "w2", "told_apart")
 OF_CHAINS = ("log_q", "radius", "acceptance", "effective")
-HEADER = ["off the data", "between", "width", "share error", "MMD²", "W2", "told apart"]
+HEADER = ["off the data", "between", "width", "share error", "MMD²", "W2", "classifier"]
 
 
 def key(name: str, recipe: str) -> str:
@@ -469,8 +469,8 @@ them MMD², W2 and the classifier, which judge the whole distribution).
 - *Width*: the median distance from the nearest component, over that of held-out data.
 - *Share error*: the largest error of a component's share of the draws (nearest component),
   against the training data's.
-- *MMD²*, *W2*: to held-out data. *Told apart*: how often a network (64, 64) is right about which
-  of draws and held-out data a point is of, by two-fold cross-validation: .5 where it cannot tell.
+- *MMD²*, *W2*: distances to held-out data. *Classifier*: the accuracy of a network (64, 64) that
+  separates draws from held-out data, by two-fold cross-validation. It is .5 at chance.
 - *log q*, *‖z‖² / d*: medians over the draws, by the flow. Sharpened draws have a higher log q
   than the data have, and need not lie where the latent normal does.
 - *Effective / draws*: of the slowest coordinate, over all draws of the chains after warm-up, 100 of
