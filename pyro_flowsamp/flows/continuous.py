@@ -314,6 +314,12 @@ def refine(
 
     Raises:
         ValueError: More than :data:`MAX_STEPS` steps would be needed.
+
+    Example:
+        >>> from pyro_flowsamp.nn import VelocityMLP
+        >>> block = ContinuousTransform(VelocityMLP(2))
+        >>> refine(block, torch.randn(100, 2)) < 1e-3, block.steps
+        (True, 2)
     """
     if log_prob is None:
         spread = Normal(z.mean(0), z.std(0).clamp(min=1e-6), validate_args=False)
