@@ -253,11 +253,11 @@ class TransportFlow(zuko.lazy.Flow):
     @property
     def transform(self) -> zuko.lazy.LazyTransform:
         """The lazy transform from data to latent, as zuko has it."""
-        towards_latent = [_Inverse(block) for block in reversed(self.blocks)]
+        towards_latent = [Inverse(block) for block in reversed(self.blocks)]
         return zuko.lazy.LazyComposedTransform(*towards_latent, self.start.transform)
 
 
-class _Inverse(zuko.lazy.LazyTransform):
+class Inverse(zuko.lazy.LazyTransform):
     """The inverse of a block: zuko's transforms map data to latent, blocks map latent to data."""
 
     def __init__(self, block: nn.Module) -> None:
