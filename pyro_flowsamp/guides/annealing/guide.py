@@ -94,7 +94,7 @@ class AutoAnnealingFlow(PathGuide):
     Arguments:
         model: A Pyro model, or a :class:`~pyro_flowsamp.Target`, on :math:`\mathbb R^d`.
         reference: A zuko-style flow that can be sampled; a number s for :math:`N(0, s^2 I)`; by
-            default a Gaussian twice as wide as many points that climbed to their modes from far
+            default a Gaussian twice as wide as many points that were moved uphill from far
             out.
         schedule: The :math:`\beta_k`, rising from 0 to 1; by default each next one is where the
             particles' weights keep the ESS fraction ``target_ess``, and blocks are added until 1.

@@ -387,7 +387,7 @@ class AutoDeformationFlow(PathGuide):
         Arguments:
             num: How many, a multiple of ``islands``.
             args, kwargs: The model's.
-            islands: Independent crowds, whose spread is the error of the evidence.
+            islands: Independent groups, whose spread is the error of the evidence.
             moves: Langevin moves after each slice.
 
         Raises:
