@@ -124,6 +124,15 @@ class AnnealedFlow(TransportFlow):
             block.velocity.load_state_dict(last.velocity.state_dict())
         return block
 
+    @property
+    def annealing_blocks(self) -> list[Block]:
+        """The blocks along the path, without those that refine the flow at its end."""
+        return [block for block in self.blocks if not block.refinement]  # type: ignore[misc]
+
+    def count_refinements(self) -> int:
+        """The number of blocks that refine the flow at the end of the path."""
+        return len(self.blocks) - len(self.annealing_blocks)
+
     def get_extra_state(self) -> int:
         return len(self.blocks)
 

@@ -6,8 +6,7 @@ from support.annealing import QUICK, SMALL, normal_target
 from torch.testing import assert_close
 
 from pyro_flowsamp import AutoAnnealingFlow, Target, train
-from pyro_flowsamp.guides.annealing import blocks
-from pyro_flowsamp.guides.annealing import guide as annealing_guide
+from pyro_flowsamp.guides.annealing import blocks, training
 from pyro_flowsamp.nn import mlp
 from pyro_flowsamp.smc import driver, particles, paths
 from pyro_flowsamp.smc.starts import TemperedStart
@@ -24,7 +23,7 @@ class NotFinite:
         self.fit = train.fit
         spoilt = lambda network, t, x: self.spoilt(network, t, x)  # noqa: E731
         monkeypatch.setattr(mlp.VelocityMLP, "with_divergence", spoilt)
-        monkeypatch.setattr(annealing_guide, "fit", self.counted)
+        monkeypatch.setattr(training, "fit", self.counted)
 
     def spoilt(self, network, t, x):
         velocity, divergence = self.with_divergence(network, t, x)
@@ -76,7 +75,7 @@ def _toward(shift):
     cloud = particles.init(base.sample(20000), paths.density(target, base, 0 * ones[0], ones))
     density = paths.density(target, base, ones[0], ones)
     unmoved = driver.transport(cloud, driver.Stage(None, density, ones, ones[0]))
-    return annealing_guide._choose_defensive_weight(
+    return training._choose_defensive_weight(
         block, cloud, unmoved, lambda x: base.log_prob_and_grad(x)[0]
     )
 
