@@ -140,7 +140,8 @@ def test_training_a_block(name, objective, context):
     density = training.path_density(target, start, 0.5)
     with context():
         stepper = Stepper(block.parameters(), guide.options)
-        closure = guide._closure(block, cloud, density, 0.5)
+        trainer = training.BlockTrainer(guide.flow, target, guide)
+        closure = trainer._closure(block, cloud, density, 0.5)
         for _ in range(2):
             stepper.step(closure()[0])
     assert int(stepper.skipped) == 0
