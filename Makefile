@@ -24,8 +24,9 @@ demo: $(VENV)/.installed  ## eight schools: a summary, a picture, and the speed 
 	$(VENV)/bin/python examples/eight_schools.py
 	$(VENV)/bin/python examples/benchmarks/quickstart_vs_nuts.py
 
-test: $(VENV)/.installed  ## run the tests
+test: $(VENV)/.installed  ## run the tests, and the examples in docstrings
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m $(PYTEST)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m $(PYTEST) --doctest-modules pyro_flowsamp
 
 test-fast: $(VENV)/.installed  ## run the tests without the slow ones
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m $(PYTEST) -m "not slow"

@@ -8,17 +8,17 @@ for mu, 3.60 for tau and 6.15 for the effect theta of the first school.
 
 from pathlib import Path
 
+try:
+    import matplotlib.pyplot as plt
+except ImportError:
+    raise SystemExit("This example needs matplotlib: pip install matplotlib") from None
+
 import arviz as az
 import pyro
 import pyro.distributions as dist
 import torch
 
 from pyro_flowsamp import IMH, VectorizedMCMC, to_arviz
-
-try:
-    import matplotlib.pyplot as plt
-except ImportError:
-    raise SystemExit("This example needs matplotlib: pip install matplotlib") from None
 
 
 def model(y, sigma):

@@ -230,7 +230,7 @@ def _event(g: Callable[[Tensor], Tensor], pilot: Tensor, sharpness: float) -> In
         )
     spread = float(_checked(values, len(pilot), "event=").std())
     if spread == 0:
-        raise ValueError("event= is the same at all draws of p: nothing leads to the event")
+        raise ValueError("event= is the same at all draws of p, so that the path has no direction")
 
     def exact(x: Tensor) -> Tensor:
         return (_checked(g(x), len(x), "event=") > 0).double().log()
@@ -252,8 +252,8 @@ def _function(
     mean = float(exact(pilot).exp().mean())
     if mean == 0:
         raise ValueError(
-            f"h has no {name}value at any of {len(pilot)} draws of p, so nothing leads to where "
-            f"it has: for a rare event give event=, a function that is positive there and grows "
+            f"h has no {name}value at any of {len(pilot)} draws of p, so that the path has no "
+            f"direction: for a rare event give event=, a function that is positive there and grows "
             f"towards it"
         )
 

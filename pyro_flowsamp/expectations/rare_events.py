@@ -168,16 +168,6 @@ def _check_annealing(annealing: dict[str, Any]) -> None:
     AutoAnnealingFlow(lambda: None, **annealing)
 
 
-class _AnnealingFlow(AutoAnnealingFlow):
-    """An annealing flow without the warning of a path that ends where the start has no draws.
-
-    A path to a rare event ends there.
-    """
-
-    def _warn_if_uncovered(self, target: Target, particles: Particles) -> None:
-        return None
-
-
 def _trained_guide(
     density: SampledDensity, part: Integrand, annealing: dict[str, Any]
 ) -> AutoAnnealingFlow:
@@ -188,7 +178,8 @@ def _trained_guide(
         return -(p.log_prob(x) + part.relaxed(x).to(p.dtype))
 
     relaxed = Target.from_energy(energy, p.dim, dtype=p.dtype, device=p.device)
-    guide = _AnnealingFlow(relaxed, reference=density.start, **annealing)
+    guide = AutoAnnealingFlow(relaxed, reference=density.start, **annealing)
+    guide.warn_uncovered = False  # a rare event is where p has no draws
     guide.fit()
     return guide
 

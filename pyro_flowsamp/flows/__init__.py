@@ -2,16 +2,21 @@
 
 from .affine import Affine
 from .coupling_layers import Coupling
+from .gaussian_fit import GaussianFitOptions
 from .latent import LatentBase
-from .proposal import FlowDistribution, Proposal
+from .mixture_fit import MixtureFitOptions
+from .proposal import DiagnosticOptions, FlowDistribution, Proposal
 from .recipes import RECIPES, LayeredFlow, circular, coupling, gaussian, spline
 
 __all__ = [
     "Affine",
     "Coupling",
+    "DiagnosticOptions",
     "FlowDistribution",
+    "GaussianFitOptions",
     "LatentBase",
     "LayeredFlow",
+    "MixtureFitOptions",
     "Proposal",
     "RECIPES",
     "circular",

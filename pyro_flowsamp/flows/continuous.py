@@ -253,11 +253,11 @@ class TransportFlow(zuko.lazy.Flow):
     @property
     def transform(self) -> zuko.lazy.LazyTransform:
         """The lazy transform from data to latent, as zuko has it."""
-        towards_latent = [_Inverse(block) for block in reversed(self.blocks)]
+        towards_latent = [Inverse(block) for block in reversed(self.blocks)]
         return zuko.lazy.LazyComposedTransform(*towards_latent, self.start.transform)
 
 
-class _Inverse(zuko.lazy.LazyTransform):
+class Inverse(zuko.lazy.LazyTransform):
     """The inverse of a block: zuko's transforms map data to latent, blocks map latent to data."""
 
     def __init__(self, block: nn.Module) -> None:
@@ -314,6 +314,12 @@ def refine(
 
     Raises:
         ValueError: More than :data:`MAX_STEPS` steps would be needed.
+
+    Example:
+        >>> from pyro_flowsamp.nn import VelocityMLP
+        >>> block = ContinuousTransform(VelocityMLP(2))
+        >>> refine(block, torch.randn(100, 2)) < 1e-3, block.steps
+        (True, 2)
     """
     if log_prob is None:
         spread = Normal(z.mean(0), z.std(0).clamp(min=1e-6), validate_args=False)

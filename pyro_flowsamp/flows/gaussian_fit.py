@@ -67,6 +67,13 @@ def ascend(target: Differentiable, x: Tensor, steps: int = 100, rate: float = 0.
 
     Returns:
         The points after a quarter, a half and all of the steps, ``(3, N, d)``.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        >>> stages = ascend(target, torch.ones(5, 2))
+        >>> stages.shape, bool(stages[-1].abs().max() < 0.05)
+        (torch.Size([3, 5, 2]), True)
     """
     first, second, last = torch.zeros_like(x), torch.zeros_like(x), x
     stages = []

@@ -46,6 +46,11 @@ class Mixture(NamedTuple):
         log_weights: :math:`\log\pi_k`, ``(K,)``.
         locs: :math:`\mu_k`, ``(K, d)``.
         scale_trils: :math:`L_k`, ``(K, d, d)``.
+
+    Example:
+        >>> mixture = Mixture(torch.zeros(1), torch.zeros(1, 2), torch.eye(2)[None])
+        >>> mixture.log_prob(torch.zeros(1, 2))
+        tensor([-1.8379])
     """
 
     log_weights: Tensor

@@ -154,6 +154,11 @@ class FlowDistribution(dist.TorchDistribution):
 
     Unlike :class:`pyro.contrib.zuko.ZukoToPyro` it has ``sample`` and ``support``, so that
     :class:`pyro.infer.Predictive` takes it. A draw is scored by the pass that made it.
+
+    Example:
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> FlowDistribution(gaussian(2)()).sample((3,)).shape
+        torch.Size([3, 2])
     """
 
     arg_constraints: dict = {}
@@ -166,7 +171,7 @@ class FlowDistribution(dist.TorchDistribution):
         self._drawn: tuple[Tensor, Tensor] | None = None
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
-        """The same distribution with another batch shape."""
+        """Returns the distribution with another batch shape."""
         return FlowDistribution(self.base.expand(Size(batch_shape)))
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:

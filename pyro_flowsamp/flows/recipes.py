@@ -155,6 +155,10 @@ def gaussian(
 
     Raises:
         ValueError: There is a context.
+
+    Example:
+        >>> round(gaussian(2)().log_prob(torch.zeros(2)).item(), 4)
+        -1.8379
     """
     if context:
         raise ValueError("a 'gaussian' flow takes no context: use 'coupling' or 'spline'")
@@ -178,6 +182,11 @@ def coupling(
         transforms: The number of coupling layers.
         hidden_features: Widths of the hidden layers of their networks.
         components: The greatest number of components of the latent mixture.
+
+    Example:
+        >>> flow = coupling(2, context=1)
+        >>> flow(torch.zeros(1)).sample((5,)).shape
+        torch.Size([5, 2])
     """
     if angles is not None:
         return circular(features, context, angles, transforms, hidden_features)
@@ -205,6 +214,10 @@ def spline(
         hidden_features: Widths of the hidden layers of their networks.
         bins: The number of pieces of each spline.
         components: The greatest number of components of the latent mixture.
+
+    Example:
+        >>> spline(2, transforms=2)().sample((5,)).shape
+        torch.Size([5, 2])
     """
     if angles is not None:
         return circular(features, context, angles, transforms, hidden_features, bins)

@@ -2,8 +2,16 @@
 
 from .advnf import AutoAdvNF
 from .annealing import AutoAnnealingFlow
-from .auto_flow import AutoFlow
-from .base import FlowGuide
+from .auto_flow import AutoFlow, InitialFitOptions
+from .base import FlowGuide, GuideOptions
 from .deformation import AutoDeformationFlow
 
-__all__ = ["AutoAdvNF", "AutoAnnealingFlow", "AutoDeformationFlow", "AutoFlow", "FlowGuide"]
+__all__ = [
+    "AutoAdvNF",
+    "AutoAnnealingFlow",
+    "AutoDeformationFlow",
+    "AutoFlow",
+    "FlowGuide",
+    "GuideOptions",
+    "InitialFitOptions",
+]

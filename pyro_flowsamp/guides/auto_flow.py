@@ -24,15 +24,7 @@ from ..weights import ess_fraction, pareto_k
 from .base import FlowGuide
 from .source import Unregistered
 
-__all__ = [
-    "AutoFlow",
-    "EnsembleSource",
-    "InitialFitOptions",
-    "MAX_COMPONENTS",
-    "check_recipe",
-    "ensemble_points",
-    "make_flow",
-]
+__all__ = ["AutoFlow", "InitialFitOptions"]
 
 
 MAX_COMPONENTS = 16

@@ -76,6 +76,22 @@ class FlowGuide(AutoContinuous):
         history: The report of the last :meth:`fit`.
         context_arguments: The arguments over which the flow is amortised, and their range.
         guide_options: How the flow is judged after training, and its summaries; may be set.
+
+    Example:
+        >>> import pyro
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> from pyro_flowsamp.flows.gaussian_fit import fit_gaussian
+        >>> class GaussianGuide(FlowGuide):
+        ...     def build_flow(self, target, context_size):
+        ...         return gaussian(target.dim)
+        ...     def train_flow(self, target, contexts):
+        ...         fitted = fit_gaussian(target, target.initial_points(32))
+        ...         self.trained_flow.affine.initialize(*fitted)
+        ...         return History(stopped="gaussian")
+        >>> pyro.set_rng_seed(0)
+        >>> guide = GaussianGuide(Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2))
+        >>> round(guide.fit().final_ess, 2)
+        1.0
     """
 
     _prototype_hide_fn = staticmethod(_hide)

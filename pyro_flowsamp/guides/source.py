@@ -16,7 +16,11 @@ __all__ = ["ModelSource", "Unregistered"]
 
 @dataclass(frozen=True)
 class Unregistered:
-    """A value that does not become a submodule of the guide that has it as an attribute."""
+    """A value that does not become a submodule of the guide that has it as an attribute.
+
+    Attributes:
+        value: The value.
+    """
 
     value: Any
 
@@ -29,6 +33,12 @@ class ModelSource:
 
     Arguments:
         model: A Pyro model or a target.
+
+    Example:
+        >>> model = Target.from_energy(lambda x: x.square().sum(-1), 2)
+        >>> source = ModelSource(model)
+        >>> source.target((), {}, ()) is source.last_target is model
+        True
     """
 
     def __init__(self, model: Callable | None) -> None:

@@ -348,7 +348,7 @@ def _sharpened_flow(flow: nn.Module | None, others: tuple) -> SharpenedFlow:
     """The flow as a guide; raises a ValueError unless there is a flow and nothing else."""
     if any(other is not None for other in others):
         raise ValueError(
-            "target='sharpened' samples a sharpened flow and would never ask the model, potential "
+            "target='sharpened' samples a sharpened flow and does not use the model, potential "
             "or guide that is also given: for the flow give flow=... alone (for a guide's flow, "
             "flow=guide.flow), for the model's posterior leave target='pullback'."
         )

@@ -67,8 +67,8 @@ def coarse_to_fine(sizes: Sequence[int], reach: int = REACH) -> list[SiteGroup]:
     """
     if not sizes or any(n < 2 for n in sizes) or reach < 1:
         raise ValueError(
-            f"a lattice has at least two sites along each axis, and a site depends on at least one; "
-            f"got the shape {tuple(sizes)} and a reach of {reach}"
+            f"a lattice has at least two sites along each axis, and a site depends on at least "
+            f"one; got the shape {tuple(sizes)} and a reach of {reach}"
         )
     spacing = 1
     while all(n % (2 * spacing) == 0 for n in sizes):

@@ -1,8 +1,9 @@
 r"""The driver of sequential Monte Carlo, and the steps that it is made of.
 
 A step transports particles to the next density, resamples them where their weights are uneven, and
-moves them by MCMC. :func:`run_smc` takes both, transport and MCMC, as arguments, so that annealed
-particles, annealing flows and deformation flows share it. The weights of a transport by a map are
+moves them by MCMC. Each step that is given to :func:`run_smc` has its own transport and its own
+MCMC move (:class:`SMCStep`), so that annealed particles, annealing flows and deformation flows
+share the driver. The weights of a transport by a map are
 derived in :mod:`pyro_flowsamp.smc.particles`.
 """
 

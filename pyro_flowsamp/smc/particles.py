@@ -19,8 +19,9 @@ One condition: :math:`\tilde f_{k-1}` is positive wherever :math:`\tilde f_k \ci
 that draws away from the edge of a support leaves mass behind that no weight makes up for; away from
 a steep slope it leaves weights so large and so rare that no sample shows them, and their mean comes
 out too low, with a small error. So a stage may leave a random share :math:`\epsilon` of the
-particles behind, and weigh all by the mixture of the two ways to be at :math:`x'` (a defensive one:
-Hesterberg, 1995, https://doi.org/10.1080/00401706.1995.10484303),
+particles behind, the *defensive weight*, and weigh all by the mixture of the two ways to be at
+:math:`x'` (a defensive mixture: Hesterberg, 1995,
+https://doi.org/10.1080/00401706.1995.10484303),
 
 .. math:: \Delta\log w = \log\tilde f_k(x') - \log\Bigl[(1 - \epsilon)\,\tilde f_{k-1}
           \bigl(T_k^{-1} x'\bigr) \bigl|\det \partial T_k^{-1} / \partial x'\bigr| +

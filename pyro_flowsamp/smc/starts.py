@@ -34,7 +34,7 @@ class TemperedStart:
 
 
 def overdispersed_base(target: Target, num: int) -> TemperedStart:
-    """Twice as wide as the better half of many points that climbed to their nearest modes.
+    """A Gaussian twice as wide as the better half of many points, moved uphill to their modes.
 
     They start on scales up to eight times those of :meth:`~pyro_flowsamp.Target.initial_points`,
     and any whose log density ends within :data:`SLACK` of that half's is kept too: without, a mode

@@ -28,7 +28,7 @@ from .starts import TemperedStart, overdispersed_base
 
 __all__ = ["tempered_smc"]
 
-STARTS = 512  #: points whose ascent places the base
+NUM_STARTS = 512  #: points that are moved uphill to their modes; the base covers them
 
 
 def tempered_smc(
@@ -65,7 +65,7 @@ def tempered_smc(
     if num_particles < 2:
         raise ValueError(f"need at least two particles for each context, got {num_particles}")
     islands = 1 if contexts is None else len(contexts)
-    base = overdispersed_base(target, islands * -(-STARTS // islands))
+    base = overdispersed_base(target, islands * -(-NUM_STARTS // islands))
     rows = target
     if contexts is not None:
         rows = target.at_contexts(contexts.repeat_interleave(num_particles, 0))

@@ -33,8 +33,8 @@ def _value_and_grad(density: Density, x: Tensor, c: Tensor | None) -> tuple[Tens
             (grad,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
     if grad is None:
         raise ValueError(
-            "the density does not depend on any latent site, or not so that torch can see it "
-            "(NumPy, .item() or .detach() on the way)"
+            "the density does not depend on any latent site, or autograd cannot follow "
+            "the dependence (NumPy, .item() or .detach() on the way)"
         )
     return value.detach(), grad
 

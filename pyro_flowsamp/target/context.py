@@ -17,19 +17,6 @@ from torch import Size, Tensor
 
 from .site import Values
 
-__all__ = [
-    "ContextArguments",
-    "ContextCall",
-    "ContextRange",
-    "ContextValues",
-    "check_number_of_chains",
-    "every",
-    "named_arguments",
-    "same_objects",
-    "signature_of",
-    "split_by_context",
-]
-
 
 # ---- arguments of a model ------------------------------------------------------------------------
 def signature_of(model: Callable) -> inspect.Signature:

@@ -21,20 +21,6 @@ from .site import Site, Values, site_of
 from .support import bijection, has_bounds, inside, is_transformed, moves, same_bijection, unwrapped
 
 T = TypeVar("T")
-__all__ = [
-    "ModelStructureError",
-    "Prototype",
-    "at_some_radius",
-    "check_support",
-    "init_to_unconstrained",
-    "inspect_model",
-    "is_data",
-    "is_discrete",
-    "is_random",
-    "latent_nodes",
-]
-
-
 RADII = 1.0, 1.0, 0.5, 0.1, 0.01  #: half widths of boxes: nearer 0 more matrices are definite
 
 

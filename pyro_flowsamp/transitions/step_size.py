@@ -9,7 +9,6 @@ from torch import Tensor
 __all__ = ["StepSize", "jitter", "optimal_step_size"]
 
 
-# ---- step sizes ---------------------------------------------------------------------------------
 class StepSize:
     """Step sizes of any shape, by dual averaging towards an acceptance; all on their device.
 

@@ -34,8 +34,10 @@ MAY_IMPORT = {
     "lattice": "lattice _zuko flows guides problems target",
     "export": "target",
     "vectorized": "kernels target",
-    "pilot": "kernels target vectorized",
-    "sampling": "export flows guides kernels options pilot smc target vectorized",
+    "pilot": "kernels options target vectorized",
+    "candidates": "flows guides options target",
+    "search": "candidates guides kernels options pilot smc target",
+    "sampling": "export options pilot search target",
 }
 #: (file, part): imports that are made inside a function, when it is called
 WHEN_CALLED = {("kernels/base.py", "guides")}
@@ -132,5 +134,77 @@ def test_words_out_of_use(folder):
         for path in (REPOSITORY / folder).rglob("*.py")
         for name in identifiers(path)
         if name in old
+    }
+    assert found == set()
+
+
+# ---- sizes and docstrings ------------------------------------------------------------------------
+
+#: a docstring that begins with one of these words does not stand alone in help()
+MID_SENTENCE = re.compile(
+    r"(What|Who|How|Where|Which|Of|As|With|Both|Everybody|The same|By|On|In|From|Beside|Also)\b"
+)
+MAX_CLASS, MAX_FILE, MAX_PARAMETERS, MAX_KERNEL_PARAMETERS = 160, 400, 8, 12
+#: constructors whose settings are still to be grouped
+LONG_CONSTRUCTORS = {"AutoAnnealingFlow", "AutoDeformationFlow"}
+
+
+def nodes(kinds):
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, kinds):
+                yield path, node
+
+
+def docstring_lines(tree):
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            found |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return found
+
+
+def test_docstrings_stand_alone():
+    kinds = ast.FunctionDef | ast.ClassDef | ast.Module
+    texts = [(path.name, ast.get_docstring(node) or "") for path, node in nodes(kinds)]
+    assert [(name, text) for name, text in texts if MID_SENTENCE.match(text)] == []
+
+
+def test_classes_are_small():
+    large = set()
+    for path, node in nodes(ast.ClassDef):
+        lines, text = path.read_text().splitlines(), docstring_lines(node)
+        numbers = range(node.lineno, node.end_lineno + 1)
+        code = [n for n in numbers if lines[n - 1].strip() and n not in text]
+        code = [n for n in code if not lines[n - 1].strip().startswith("#")]
+        large |= {node.name} if len(code) > MAX_CLASS else set()
+    assert large == set()
+
+
+def test_files_are_small():
+    lengths = {p.relative_to(ROOT).as_posix(): p.read_text().count("\n") for p in FILES}
+    assert {name for name, length in lengths.items() if length > MAX_FILE} == set()
+
+
+def test_constructors_have_few_parameters():
+    long = set()
+    for path, node in nodes(ast.ClassDef):
+        if node.name.startswith("_") or node.name.endswith("Options"):
+            continue
+        most = MAX_KERNEL_PARAMETERS if part_of(path) == "kernels" else MAX_PARAMETERS
+        for method in node.body:
+            if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+                count = len(method.args.args) + len(method.args.kwonlyargs) - 1
+                long |= {node.name} if count > most else set()
+    assert long == LONG_CONSTRUCTORS
+
+
+def test_no_private_name_is_imported():
+    found = {
+        (path.relative_to(ROOT).as_posix(), alias.name)
+        for path, node in nodes(ast.ImportFrom)
+        if node.level
+        for alias in node.names
+        if alias.name.startswith("_")
     }
     assert found == set()

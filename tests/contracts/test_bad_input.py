@@ -337,9 +337,18 @@ def sharpened(flow, kernel=LatentMALA, **options):
     "options, text",
     [
         ({"target": "sharpened"}, r"needs flow=\.\.\., a trained flow"),
-        ({"target": "sharpened", "model": normal}, "never ask the model.*leave target='pullback'"),
-        ({"target": "sharpened", "guide": AutoFlow(normal)}, "never ask .* guide.*flow=guide.flow"),
-        ({"flow": coupling(2)}, r"no posterior.*'sharpened'.*guide=AutoFlow\(model, flow=flow\)"),
+        (
+            {"target": "sharpened", "model": normal},
+            "does not use the model.*leave target='pullback'",
+        ),
+        (
+            {"target": "sharpened", "guide": AutoFlow(normal)},
+            "does not use .* guide.*flow=guide.flow",
+        ),
+        (
+            {"flow": coupling(2)},
+            r"no posterior.*'sharpened'.*guide=AutoFlow\(model, flow=flow\)",
+        ),
         ({"model": normal, "target": "p"}, "target must be 'pullback' or 'sharpened', got 'p'"),
         ({"model": normal, "metric": "J"}, "metric must be 'identity' or 'jacobian', got 'J'"),
         ({"model": normal, "global_prob": 1.0}, r"global_prob must lie in \[0, 1\), got 1.0"),

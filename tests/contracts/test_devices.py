@@ -25,7 +25,7 @@ from pyro_flowsamp import (
     Target,
     WeightedSum,
 )
-from pyro_flowsamp.guides.annealing import guide as annealing_guide
+from pyro_flowsamp.guides.annealing import training
 from pyro_flowsamp.guides.annealing.blocks import BaseDensity
 from pyro_flowsamp.guides.annealing.losses import LOSSES
 from pyro_flowsamp.guides.deformation.losses import COLLOCATION_LOSSES, CollocationLoss
@@ -137,10 +137,11 @@ def test_training_a_block(name, objective, context):
     start, block = BaseDensity(guide.flow.start), guide.flow.new_block()
     one = torch.ones(target.dim)
     cloud = particles.init(start.sample(128), paths.density(target, start, 0 * one[0], one))
-    density = annealing_guide._path_density(target, start, 0.5)
+    density = training.path_density(target, start, 0.5)
     with context():
         stepper = Stepper(block.parameters(), guide.options)
-        closure = guide._closure(block, cloud, density, 0.5)
+        trainer = training.BlockTrainer(guide.flow, target, guide)
+        closure = trainer._closure(block, cloud, density, 0.5)
         for _ in range(2):
             stepper.step(closure()[0])
     assert int(stepper.skipped) == 0

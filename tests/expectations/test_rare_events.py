@@ -12,6 +12,7 @@ from pyro_flowsamp import AutoFlow, FitOptions, Target, importance_flow
 from pyro_flowsamp.expectations import rare_events
 from pyro_flowsamp.expectations.estimators import error_at_particles
 from pyro_flowsamp.flows.recipes import gaussian
+from pyro_flowsamp.guides.annealing.training import BlockTrainer
 from pyro_flowsamp.problems import truncated_normal
 from pyro_flowsamp.weights import Evidence
 
@@ -140,13 +141,13 @@ def test_bad_flows_stay_unbiased(monkeypatch):
         torch.nn.init.normal_(block.velocity.out_weight, std=0.4)
         return block
 
-    make = rare_events._AnnealingFlow._trained
+    make = BlockTrainer._trained
 
-    def untrained(self, target, cloud, beta, before, scale):
-        block, history, rollbacks = make(self, target, cloud, beta, before, scale)
+    def untrained(self, cloud, beta, before, scale):
+        block, history, rollbacks = make(self, cloud, beta, before, scale)
         return stir(block), history, rollbacks
 
-    monkeypatch.setattr(rare_events._AnnealingFlow, "_trained", untrained)
+    monkeypatch.setattr(BlockTrainer, "_trained", untrained)
     truth = exp(truncated_normal(2, 3).log_z)
     options = FitOptions(1, 64, 1e-6, progress=False)
     scores = []

@@ -16,6 +16,8 @@ from support.models import CONJUGATE_LOG_EVIDENCE, CONJUGATE_TRUTH, QUICK, conju
 from torch.testing import assert_close
 
 from pyro_flowsamp import IMH, AutoFlow, FitOptions, ForwardKL, ReverseKL, Target, VectorizedMCMC
+from pyro_flowsamp.flows import DiagnosticOptions
+from pyro_flowsamp.guides import GuideOptions, InitialFitOptions
 from pyro_flowsamp.train import fit
 
 
@@ -262,6 +264,23 @@ def test_fit_options(name):
         FitOptions(**{name: 0})
     with pytest.raises(ValueError, match="decay must lie between 0 and 1"):
         FitOptions(lr_decay=1.0)
+
+
+def test_options_of_diagnostics(data):
+    made = AutoFlow(conjugate, options=QUICK)
+    made.guide_options = GuideOptions(DiagnosticOptions(num_draws=512), -1.0, num_summary=16)
+    with pytest.warns(UserWarning, match="sampling and scoring disagree on log q by"):
+        made.fit(*data)
+    assert made.median(*data).keys() == CONJUGATE_TRUTH.keys()
+
+
+def test_options_of_the_first_fit():
+    """The Gaussian is good enough, unless its effective sample size is not trusted."""
+    normal = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+    options = FitOptions(max_steps=5, progress=False)
+    assert AutoFlow(normal, options=options).fit().stopped == "gaussian"
+    strict = InitialFitOptions(num_starts=8, max_pareto_k=-torch.inf)
+    assert AutoFlow(normal, options=options, initial=strict).fit().steps == 5
 
 
 def test_nothing_to_train():

@@ -2,7 +2,7 @@
 
 A mutation replaces one function of the package by a wrong one:
 
-    @mutation(transport, "resample")
+    @mutation(particles, "resample")
     def weights_kept(resample, cloud, below):
         return resample(cloud, below)._replace(log_w=cloud.log_w)
 

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from pyro_flowsamp import Target
 from pyro_flowsamp.target import as_target
+from pyro_flowsamp.target.context import check_number_of_chains, split_by_context
 
 
 def test_amortize():
@@ -46,3 +47,22 @@ def test_data_may_depend_on_an_argument():
     target = Target.from_model(model, torch.tensor(1.0)).conditional_on("y")
     found = target.log_prob(torch.zeros(2, 1), torch.tensor([[1.0], [-1.0]]))
     assert found[0].isfinite() and found[1] == -inf
+
+
+# ---- chains at several contexts -----------------------------------------------------------------
+
+
+def test_chains_are_shared_out_evenly():
+    contexts = torch.zeros(3, 1)
+    check_number_of_chains(6, contexts)
+    check_number_of_chains(5, None)
+    with pytest.raises(ValueError, match="5 chains cannot be shared out evenly among 3 contexts"):
+        check_number_of_chains(5, contexts)
+
+
+def test_draws_are_split_by_context():
+    """Chain i is at context i mod 3."""
+    draws = torch.arange(6)[:, None, None] + torch.zeros(6, 4, 2)
+    split = split_by_context(draws, 3)
+    assert split.shape == (2, 4, 3, 2)
+    assert split[:, 0, :, 0].tolist() == [[0, 1, 2], [3, 4, 5]]

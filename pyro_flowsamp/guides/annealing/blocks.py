@@ -22,11 +22,12 @@ class BlockReport(NamedTuple):
         beta: Where it ends.
         ess_before: ESS fraction of the particles weighted from the last density to this one.
         ess: The same with the block in between.
-        rollbacks: How often it was undone because it did harm, or was not finite.
+        rollbacks: Number of trainings that made the weights worse or were not finite.
         steps: Optimiser steps, of the last try.
         integration_steps: Steps of the integrator that its log density needs.
-        gap: What is left of its error, in nats on 99.9 % of particles.
-        defensive_weight: Share of particles that it leaves behind; 1 where the map does harm.
+        log_q_error: What is left of its error, in nats on 99.9 % of particles.
+        defensive_weight: Share of particles that it leaves behind; 1 where the map makes the
+            weights worse.
         seconds: Wall-clock time.
     """
 
@@ -122,6 +123,15 @@ class AnnealedFlow(TransportFlow):
             assert isinstance(last, Block)
             block.velocity.load_state_dict(last.velocity.state_dict())
         return block
+
+    @property
+    def annealing_blocks(self) -> list[Block]:
+        """The blocks along the path, without those that refine the flow at its end."""
+        return [block for block in self.blocks if not block.refinement]  # type: ignore[misc]
+
+    def count_refinements(self) -> int:
+        """The number of blocks that refine the flow at the end of the path."""
+        return len(self.blocks) - len(self.annealing_blocks)
 
     def get_extra_state(self) -> int:
         return len(self.blocks)

@@ -2,69 +2,52 @@ r"""AutoDeformationFlow: a velocity trained on the deformation equation, from en
 
 See :mod:`pyro_flowsamp.guides.deformation.energy_path` for the equation,
 :mod:`pyro_flowsamp.guides.deformation.losses` for the loss,
-:mod:`pyro_flowsamp.guides.deformation.collocation` for the points it is demanded at.
+:mod:`pyro_flowsamp.guides.deformation.collocation` for the points where it is enforced.
 """
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
-from itertools import count, pairwise
-from math import ceil, gamma, inf, log
-from typing import Any, NamedTuple
+from itertools import pairwise
+from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...flows.continuous import ContinuousMap, integrate, refine
-from ...nn.equivariant import SignedPermutation, group, tie, tied
-from ...nn.mlp import TimeMLP, VelocityMLP
+from ...flows.continuous import ContinuousMap, integrate
+from ...nn.equivariant import SignedPermutation, group, tie
+from ...nn.mlp import VelocityMLP
 from ...objectives import Objective, PathGradient
 from ...options import FitOptions
 from ...smc import driver, particles
 from ...smc.particles import Particles
-from ...smc.starts import overdispersed_base
-from ...smc.tempering import tempered_smc
 from ...target.density import Target
-from ...train import History, fit
-from ...weights import Evidence, ess_fraction, log_evidence
+from ...train import History
+from ...weights import Evidence, log_evidence
 from ..auto_flow import AutoFlow
 from ..path_guide import PathGuide
-from .collocation import TerminalParticles, anneal_from_bases
+from .checks import (
+    check_gradient,
+    check_settings,
+    ends_of_slices,
+    log_weights,
+    missed_mass,
+    warn_of_missed_modes,
+)
+from .collocation import anneal_from_bases
 from .energy_path import BoltzmannPath, Energy, EnergyMLP, PathState
-from .losses import COLLOCATION_LOSSES, LOSSES, CollocationLoss, residual
+from .losses import residual
+from .training import STEPS, Progress, VelocityTrainer, networks
 from .velocity_flow import DeformationFlow, GeneralisedNormal
 
-__all__ = ["AutoDeformationFlow", "Progress"]
+__all__ = ["AutoDeformationFlow"]
 
 
-STEPS = 16  #: of the integrator while training, and at least for weights along the path
-FEWEST = 2  #: steps with which a trained flow makes do, where they are enough
-NUM_PACE = 512  #: particles annealed to find where the path changes most
-NUM_WATCH = 1024  #: draws with which training is watched
-NUM_REFINE = 256  #: draws on which the integrator is checked
 NUM_COMPARE = 4096  #: draws for the flow's own evidence
-POLISH_RATE = 1e-4  #: learning rate of polishing
-SIGMAS, NATS = 4.0, 0.1  #: by how much evidences may differ
-DEFENSIVE_WEIGHT = (
-    0.1  #: share of the particles that no slice carries, lest it hide what it draws away from
-)
-SPARSE = 5.0  #: nats by which the flow's density may fall short of what its evidence promises
-MOST_MISSED = 0.01  #: of the flow's evidence, where it falls shorter
-
-
-class Progress(NamedTuple):
-    """The flow while it was trained: optimiser steps, densities asked, seconds, ESS fraction."""
-
-    steps: int
-    evaluations: int
-    seconds: float
-    ess: float
+DEFENSIVE_WEIGHT = 0.1  #: share of particles left behind in each slice, so that no region empties
 
 
 class AutoDeformationFlow(PathGuide):
@@ -146,41 +129,18 @@ class AutoDeformationFlow(PathGuide):
             stop_at_ess=1.0,
         )
         super().__init__(model, options=options or default)
-        if not callable(interpolation) and interpolation not in ("trainable", "linear"):
-            raise ValueError(
-                f"interpolation must be 'trainable', 'linear' or a function, got '{interpolation}'"
-            )
-        if collocation not in COLLOCATION_LOSSES:
-            raise ValueError(
-                f"collocation must be one of {sorted(COLLOCATION_LOSSES)}, got '{collocation}'"
-            )
-        if loss not in LOSSES:
-            raise ValueError(f"loss must be one of {sorted(LOSSES)}, got '{loss}'")
-        for name, value in (
-            ("base_power", base_power),
-            ("base_scale", base_scale),
-            ("exploration_scale", exploration_scale),
-        ):
-            if value is not None and not 0 < value < inf:
-                raise ValueError(f"{name} must be positive and finite, got {value}")
-        if callable(interpolation) and (exploration_scale != 1 or base_scale is None):
-            raise ValueError(
-                "a given interpolation has a base of its own: give its base_scale, and leave "
-                "exploration_scale at 1"
-            )
-        if polish < 0:
-            raise ValueError(f"polish must not be negative, got {polish}")
         self._interpolation = (interpolation,)
         self.loss, self.collocation = loss, collocation
         self.base_power, self.base_scale = base_power, base_scale
         self.exploration_scale = exploration_scale
-        self.time_grid = _grid(time_grid)
+        self.time_grid = ends_of_slices(time_grid)
         self.hidden_features, self.time_kernels = hidden_features, time_kernels
         self.symmetry, self.polish = list(symmetry), polish
         self.objective = objective or PathGradient()
         self.progress: list[Progress] = []
         self.evidences: dict[str, Evidence] = {}
         self.missed_mass: dict[str, float] = {}
+        check_settings(interpolation, self)
 
     # ---- building -----------------------------------------------------------------------------
 
@@ -196,7 +156,7 @@ class AutoDeformationFlow(PathGuide):
         flow = DeformationFlow(path, velocity, len(self.time_grid), STEPS)
         if self.symmetry:
             elements = group(self.symmetry)
-            for net in _networks(flow):
+            for net in networks(flow):
                 tie(net, elements)
         if self.base_scale is not None:
             flow.set_loc_scale(torch.zeros(dim), torch.full((dim,), float(self.base_scale)))
@@ -211,137 +171,34 @@ class AutoDeformationFlow(PathGuide):
         """The standard generalised normal that the flow transports."""
         return self._flow.base(None)
 
-    @torch.no_grad()
-    def _place_base(self, target: Target) -> None:
-        wide = overdispersed_base(target, 512)
-        loc, scale = wide.loc, wide.scale
-        if self.symmetry:  # chance must not break it
-            elements = group(self.symmetry)
-            loc = elements.act(loc).mean(0)
-            scale = elements.act(scale).square().mean(0).sqrt()
-        deviation = (gamma(3 / self.base_power) / gamma(1 / self.base_power)) ** 0.5
-        self._flow.set_loc_scale(loc, scale / deviation)
-        betas = tempered_smc(target, NUM_PACE).betas
-        assert betas is not None
-        halfway = min(0.5, float(betas[len(betas) // 2]))
-        self._flow.path.log_kappa.fill_(2 * log(1 / halfway - 1))
-
     # ---- training -----------------------------------------------------------------------------
 
     def train_flow(self, target: Target, contexts: Tensor | None) -> History:
-        _check_gradient(target)
-        flow = self._flow
+        check_gradient(target)
+        trainer = VelocityTrainer(self._flow, target, self)
         if self.base_scale is None and not self.trained:
-            self._place_base(target)
-        self.progress = []
-        times = torch.tensor(self.time_grid, dtype=torch.double).to(flow.path.loc)
-        flow.path.check(target, self.get_base_dist().sample((16,)))
-        flow.block.steps = STEPS
-        num = self.options.batch_size
-        steps = self.options.max_steps
-        collocation = CollocationLoss(
-            flow, target, times, self.loss, num, self.exploration_scale, steps
-        )
-        closure = self._watched(
-            COLLOCATION_LOSSES[self.collocation](collocation), collocation, target
-        )
-        parameters = [*flow.velocity.parameters(), *flow.path.parameters()]
-        with self._tied():
-            history = fit(parameters, closure, ess_fraction, self.options)
-            collocation.check_dropped()
-            if self.polish:
-                self._polish(target)
-        base = self.get_base_dist()
-        flow.block.steps = FEWEST
-        refine(flow.block, base.sample((NUM_REFINE,)), log_prob=base.log_prob)
+            trainer.place_base()
+        self.progress = trainer.progress
+        times = torch.tensor(self.time_grid, dtype=torch.double).to(self._flow.path.loc)
+        history = trainer.train(times)
         self._compare(target, times)
         return history
-
-    def _tied(self) -> AbstractContextManager[None]:
-        return tied(_networks(self._flow), group(self.symmetry)) if self.symmetry else nullcontext()
-
-    def _watched(
-        self, closure: Callable[[], Tensor], collocation: CollocationLoss, target: Target
-    ) -> Callable[[], tuple[Tensor, Tensor | None]]:
-        """The closure, and the flow's own weights at the end of every window."""
-        start, already, calls = time.perf_counter(), target.evaluations, count(1)
-
-        def watched() -> tuple[Tensor, Tensor | None]:
-            loss, steps = closure(), next(calls)
-            if steps % self.options.eval_every:
-                return loss, None
-            collocation.check_dropped()
-            log_w = self._log_weights(target, NUM_WATCH)
-            clock, asked = time.perf_counter() - start, target.evaluations - already
-            self.progress.append(Progress(steps, asked, clock, float(ess_fraction(log_w))))
-            return loss, log_w
-
-        return watched
-
-    def _polish(self, target: Target) -> None:
-        options = replace(self.options, max_steps=self.polish, learning_rate=POLISH_RATE)
-        flow, num = self._flow, options.batch_size
-
-        def closure() -> tuple[Tensor, Tensor | None]:
-            return self.objective(flow, target, num, None)
-
-        fit(flow.velocity.parameters(), closure, ess_fraction, options)
 
     # ---- what the weights tell ------------------------------------------------------------------
 
     @torch.no_grad()
-    def _log_weights(self, target: Target, num: int) -> Tensor:
-        x, log_q = self._flow(None).rsample_and_log_prob((num,))
-        log_w = target.log_prob(x).double() - log_q.double()
-        return torch.where(log_w.isnan(), -torch.inf, log_w)
-
     def _compare(self, target: Target, times: Tensor) -> None:
-        """Holds the flow against particles that were annealed from elsewhere.
-
-        A mean weight knows only the modes that were visited. Annealed particles know others: by the
-        greater evidence where they get that far, else by the share of theirs that lies where the
-        flow has next to no density. That one is meaningful however low their evidence: all but
-        unbiased, it rarely is much larger than the mass there.
-        """
-        found, step_sizes = anneal_from_bases(self._flow.path, target, self.get_base_dist(), times)
-        self._flow.step_sizes.copy_(step_sizes)
-        own, error = log_evidence(self._log_weights(target, NUM_COMPARE))
-        self.evidences = {"flow": Evidence(own, error)}
-        self.evidences |= {name: population.evidence for name, population in found.items()}
+        """Compares the flow's evidence with that of particles that were annealed from elsewhere."""
+        flow = self._flow
+        found, step_sizes = anneal_from_bases(flow.path, target, self.get_base_dist(), times)
+        flow.step_sizes.copy_(step_sizes)
+        own = log_evidence(log_weights(flow, target, NUM_COMPARE))
+        evidences = {name: population.evidence for name, population in found.items()}
+        self.evidences = {"flow": Evidence(*own)} | evidences
         self.missed_mass = {
-            name: self._missed_mass(population, own) for name, population in found.items()
+            name: missed_mass(flow, population, own[0]) for name, population in found.items()
         }
-        remedy = "Train longer, or give a larger base_scale, or exploration_scale."
-        if self._flow.path.given is not None:
-            remedy = "Train longer, or give an interpolation from a wider base."
-        for name, (log_z, other) in self.evidences.items():
-            spread = (error**2 + other**2).nan_to_num().sqrt()  # NaN where no weight is left
-            if log_z - own > SIGMAS * spread + NATS:
-                warnings.warn(
-                    f"log Z is {own:.2f} ± {error:.2f} by the flow, but {log_z:.2f} ± {other:.2f} "
-                    f"by annealed particles ({name}): the flow has missed modes, which its "
-                    f"weights cannot show. {remedy}",
-                    stacklevel=4,
-                )
-                return
-        name, missed = max(self.missed_mass.items(), key=lambda item: item[1])
-        if missed > MOST_MISSED:
-            warnings.warn(
-                f"annealed particles ({name}) find {missed:.1%} of the flow's own evidence where "
-                f"it has less than e^-{SPARSE:.0f} of the density it ought to have: it has missed "
-                f"modes, which its weights cannot show, or is not trained yet. {remedy}",
-                stacklevel=4,
-            )
-
-    @torch.no_grad()
-    def _missed_mass(self, population: TerminalParticles, own: Tensor) -> float:
-        """Evidence where the flow has next to no density, in units of the flow's own."""
-        if population.evidence.log_z == -inf:
-            return 0.0
-        log_q = self._flow(None).log_prob(population.x).double()
-        sparse = ~(population.log_prob - log_q - own <= SPARSE)  # NaN: no way leads there
-        share = (population.weights * sparse).sum().double().log()
-        return float((share + population.evidence.log_z - own).exp())
+        warn_of_missed_modes(self.evidences, self.missed_mass, flow.path.given is not None)
 
     def weighted_samples(self, num: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         r"""Draws ``(num, d)`` with :math:`\log(w Z_0)`, integrated along their trajectories.
@@ -387,7 +244,7 @@ class AutoDeformationFlow(PathGuide):
         Arguments:
             num: How many, a multiple of ``islands``.
             args, kwargs: The model's.
-            islands: Independent crowds, whose spread is the error of the evidence.
+            islands: Independent groups, whose spread is the error of the evidence.
             moves: Langevin moves after each slice.
 
         Raises:
@@ -435,29 +292,3 @@ class AutoDeformationFlow(PathGuide):
         )
         student.fit(*args, **kwargs)
         return student
-
-
-def _networks(flow: DeformationFlow) -> list[TimeMLP]:
-    learned_term = flow.path.learned_term
-    return [flow.velocity] if learned_term is None else [flow.velocity, learned_term]
-
-
-def _grid(times: int | Sequence[float]) -> list[float]:
-    if isinstance(times, int):
-        if times < 1:
-            raise ValueError(f"time_grid must be at least 1, got {times}")
-        return torch.linspace(0, 1, times + 1, dtype=torch.double).tolist()
-    grid = [float(t) for t in times]
-    if grid[:1] != [0] or grid[-1:] != [1] or not all(a < b for a, b in pairwise(grid)):
-        raise ValueError(f"time_grid must rise from 0 to 1, got {grid}")
-    return grid
-
-
-def _check_gradient(target: Target) -> None:
-    x = target.initial_points(16)  # raises where the density is not finite anywhere
-    try:
-        grad = target.log_prob_and_grad(x)[1]
-    except RuntimeError as error:
-        raise ValueError(f"the energy has no gradient ({error}); the flow follows it.") from error
-    if not grad.abs().sum() > 0:
-        raise ValueError("the energy's gradient is zero everywhere; the flow follows it.")

@@ -22,7 +22,7 @@ from .velocity_flow import DeformationFlow
 __all__ = ["LOSSES", "COLLOCATION_LOSSES", "CollocationLoss", "residual"]
 
 
-EVERY = 8  #: optimiser steps between two refreshes of the walkers
+EVERY = 8  #: optimiser steps between two refreshes of the collocation points
 JOINS = 0.1, 0.2  #: parts of a training between which the learned term is added to the path
 MOST_DROPPED = 0.01  #: share of points whose energy may be NaN or infinite
 Closure = Callable[[], Tensor]

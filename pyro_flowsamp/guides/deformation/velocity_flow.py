@@ -12,8 +12,7 @@ from torch.distributions import constraints
 
 from ..._zuko import zuko
 from ...flows.affine import Affine
-from ...flows.continuous import ContinuousTransform
-from ...flows.continuous import _Inverse as Inverse
+from ...flows.continuous import ContinuousTransform, Inverse
 from ...nn.mlp import VelocityMLP
 from .energy_path import BoltzmannPath
 

@@ -6,8 +6,7 @@ from support.annealing import QUICK, SMALL, normal_target
 from torch.testing import assert_close
 
 from pyro_flowsamp import AutoAnnealingFlow, Target, train
-from pyro_flowsamp.guides.annealing import blocks
-from pyro_flowsamp.guides.annealing import guide as annealing_guide
+from pyro_flowsamp.guides.annealing import blocks, training
 from pyro_flowsamp.nn import mlp
 from pyro_flowsamp.smc import driver, particles, paths
 from pyro_flowsamp.smc.starts import TemperedStart
@@ -24,7 +23,7 @@ class NotFinite:
         self.fit = train.fit
         spoilt = lambda network, t, x: self.spoilt(network, t, x)  # noqa: E731
         monkeypatch.setattr(mlp.VelocityMLP, "with_divergence", spoilt)
-        monkeypatch.setattr(annealing_guide, "fit", self.counted)
+        monkeypatch.setattr(training, "fit", self.counted)
 
     def spoilt(self, network, t, x):
         velocity, divergence = self.with_divergence(network, t, x)
@@ -39,7 +38,7 @@ class NotFinite:
         return history
 
 
-@pytest.mark.filterwarnings("ignore:.*where the start has no draws")
+@pytest.mark.filterwarnings("ignore:.*where the reference has no draws")
 def test_a_velocity_that_is_not_finite_is_rolled_back(monkeypatch):
     spoilt = NotFinite(monkeypatch, 1)
     guide = AutoAnnealingFlow(normal_target(2.0), reference=1.0, schedule=[0, 1], **SMALL)
@@ -50,11 +49,12 @@ def test_a_velocity_that_is_not_finite_is_rolled_back(monkeypatch):
     assert guide.reports[0].ess > guide.reports[0].ess_before
 
 
-@pytest.mark.filterwarnings("ignore:.*where the start has no draws")
+@pytest.mark.filterwarnings("ignore:.*where the reference has no draws")
 def test_a_velocity_that_is_never_finite_is_given_up(monkeypatch):
     NotFinite(monkeypatch, 100)
     guide = AutoAnnealingFlow(normal_target(2.0), reference=1.0, schedule=[0, 1], **SMALL)
-    with pytest.warns(UserWarning, match="beta = 1 did harm, or was not finite, in 3 trainings"):
+    message = "beta = 1 made the weights worse, or was not finite, in 3 trainings"
+    with pytest.warns(UserWarning, match=message):
         guide.fit()
     assert guide.reports[0].rollbacks == 3
     x = torch.randn(10, 2)
@@ -75,7 +75,7 @@ def _toward(shift):
     cloud = particles.init(base.sample(20000), paths.density(target, base, 0 * ones[0], ones))
     density = paths.density(target, base, ones[0], ones)
     unmoved = driver.transport(cloud, driver.Stage(None, density, ones, ones[0]))
-    return annealing_guide._choose_defensive_weight(
+    return training._choose_defensive_weight(
         block, cloud, unmoved, lambda x: base.log_prob_and_grad(x)[0]
     )
 

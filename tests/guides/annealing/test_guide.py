@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from pyro_flowsamp import IMH, AutoAnnealingFlow, FitOptions, Target, VectorizedMCMC
 from pyro_flowsamp.flows.recipes import gaussian
-from pyro_flowsamp.guides.annealing import guide as annealing_guide
+from pyro_flowsamp.guides.annealing import training
 from pyro_flowsamp.problems import exp_gauss, gmm, unequal_pair
 from pyro_flowsamp.smc import driver
 from pyro_flowsamp.transitions import hamiltonian
@@ -59,7 +59,7 @@ def test_a_wrong_log_det_shows(pair):
 @pytest.mark.slow
 def test_blocks_make_weights_even():
     guide = AutoAnnealingFlow(exp_gauss(5, 2, 4.0).target, reference=1.0, **SMALL)
-    with pytest.warns(UserWarning, match="where the start has no draws"):
+    with pytest.warns(UserWarning, match="where the reference has no draws"):
         history = guide.fit()
     assert all(report.ess_before <= report.ess for report in guide.reports)
     assert min(report.ess for report in guide.reports) > 0.9
@@ -69,11 +69,11 @@ def test_blocks_make_weights_even():
 @pytest.mark.slow
 def test_the_flow_s_own_draws_are_scored_right(monkeypatch):
     """Steps that would do for the particles, here any, are not the last word."""
-    monkeypatch.setattr(annealing_guide, "STEP_TOLERANCE", 10.0)
+    monkeypatch.setattr(training, "STEP_TOLERANCE", 10.0)
     gaps = []
     for doublings in (0, 5):
         torch.manual_seed(0)
-        monkeypatch.setattr(annealing_guide, "DOUBLINGS", doublings)
+        monkeypatch.setattr(training, "DOUBLINGS", doublings)
         guide = AutoAnnealingFlow(unequal_pair().target, method="euler", **SMALL)
         gaps.append(guide.fit().log_q_error)
     assert gaps[1] < gaps[0] / 5
@@ -84,7 +84,7 @@ def test_a_given_schedule_and_the_kernels():
     known = gmm(6)
     schedule = [0, 0.2, 0.4, 0.6, 0.8, 1]
     guide = AutoAnnealingFlow(known.target, reference=1.0, schedule=schedule, **SMALL)
-    with pytest.warns(UserWarning, match="where the start has no draws"):
+    with pytest.warns(UserWarning, match="where the reference has no draws"):
         guide.fit()
     assert [report.beta for report in guide.reports] == schedule[1:]
     mcmc = VectorizedMCMC(IMH(guide=guide), 20, 10, 500, disable_progbar=True)
@@ -104,7 +104,7 @@ def test_a_state_dict_brings_its_blocks(pair):
 @pytest.mark.slow
 def test_an_interrupted_path_goes_on(monkeypatch):
     guide = AutoAnnealingFlow(unequal_pair().target, **SMALL)
-    add_block, calls = guide._add_block, []
+    add_block, calls = training.BlockTrainer.add_block, []
 
     def interrupt(*args):
         calls.append(args)
@@ -112,14 +112,14 @@ def test_an_interrupted_path_goes_on(monkeypatch):
             raise KeyboardInterrupt
         return add_block(*args)
 
-    monkeypatch.setattr(guide, "_add_block", interrupt)
+    monkeypatch.setattr(training.BlockTrainer, "add_block", interrupt)
     with pytest.warns(UserWarning, match="2 finished blocks are kept"):
         guide.fit()
     assert not guide.trained and len(guide.flow.blocks) == 2
     with pytest.raises(ValueError, match="short of the target: call fit"):
         guide.particles(64)
     guide.fit()
-    assert guide.trained and guide._annealing_blocks()[-1].beta == 1
+    assert guide.trained and guide.flow.annealing_blocks[-1].beta == 1
 
 
 @pytest.mark.parametrize(
@@ -128,15 +128,15 @@ def test_an_interrupted_path_goes_on(monkeypatch):
         ({"schedule": [0, 0.5]}, "rises from 0 to 1"),
         ({"schedule": [0, 0.6, 0.5, 1]}, "rises from 0 to 1"),
         ({"objective": "reverse"}, "objective must be one of"),
-        ({"start": -1.0}, "positive standard deviation"),
-        ({"ess": 1.5}, "between 0 and 1"),
+        ({"reference": -1.0}, "positive standard deviation"),
+        ({"target_ess": 1.5}, "between 0 and 1"),
         ({"transport_cost": -1.0}, "must not be negative"),
         ({"transport_cost": math.nan}, "must not be negative"),
         ({"schedule": [0, math.nan, 1]}, "rises from 0 to 1"),
         ({"schedule": [0.2, 1]}, "rises from 0 to 1"),
         ({"schedule": []}, "rises from 0 to 1"),
-        ({"start": math.nan}, "positive standard deviation"),
-        ({"start": math.inf}, "positive standard deviation"),
+        ({"reference": math.nan}, "positive standard deviation"),
+        ({"reference": math.inf}, "positive standard deviation"),
         ({"num_particles": 10}, "num_particles must be at least"),
         ({"mcmc_steps": -1}, "mcmc_steps and refinement_blocks must not be negative"),
         ({"refinement_blocks": -1}, "mcmc_steps and refinement_blocks must not be negative"),

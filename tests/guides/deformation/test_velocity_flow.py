@@ -23,6 +23,7 @@ from torch.testing import assert_close
 from pyro_flowsamp import AutoDeformationFlow, Target, log_evidence
 from pyro_flowsamp.flows import continuous
 from pyro_flowsamp.guides.deformation import guide as deformation_guide
+from pyro_flowsamp.guides.deformation import training
 from pyro_flowsamp.lattice import phi4, phi4_symmetries
 from pyro_flowsamp.nn.equivariant import group
 
@@ -129,7 +130,7 @@ def test_nothing_is_adapted_while_particles_run():
 
 
 def test_as_few_steps_as_will_do(monkeypatch):
-    monkeypatch.setattr(deformation_guide, "refine", continuous.refine)
+    monkeypatch.setattr(training, "refine", continuous.refine)
     guide = AutoDeformationFlow(Target.from_energy(narrow, 2), **SMALL)
     history = guide.fit()
     assert guide.flow.block.steps <= 8 and history.log_q_error < 1e-3

@@ -1,0 +1,374 @@
+r"""Training of the blocks of an annealing flow, one after the other along the tempered path.
+
+A block is trained on particles of the density where it starts. The particles are then carried by
+it, weighted, resampled and moved, and the next block is trained on them. The losses are in
+:mod:`pyro_flowsamp.guides.annealing.losses`, the weights of carried particles are derived in
+:mod:`pyro_flowsamp.smc.particles`.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...flows.continuous import refine
+from ...flows.proposal import Proposal
+from ...options import FitOptions
+from ...smc import driver, particles, paths
+from ...smc.particles import Particles
+from ...target.density import Target
+from ...train import History, fit
+from ...weights import ess_fraction
+from .blocks import AnnealedFlow, BaseDensity, Block, BlockReport, Standardized
+from .losses import Loss, TransportBatch
+
+__all__ = [
+    "BlockTrainer",
+    "check_settings",
+    "double_steps",
+    "path_density",
+    "warn_of_uncovered",
+    "with_map",
+]
+
+MAX_BLOCKS = 300  #: blocks after which a path counts as endless
+RETRIES = 2  #: repeated trainings of a block that makes weights worse, each at a third of the rate
+SHORTEST_STAGE = 1e-5  #: relative to the beta that it starts from, or to 1e-6 where that is more
+GOOD_ESS = 0.9  #: ESS fraction of the weights without a block, from which no warning is given
+MIN_PARTICLES_LEFT = 10  #: effective particles that must be left after a stage
+NUM_REFINE = 1024  #: particles on which the integrator is checked
+NUM_WEIGHED = 4096  #: particles on which the defensive weight is chosen
+DEFENSIVE_GRID = 1.0, 0.4, 0.2, 0.1, 0.05, 0.02  #: the defensive weights to choose from
+TIE = 1e-9  #: nats, between shares that differ by rounding: a block may move nothing
+STEP_TOLERANCE = 2e-4  #: nats by which the integrator may be off in each block
+FLOW_TOLERANCE = 5e-4  #: nats by which the flow's sampling and scoring may differ
+DOUBLINGS = 3  #: times that the steps of all blocks may be doubled for that
+MAX_UNCOVERED = 0.01  #: share of particles that may end where the reference has no draws
+TARGET_ACCEPT_PROB = 0.574  #: acceptance that MALA's step size is tuned to
+MIN_PARTICLES = 10 * MIN_PARTICLES_LEFT  #: particles that blocks can be trained on
+
+
+class AnnealingSettings(Protocol):
+    """Settings of the guide that the training of a block uses, see AutoAnnealingFlow."""
+
+    schedule: Sequence[float] | None
+    target_ess: float
+    refinement_blocks: int
+    num_particles: int
+    mcmc_steps: int
+    method: str
+    options: FitOptions
+
+    def block_loss(self, batch: TransportBatch) -> Loss: ...
+
+
+class BlockTrainer:
+    """Trainer of the blocks of one flow on one target.
+
+    Arguments:
+        flow: The flow, to which the trained blocks are appended.
+        target: The density at the end of the path.
+        settings: The settings of the guide.
+    """
+
+    def __init__(self, flow: AnnealedFlow, target: Target, settings: AnnealingSettings) -> None:
+        self.flow, self.target, self.settings = flow, target, settings
+        self.base = BaseDensity(flow.start)
+
+    def _next_beta(self, cloud: Particles, beta: float) -> float:
+        if self.settings.schedule is not None:
+            following = min(b for b in self.settings.schedule if b > beta)
+        else:
+            following = paths.next_beta(
+                cloud.state.log_ratio, beta, self.settings.target_ess, shortest=0.0
+            )
+        stalled = following - beta < SHORTEST_STAGE * max(beta, 1e-6)
+        if len(self.flow.annealing_blocks) >= MAX_BLOCKS or stalled:
+            raise ValueError(
+                f"the path does not get beyond beta = {beta:.4g}: the next stage would be "
+                f"{following - beta:.1e} long. Either the target cannot be normalised (an improper "
+                f"posterior, an energy without lower bound), or the start is far too narrow or too "
+                f"wide for it: give reference=..., a standard deviation that covers the target."
+            )
+        return following
+
+    def add_block(self, cloud: Particles, beta: float) -> tuple[float, Particles, BlockReport]:
+        """Trains the block that starts at ``beta``, and carries the particles to its end.
+
+        Arguments:
+            cloud: Equally weighted particles at ``beta``.
+            beta: The inverse temperature.
+
+        Returns:
+            The next inverse temperature, equally weighted particles there, and a report.
+
+        Raises:
+            ValueError: The path makes no progress, or too few particles keep any weight.
+        """
+        clock, following = time.perf_counter(), self._next_beta(cloud, beta)
+        stage = self._unmoved(cloud, following)
+        unmoved = driver.transport(cloud, stage)
+        before = _ess(unmoved)
+        block, history, rollbacks = self._trained(cloud, following, before, stage.scale)
+        density = path_density(self.target, self.base, beta)
+        gap = refine(block, _spread_out(cloud.x), STEP_TOLERANCE, density)
+        block.defensive_weight = _choose_defensive_weight(block, cloud, unmoved, density)
+        stage = with_map(stage, block, beta)
+        pushed = driver.transport(cloud, stage) if block.defensive_weight < 1 else unmoved
+        ess = _ess(pushed)
+        num = self.settings.num_particles
+        if not ess * num >= MIN_PARTICLES_LEFT:
+            raise ValueError(
+                f"all but {max(1, round(ess * num))} of {num} "
+                f"particles lost their weight at beta = {following:.4g}: use more stages (a larger "
+                f"target_ess=, a finer schedule=), more particles, or a reference that covers the "
+                f"target."
+            )
+        cloud = particles.resample(pushed, torch.inf)
+        cloud, step_size = driver.move_and_tune(
+            cloud, stage, self.settings.mcmc_steps, TARGET_ACCEPT_PROB
+        )
+        block.beta = following
+        block.scale.copy_(stage.scale)
+        block.step_size.copy_(step_size)
+        self.flow.blocks.append(block)
+        seconds = time.perf_counter() - clock
+        report = BlockReport(
+            following,
+            before,
+            ess,
+            rollbacks,
+            history.steps,
+            block.steps,
+            gap,
+            block.defensive_weight,
+            seconds,
+        )
+        return following, cloud, report
+
+    def _unmoved(self, cloud: Particles, beta: float) -> driver.Stage:
+        """The next stage without a map, its moves as wide as the density is there."""
+        ones = torch.ones_like(cloud.x[0])
+        at = ones.new_tensor(beta)
+        here = particles.reweight(cloud, paths.at_beta(cloud.state, at, ones))
+        here = particles.resample(here, torch.inf)
+        scale = paths.local_scale(here.state.grad, here.x)
+        blocks = self.flow.annealing_blocks
+        step_size = blocks[-1].step_size if blocks else self.flow.new_block().step_size
+        return driver.Stage(
+            None, paths.density(self.target, self.base, at, scale), scale, step_size
+        )
+
+    def _trained(
+        self, cloud: Particles, beta: float, before: float, scale: Tensor
+    ) -> tuple[Block, History, int]:
+        """A block that makes the weights more even; after too many tries, one that stays put."""
+        density = path_density(self.target, self.base, beta)
+        options = replace(self.settings.options, progress=False)
+        for rollbacks in range(RETRIES + 1 if before < options.stop_at_ess else 0):
+            block = self.flow.new_block()
+            assert isinstance(block.velocity, Standardized)
+            block.velocity.standardize(cloud.x.mean(0), scale)
+            history = fit(
+                block.parameters(),
+                self._closure(block, cloud, density, beta),
+                ess_fraction,
+                options,
+            )
+            if history.stopped == "interrupted":
+                raise KeyboardInterrupt
+            block.method = self.settings.method
+            x, ladj = _pushed(block, cloud.x)
+            log_w = density(x).double() + ladj.double() - cloud.state.log_pi
+            log_w = torch.where(log_w.isfinite(), log_w, -torch.inf)
+            learnt = history.skipped < history.steps
+            if learnt and float(ess_fraction(log_w)) >= before:
+                return block, history, rollbacks
+            options = replace(options, learning_rate=options.learning_rate / 3)
+        block = self.flow.fresh_block()
+        block.method = self.settings.method
+        if before >= options.stop_at_ess:
+            return block, History(), 0
+        if before < GOOD_ESS:
+            warnings.warn(
+                f"the block that ends at beta = {beta:.4g} made the weights worse, or was not "
+                f"finite, in {RETRIES + 1} trainings, down to a rate of "
+                f"{3 * options.learning_rate:.1e}: it is replaced by the identity. "
+                f"Try a lower options.learning_rate, or more options.max_steps.",
+                stacklevel=5,
+            )
+        return block, history, RETRIES + 1
+
+    def _closure(
+        self,
+        block: Block,
+        cloud: Particles,
+        density: Callable[[Tensor], Tensor],
+        beta: float,
+    ) -> Callable[[], Loss]:
+        batch_size = self.settings.options.batch_size
+
+        def closure() -> Loss:
+            index = torch.randint(len(cloud.x), (batch_size,), device=cloud.x.device)
+            before = type(cloud.state)(*(value[index] for value in cloud.state))
+            x, ladj = block(None).push(before.x)
+            move = TransportBatch(before, x, ladj, lambda: density(x).double(), beta)
+            return self.settings.block_loss(move)
+
+        return closure
+
+    def add_refinement(self) -> BlockReport:
+        """Trains a block from the flow's own draws, whose density is known, to the target."""
+        clock = time.perf_counter()
+        with torch.no_grad():
+            x, log_q = self.flow(None).rsample_and_log_prob((self.settings.num_particles,))
+        log_p, grad = self.target.log_prob_and_grad(x)
+        log_p, log_q = log_p.double(), log_q.double()
+        state = paths.TemperedState(x, log_q, grad, x, log_p, log_q, grad, torch.zeros_like(grad))
+        cloud = Particles(state, torch.zeros_like(log_q)[None], torch.zeros_like(log_q[:1]))
+        before = float(ess_fraction(state.log_p - state.log_q))
+        block, history, rollbacks = self._trained(cloud, 1.0, before, paths.local_scale(grad, x))
+        block.refinement = True
+        gap = refine(block, x[:NUM_REFINE], STEP_TOLERANCE, self.flow(None).log_prob)
+        moved, ladj = _pushed(block, x)
+        log_w = self.target.log_prob(moved).detach() + ladj - log_q
+        self.flow.blocks.append(block)
+        seconds = time.perf_counter() - clock
+        ess = float(ess_fraction(log_w))
+        report = BlockReport(
+            1.0,
+            before,
+            ess,
+            rollbacks,
+            history.steps,
+            block.steps,
+            gap,
+            block.defensive_weight,
+            seconds,
+        )
+        return report
+
+
+def check_settings(reference: object, settings: AnnealingSettings) -> None:
+    """Refuses settings out of range.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    if settings.schedule is not None:
+        _check_schedule(settings.schedule)
+    if not 0 < settings.target_ess < 1:
+        raise ValueError(f"target_ess must lie between 0 and 1, got {settings.target_ess}")
+    if isinstance(reference, int | float) and not 0 < reference < torch.inf:
+        raise ValueError(f"reference must be a positive standard deviation, got {reference}")
+    if settings.num_particles < MIN_PARTICLES:
+        raise ValueError(
+            f"num_particles must be at least {MIN_PARTICLES}, got {settings.num_particles}"
+        )
+    if settings.mcmc_steps < 0 or settings.refinement_blocks < 0:
+        raise ValueError(
+            f"mcmc_steps and refinement_blocks must not be negative, got {settings.mcmc_steps} "
+            f"and {settings.refinement_blocks}"
+        )
+
+
+def _check_schedule(schedule: Sequence[float]) -> None:
+    rising = all(a < b for a, b in pairwise(schedule))
+    if len(schedule) < 2 or schedule[0] != 0 or schedule[-1] != 1 or not rising:
+        raise ValueError(f"a schedule rises from 0 to 1, got {list(schedule)}")
+
+
+def double_steps(flow: AnnealedFlow) -> None:
+    """Doubles the steps of all blocks until the flow's own draws are scored as they are sampled.
+
+    Blocks were integrated by as many steps as particles of the path need.
+    """
+    for _ in range(DOUBLINGS):
+        if Proposal(flow).log_q_error() <= FLOW_TOLERANCE:
+            return
+        for block in flow.blocks:
+            assert isinstance(block, Block)
+            block.steps *= 2
+
+
+def warn_of_uncovered(base: BaseDensity, cloud: Particles) -> None:
+    """Warns of particles that ended in a region where the reference has no draws."""
+    least = base.log_prob(base.sample(1000)).min()
+    outside = float((cloud.state.log_q < least.detach()).double().mean())
+    if outside > MAX_UNCOVERED:
+        warnings.warn(
+            f"{outside:.0%} of the particles ended where the reference has no draws: modes there "
+            f"were found along the path, and other modes may have been missed. A wider "
+            f"reference=... is safer, or compare two of them by their evidence.",
+            stacklevel=5,
+        )
+
+
+def with_map(stage: driver.Stage, block: Block, beta: float) -> driver.Stage:
+    """The stage by way of a block that begins at ``beta``."""
+    before = partial(paths.log_path, beta=block.scale.new_tensor(beta))
+    return stage._replace(
+        map=block.map, defensive_weight=block.defensive_weight, previous_log_prob=before
+    )
+
+
+@torch.no_grad()
+def _choose_defensive_weight(
+    block: Block,
+    cloud: Particles,
+    unmoved: Particles,
+    density: Callable[[Tensor], Tensor],
+) -> float:
+    r"""Chooses the share of particles to leave behind, for the most even weights.
+
+    Let :math:`w = f_k / q_\epsilon` be the weights by the mixture. The chosen share, one of
+    :data:`DEFENSIVE_GRID`, has the least :math:`\mathbb E_{f_k} w^3`, a Rényi divergence of
+    :math:`f_k` from :math:`q_\epsilon`. It is estimated on particles of :math:`f_{k-1}` that are
+    weighted to :math:`f_k`, because particles that the block has moved do not show the regions that
+    it has left.
+
+    Arguments:
+        block: Trained.
+        cloud: Equally weighted particles where it starts.
+        unmoved: The same at the next density, where they are.
+        density: :math:`\log\tilde f_{k-1}`.
+    """
+    rows = slice(None, None, max(1, len(cloud.x) // NUM_WEIGHED))
+    z, ladj = block(None).pull(cloud.x[rows])
+    here, there = cloud.state.log_pi[rows], unmoved.state.log_pi[rows]
+    carried = density(z).double() + ladj.double()
+    mixture = driver.log_mixture(carried.new_tensor(DEFENSIVE_GRID)[:, None], here, carried)
+    cubes = (there - here) + 3 * (there - mixture)
+    moments = torch.where(cubes.isnan(), -torch.inf, cubes).logsumexp(-1)
+    return DEFENSIVE_GRID[int((moments <= moments.min() + TIE).double().argmax())]
+
+
+def path_density(target: Target, start: BaseDensity, beta: float) -> Callable[[Tensor], Tensor]:
+    r""":math:`\log\tilde f`, differentiable; the ends ask only the density they need."""
+    if beta == 0:
+        return start.log_prob
+    if beta == 1:
+        return target.log_prob
+    return lambda x: (1 - beta) * start.log_prob(x) + beta * target.log_prob(x)
+
+
+@torch.no_grad()
+def _pushed(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
+    return block(None).push(x)
+
+
+def _spread_out(x: Tensor) -> Tensor:
+    """Some of the particles: neighbours come of one ancestor, and may share a mode."""
+    return x[:: max(1, len(x) // NUM_REFINE)][:NUM_REFINE]
+
+
+def _ess(cloud: Particles) -> float:
+    return float(ess_fraction(cloud.log_w[0]))

@@ -1,0 +1,184 @@
+"""Checks of a deformation guide: of its arguments, of the energy, and of what it has missed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import inf
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...target.density import Target
+from ...weights import Evidence
+from .collocation import TerminalParticles
+from .energy_path import Energy
+from .losses import COLLOCATION_LOSSES, LOSSES
+from .velocity_flow import DeformationFlow
+
+__all__ = [
+    "check_gradient",
+    "check_settings",
+    "ends_of_slices",
+    "log_weights",
+    "missed_mass",
+    "warn_of_missed_modes",
+]
+
+SIGMAS, NATS = 4.0, 0.1  #: by how much evidences may differ
+MAX_DENSITY_DEFICIT = 5.0  #: nats by which the flow's density may be too small at a particle
+MAX_MISSED_MASS = 0.01  #: share of the evidence that may lie where the deficit is larger
+
+
+class CheckedSettings(Protocol):
+    """Settings of the guide that are checked, see AutoDeformationFlow."""
+
+    collocation: str
+    loss: str
+    base_power: float
+    base_scale: float | None
+    exploration_scale: float
+    polish: int
+
+
+def check_settings(interpolation: str | Energy, settings: CheckedSettings) -> None:
+    """Refuses settings out of their range.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+    if not callable(interpolation) and interpolation not in ("trainable", "linear"):
+        raise ValueError(
+            f"interpolation must be 'trainable', 'linear' or a function, got '{interpolation}'"
+        )
+    for name, allowed in (("collocation", COLLOCATION_LOSSES), ("loss", LOSSES)):
+        if getattr(settings, name) not in allowed:
+            raise ValueError(
+                f"{name} must be one of {sorted(allowed)}, got '{getattr(settings, name)}'"
+            )
+    for name in ("base_power", "base_scale", "exploration_scale"):
+        value = getattr(settings, name)
+        if value is not None and not 0 < value < inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+    own_base = settings.base_scale is not None and settings.exploration_scale == 1
+    if callable(interpolation) and not own_base:
+        raise ValueError(
+            "a given interpolation has a base of its own: give its base_scale, and leave "
+            "exploration_scale at 1"
+        )
+    if settings.polish < 0:
+        raise ValueError(f"polish must not be negative, got {settings.polish}")
+
+
+def ends_of_slices(times: int | Sequence[float]) -> list[float]:
+    """Returns the ends of the slices of time, from 0 to 1.
+
+    Arguments:
+        times: A number of slices of equal length, or their ends.
+
+    Raises:
+        ValueError: The number is not positive, or the ends do not rise from 0 to 1.
+    """
+    if isinstance(times, int):
+        if times < 1:
+            raise ValueError(f"time_grid must be at least 1, got {times}")
+        return torch.linspace(0, 1, times + 1, dtype=torch.double).tolist()
+    grid = [float(t) for t in times]
+    if grid[:1] != [0] or grid[-1:] != [1] or not all(a < b for a, b in pairwise(grid)):
+        raise ValueError(f"time_grid must rise from 0 to 1, got {grid}")
+    return grid
+
+
+def check_gradient(target: Target) -> None:
+    """Refuses a target without a gradient.
+
+    Raises:
+        ValueError: The gradient cannot be computed, or is zero everywhere.
+    """
+    x = target.initial_points(16)  # raises where the density is not finite anywhere
+    try:
+        grad = target.log_prob_and_grad(x)[1]
+    except RuntimeError as error:
+        raise ValueError(
+            f"the energy has no gradient ({error}), but training needs one."
+        ) from error
+    if not grad.abs().sum() > 0:
+        raise ValueError("the energy's gradient is zero everywhere, but training needs one.")
+
+
+@torch.no_grad()
+def log_weights(flow: DeformationFlow, target: Target, num: int) -> Tensor:
+    r"""Returns the log importance weights :math:`\log \pi - \log q` of draws of the flow.
+
+    Arguments:
+        flow: The flow.
+        target: The density :math:`\pi`.
+        num: The number of draws.
+
+    Returns:
+        Float64 log weights ``(num,)``; NaN became :math:`-\infty`.
+    """
+    x, log_q = flow(None).rsample_and_log_prob((num,))
+    log_w = target.log_prob(x).double() - log_q.double()
+    return torch.where(log_w.isnan(), -torch.inf, log_w)
+
+
+@torch.no_grad()
+def missed_mass(flow: DeformationFlow, population: TerminalParticles, own: Tensor) -> float:
+    """Returns the evidence where the flow has next to no density, relative to the flow's own.
+
+    This ratio is meaningful however low the evidence of the particles is: an estimate that is all
+    but unbiased rarely is much larger than the mass there.
+
+    Arguments:
+        flow: The flow.
+        population: Annealed particles.
+        own: log Z by the flow's weights.
+    """
+    if population.evidence.log_z == -inf:
+        return 0.0
+    log_q = flow(None).log_prob(population.x).double()
+    # NaN, where the flow's inverse is not finite, counts as too small.
+    sparse = ~(population.log_prob - log_q - own <= MAX_DENSITY_DEFICIT)
+    share = (population.weights * sparse).sum().double().log()
+    return float((share + population.evidence.log_z - own).exp())
+
+
+def warn_of_missed_modes(
+    evidences: Mapping[str, Evidence], missed: Mapping[str, float], given_path: bool
+) -> None:
+    """Warns where annealed particles know of modes that the flow has missed.
+
+    A mean weight knows only the modes that the flow visits. Annealed particles that reach another
+    mode show it by a greater evidence, or by their share where the flow has next to no density.
+
+    Arguments:
+        evidences: log Z with its standard error, of the "flow" and of each set of particles.
+        missed: The missed mass of each set of particles, see :func:`missed_mass`.
+        given_path: Whether the user gave the interpolation.
+    """
+    remedy = "Train longer, or give a larger base_scale, or exploration_scale."
+    if given_path:
+        remedy = "Train longer, or give an interpolation from a wider base."
+    own, error = evidences["flow"]
+    for name, (log_z, other) in evidences.items():
+        spread = (error**2 + other**2).nan_to_num().sqrt()  # NaN where no weight is left
+        if log_z - own > SIGMAS * spread + NATS:
+            warnings.warn(
+                f"log Z is {own:.2f} ± {error:.2f} by the flow, but {log_z:.2f} ± {other:.2f} "
+                f"by annealed particles ({name}): the flow has missed modes, which its "
+                f"weights cannot show. {remedy}",
+                stacklevel=5,
+            )
+            return
+    name, mass = max(missed.items(), key=lambda item: item[1])
+    if mass > MAX_MISSED_MASS:
+        warnings.warn(
+            f"annealed particles ({name}) find {mass:.1%} of the flow's own evidence where "
+            f"it has less than e^-{MAX_DENSITY_DEFICIT:.0f} of the density that it ought to "
+            f"have: it has missed modes, which its weights cannot show, or is not trained "
+            f"yet. {remedy}",
+            stacklevel=5,
+        )
