@@ -618,7 +618,7 @@ def main() -> None:
 
 
 def stored_flow(lattice: Lattice, size: Size) -> AutoAdvNF:
-    guide = made(lattice, size.options(lattice))
+    guide = made(lattice, size.options(lattice), AdvNFWeights())
     stored = RESULTS / FLOWS / f"{lattice.model}-{lattice.shape[0]}.pt"
     guide.load_state_dict(torch.load(stored, weights_only=True))
     return guide

@@ -9,7 +9,7 @@ the target, :math:`f_1 = -\log\tilde p`, is followed by a velocity :math:`V` exa
 
 is zero (Máté & Fleuret, 2023, https://arxiv.org/abs/2301.07388). It is the continuity equation
 divided by the density, and may be demanded at any points, wherever they come from (LFIS: Tian et
-al., 2024, https://arxiv.org/abs/2409.13867; NETS: Albergo & Vanden-Eijnden, 2024,
+al., 2024, https://arxiv.org/abs/2405.06672; NETS: Albergo & Vanden-Eijnden, 2024,
 https://arxiv.org/abs/2410.02711). Along a trajectory of V
 
 .. math:: \log w = \int_0^1 (\nabla\cdot V - \nabla f_t \cdot V - \partial_t f_t)\,dt
