@@ -140,18 +140,7 @@ class BlockTrainer:
         block.scale.copy_(stage.scale)
         block.step_size.copy_(step_size)
         self.flow.blocks.append(block)
-        seconds = time.perf_counter() - clock
-        report = BlockReport(
-            following,
-            before,
-            ess,
-            rollbacks,
-            history.steps,
-            block.steps,
-            gap,
-            block.defensive_weight,
-            seconds,
-        )
+        report = _report(block, following, before, ess, rollbacks, history, gap, clock)
         return following, cloud, report
 
     def _unmoved(self, cloud: Particles, beta: float) -> driver.Stage:
@@ -241,20 +230,26 @@ class BlockTrainer:
         moved, ladj = _pushed(block, x)
         log_w = self.target.log_prob(moved).detach() + ladj - log_q
         self.flow.blocks.append(block)
-        seconds = time.perf_counter() - clock
         ess = float(ess_fraction(log_w))
-        report = BlockReport(
-            1.0,
-            before,
-            ess,
-            rollbacks,
-            history.steps,
-            block.steps,
-            gap,
-            block.defensive_weight,
-            seconds,
-        )
-        return report
+        return _report(block, 1.0, before, ess, rollbacks, history, gap, clock)
+
+
+def _report(
+    block: Block,
+    beta: float,
+    before: float,
+    after: float,
+    rollbacks: int,
+    history: History,
+    gap: float,
+    start: float,
+) -> BlockReport:
+    """Returns the report of a block whose training began at the time ``start``."""
+    seconds = time.perf_counter() - start
+    steps, defensive_weight = history.steps, block.defensive_weight
+    return BlockReport(
+        beta, before, after, rollbacks, steps, block.steps, gap, defensive_weight, seconds
+    )
 
 
 def check_settings(reference: object, settings: AnnealingSettings) -> None:
