@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .target.context import split_by_context
 from .target.density import Target
 from .target.site import Values
 
@@ -224,8 +225,7 @@ def _by_context(
     values = [row[0] for row in rows] if single else list(range(num))
 
     def split(group: Values) -> Values:
-        shaped = {key: torch.as_tensor(v).unflatten(0, (-1, num)) for key, v in group.items()}
-        return {key: v.transpose(1, 2) for key, v in shaped.items()}
+        return {key: split_by_context(torch.as_tensor(v), num) for key, v in group.items()}
 
     groups = {"posterior": split(samples), "sample_stats": split(statistics)}
     if not single:

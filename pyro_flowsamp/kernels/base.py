@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from ..flows.proposal import Proposal
+from ..target.context import check_number_of_chains
 from ..target.density import Target
 from ..target.site import Values
 from .binding import Guide, ModelBinding
@@ -192,7 +193,7 @@ class FlowKernel(MCMCKernel):
         self.reset()
         if params is not None:
             return self.state_at(params, num_chains)
-        check_divisible(num_chains, self.target)
+        check_number_of_chains(num_chains, self.target.contexts)
         return self.init(self._flow_starts(num_chains))
 
     def state_at(self, params: Values, num_chains: int | None = None) -> Any:
@@ -211,7 +212,7 @@ class FlowKernel(MCMCKernel):
             raise ValueError(f"initial_params: {sorted(unknown)} are not sites of the model")
         x = self.target.pack_unconstrained(params).reshape(-1, self.target.dim)
         num_chains = num_chains or len(x)
-        check_divisible(num_chains, self.target)
+        check_number_of_chains(num_chains, self.target.contexts)
         state = self.init(x.reshape(num_chains, self.target.dim))
         bad = ~torch.isfinite(state.log_p - state.log_q)
         if bad.any():
@@ -334,14 +335,3 @@ class FlowKernel(MCMCKernel):
     def __getstate__(self) -> dict[str, Any]:
         """The kernel without its state; ``setup`` makes that again."""
         return {**self.__dict__, "_state": None}
-
-
-def check_divisible(num_chains: int, target: Target) -> None:
-    """Raises a ValueError if the chains cannot be shared out evenly among a target's contexts."""
-    contexts = target.contexts
-    if contexts is not None and num_chains % len(contexts):
-        raise ValueError(
-            f"{num_chains} chains cannot be shared out evenly among {len(contexts)} contexts: "
-            f"take a multiple of {len(contexts)}; chain i is at the context of i mod "
-            f"{len(contexts)}"
-        )

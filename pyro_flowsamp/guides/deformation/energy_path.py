@@ -289,7 +289,7 @@ class BoltzmannPath(nn.Module):
 
 
 def diffusion(weights: Tensor, means: Tensor, variances: Tensor, scale: float) -> Energy:
-    r"""The energies of a Gaussian mixture that diffuses into the base; with power 2.
+    r"""The energies of a Gaussian mixture that diffuses into the base, which has base_power 2.
 
     At diffusion time :math:`s = t^2` the component :math:`N(\mu, \Sigma)` has become
 
