@@ -20,6 +20,7 @@ from torch import Tensor
 from .batching import Density
 from .construction import energy_density, model_density, potential_density
 from .context import ContextValues, every
+from .evaluation import ChunkedDensity
 from .model import ModelDensity
 from .site import SiteLayout, Values
 
@@ -43,7 +44,8 @@ class Target:
     Make one with :meth:`from_model`, :meth:`from_potential` or :meth:`from_energy`.
 
     Arguments:
-        log_prob: Maps points ``(N, d)`` and contexts ``(N, c)`` or None to log densities ``(N,)``.
+        log_prob: Maps points ``(N, d)`` and contexts ``(N, c)`` or None to log densities ``(N,)``;
+            evaluated in chunks where it is a ``ChunkedDensity``.
         layout: The sites of the coordinates, with the dtype and device of points and densities.
         batching: How a batch is evaluated: ``"vmap"``, ``"plate"``, ``"loop"`` or ``"native"``.
         model: The Pyro model behind the density, or None.
@@ -74,7 +76,10 @@ class Target:
         batching: str,
         model: ModelDensity | None = None,
     ) -> None:
-        self._log_prob, self._layout, self._model = log_prob, layout, model
+        if not isinstance(log_prob, ChunkedDensity):
+            log_prob = ChunkedDensity(log_prob)
+        self._log_prob: ChunkedDensity = log_prob
+        self._layout, self._model = layout, model
         self._context = ContextValues({}) if model is None else model.context
         self.batching = batching
         self.contexts: Tensor | None = None
@@ -224,6 +229,9 @@ class Target:
 
         A conditional target without ``context`` uses the model arguments it was made with.
 
+        A batch that would need too much memory is evaluated in chunks, with the same results; see
+        :mod:`pyro_flowsamp.target.evaluation`.
+
         NaN, infinities and numerical domain errors become :math:`-\infty` with zero gradient, and
         are counted in :attr:`nonfinite`.
 
@@ -239,13 +247,19 @@ class Target:
         if x.requires_grad:
             x = x.view_as(x)
             x.register_hook(_finite_or_zero)
-        log_p = _without_bad_matrices(self._log_prob, x, context)
+        log_p = self._log_prob(x, context)
         bad = ~torch.isfinite(log_p)
         self._counter.nonfinite = self._counter.nonfinite + bad.sum().detach()
         return torch.where(bad, -torch.inf, log_p)
 
     def log_prob_and_grad(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r""":math:`\log \tilde p(x)` and its gradient, ``(N,)`` and ``(N, d)``, detached."""
+        context = self._own_contexts(len(x)) if context is None else context
+        parts = [self._value_and_grad(*chunk) for chunk in self._log_prob.split(x, context)]
+        values, grads = zip(*parts)
+        return (values[0], grads[0]) if len(parts) == 1 else (torch.cat(values), torch.cat(grads))
+
+    def _value_and_grad(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             log_p = self.log_prob(x, context)
@@ -370,21 +384,6 @@ def as_target(source: Callable, *args: Any, **kwargs: Any) -> Target:
     if args or kwargs:
         raise ValueError("a Target has its data already: it takes no model arguments")
     return source
-
-
-def _without_bad_matrices(log_prob: Density, x: Tensor, context: Tensor | None) -> Tensor:
-    """The density, zero where a matrix cannot be factorised.
-
-    One such matrix makes the evaluation of a whole batch fail: it is searched for by halves.
-    """
-    try:
-        return log_prob(x, context)
-    except torch.linalg.LinAlgError:
-        if len(x) == 1:
-            return torch.full_like(x[:, 0], -torch.inf)
-    halves = [slice(None, len(x) // 2), slice(len(x) // 2, None)]
-    parts = [(x[half], None if context is None else context[half]) for half in halves]
-    return torch.cat([_without_bad_matrices(log_prob, *part) for part in parts])
 
 
 def _finite_or_zero(grad: Tensor) -> Tensor:
