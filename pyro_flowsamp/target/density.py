@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
-from math import pi
 from typing import Any
 
 import pyro
@@ -20,22 +18,15 @@ from torch import Tensor
 from .batching import Density
 from .construction import energy_density, model_density, potential_density
 from .context import ContextValues, every
-from .evaluation import ChunkedDensity
+from .evaluation import ChunkedDensity, EvaluationCounter
 from .model import ModelDensity
+from .points import complete_groups, overdispersed_points, prior_points
 from .site import SiteLayout, Values
 
 __all__ = ["INITIAL_SCALES", "Target", "as_target"]
 
 
 INITIAL_SCALES = 2.0, 2.0, 1.0, 0.1, 10.0, 1e-3  #: half widths of the boxes of initial points
-
-
-@dataclass
-class EvaluationCounter:
-    """The evaluations of a target and of those made from it by ``at_contexts``."""
-
-    nonfinite: Tensor
-    evaluations: int = 0
 
 
 class Target:
@@ -334,21 +325,35 @@ class Target:
         Raises:
             ValueError: The density is NaN or zero at all points.
         """
-        found = torch.empty(0, self.dim, dtype=self.dtype, device=self.device)
-        for scale in scales:
-            x = torch.empty(4 * num + 16, self.dim, dtype=self.dtype, device=self.device)
-            x = x.uniform_(-scale, scale)
-            x = torch.where(self.angles.to(x.device), x * (pi / scale), x)
-            with torch.no_grad():
-                found = torch.cat([found, x[torch.isfinite(self.log_prob(x))]])
-            if len(found) >= num:
-                return found[:num]
-        if len(found):
-            return every(found, num)
-        raise ValueError(
-            "the log density is NaN or -inf at every initial point: check the model's supports, "
-            "data for NaN, or give initial_params inside the support."
-        )
+        return overdispersed_points(self.log_prob, self._layout, num, scales)
+
+    def prior_points(self, num: int) -> Tensor | None:
+        r"""Draws from the prior of a model's latent sites, ``(num, d)``.
+
+        The model is run once for each draw; what it observes and its factors are left out of
+        account. Draws at which the log density is not finite are left out, and at K contexts
+        the K draws of which they are one.
+
+        Returns:
+            At most ``num`` points. None where the target has no model, where the prior is improper,
+            masked or scaled, or cannot be sampled, and where no draw has a finite density.
+
+        Example:
+            >>> def model():
+            ...     pyro.sample("x", dist.Normal(3.0, 0.1))
+            >>> x = Target.from_model(model).prior_points(100)
+            >>> x.shape, abs(float(x.mean()) - 3.0) < 0.1
+            (torch.Size([100, 1]), True)
+        """
+        if self._model is None:
+            return None
+        x = prior_points(self._model, self._layout, self._own_contexts(num), num)
+        if x is None:
+            return None
+        with torch.no_grad():
+            usable = torch.isfinite(self.log_prob(x)) & torch.isfinite(x).all(-1)
+        x = complete_groups(x, usable, 1 if self.contexts is None else len(self.contexts))
+        return x if len(x) else None
 
     # ---- as a Pyro model ----------------------------------------------------------------------
 

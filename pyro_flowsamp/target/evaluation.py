@@ -9,6 +9,7 @@ free, and so results do not either.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +20,24 @@ from torch.utils.checkpoint import checkpoint
 
 from .batching import Density
 
-__all__ = ["MEMORY_BUDGET", "ChunkedDensity", "PointsWithContext", "bytes_per_point"]
+__all__ = [
+    "MEMORY_BUDGET",
+    "ChunkedDensity",
+    "EvaluationCounter",
+    "PointsWithContext",
+    "bytes_per_point",
+]
 
 #: bytes that autograd may keep for the gradient of a batch at once
 MEMORY_BUDGET = 512 * 2**20
+
+
+@dataclass
+class EvaluationCounter:
+    """The evaluations of a target and of those made from it by ``at_contexts``."""
+
+    nonfinite: Tensor
+    evaluations: int = 0
 
 
 class PointsWithContext(NamedTuple):
