@@ -47,6 +47,7 @@ class Target:
         angles: Mask ``(d,)`` of periodic coordinates.
         circular: Whether there are any.
         contexts: The rows ``(K, c)`` that were given to :meth:`at_contexts`; else None.
+        density, layout, model: What the target is made of, the density in chunks.
 
     Example:
         >>> def model(y):
@@ -69,8 +70,8 @@ class Target:
     ) -> None:
         if not isinstance(log_prob, ChunkedDensity):
             log_prob = ChunkedDensity(log_prob)
-        self._log_prob: ChunkedDensity = log_prob
-        self._layout, self._model = layout, model
+        self.density: ChunkedDensity = log_prob
+        self.layout, self.model = layout, model
         self._context = ContextValues({}) if model is None else model.context
         self.batching = batching
         self.contexts: Tensor | None = None
@@ -156,9 +157,9 @@ class Target:
         Raises:
             ValueError: The target was not made from a model, or the model has no such arguments.
         """
-        if self._model is None:
+        if self.model is None:
             raise ValueError("only a target made from a Pyro model has named arguments")
-        known = self._model
+        known = self.model
         return type(self)(*model_density(known.model, known.args, known.kwargs, names))
 
     def at_contexts(self, contexts: Tensor) -> Target:
@@ -206,12 +207,12 @@ class Target:
     @property
     def enumerated(self) -> bool:
         """Whether discrete sites of the model are summed out."""
-        return self._model is not None and self._model.enumerated
+        return self.model is not None and self.model.enumerated
 
     @property
     def has_observations(self) -> bool:
         """Whether there is more than a model's prior: data, a factor, or no model at all."""
-        return self._model is None or self._model.has_observations
+        return self.model is None or self.model.has_observations
 
     # ---- evaluation ---------------------------------------------------------------------------
 
@@ -238,7 +239,7 @@ class Target:
         if x.requires_grad:
             x = x.view_as(x)
             x.register_hook(_finite_or_zero)
-        log_p = self._log_prob(x, context)
+        log_p = self.density(x, context)
         bad = ~torch.isfinite(log_p)
         self._counter.nonfinite = self._counter.nonfinite + bad.sum().detach()
         return torch.where(bad, -torch.inf, log_p)
@@ -246,7 +247,7 @@ class Target:
     def log_prob_and_grad(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r""":math:`\log \tilde p(x)` and its gradient, ``(N,)`` and ``(N, d)``, detached."""
         context = self._own_contexts(len(x)) if context is None else context
-        parts = [self._value_and_grad(*chunk) for chunk in self._log_prob.split(x, context)]
+        parts = [self._value_and_grad(*chunk) for chunk in self.density.split(x, context)]
         values, grads = zip(*parts)
         return (values[0], grads[0]) if len(parts) == 1 else (torch.cat(values), torch.cat(grads))
 
@@ -270,7 +271,7 @@ class Target:
         Raises:
             ValueError: The model has discrete sites, given which its observations are scored.
         """
-        if self._model is None:
+        if self.model is None:
             return {}
         if self.enumerated:
             raise ValueError(
@@ -278,28 +279,28 @@ class Target:
                 "likelihood without them. Marginalise by hand (MixtureSameFamily) to have it."
             )
         with torch.no_grad():
-            return self._model.pointwise({s.name: samples[s.name] for s in self.sites})
+            return self.model.pointwise({s.name: samples[s.name] for s in self.sites})
 
     def observed_data(self) -> Values:
         """The data that the model conditions on, ``{observed site: value}``."""
-        if self._model is None:
+        if self.model is None:
             return {}
         zeros = torch.zeros(1, self.dim, dtype=self.dtype, device=self.device)
-        return self._model.observations({k: v[0] for k, v in self.unpack(zeros).items()})
+        return self.model.observations({k: v[0] for k, v in self.unpack(zeros).items()})
 
     # ---- coordinates --------------------------------------------------------------------------
 
     def wrap(self, x: Tensor) -> Tensor:
         r"""Brings periodic coordinates into :math:`[-\pi, \pi)`."""
-        return self._layout.wrap(x)
+        return self.layout.wrap(x)
 
     def unpack(self, x: Tensor) -> Values:
         """Points ``(..., d)`` as constrained values ``{site: (..., *value_shape)}``."""
-        return self._layout.unpack(x)
+        return self.layout.unpack(x)
 
     def unpack_unconstrained(self, x: Tensor) -> Values:
         """Points ``(..., d)`` as unconstrained blocks ``{site: (..., *shape)}``."""
-        return self._layout.split(x)
+        return self.layout.split(x)
 
     def pack(self, values: Mapping[str, Tensor]) -> Tensor:
         """The inverse of :meth:`unpack`: constrained values to points ``(..., d)``.
@@ -307,11 +308,11 @@ class Target:
         Raises:
             ValueError: A site is missing, or its shape or dtype is wrong.
         """
-        return self._layout.pack(values)
+        return self.layout.pack(values)
 
     def pack_unconstrained(self, values: Mapping[str, Tensor]) -> Tensor:
         """The inverse of :meth:`unpack_unconstrained`; the same errors as :meth:`pack`."""
-        return self._layout.pack(values, constrained=False)
+        return self.layout.pack(values, constrained=False)
 
     def initial_points(self, num: int, scales: Sequence[float] = INITIAL_SCALES) -> Tensor:
         r"""``num`` over-dispersed points of finite density, ``(num, d)``.
@@ -325,7 +326,7 @@ class Target:
         Raises:
             ValueError: The density is NaN or zero at all points.
         """
-        return overdispersed_points(self.log_prob, self._layout, num, scales)
+        return overdispersed_points(self.log_prob, self.layout, num, scales)
 
     def prior_points(self, num: int) -> Tensor | None:
         r"""Draws from the prior of a model's latent sites, ``(num, d)``.
@@ -345,9 +346,9 @@ class Target:
             >>> x.shape, abs(float(x.mean()) - 3.0) < 0.1
             (torch.Size([100, 1]), True)
         """
-        if self._model is None:
+        if self.model is None:
             return None
-        x = prior_points(self._model, self._layout, self._own_contexts(num), num)
+        x = prior_points(self.model, self.layout, self._own_contexts(num), num)
         if x is None:
             return None
         with torch.no_grad():

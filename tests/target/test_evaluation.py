@@ -21,7 +21,7 @@ def small_chunks(monkeypatch):
     """Make a function that leaves a target memory for some points at once."""
 
     def points_at_once(target, num):
-        monkeypatch.setattr(evaluation, "MEMORY_BUDGET", num * target._log_prob.bytes_per_point)
+        monkeypatch.setattr(evaluation, "MEMORY_BUDGET", num * target.density.bytes_per_point)
 
     return points_at_once
 
@@ -50,12 +50,12 @@ def derivatives(target, x, context=None):
 @pytest.mark.parametrize("model, y, batching", named(BATCHING))
 def test_values_and_derivatives(model, y, batching, small_chunks):
     target = Target.from_model(model, y)
-    assert target._log_prob.bytes_per_point > 0
+    assert target.density.bytes_per_point > 0
     x = 0.1 * torch.randn(NUM, target.dim)
     whole, value_and_grad = derivatives(target, x), target.log_prob_and_grad(x)
     before = target.evaluations
     small_chunks(target, 4)
-    assert [len(chunk.x) for chunk in target._log_prob.split(x, None)] == [4] * 5 + [3]
+    assert [len(chunk.x) for chunk in target.density.split(x, None)] == [4] * 5 + [3]
     assert_close(target.log_prob_and_grad(x), value_and_grad, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         assert_close(target.log_prob(x), value_and_grad[0], rtol=1e-5, atol=1e-5)
@@ -79,17 +79,17 @@ def test_contexts_are_split_along(small_chunks):
 def test_bytes_are_counted():
     """Each datum keeps a few numbers for each point; the data themselves do not count."""
     few, many = (Target.from_model(regression, *data(num)) for num in (1000, 2000))
-    per_datum = (many._log_prob.bytes_per_point - few._log_prob.bytes_per_point) / 1000
+    per_datum = (many.density.bytes_per_point - few.density.bytes_per_point) / 1000
     assert 4 <= per_datum <= 40
     energy = Target.from_energy(lambda x: (x @ torch.ones(2, 7)).exp().sum(-1), 2)
-    assert energy._log_prob.bytes_per_point == 4 * 7
+    assert energy.density.bytes_per_point == 4 * 7
     constant = torch.ones(2, 100)
     assert bytes_per_point(lambda x, c: (x @ constant).sum(-1), torch.zeros(2, 2), None) == 0
 
 
 def test_a_density_without_gradient_has_no_bytes():
     target = Target.from_energy(lambda x: torch.as_tensor(x.numpy()).sum(-1), 2)
-    assert target._log_prob.bytes_per_point == 0
+    assert target.density.bytes_per_point == 0
     with torch.no_grad():
         assert target.log_prob(torch.ones(3, 2)).tolist() == [-2.0] * 3
 
