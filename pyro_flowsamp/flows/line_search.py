@@ -1,0 +1,150 @@
+"""Line searches of many paths side by side: brackets of steps that are too short and too long.
+
+References:
+    Adrian S. Lewis and Michael L. Overton, *Nonsmooth optimization via quasi-Newton methods*, 2013,
+    https://doi.org/10.1007/s10107-012-0514-2, Algorithm 2.6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Differentiable", "Evaluated", "LineSearch", "LineSearchOptions", "evaluated"]
+
+
+#: No coordinate goes beyond the square root of the largest floating-point number, so that squares
+#: of coordinates are finite.
+REACH_POWER = 0.5
+
+
+class Differentiable(Protocol):
+    """The attributes and methods of a target that are used here."""
+
+    dim: int
+    dtype: torch.dtype
+
+    def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class LineSearchOptions:
+    """Options of the line searches of :func:`~pyro_flowsamp.flows.pathfinder.pathfinder`.
+
+    Attributes:
+        sufficient_gain: The gain of a step over that of a linear log density, at least.
+        max_slope: The slope at the end of a step over that at its start, at most.
+        expansion: Factor by which a step grows at most from one trial to the next.
+        min_shrink: The part of a bracket, on either side, that no trial enters.
+        max_trials: Trial points of one search.
+    """
+
+    sufficient_gain: float = 1e-4
+    max_slope: float = 0.9
+    expansion: float = 10.0
+    min_shrink: float = 0.1
+    max_trials: int = 20
+
+
+class Evaluated(NamedTuple):
+    """Points ``(P, d)`` with log densities ``(P,)`` and gradients ``(P, d)``, in float64."""
+
+    x: Tensor
+    log_prob: Tensor
+    grad: Tensor
+
+    def where(self, mask: Tensor, other: Evaluated) -> Evaluated:
+        """These points where the mask ``(P,)`` holds, and the others elsewhere."""
+        return Evaluated(
+            torch.where(mask[:, None], self.x, other.x),
+            torch.where(mask, self.log_prob, other.log_prob),
+            torch.where(mask[:, None], self.grad, other.grad),
+        )
+
+
+def evaluated(target: Differentiable, x: Tensor) -> Evaluated:
+    """Points rounded to the precision of the target, with their densities.
+
+    Arguments:
+        target: The density.
+        x: The points, ``(P, d)``.
+    """
+    reach = torch.finfo(target.dtype).max ** REACH_POWER
+    x = x.clamp(-reach, reach).to(target.dtype)
+    log_prob, grad = target.log_prob_and_grad(x)
+    return Evaluated(x.double(), log_prob.double(), grad.double())
+
+
+class LineSearch(NamedTuple):
+    """The line searches of P paths, at their next trial.
+
+    Attributes:
+        direction: The directions, uphill, ``(P, d)``.
+        slope: The slopes at the starts, ``(P,)``.
+        low, high: The brackets: steps that gain enough but are too short, and steps that are too
+            long (infinite where none is known).
+        at_low: The points of the steps ``low``.
+        high_log_prob: The log densities at ``high``.
+        step: The trial steps.
+        trials: The number of trials so far.
+    """
+
+    direction: Tensor
+    slope: Tensor
+    low: Tensor
+    high: Tensor
+    at_low: Evaluated
+    high_log_prob: Tensor
+    step: Tensor
+    trials: Tensor
+
+    @classmethod
+    def along(cls, direction: Tensor, at: Evaluated, step: Tensor) -> LineSearch:
+        """New searches."""
+        slope, zero = (direction * at.grad).sum(-1), torch.zeros_like(step)
+        infinite = torch.full_like(step, torch.inf)
+        return cls(direction, slope, zero, infinite, at, -infinite, step, zero)
+
+    def where(self, mask: Tensor, other: LineSearch) -> LineSearch:
+        """These searches where the mask ``(P,)`` holds, and the others elsewhere."""
+        at_low = self.at_low.where(mask, other.at_low)
+        parts = []
+        for mine, theirs in zip(self._replace(at_low=None), other._replace(at_low=None)):
+            if mine is not None:
+                parts.append(torch.where(mask[:, None] if mine.dim() > 1 else mask, mine, theirs))
+        return LineSearch(*parts[:4], at_low, *parts[4:])
+
+    def continued(self, trial: Evaluated, enough: Tensor, options: LineSearchOptions) -> LineSearch:
+        """Takes the trial into the bracket, and chooses the next one.
+
+        Inside a bracket the next trial is the top of the parabola through its low end, in value
+        and slope, and its high end, in value. Without a high end it is the zero of the line
+        through the last two slopes. Both are kept within bounds.
+
+        Arguments:
+            trial: The points of the trials.
+            enough: Which of them gain enough: these are too short, the others too long.
+        """
+        before, high_log_prob = self, torch.where(enough, self.high_log_prob, trial.log_prob)
+        low = torch.where(enough, self.step, self.low)
+        high = torch.where(enough, self.high, self.step)
+        at_low = trial.where(enough, self.at_low)
+        slope = (self.direction * at_low.grad).sum(-1)
+        # expansion
+        before_slope = (self.direction * before.at_low.grad).sum(-1)
+        secant = low + (low - before.low) * slope / (before_slope - slope)
+        secant = torch.where(before_slope > slope, secant, torch.inf)
+        longer = secant.clamp(2 * low, options.expansion * low)
+        # contraction
+        width = torch.where(torch.isfinite(high), high - low, 1.0)
+        loss = at_low.log_prob + slope * width - high_log_prob
+        part = (0.5 * slope * width / loss).nan_to_num(nan=0.5)
+        over_edge = ~torch.isfinite(high_log_prob) & (low > 0)
+        part = torch.where(over_edge, 0.5, part.clamp(options.min_shrink, 1 - options.min_shrink))
+        step = torch.where(torch.isfinite(high), low + part * width, longer)
+        return LineSearch(
+            self.direction, self.slope, low, high, at_low, high_log_prob, step, self.trials + 1
+        )
