@@ -43,7 +43,7 @@ class LineSearchOptions:
     """
 
     sufficient_gain: float = 1e-4
-    max_slope: float = 0.9
+    max_slope: float = 0.5
     expansion: float = 10.0
     min_shrink: float = 0.1
     max_trials: int = 20
@@ -148,3 +148,14 @@ class LineSearch(NamedTuple):
         return LineSearch(
             self.direction, self.slope, low, high, at_low, high_log_prob, step, self.trials + 1
         )
+
+    def at_edge(self, start: Evaluated, tolerance: float, options: LineSearchOptions) -> Tensor:
+        """Whether little is left to gain before the edge of the support, ``(P,)``.
+
+        The rest of the bracket gains less than a small part (``min_shrink``) of what its low end
+        has gained, or than ``tolerance``, if the log density is concave.
+        """
+        edge = torch.isfinite(self.high) & ~torch.isfinite(self.high_log_prob)
+        rest = (self.direction * self.at_low.grad).sum(-1) * (self.high - self.low)
+        gained = options.min_shrink * (self.at_low.log_prob - start.log_prob)
+        return edge & (rest <= gained.clamp(min=tolerance))

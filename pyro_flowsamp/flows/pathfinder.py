@@ -58,7 +58,7 @@ class PathfinderOptions:
     """
 
     max_evaluations: int = 200
-    memory: int = 6
+    memory: int = 20
     draws: int = 8
     gaussians_per_octave: int = 3
     tolerance: float = 1e-6
@@ -189,7 +189,7 @@ class Paths(NamedTuple):
         :math:`f'(t) \ge (2 c_1 - 1) f'(0)`, as in the approximate conditions of Hager and Zhang. It
         is accepted if moreover :math:`f'(t) \le c_2 f'(0)`.
 
-        A search that is out of trials, or of precision, takes its longest step that gained enough.
+        A search that is out of trials, of precision, or close to an edge, takes its longest step that gained enough.
         Where there is none it is repeated without the pairs, and then the path ends.
 
         Arguments:
@@ -211,13 +211,15 @@ class Paths(NamedTuple):
         accepted = enough & (slope <= limits.max_slope * search.slope)
         continued = search.continued(trial, enough, limits)
         over = (continued.trials >= limits.max_trials) | (still & continued.high.isfinite())
-        over = over & ~accepted
-        moved = ~self.ended & (accepted | (over & (continued.low > 0)))
+        over = (over | continued.at_edge(at, options.tolerance, limits)) & ~accepted
+        away = (continued.at_low.x != at.x).any(-1)
+        moved = ~self.ended & (accepted | (over & away))
         failed = ~self.ended & over & ~moved
         new = trial.where(accepted, continued.at_low).where(moved, at)
         taken = torch.where(accepted, search.step, continued.low)
         hessians = _with_pair(self.hessians, at, new, moved, taken, eps)
         gained = new.log_prob - at.log_prob > options.tolerance + noise
+        gained = gained | (taken > 1)  # H is too small yet: a little gain is no sign of the top
         level = torch.where(moved, torch.where(gained, 0.0, self.level + 1), self.level)
         again = moved | (failed & ~self.plain)
         new_search, plain = _uphill(new, hessians, failed)
