@@ -149,13 +149,14 @@ class LineSearch(NamedTuple):
             self.direction, self.slope, low, high, at_low, high_log_prob, step, self.trials + 1
         )
 
-    def at_edge(self, start: Evaluated, tolerance: float, options: LineSearchOptions) -> Tensor:
-        """Whether little is left to gain before the edge of the support, ``(P,)``.
+    def exhausted(self, start: Evaluated, least: Tensor, options: LineSearchOptions) -> Tensor:
+        """Whether a bracket has little left to gain, ``(P,)``.
 
-        The rest of the bracket gains less than a small part (``min_shrink``) of what its low end
-        has gained, or than ``tolerance``, if the log density is concave.
+        Where the log density is concave, the rest of the bracket gains at most the slope at its low
+        end times its width. This is little if it is at most ``least``, or, before the edge of
+        the support, than a small part (``min_shrink``) of what the low end has gained.
         """
-        edge = torch.isfinite(self.high) & ~torch.isfinite(self.high_log_prob)
         rest = (self.direction * self.at_low.grad).sum(-1) * (self.high - self.low)
         gained = options.min_shrink * (self.at_low.log_prob - start.log_prob)
-        return edge & (rest <= gained.clamp(min=tolerance))
+        edge = torch.isfinite(self.high) & ~torch.isfinite(self.high_log_prob)
+        return (rest <= least) | (edge & (rest <= gained))

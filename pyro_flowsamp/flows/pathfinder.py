@@ -177,7 +177,7 @@ class Paths(NamedTuple):
         diagonal = variance[:, None].expand_as(at.x).contiguous()
         hessians = InverseHessians.scaled(diagonal, options.memory)
         plain, zero = torch.isfinite(length), torch.zeros_like(length)
-        search, plain = _uphill(at, hessians, plain)
+        search, plain = _uphill(at, hessians, plain, 0.0)
         ended = ~torch.isfinite(at.log_prob) | ~(search.slope > 0)
         return cls(at, hessians, search, plain, zero, zero, ended)
 
@@ -189,7 +189,7 @@ class Paths(NamedTuple):
         :math:`f'(t) \ge (2 c_1 - 1) f'(0)`, as in the approximate conditions of Hager and Zhang. It
         is accepted if moreover :math:`f'(t) \le c_2 f'(0)`.
 
-        A search that is out of trials, of precision, or close to an edge, takes its longest step that gained enough.
+        A search that is out of trials or of precision, or has little left to gain, takes its longest step that gained enough.
         Where there is none it is repeated without the pairs, and then the path ends.
 
         Arguments:
@@ -210,8 +210,10 @@ class Paths(NamedTuple):
         enough = enough & torch.where(still, search.high.isinf(), gains)
         accepted = enough & (slope <= limits.max_slope * search.slope)
         continued = search.continued(trial, enough, limits)
+        # after a step that gained nothing there is a curvature from close by, and this is the top
+        least = torch.where(self.level > 0, options.tolerance, 0.0)
         over = (continued.trials >= limits.max_trials) | (still & continued.high.isfinite())
-        over = (over | continued.at_edge(at, options.tolerance, limits)) & ~accepted
+        over = (over | continued.exhausted(at, least, limits)) & ~accepted
         away = (continued.at_low.x != at.x).any(-1)
         moved = ~self.ended & (accepted | (over & away))
         failed = ~self.ended & over & ~moved
@@ -219,10 +221,11 @@ class Paths(NamedTuple):
         taken = torch.where(accepted, search.step, continued.low)
         hessians = _with_pair(self.hessians, at, new, moved, taken, eps)
         gained = new.log_prob - at.log_prob > options.tolerance + noise
-        gained = gained | (taken > 1)  # H is too small yet: a little gain is no sign of the top
+        grown = (taken > 1) & (continued.trials > 1)  # H is too small yet, and the gain with it
+        gained = gained | grown
         level = torch.where(moved, torch.where(gained, 0.0, self.level + 1), self.level)
         again = moved | (failed & ~self.plain)
-        new_search, plain = _uphill(new, hessians, failed)
+        new_search, plain = _uphill(new, hessians, failed, eps)
         ended = self.ended | (failed & self.plain) | (level >= 2)
         ended = ended | (again & ~(new_search.slope > 0))
         return Paths(
@@ -256,13 +259,20 @@ def _with_pair(
     return hessians._replace(diagonal=diagonal).updated(step, change, curved)
 
 
-def _uphill(at: Evaluated, hessians: InverseHessians, plain: Tensor) -> tuple[LineSearch, Tensor]:
-    """Searches along H ∇ log p, or the diagonal times it where asked for or where H fails."""
+def _uphill(
+    at: Evaluated, hessians: InverseHessians, plain: Tensor, eps: float
+) -> tuple[LineSearch, Tensor]:
+    """Searches along H ∇ log p, or the diagonal times it where asked for or where H fails.
+
+    The first trial is the full step, or the shortest one that changes a coordinate at all.
+    """
     direction = hessians.times(at.grad)
     slope = (direction * at.grad).sum(-1)
     plain = plain | ~((slope > 0) & torch.isfinite(direction).all(-1))
     direction = torch.where(plain[:, None], hessians.diagonal * at.grad, direction)
-    return LineSearch.along(direction, at, torch.ones_like(slope)), plain
+    resolved = (eps * at.x.abs() / direction.abs()).nan_to_num(nan=torch.inf).amin(-1)
+    step = torch.where(torch.isfinite(resolved), resolved, 1.0).clamp(min=1.0)
+    return LineSearch.along(direction, at, step), plain
 
 
 def _bounds(
