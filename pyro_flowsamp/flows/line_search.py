@@ -110,12 +110,16 @@ class LineSearch(NamedTuple):
 
     def where(self, mask: Tensor, other: LineSearch) -> LineSearch:
         """These searches where the mask ``(P,)`` holds, and the others elsewhere."""
-        at_low = self.at_low.where(mask, other.at_low)
-        parts = []
-        for mine, theirs in zip(self._replace(at_low=None), other._replace(at_low=None)):
-            if mine is not None:
-                parts.append(torch.where(mask[:, None] if mine.dim() > 1 else mask, mine, theirs))
-        return LineSearch(*parts[:4], at_low, *parts[4:])
+        return LineSearch(
+            torch.where(mask[:, None], self.direction, other.direction),
+            torch.where(mask, self.slope, other.slope),
+            torch.where(mask, self.low, other.low),
+            torch.where(mask, self.high, other.high),
+            self.at_low.where(mask, other.at_low),
+            torch.where(mask, self.high_log_prob, other.high_log_prob),
+            torch.where(mask, self.step, other.step),
+            torch.where(mask, self.trials, other.trials),
+        )
 
     def continued(self, trial: Evaluated, enough: Tensor, options: LineSearchOptions) -> LineSearch:
         """Takes the trial into the bracket, and chooses the next one.

@@ -31,6 +31,7 @@ from .line_search import Differentiable, Evaluated, LineSearch, LineSearchOption
 __all__ = [
     "PathfinderOptions",
     "PathfinderResult",
+    "lower_factor",
     "overdispersed_starts",
     "pathfinder",
 ]
@@ -181,6 +182,11 @@ class Paths(NamedTuple):
         ended = ~torch.isfinite(at.log_prob) | ~(search.slope > 0)
         return cls(at, hessians, search, plain, zero, zero, ended)
 
+    def trial(self) -> Tensor:
+        """The next points to evaluate, ``(P, d)``; the current ones of paths that have ended."""
+        x = self.at.x + self.search.step[:, None] * self.search.direction
+        return torch.where(self.ended[:, None] | torch.isnan(x), self.at.x, x)
+
     def advanced(self, trial: Evaluated, eps: float, options: PathfinderOptions) -> Paths:
         r"""Lets each path accept its trial point, or go on with its line search.
 
@@ -189,8 +195,9 @@ class Paths(NamedTuple):
         :math:`f'(t) \ge (2 c_1 - 1) f'(0)`, as in the approximate conditions of Hager and Zhang. It
         is accepted if moreover :math:`f'(t) \le c_2 f'(0)`.
 
-        A search that is out of trials or of precision, or has little left to gain, takes its longest step that gained enough.
-        Where there is none it is repeated without the pairs, and then the path ends.
+        A search that is out of trials or of precision, or has little left to gain, takes its
+        longest step that gained enough. Where there is none it is repeated without the pairs, and
+        then the path ends.
 
         Arguments:
             trial: The points of the trials.
@@ -361,9 +368,7 @@ def pathfinder(
     best = PathfinderResult(paths.at.x, factor, none, paths.at.x, paths.at.log_prob)
     judged, due = torch.full_like(paths.steps, -1.0), 1
     for call in range(1, options.max_evaluations):
-        search = paths.search
-        trial = evaluated(target, paths.at.x + search.step[:, None] * search.direction)
-        paths = paths.advanced(trial, eps, options)
+        paths = paths.advanced(evaluated(target, paths.trial()), eps, options)
         last = call == options.max_evaluations - 1
         if last or call % CALLS_BETWEEN_LOOKS == 0:
             last = last or bool(paths.ended.all())
