@@ -24,6 +24,10 @@ from .pathfinder import PathfinderOptions, PathfinderResult, lower_factor, pathf
 __all__ = ["GaussianFitOptions", "ascend", "fit_gaussian", "match"]
 
 
+#: Nats by which a Gaussian that lies mostly outside of the support is behind one that does not.
+BEHIND = 1e6
+
+
 @dataclass(frozen=True)
 class GaussianFitOptions:
     """Options of :func:`fit_gaussian`.
@@ -41,7 +45,7 @@ class GaussianFitOptions:
     """
 
     max_paths: int = 32
-    pathfinder: PathfinderOptions = PathfinderOptions()
+    pathfinder: PathfinderOptions = PathfinderOptions(max_evaluations=100)
     candidates: int = 4
     distance: float = 1.0
     iterations: int = 40
@@ -187,19 +191,21 @@ def fit_gaussian(
     dim, batch_size = target.dim, options.batch_size
     paths = pathfinder(target, starts[: options.max_paths], options.pathfinder)
     loc, root = _candidates(paths, options)
-    kept_loc, kept_root = loc, root
+    kept_loc, kept_root, kept = loc, root, torch.zeros_like(loc[:, 0], dtype=torch.bool)
     for t in range(options.iterations):
         z, score, inside, _ = _draw(target, loc, root, batch_size)
         keep = inside.double().mean(-1) >= options.min_inside
         kept_loc = torch.where(keep[:, None], loc, kept_loc)
         kept_root = torch.where(keep[:, None, None], root, kept_root)
+        kept = kept | keep
         mean, factor = match(z, score, inside, batch_size * dim / (t + 1), options.min_inside)
         new_loc, new_root = loc + (root @ mean[..., None])[..., 0], root @ factor
         fine = torch.isfinite(new_loc).all(-1) & torch.isfinite(new_root).all(-1).all(-1)
         fine = fine & (new_root.diagonal(dim1=-2, dim2=-1) > 0).all(-1)
         loc = torch.where(fine[:, None], new_loc, loc)
         root = torch.where(fine[:, None, None], new_root, 0.5 * root)
-    best = _draw(target, kept_loc, kept_root, 4 * batch_size)[-1].argmax()
+    bound = _draw(target, kept_loc, kept_root, 4 * batch_size)[-1]
+    best = torch.where(kept, bound, bound - BEHIND).argmax()
     return kept_loc[best].to(starts.dtype), kept_root[best].to(starts.dtype)
 
 

@@ -92,7 +92,7 @@ class InverseHessians(NamedTuple):
         return cls(diagonal, empty, empty)
 
     def has_pairs(self) -> Tensor:
-        """Which paths have at least one pair, ``(P,)``."""
+        """Tells which paths have at least one pair, ``(P,)``."""
         return (self.steps[:, -1] != 0).any(-1)
 
     def updated(self, step: Tensor, change: Tensor, which: Tensor) -> InverseHessians:

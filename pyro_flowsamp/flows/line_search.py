@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Differentiable", "Evaluated", "LineSearch", "LineSearchOptions", "evaluated"]
+__all__ = ["AscentOptions", "Differentiable", "Evaluated", "LineSearch", "evaluated"]
 
 
 #: No coordinate goes beyond the square root of the largest floating-point number, so that squares
@@ -31,10 +31,13 @@ class Differentiable(Protocol):
 
 
 @dataclass(frozen=True)
-class LineSearchOptions:
-    """Options of the line searches of :func:`~pyro_flowsamp.flows.pathfinder.pathfinder`.
+class AscentOptions:
+    """Options of the ascents of :func:`~pyro_flowsamp.flows.pathfinder.pathfinder`.
 
     Attributes:
+        memory: Pairs of steps and gradient changes in an inverse Hessian.
+        tolerance: A path has converged when two steps in a row gain less log density than this.
+        first_step: Length of the first trial step, relative to the largest coordinate.
         sufficient_gain: The gain of a step over that of a linear log density, at least.
         max_slope: The slope at the end of a step over that at its start, at most.
         expansion: Factor by which a step grows at most from one trial to the next.
@@ -42,6 +45,9 @@ class LineSearchOptions:
         max_trials: Trial points of one search.
     """
 
+    memory: int = 20
+    tolerance: float = 1e-6
+    first_step: float = 0.1
     sufficient_gain: float = 1e-4
     max_slope: float = 0.5
     expansion: float = 10.0
@@ -121,7 +127,7 @@ class LineSearch(NamedTuple):
             torch.where(mask, self.trials, other.trials),
         )
 
-    def continued(self, trial: Evaluated, enough: Tensor, options: LineSearchOptions) -> LineSearch:
+    def continued(self, trial: Evaluated, enough: Tensor, options: AscentOptions) -> LineSearch:
         """Takes the trial into the bracket, and chooses the next one.
 
         Inside a bracket the next trial is the top of the parabola through its low end, in value
@@ -153,7 +159,7 @@ class LineSearch(NamedTuple):
             self.direction, self.slope, low, high, at_low, high_log_prob, step, self.trials + 1
         )
 
-    def exhausted(self, start: Evaluated, least: Tensor, options: LineSearchOptions) -> Tensor:
+    def exhausted(self, start: Evaluated, least: Tensor, options: AscentOptions) -> Tensor:
         """Whether a bracket has little left to gain, ``(P,)``.
 
         Where the log density is concave, the rest of the bracket gains at most the slope at its low
