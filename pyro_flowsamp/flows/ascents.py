@@ -24,6 +24,8 @@ __all__ = ["Paths"]
 #: Rounding errors of a log density and of its gradient, in units of the last place of the largest
 #: number that enters: smaller changes mean nothing.
 ROUNDING_UNITS = 8.0
+#: Units of the last place of a coordinate by which a step is long enough to show a curvature.
+RESOLVED = 100.0
 
 
 class Paths(NamedTuple):
@@ -133,13 +135,14 @@ def _with_pair(
     taken: Tensor,
     eps: float,
 ) -> InverseHessians:
-    """Appends the pairs of positive curvature, beyond what rounding of the gradients explains.
+    """Appends the pairs of positive curvature, beyond what rounding explains.
 
     A path without any takes the length of its last step for the scale of its diagonal.
     """
     step, change = new.x - old.x, old.grad - new.grad
     rounding = ROUNDING_UNITS * eps * (step.abs() * (old.grad.abs() + new.grad.abs())).sum(-1)
-    curved = moved & ((step * change).sum(-1) > rounding)
+    resolved = (step.abs() > RESOLVED * eps * new.x.abs()).any(-1)
+    curved = moved & resolved & ((step * change).sum(-1) > rounding)
     straight = moved & ~curved & ~hessians.has_pairs()
     diagonal = torch.where(straight[:, None], taken[:, None] * hessians.diagonal, hessians.diagonal)
     return hessians._replace(diagonal=diagonal).updated(step, change, curved)

@@ -132,13 +132,15 @@ class LineSearch(NamedTuple):
 
         Inside a bracket the next trial is the top of the parabola through its low end, in value
         and slope, and its high end, in value. Without a high end it is the zero of the line
-        through the last two slopes. Both are kept within bounds.
+        through the last two slopes. Both are kept within bounds. Where the high end has no density,
+        the bracket is divided without regard to values.
 
         Arguments:
             trial: The points of the trials.
             enough: Which of them gain enough: these are too short, the others too long.
         """
-        before, high_log_prob = self, torch.where(enough, self.high_log_prob, trial.log_prob)
+        before, trials = self, self.trials + 1
+        high_log_prob = torch.where(enough, self.high_log_prob, trial.log_prob)
         low = torch.where(enough, self.step, self.low)
         high = torch.where(enough, self.high, self.step)
         at_low = trial.where(enough, self.at_low)
@@ -152,11 +154,16 @@ class LineSearch(NamedTuple):
         width = torch.where(torch.isfinite(high), high - low, 1.0)
         loss = at_low.log_prob + slope * width - high_log_prob
         part = (0.5 * slope * width / loss).nan_to_num(nan=0.5)
-        over_edge = ~torch.isfinite(high_log_prob) & (low > 0)
-        part = torch.where(over_edge, 0.5, part.clamp(options.min_shrink, 1 - options.min_shrink))
-        step = torch.where(torch.isfinite(high), low + part * width, longer)
+        part = part.clamp(options.min_shrink, 1 - options.min_shrink)
+        inside = low + part * width
+        # before an edge: by ever larger factors until a step is short enough, then in the middle,
+        # which is that of the logarithms while the bracket is long
+        far = torch.where(low > 0, (low * width).sqrt(), width * options.min_shrink**trials)
+        middle = torch.where(options.min_shrink * width > low, far, low + 0.5 * width)
+        inside = torch.where(torch.isfinite(high_log_prob), inside, middle)
+        step = torch.where(torch.isfinite(high), inside, longer)
         return LineSearch(
-            self.direction, self.slope, low, high, at_low, high_log_prob, step, self.trials + 1
+            self.direction, self.slope, low, high, at_low, high_log_prob, step, trials
         )
 
     def exhausted(self, start: Evaluated, least: Tensor, options: AscentOptions) -> Tensor:
