@@ -36,7 +36,7 @@ class Paths(NamedTuple):
         hessians: Their inverse Hessians.
         search: Their line searches.
         plain: Which searches go along the diagonal times the gradient, without the pairs.
-        level: How many steps in a row have gained nothing.
+        level: The part that has passed of the steps in a row without gain that end a path.
         steps: How many steps have been made.
         ended: Which paths have ended.
     """
@@ -109,12 +109,13 @@ class Paths(NamedTuple):
         taken = torch.where(accepted, search.step, continued.low)
         hessians = _with_pair(self.hessians, at, new, moved, taken, eps)
         gained = new.log_prob - at.log_prob > options.tolerance + noise
-        grown = (taken > 1) & (continued.trials > 1)  # H is too small yet, and the gain with it
-        gained = gained | grown
-        level = torch.where(moved, torch.where(gained, 0.0, self.level + 1), self.level)
+        # a step that has to grow shows that H is too small yet, and its gain with it
+        grown = (taken > 1) & (continued.trials > 1)
+        level = self.level + torch.where(grown, 1.0 / options.patience, 0.5)
+        level = torch.where(moved, torch.where(gained, 0.0, level), self.level)
         again = moved | (failed & ~self.plain)
         new_search, plain = _uphill(new, hessians, failed, eps)
-        ended = self.ended | (failed & self.plain) | (level >= 2)
+        ended = self.ended | (failed & self.plain) | (level >= 1)
         ended = ended | (again & ~(new_search.slope > 0))
         return Paths(
             new,

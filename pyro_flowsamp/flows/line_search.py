@@ -36,7 +36,9 @@ class AscentOptions:
 
     Attributes:
         memory: Pairs of steps and gradient changes in an inverse Hessian.
-        tolerance: A path has converged when two steps in a row gain less log density than this.
+        tolerance: A path has converged when two steps in a row gain less log density than this,
+            beyond rounding errors.
+        patience: The number of such steps if they had to grow beyond the full quasi-Newton step.
         first_step: Length of the first trial step, relative to the largest coordinate.
         sufficient_gain: The gain of a step over that of a linear log density, at least.
         max_slope: The slope at the end of a step over that at its start, at most.
@@ -47,6 +49,7 @@ class AscentOptions:
 
     memory: int = 20
     tolerance: float = 1e-6
+    patience: int = 8
     first_step: float = 0.1
     sufficient_gain: float = 1e-4
     max_slope: float = 0.5
