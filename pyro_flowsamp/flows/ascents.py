@@ -160,6 +160,7 @@ def _uphill(
     slope = (direction * at.grad).sum(-1)
     plain = plain | ~((slope > 0) & torch.isfinite(direction).all(-1))
     direction = torch.where(plain[:, None], hessians.diagonal * at.grad, direction)
-    resolved = (eps * at.x.abs() / direction.abs()).nan_to_num(nan=torch.inf).amin(-1)
+    moves = direction != 0
+    resolved = torch.where(moves, eps * at.x.abs() / direction.abs(), torch.inf).amin(-1)
     step = torch.where(torch.isfinite(resolved), resolved, 1.0).clamp(min=1.0)
     return LineSearch.along(direction, at, step), plain

@@ -251,4 +251,4 @@ def _draw(
     part = inside.double().mean(-1)
     bound = log_w.mean(-1) / part + part.log() + root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     score = torch.where(inside[..., None], score, 0.0) @ root
-    return z, score, inside, bound.nan_to_num(nan=-torch.inf)
+    return z, score, inside, torch.where(part > 0, bound, -torch.inf)

@@ -29,6 +29,8 @@ from .line_search import AscentOptions, Differentiable, evaluated
 __all__ = [
     "PathfinderOptions",
     "PathfinderResult",
+    "draw",
+    "evidence_bounds",
     "lower_factor",
     "overdispersed_starts",
     "pathfinder",
@@ -53,7 +55,7 @@ class PathfinderOptions:
     max_evaluations: int = 200
     ascent: AscentOptions = AscentOptions()
     draws: int = 8
-    gaussians_per_octave: int = 3
+    gaussians_per_octave: int = 2
 
 
 class PathfinderResult(NamedTuple):
@@ -111,7 +113,7 @@ class PathfinderResult(NamedTuple):
         loc, factor = self.loc, self.factor
         if paths is not None:
             loc, factor = loc[paths], LowRankFactor(*(v[paths] for v in factor))
-        return _draw(loc, factor, num)
+        return draw(loc, factor, num)
 
 
 def lower_factor(factor: Tensor) -> Tensor:
@@ -130,13 +132,23 @@ def lower_factor(factor: Tensor) -> Tensor:
     return (upper * sign[..., None]).mT + 0.0  # no negative zeros
 
 
-def _draw(loc: Tensor, factor: LowRankFactor, num: int) -> tuple[Tensor, Tensor]:
+def draw(loc: Tensor, factor: LowRankFactor, num: int) -> tuple[Tensor, Tensor]:
+    """Draws from P Gaussians, with their log densities.
+
+    Arguments:
+        loc: The means, ``(P, d)``.
+        factor: The factors of the covariances.
+        num: Draws from each.
+
+    Returns:
+        Points ``(num, P, d)`` and log densities ``(num, P)``.
+    """
     noise = torch.randn(num, *loc.shape, dtype=loc.dtype, device=loc.device)
     squares = noise.square().sum(-1) + loc.shape[-1] * log(2 * pi)
     return loc + factor.times(noise), -0.5 * squares - factor.log_det()
 
 
-def _bounds(
+def evidence_bounds(
     target: Differentiable, loc: Tensor, factor: LowRankFactor, fine: Tensor, num: int
 ) -> Tensor:
     r"""Evidence lower bounds of Gaussians, each restricted to the support of the target.
@@ -146,8 +158,18 @@ def _bounds(
     :math:`\log \tilde p - \log q` over these draws, plus :math:`\log \pi`.
 
     The draws are evaluated in an order in which row i belongs to path i mod P.
+
+    Arguments:
+        target: The density.
+        loc: The means, ``(P, d)``.
+        factor: The factors of the covariances.
+        fine: Which of the Gaussians exist, ``(P,)``.
+        num: Draws from each Gaussian.
+
+    Returns:
+        The bounds ``(P,)``; :math:`-\infty` where a Gaussian does not exist or no draw has density.
     """
-    x, log_q = _draw(loc, factor, num)
+    x, log_q = draw(loc, factor, num)
     fine = fine & torch.isfinite(x).all(-1).all(0)
     x = torch.where(fine[:, None], x, 0.0)
     at = evaluated(target, x.flatten(0, 1))
@@ -155,7 +177,7 @@ def _bounds(
     inside = torch.isfinite(log_p)
     part = inside.double().mean(0)
     bound = torch.where(inside, log_p - log_q, 0.0).mean(0) / part + part.log()
-    return torch.where(fine, bound, -torch.inf).nan_to_num(nan=-torch.inf)
+    return torch.where(fine & (part > 0), bound, -torch.inf)
 
 
 def _best(
@@ -165,7 +187,7 @@ def _best(
     at = paths.at
     loc = at.x + paths.hessians.times(at.grad)
     factor, fine = paths.hessians.factor()
-    elbo = _bounds(target, loc, factor, fine, num)
+    elbo = evidence_bounds(target, loc, factor, fine, num)
     better = new & (elbo > best.elbo)
     kept = [
         torch.where(better.view(-1, *[1] * (mine.dim() - 1)), mine, theirs)

@@ -79,7 +79,7 @@ def test_an_edge_is_a_step_too_long():
         return torch.where(x[:, 0] > 1, torch.inf, -x[:, 0] + 0.5 * x[:, 1].square())
 
     target = Target.from_energy(energy, 2)
-    last = _ascents(target, torch.empty(20, 2).uniform_(-2, 0), 80)[-1]
+    last = _ascents(target, torch.empty(20, 2).uniform_(-2, 0), 120)[-1]
     assert last.ended.all() and (last.at.x[:, 0] <= 1).all()
     assert (last.at.log_prob > 0.5).all()
 

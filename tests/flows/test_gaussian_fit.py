@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from support.models import year_regression
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.flows.gaussian_fit import fit_gaussian, match
+from pyro_flowsamp.flows.gaussian_fit import GaussianFitOptions, fit_gaussian, match
+from pyro_flowsamp.flows.pathfinder import PathfinderOptions
+from pyro_flowsamp.weights import ess_fraction, pareto_k
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +81,43 @@ def test_a_gaussian_is_found(dim, stretch):
     assert_close(found, loc, rtol=1e-6, atol=1e-6)
     assert_close(root @ root.T, cov, rtol=1e-6, atol=1e-6 * float(cov.max()))
     assert torch.equal(root, root.tril()) and (root.diagonal() > 0).all()
+
+
+@pytest.mark.parametrize("scales", [[1e-6] * 3, [1e6] * 3, [1.0, 1e8, 1e3], [1e-4, 1e4]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gaussians_of_any_scale(scales, dtype):
+    scales = torch.tensor(scales, dtype=dtype)
+    target = Target.from_energy(
+        lambda x: 0.5 * (x / scales - 1).square().sum(-1), len(scales), dtype=dtype
+    )
+    loc, root = fit_gaussian(target, target.initial_points(128))
+    assert loc.dtype == root.dtype == dtype
+    assert_close(loc / scales, torch.ones_like(scales), rtol=0, atol=1e-3)
+    assert_close(root / scales[:, None], torch.eye(len(scales)).to(root), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_starts", [16, 128])
+def test_a_narrow_ridge_in_single_precision(num_starts):
+    target, loc, root = year_regression()
+    found, found_root = fit_gaussian(target, target.initial_points(num_starts))
+    gap = torch.linalg.solve_triangular(root, (found.double() - loc)[:, None], upper=False)
+    assert gap.abs().max() < 0.05
+    noise = torch.randn(4096, 2, dtype=torch.float32)
+    x = found + noise @ found_root.T
+    log_w = target.log_prob(x).double() + 0.5 * noise.double().square().sum(-1)
+    assert ess_fraction(log_w) > 0.9 and pareto_k(log_w) < 0.7
+
+
+def test_fewer_evaluations_than_paths_of_fixed_length():
+    target, _, _ = _normal(5)
+    starts = target.initial_points(128)
+    before = target.evaluations
+    options = GaussianFitOptions(
+        max_paths=4, pathfinder=PathfinderOptions(max_evaluations=20, draws=2), iterations=5
+    )
+    fit_gaussian(target, starts, options)
+    paths, updates = 4 * 20 * 3, 4 * 128 * (5 + 4)
+    assert target.evaluations - before <= paths + updates
 
 
 def test_the_higher_of_two_distant_modes_wins():
