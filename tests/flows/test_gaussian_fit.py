@@ -1,5 +1,7 @@
 """A Gaussian is fitted by matching scores."""
 
+from math import log
+
 import pytest
 import torch
 from support.models import year_regression
@@ -127,6 +129,21 @@ def test_the_higher_of_two_distant_modes_wins():
 
     target = Target.from_energy(energy, 3)
     loc, root = fit_gaussian(target, target.initial_points(128))
+    assert_close(loc, torch.full((3,), 6.0), rtol=0, atol=0.05)
+    assert_close(root, torch.eye(3), rtol=0, atol=0.05)
+
+
+def test_the_heavier_of_two_modes_wins_not_the_higher():
+    """A hundredth of the mass on a scale of 1e-2 has the higher density, by 9 nats."""
+
+    def energy(x):
+        wide = 0.5 * (x - 6).square().sum(-1)
+        narrow = 0.5 * ((x + 6) / 1e-2).square().sum(-1) - 3 * log(100) + log(100)
+        return -torch.stack([-wide, -narrow]).logsumexp(0)
+
+    target = Target.from_energy(energy, 3)
+    starts = torch.cat([-6 + 1e-2 * torch.randn(8, 3), 6 + torch.randn(8, 3)])
+    loc, root = fit_gaussian(target, starts)
     assert_close(loc, torch.full((3,), 6.0), rtol=0, atol=0.05)
     assert_close(root, torch.eye(3), rtol=0, atol=0.05)
 
