@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from math import log
+from typing import Any
+
 import torch
 from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor
 
-__all__ = ["StepSize", "jitter", "optimal_step_size"]
+from .hamiltonian import HMCInfo
+
+__all__ = ["FixedTrajectory", "StepSize", "jitter", "optimal_step_size"]
 
 
 class StepSize:
@@ -27,6 +32,65 @@ class StepSize:
     def freeze(self) -> None:
         """The average step size from now on; not before :meth:`adapt`."""
         self.value = self._averaging.get_state()[1].exp().to(self.value)
+
+
+class FixedTrajectory:
+    """Trajectories of a fixed number of steps, whose step size is adapted in warm-up.
+
+    It has the methods of
+    :class:`~pyro_flowsamp.transitions.trajectory_length.TrajectoryAdaptation`.
+
+    Arguments:
+        step_size: The step size at the start.
+        num_steps: The number of steps.
+        target_accept_prob: Mean acceptance probability that the step size is adapted to.
+        jittered: Whether each trajectory has a step size of its own, see :func:`jitter`.
+
+    Attributes:
+        value: The step size, 0-d.
+        mean_steps: The number of steps.
+
+    Example::
+
+        >>> fixed = FixedTrajectory(0.5, 3, 0.8, jittered=False)
+        >>> fixed.next(fixed.value, 100)
+        (tensor(0.5000, dtype=torch.float64), 3)
+    """
+
+    def __init__(
+        self, step_size: float, num_steps: int, target_accept_prob: float, jittered: bool
+    ) -> None:
+        self.value = torch.tensor(step_size, dtype=torch.double, device="cpu")
+        self.mean_steps, self._target, self._jittered = num_steps, target_accept_prob, jittered
+        self._averaging = DualAveraging(prox_center=log(10 * step_size))
+        self._adapted = False
+
+    def begin(self, chains: int) -> None:
+        """Prepares the first step of a run, for which there is nothing to do."""
+
+    def next(self, step_size: Tensor, chains: int) -> tuple[Tensor, int]:
+        """The step size of the next trajectory, 0-d or ``(C, 1)``, and its number of steps."""
+        if self._jittered:
+            step_size = jitter(step_size.expand(chains, 1).clone())
+        return step_size, self.mean_steps
+
+    def observe(self, info: HMCInfo, *trajectory: Any) -> None:
+        """Takes note of a trajectory, of which nothing is needed."""
+
+    def adapt(self, info: HMCInfo) -> None:
+        """Adapts the step size to the report of a step."""
+        errors = (self._target - info.accept_prob) * ~info.jumped
+        self._averaging.step(errors.mean())
+        self.value, self._adapted = self._averaging.get_state()[0].exp(), True
+
+    def freeze(self) -> None:
+        """The average step size from now on."""
+        if self._adapted:
+            self.value = self._averaging.get_state()[1].exp()
+
+    def report(self) -> dict[str, float]:
+        """An empty report: the length is known without one."""
+        return {}
 
 
 def jitter(step_size: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-r"""Trajectory lengths of Hamiltonian Monte Carlo, adapted across chains by the ChEES criterion.
+r"""Trajectory lengths of Hamiltonian Monte Carlo, adapted across chains.
 
 **Lengths.** Step t of a run takes, in all chains, the number of leapfrog steps
 
@@ -15,24 +15,10 @@ are fixed and :math:`L_t` depends on t alone, not on the chains. A sequence of t
 fixed in advance, each of which leaves the target invariant, leaves it invariant too. In warm-up
 :math:`L_t` depends on the chains' past; those draws are not kept.
 
-**The criterion.** Let :math:`z` be a state, :math:`z'` and :math:`v'` the end of its trajectory and
-the velocity there, and :math:`m, m'` the means of :math:`z, z'` over chains. The change in the
-estimator of the expected square (ChEES) is
-
-.. math:: F(\tau) = \tfrac14\, \mathbb E\big[(\|z' - m'\|^2 - \|z - m\|^2)^2\big].
-
-Its maximum is where :math:`\|z - m\|^2` has the least lag-one correlation. The end of a trajectory
-moves with velocity :math:`v'` as the length :math:`h\tau` grows, and
-:math:`d(h\tau) / d\log\tau = h\tau`; so
-
-.. math:: \frac{dF}{d\log\tau} =
-          \mathbb E\big[h\tau\,(\|z' - m'\|^2 - \|z - m\|^2)\,(z' - m') \cdot v'\big].
-
-Both means are taken over the chains' proposals, weighted by their acceptance probabilities.
-
 **Ascent.** In warm-up, dual averaging adapts :math:`\epsilon`, and Adam without momentum ascends
-:math:`\log F` in :math:`\log\lambda`; at a fixed :math:`\epsilon` its derivative is that by
-:math:`\log\tau`. That F is averaged over recent steps. It is :math:`\lambda` that is adapted and
+the log of the criterion F of :mod:`pyro_flowsamp.transitions.chees` in :math:`\log\lambda`; at a
+fixed :math:`\epsilon` its derivative is that by :math:`\log\tau`. Gradients of F are divided by an
+average of F over recent steps. It is :math:`\lambda` that is adapted and
 not :math:`\tau`, so that a step size which is still far off does not make trajectories of thousands
 of steps. Both end as averages of their iterates.
 
@@ -52,21 +38,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, exp, isfinite, log
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .hamiltonian import HMCInfo, Metric, half_kick
+from .chees import LastPoint, criterion_and_gradient
+from .hamiltonian import HMCInfo
 from .step_size import StepSize
 
 __all__ = [
-    "LastPoint",
     "LengthAscent",
     "ObservedTrajectory",
     "TrajectoryAdaptation",
     "TrajectoryOptions",
-    "chees",
     "numbers_of_steps",
     "van_der_corput",
 ]
@@ -140,7 +125,7 @@ class ObservedTrajectory(NamedTuple):
     Attributes:
         h: The factor of the mean length with which it was made.
         acceptance: Harmonic mean of the acceptance probabilities; NaN where all chains jumped.
-        criterion: F, see :func:`chees`.
+        criterion: F, see :func:`~pyro_flowsamp.transitions.chees.criterion_and_gradient`.
         gradient: Its derivative by the log of the mean length.
     """
 
@@ -183,89 +168,6 @@ def numbers_of_steps(mean: float, most: int, points: list[float]) -> list[int]:
         [1, 3, 2, 3]
     """
     return [min(most, max(1, ceil(2 * point * mean))) for point in points]
-
-
-# ---- the criterion -------------------------------------------------------------------------------
-
-
-class LastPoint:
-    """The last point of a trajectory, which a metric keeps as the trajectory passes.
-
-    Arguments:
-        metric: The metric of the trajectory.
-
-    Attributes:
-        metric: The same metric, which keeps what it is applied to.
-
-    Example::
-
-        >>> from pyro_flowsamp.transitions import hamiltonian
-        >>> def free(z):
-        ...     zero = z[:, 0].double() * 0
-        ...     return hamiltonian.HMCState(z, zero, 0 * z, z, zero, zero)
-        >>> last, one = LastPoint(hamiltonian.IDENTITY), torch.ones(1, 1)
-        >>> _ = hamiltonian.trajectory(free(one), free, 0.5 * one, 4, one, metric=last.metric)
-        >>> [x.item() for x in last.position_and_velocity(0.5 * one)]
-        [3.0, 1.0]
-    """
-
-    def __init__(self, metric: Metric) -> None:
-        self._metric, self.metric = metric, metric._replace(apply=self._apply)
-        self._last: tuple[Any, Tensor]
-
-    def _apply(self, state: Any, velocity: Tensor) -> Tensor:
-        self._last = state, velocity
-        return self._metric.apply(state, velocity)
-
-    def position_and_velocity(self, step_size: Tensor) -> tuple[Tensor, Tensor]:
-        r"""The end :math:`z'` and :math:`v' = v + J(z')^{-1} k(z')`, ``(C, d)`` each."""
-        state, velocity = self._last
-        return state.z, velocity + self._metric.solve(state, half_kick(state.grad, step_size))
-
-
-def chees(
-    z: Tensor, end: Tensor, velocity: Tensor, weights: Tensor, contexts: int = 1
-) -> tuple[Tensor, Tensor]:
-    r"""Terms of the criterion, and of its derivative by the length of the trajectories.
-
-    Both are relative to the fourth power of a width s of the chains, so that a width that changes
-    in warm-up, or differs between contexts, does not matter. Chain i is at context i mod K; means
-    and widths are those of a context.
-
-    Arguments:
-        z: Positions z at the start of the trajectories, ``(C, d)``.
-        end: Positions :math:`z'` at their end.
-        velocity: Velocities :math:`v'` at their end.
-        weights: Acceptance probabilities, ``(C,)``: weights in means of :math:`z'`.
-        contexts: K.
-
-    Returns:
-        :math:`\tfrac14 (\|z' - m'\|^2 - \|z - m\|^2)^2 / s^4` and
-        :math:`(\|z' - m'\|^2 - \|z - m\|^2)\,(z' - m') \cdot v' / s^4`, ``(C,)`` each, float64,
-        with :math:`s^2` the sum of the means of both squares; not finite where the end is not.
-
-    Example::
-
-        >>> z = torch.tensor([[1.0], [-1.0]])
-        >>> [round(term.mean().item(), 6) for term in chees(z, 2 * z, z, torch.ones(2))]
-        [0.09, 0.24]
-    """
-    parts = (part.double().unflatten(0, (-1, contexts)) for part in (z, end, velocity, weights))
-    z, end, velocity, weights = parts
-    good = torch.isfinite(end).all(-1)
-    weights = weights * good / (weights * good).sum(0)
-
-    def mean(values: Tensor) -> Tensor:
-        """The weighted mean of values at the end."""
-        shaped = weights.reshape(weights.shape + (1,) * (values.dim() - 2))
-        return torch.where(shaped > 0, shaped * values, 0.0).sum(0)
-
-    after = end - mean(end)
-    old, new = (z - z.mean(0)).square().sum(-1), after.square().sum(-1)
-    width = old.mean(0) + mean(new)
-    change = (new - old) / width
-    gradient = change * (after * velocity).sum(-1) / width
-    return 0.25 * change.square().flatten(), gradient.flatten()
 
 
 # ---- adaptation ----------------------------------------------------------------------------------
@@ -358,14 +260,15 @@ class TrajectoryAdaptation:
         options: :class:`TrajectoryOptions`.
 
     Attributes:
-        step_size: :math:`\epsilon`.
+        value: The step size :math:`\epsilon`, 0-d, float64, on the host.
         adapting: Whether warm-up goes on.
         steps: The numbers of steps that trajectories take in turn.
 
     Example::
 
         >>> lengths = TrajectoryAdaptation(0.5, 2, 0.651, TrajectoryOptions(period=4))
-        >>> [lengths.next_steps() for _ in range(6)], lengths.mean_steps
+        >>> one = torch.tensor(1.0)
+        >>> [lengths.next(one, 8)[1] for _ in range(6)], lengths.mean_steps
         ([1, 3, 2, 4, 1, 3], 2.5)
     """
 
@@ -376,7 +279,7 @@ class TrajectoryAdaptation:
         target_accept_prob: float,
         options: TrajectoryOptions,
     ) -> None:
-        self.options, self.num_steps, self.step_size = options, num_steps, step_size
+        self.options, self.num_steps = options, num_steps
         # On the host, like all numbers here: they are needed there before each trajectory.
         start = torch.tensor(step_size, dtype=torch.double, device="cpu")
         self._step_size, self._adapted = StepSize(start, target_accept_prob), False
@@ -401,36 +304,47 @@ class TrajectoryAdaptation:
             self._ascent = LengthAscent(self.options)
             self._set_steps(self._ascent.mean)
 
-    def next_steps(self) -> int:
-        """The number of leapfrog steps of the next trajectory."""
+    @property
+    def value(self) -> Tensor:
+        """The step size, 0-d."""
+        return self._step_size.value
+
+    def next(self, step_size: Tensor, chains: int) -> tuple[Tensor, int]:
+        """The step size of the next trajectory, the one given, and its number of steps."""
         self._taken += 1
-        return self.steps[(self._taken - 1) % len(self.steps)]
+        return step_size, self.steps[(self._taken - 1) % len(self.steps)]
 
     def observe(
         self, info: HMCInfo, z: Tensor, last: LastPoint, step_size: Tensor, contexts: int = 1
     ) -> None:
-        """Keeps what the last trajectory says, on the device, for :meth:`adapt`.
+        """Keeps what the last trajectory of warm-up says, on the device, for :meth:`adapt`.
 
         Arguments:
             info: The report of the step.
             z: Positions at its start, ``(C, d)``.
             last: The end of its trajectory.
             step_size: The step size, 0-d.
-            contexts: See :func:`chees`.
+            contexts: See :func:`~pyro_flowsamp.transitions.chees.criterion_and_gradient`.
         """
+        if not self.adapting:
+            return
         h = 2 * self._points[(self._taken - 1) % len(self._points)]
         moving = (~info.jumped).double()
         inverse = info.accept_prob.double().clamp(min=self.options.min_accept_prob).reciprocal()
         weights, count = info.accept_prob.double() * moving, moving.sum()
         end, velocity = last.position_and_velocity(step_size)
-        terms = torch.stack(chees(z, end, velocity, weights, contexts))
+        terms = torch.stack(criterion_and_gradient(z, end, velocity, weights, contexts))
         usable = torch.isfinite(terms).all(0) & (weights > 0)
         criterion, slope = torch.where(usable, weights * terms, 0.0).sum(-1) / count
         gradient = h * self._mean * step_size * slope
         self._seen.append((h, torch.stack([count / (inverse * moving).sum(), criterion, gradient])))
 
-    def adapt(self) -> None:
-        """Adapts both to the trajectories since the last call; waits for the device, once."""
+    def adapt(self, info: HMCInfo | None = None) -> None:
+        """Adapts both to the trajectories since the last call; waits for the device, once.
+
+        Arguments:
+            info: Not used: :meth:`observe` has kept what is needed.
+        """
         factors, values = [h for h, _ in self._seen], [value for _, value in self._seen]
         self._seen = []
         numbers = torch.stack(values).tolist()
@@ -439,16 +353,20 @@ class TrajectoryAdaptation:
         if moved:
             mean = torch.tensor(sum(moved) / len(moved), dtype=torch.double, device="cpu")
             self._step_size.adapt(mean)
-            self.step_size, self._adapted = float(self._step_size.value), True
+            self._adapted = True
         if self._ascent is not None:
             self._ascent.update(seen)
             self._set_steps(self._ascent.mean)
+
+    def report(self) -> dict[str, float]:
+        """The mean length and the mean number of leapfrog steps of a trajectory."""
+        steps = self.mean_steps
+        return {"trajectory length": steps * float(self.value), "leapfrog steps": steps}
 
     def freeze(self) -> None:
         """The averages of the iterates from now on; the sequence begins anew."""
         if self._adapted:
             self._step_size.freeze()
-            self.step_size = float(self._step_size.value)
         mean: float = self.num_steps
         if self._ascent is not None and self._ascent.updates:
             self._ascent.freeze()
