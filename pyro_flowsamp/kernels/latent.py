@@ -239,7 +239,8 @@ class LatentHMC(FlowKernel):
     # ---- steps ----------------------------------------------------------------------------------
 
     def init(self, x: Tensor) -> hamiltonian.HMCState:
-        self.lengths.begin(len(x) // self._num_contexts)
+        base = self.proposal.distribution(len(x)).base
+        self.lengths.begin(len(x), self._num_contexts, getattr(base, "angles", None))
         return self.density(self.proposal.pull(x))
 
     def step(self, state: hamiltonian.HMCState) -> tuple[hamiltonian.HMCState, Any]:
@@ -251,7 +252,7 @@ class LatentHMC(FlowKernel):
         new, info = hamiltonian.step(
             state, self.density, size, num_steps, noise, log_u, metric=last.metric, jump=jump
         )
-        self.lengths.observe(info, state.z, last, size, self._num_contexts)
+        self.lengths.observe(info, state.z, last, size)
         return new, info
 
     @property

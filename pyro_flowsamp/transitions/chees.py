@@ -22,6 +22,7 @@ References:
 
 from __future__ import annotations
 
+from math import pi
 from typing import Any
 
 import torch
@@ -61,6 +62,11 @@ class LastPoint:
         self._last = state, velocity
         return self._metric.apply(state, velocity)
 
+    @property
+    def log_pi(self) -> Tensor:
+        """The log density of the end, ``(C,)``."""
+        return self._last[0].log_pi
+
     def position_and_velocity(self, step_size: Tensor) -> tuple[Tensor, Tensor]:
         r"""The end :math:`z'` and :math:`v' = v + J(z')^{-1} k(z')`, ``(C, d)`` each."""
         state, velocity = self._last
@@ -68,7 +74,12 @@ class LastPoint:
 
 
 def criterion_and_gradient(
-    z: Tensor, end: Tensor, velocity: Tensor, weights: Tensor, contexts: int = 1
+    z: Tensor,
+    end: Tensor,
+    velocity: Tensor,
+    weights: Tensor,
+    contexts: int = 1,
+    angles: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Terms of the criterion, and of its derivative by the length of the trajectories.
 
@@ -82,6 +93,8 @@ def criterion_and_gradient(
         velocity: Velocities :math:`v'` at their end.
         weights: Acceptance probabilities, ``(C,)``: weights in means of :math:`z'`.
         contexts: K.
+        angles: Mask ``(d,)`` of periodic coordinates, or None. Their mean is that on the circle,
+            and differences to it are taken the short way round.
 
     Returns:
         :math:`\tfrac14 (\|z' - m'\|^2 - \|z - m\|^2)^2 / s^4` and
@@ -98,16 +111,25 @@ def criterion_and_gradient(
     parts = (part.double().unflatten(0, (-1, contexts)) for part in (z, end, velocity, weights))
     z, end, velocity, weights = parts
     good = torch.isfinite(end).all(-1)
-    weights = weights * good / (weights * good).sum(0)
-
-    def mean(values: Tensor) -> Tensor:
-        """The weighted mean of values at the end."""
-        shaped = weights.reshape(weights.shape + (1,) * (values.dim() - 2))
-        return torch.where(shaped > 0, shaped * values, 0.0).sum(0)
-
-    after = end - mean(end)
-    old, new = (z - z.mean(0)).square().sum(-1), after.square().sum(-1)
-    width = old.mean(0) + mean(new)
+    before = _deviations(z, torch.ones_like(weights), angles)
+    after = _deviations(end, weights * good, angles)
+    old, new = before.square().sum(-1), after.square().sum(-1)
+    width = old.mean(0) + _mean(new, weights * good)
     change = (new - old) / width
     gradient = change * (after * velocity).sum(-1) / width
     return 0.25 * change.square().flatten(), gradient.flatten()
+
+
+def _deviations(z: Tensor, weights: Tensor, angles: Tensor | None) -> Tensor:
+    """Differences ``(n, K, d)`` of points to their weighted means over the first dimension."""
+    straight = z - _mean(z, weights)
+    if angles is None:
+        return straight
+    turned = z - torch.atan2(_mean(z.sin(), weights), _mean(z.cos(), weights))
+    return torch.where(angles, torch.remainder(turned + pi, 2 * pi) - pi, straight)
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted means ``(K, ...)`` of ``(n, K, ...)``; a weight of zero leaves out what is NaN."""
+    weights = (weights / weights.sum(0)).reshape(weights.shape + (1,) * (values.dim() - 2))
+    return torch.where(weights > 0, weights * values, 0.0).sum(0)

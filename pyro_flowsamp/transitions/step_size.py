@@ -65,7 +65,7 @@ class FixedTrajectory:
         self._averaging = DualAveraging(prox_center=log(10 * step_size))
         self._adapted = False
 
-    def begin(self, chains: int) -> None:
+    def begin(self, chains: int, contexts: int = 1, angles: Tensor | None = None) -> None:
         """Prepares the first step of a run, for which there is nothing to do."""
 
     def next(self, step_size: Tensor, chains: int) -> tuple[Tensor, int]:

@@ -75,6 +75,8 @@ class TrajectoryOptions:
         halving_from: It is halved only above; short trajectories hardly differ in length.
         min_accept_prob: Lower acceptance probabilities count as this. Otherwise one chain that
             cannot move would take the harmonic mean to zero, and the step size with it.
+        max_outside: Trajectories that end where there is no density do not count for the step size,
+            as they are rejected at any size, unless they are more than this share of all.
         min_chains: Chains of a context from which on lengths are adapted: the mean over fewer says
             too little.
         period: Length of the quasi-random sequence, a power of 2, after which it repeats.
@@ -97,8 +99,9 @@ class TrajectoryOptions:
     averaging: float = 0.5
     check_every: int = 8
     halving_ratio: float = 0.9
-    halving_from: float = 3.0
-    min_accept_prob: float = 0.01
+    halving_from: float = 2.0
+    min_accept_prob: float = 0.05
+    max_outside: float = 0.5
     min_chains: int = 4
     period: int = 256
 
@@ -106,7 +109,7 @@ class TrajectoryOptions:
         for name in ("first_steps", "learning_rate", "max_change", "halving_from"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("decay", "criterion_decay"):
+        for name in ("decay", "criterion_decay", "max_outside"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         for name in ("averaging", "halving_ratio", "min_accept_prob"):
@@ -285,6 +288,7 @@ class TrajectoryAdaptation:
         self._step_size, self._adapted = StepSize(start, target_accept_prob), False
         self._points, self._taken = van_der_corput(options.period), 0
         self._ascent: LengthAscent | None = None
+        self._space: tuple[int, Tensor | None] = 1, None
         self._seen: list[tuple[float, Tensor]] = []
         self.adapting = True
         self._set_steps(num_steps)
@@ -298,9 +302,17 @@ class TrajectoryAdaptation:
         """The mean number of leapfrog steps of a trajectory."""
         return sum(self.steps) / len(self.steps)
 
-    def begin(self, chains: int) -> None:
-        """Prepares the first step of a run, of so many chains at each context."""
-        if self.adapting and chains >= self.options.min_chains and self._ascent is None:
+    def begin(self, chains: int, contexts: int = 1, angles: Tensor | None = None) -> None:
+        """Prepares the first step of a run.
+
+        Arguments:
+            chains: The number of chains.
+            contexts: The number K of their contexts; chain i is at context i mod K.
+            angles: Mask ``(d,)`` of periodic coordinates of z, or None.
+        """
+        self._space = contexts, angles
+        enough = chains >= contexts * self.options.min_chains
+        if self.adapting and enough and self._ascent is None:
             self._ascent = LengthAscent(self.options)
             self._set_steps(self._ascent.mean)
 
@@ -314,9 +326,7 @@ class TrajectoryAdaptation:
         self._taken += 1
         return step_size, self.steps[(self._taken - 1) % len(self.steps)]
 
-    def observe(
-        self, info: HMCInfo, z: Tensor, last: LastPoint, step_size: Tensor, contexts: int = 1
-    ) -> None:
+    def observe(self, info: HMCInfo, z: Tensor, last: LastPoint, step_size: Tensor) -> None:
         """Keeps what the last trajectory of warm-up says, on the device, for :meth:`adapt`.
 
         Arguments:
@@ -324,20 +334,23 @@ class TrajectoryAdaptation:
             z: Positions at its start, ``(C, d)``.
             last: The end of its trajectory.
             step_size: The step size, 0-d.
-            contexts: See :func:`~pyro_flowsamp.transitions.chees.criterion_and_gradient`.
         """
         if not self.adapting:
             return
         h = 2 * self._points[(self._taken - 1) % len(self._points)]
         moving = (~info.jumped).double()
-        inverse = info.accept_prob.double().clamp(min=self.options.min_accept_prob).reciprocal()
         weights, count = info.accept_prob.double() * moving, moving.sum()
+        inside = moving * (last.log_pi > -torch.inf)
+        few = inside.sum() < (1 - self.options.max_outside) * count
+        counted = torch.where(few, moving, inside)
+        inverse = info.accept_prob.double().clamp(min=self.options.min_accept_prob).reciprocal()
+        harmonic = counted.sum() / (inverse * counted).sum()
         end, velocity = last.position_and_velocity(step_size)
-        terms = torch.stack(criterion_and_gradient(z, end, velocity, weights, contexts))
+        terms = torch.stack(criterion_and_gradient(z, end, velocity, weights, *self._space))
         usable = torch.isfinite(terms).all(0) & (weights > 0)
         criterion, slope = torch.where(usable, weights * terms, 0.0).sum(-1) / count
         gradient = h * self._mean * step_size * slope
-        self._seen.append((h, torch.stack([count / (inverse * moving).sum(), criterion, gradient])))
+        self._seen.append((h, torch.stack([harmonic, criterion, gradient])))
 
     def adapt(self, info: HMCInfo | None = None) -> None:
         """Adapts both to the trajectories since the last call; waits for the device, once.

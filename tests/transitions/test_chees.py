@@ -60,6 +60,25 @@ def test_means_and_widths_are_those_of_a_context():
         assert_close(one, other)
 
 
+def test_angles_are_compared_the_short_way_round():
+    """Whole turns do not count, and near the mean an angle is like any other coordinate."""
+    angles = torch.tensor([True, False])
+    z, end, velocity = torch.randn(3, 20, 2) * torch.tensor([0.5, 1.0])
+    z[:, 0] -= z[:, 0].mean()
+    end[:, 0] -= end[:, 0].mean()
+    mirror = torch.tensor([-1.0, 1.0])  # symmetric about the mean, which is then that on the circle
+    z, end, velocity = (torch.cat([x, mirror * x]) for x in (z, end, velocity))
+    weights = torch.ones(40)
+    straight = criterion_and_gradient(z, end, velocity, weights)
+    turns = 2 * torch.pi * torch.randint(-3, 4, (40, 1)) * angles
+    shift = torch.tensor([2.0, 0.0])
+    turned = criterion_and_gradient(
+        z + turns + shift, end - turns + shift, velocity, weights, 1, angles
+    )
+    for one, other in zip(straight, turned):
+        assert_close(one, other)
+
+
 def test_ends_that_are_not_finite_are_left_out():
     z, end, velocity = torch.randn(3, 20, 4)
     weights = torch.rand(20)
