@@ -123,7 +123,7 @@ class TrajectoryOptions:
 
 
 class ObservedTrajectory(NamedTuple):
-    r"""What a trajectory of all chains says of step size and length.
+    r"""A trajectory of all chains, and its bearing on step size and length.
 
     Attributes:
         h: The factor of the mean length with which it was made.
