@@ -234,7 +234,7 @@ def test_annealing():
     guide = _annealing()
     guide.fit()
     cloud = guide.particles(1024, islands=8)
-    assert on_cuda([cloud.x, cloud.evidence.log_z])
+    assert on_cuda([cloud.x, cloud.evidence.value])
 
 
 @pytest.mark.parametrize("collocation", COLLOCATION_LOSSES)

@@ -156,7 +156,7 @@ def test_particles(name, context):
         cloud = guide.particles(128, islands=4)
         stage = guide._stage(target, guide.flow.blocks[-1], 0.0)
         cloud, _ = driver.move_and_tune(cloud, stage, 2, 0.574)
-        assert cloud.evidence.log_z.shape == () and cloud.draw(10).shape == (10, target.dim)
+        assert cloud.evidence.value.shape == () and cloud.draw(10).shape == (10, target.dim)
         assert cloud.mean(cloud.x).value.shape == (target.dim,)
 
 
@@ -191,7 +191,7 @@ def test_training_a_deformation(collocation, context):
 def test_deformed_particles(context):
     guide, target = _deforming()
     with context():
-        assert guide.particles(128, islands=4).evidence.log_z.shape == ()
+        assert guide.particles(128, islands=4).evidence.value.shape == ()
         assert guide.weighted_samples(8)[0].shape == (8, 2)
 
 

@@ -14,7 +14,7 @@ from pyro_flowsamp.expectations.estimators import error_at_particles
 from pyro_flowsamp.flows.recipes import gaussian
 from pyro_flowsamp.guides.annealing.training import BlockTrainer
 from pyro_flowsamp.problems import truncated_normal
-from pyro_flowsamp.weights import Evidence
+from pyro_flowsamp.weights import Estimate
 
 QUICK = FitOptions(60, 256, 5e-3, cosine_schedule=True, stop_at_ess=0.99, progress=False)
 SMALL = {
@@ -205,7 +205,7 @@ def test_a_density_that_misses_much_says_so():
 def test_evidences_that_underflow():
     """A posterior given many data has an evidence below the smallest number."""
     parts = [
-        (Evidence(torch.tensor(log_z).double(), torch.tensor(error).double()), 0.1)
+        (Estimate(torch.tensor(log_z).double(), torch.tensor(error).double()), 0.1)
         for log_z, error in ((-2001.0, 0.03), (-2000.0, 0.04))
     ]
     found = rare_events._combined(parts[:1], parts[1])

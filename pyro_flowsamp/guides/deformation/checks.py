@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...target.density import Target
-from ...weights import Evidence
+from ...weights import Estimate
 from .collocation import TerminalParticles
 from .energy_path import Energy
 from .losses import COLLOCATION_LOSSES, LOSSES
@@ -137,17 +137,17 @@ def missed_mass(flow: DeformationFlow, population: TerminalParticles, own: Tenso
         population: Annealed particles.
         own: log Z by the flow's weights.
     """
-    if population.evidence.log_z == -inf:
+    if population.evidence.value == -inf:
         return 0.0
     log_q = flow(None).log_prob(population.x).double()
     # NaN, where the flow's inverse is not finite, counts as too small.
     sparse = ~(population.log_prob - log_q - own <= MAX_DENSITY_DEFICIT)
     share = (population.weights * sparse).sum().double().log()
-    return float((share + population.evidence.log_z - own).exp())
+    return float((share + population.evidence.value - own).exp())
 
 
 def warn_of_missed_modes(
-    evidences: Mapping[str, Evidence], missed: Mapping[str, float], given_path: bool
+    evidences: Mapping[str, Estimate], missed: Mapping[str, float], given_path: bool
 ) -> None:
     """Warns where annealed particles know of modes that the flow has missed.
 

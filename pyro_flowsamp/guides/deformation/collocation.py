@@ -38,7 +38,7 @@ from ...smc.starts import overdispersed_base
 from ...target.density import Target
 from ...transitions import hamiltonian
 from ...transitions.step_size import optimal_step_size
-from ...weights import Evidence
+from ...weights import Estimate
 from .energy_path import BoltzmannPath, PathState
 from .velocity_flow import GeneralisedNormal
 
@@ -75,7 +75,7 @@ class SMCHistory(NamedTuple):
     states: PathState
     weights: Tensor
     step_sizes: Tensor
-    evidence: Evidence
+    evidence: Estimate
 
 
 @torch.no_grad()
@@ -128,7 +128,7 @@ def smc_history(
     log_z = log_z + base.log_z + target.dim * log(width)
     states = PathState(*(torch.stack(values) for values in zip(*(p.state for p in history))))
     weights = torch.stack([p.log_weights.softmax(0) for p in history]).to(path.loc)
-    return SMCHistory(states, weights, torch.stack(sizes), Evidence(log_z, error))
+    return SMCHistory(states, weights, torch.stack(sizes), Estimate(log_z, error))
 
 
 def _joined(parts: Sequence[SMCHistory]) -> SMCHistory:
@@ -151,7 +151,7 @@ class TerminalParticles(NamedTuple):
     x: Tensor
     log_prob: Tensor
     weights: Tensor
-    evidence: Evidence
+    evidence: Estimate
 
 
 @torch.no_grad()
@@ -246,7 +246,7 @@ class CollocationPoints:
         parts = [
             smc_history(path, target, base, times, width=width, selection=s) for s in SELECTIONS
         ]
-        if not all(torch.isfinite(part.evidence.log_z) for part in parts):
+        if not all(torch.isfinite(part.evidence.value) for part in parts):
             raise ValueError(
                 "no particle that was annealed from the base to the target has kept any weight: "
                 "the base must cover the target's support (give another scale), or the times lie "

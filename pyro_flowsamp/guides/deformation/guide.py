@@ -26,7 +26,7 @@ from ...smc import driver, particles
 from ...smc.particles import Particles
 from ...target.density import Target
 from ...train import History
-from ...weights import Evidence, log_evidence
+from ...weights import Estimate, log_evidence
 from ..auto_flow import AutoFlow
 from ..path_guide import PathGuide
 from .checks import (
@@ -138,7 +138,7 @@ class AutoDeformationFlow(PathGuide):
         self.symmetry, self.polish = list(symmetry), polish
         self.objective = objective or PathGradient()
         self.progress: list[Progress] = []
-        self.evidences: dict[str, Evidence] = {}
+        self.evidences: dict[str, Estimate] = {}
         self.missed_mass: dict[str, float] = {}
         check_settings(interpolation, self)
 
@@ -194,7 +194,7 @@ class AutoDeformationFlow(PathGuide):
         flow.step_sizes.copy_(step_sizes)
         own = log_evidence(log_weights(flow, target, NUM_COMPARE))
         evidences = {name: population.evidence for name, population in found.items()}
-        self.evidences = {"flow": Evidence(*own)} | evidences
+        self.evidences = {"flow": own} | evidences
         self.missed_mass = {
             name: missed_mass(flow, population, own[0]) for name, population in found.items()
         }

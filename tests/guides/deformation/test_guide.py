@@ -26,7 +26,7 @@ from pyro_flowsamp import (
 from pyro_flowsamp.guides.deformation import checks, collocation, training
 from pyro_flowsamp.guides.deformation import guide as deformation_guide
 from pyro_flowsamp.problems import unequal_pair
-from pyro_flowsamp.weights import Evidence
+from pyro_flowsamp.weights import Estimate
 
 WIDE = 2 * 2**0.5  #: sigma of N(0, sd 2)
 
@@ -311,7 +311,7 @@ def test_a_base_too_narrow():
     with pytest.warns(UserWarning, match=message):
         guide.fit()
     assert guide.history.final_ess > 0.9
-    greatest = max(float(evidence.log_z) for evidence in guide.evidences.values())
+    greatest = max(float(evidence.value) for evidence in guide.evidences.values())
     assert greatest == pytest.approx(math.log(4 * math.pi), abs=0.3)
 
 
@@ -345,7 +345,7 @@ def lost_mode():
 def arrived(guide, *groups, log_z):
     x = torch.cat(groups)
     weights = torch.full((len(x),), 1 / len(x))
-    evidence = Evidence(torch.tensor(log_z).double(), torch.tensor(0.1).double())
+    evidence = Estimate(torch.tensor(log_z).double(), torch.tensor(0.1).double())
     return collocation.TerminalParticles(
         x, guide.target_for().log_prob(x).double(), weights, evidence
     )

@@ -55,7 +55,7 @@ def by_uneven_slices(guide):
 
 
 def z_score(evidence):
-    return abs(math.exp(evidence.log_z - LOG_Z) - 1) / float(evidence.standard_error)
+    return abs(math.exp(evidence.value - LOG_Z) - 1) / float(evidence.standard_error)
 
 
 WAYS = [by_path, by_flow, by_particles, by_one_slice, by_uneven_slices]
