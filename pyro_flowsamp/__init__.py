@@ -1,12 +1,17 @@
 """Flow samplers for Pyro: trained proposals, exact draws."""
 
-from .expectations import ImportanceEstimate, importance_flow
+from .expectations import ImportanceEstimate, ImportanceOptions, importance_flow
 from .export import to_arviz
 from .guides import (
+    AdversarialLoss,
+    AdvNFOptions,
+    AdvNFWeights,
+    AnnealingOptions,
     AutoAdvNF,
     AutoAnnealingFlow,
     AutoDeformationFlow,
     AutoFlow,
+    DeformationOptions,
     FlowGuide,
 )
 from .guides.deformation import diffusion
@@ -25,19 +30,25 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IMH",
+    "AdvNFOptions",
+    "AdvNFWeights",
+    "AdversarialLoss",
+    "AnnealingOptions",
     "AutoAdvNF",
     "AutoAnnealingFlow",
     "AutoDeformationFlow",
     "AutoFlow",
+    "DeformationOptions",
     "FitOptions",
     "FlowGuide",
     "FlowKernel",
     "ForwardKL",
     "History",
     "ImportanceEstimate",
-    "LocalGlobalHMC",
+    "ImportanceOptions",
     "LatentHMC",
     "LatentMALA",
+    "LocalGlobalHMC",
     "PathGradient",
     "ReverseKL",
     "SearchOptions",

@@ -62,6 +62,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..guides.annealing.guide import AutoAnnealingFlow
+from ..guides.annealing.options import AnnealingOptions
 from ..guides.base import FlowGuide
 from ..smc.particles import Particles
 from ..target.density import Target
@@ -172,7 +173,7 @@ class ImportanceEstimate:
 def _check_annealing(annealing: dict[str, Any]) -> None:
     """Raises the errors of the annealing flow's options before anything is trained."""
     options = inspect.signature(AutoAnnealingFlow.__init__).parameters
-    known = [name for name in options if name not in ("self", "model", "reference")]
+    known = [name for name in options if name not in ("self", "model", "reference", "settings")]
     for name in annealing:
         if name not in known:
             raise TypeError(
@@ -184,7 +185,10 @@ def _check_annealing(annealing: dict[str, Any]) -> None:
 
 
 def _trained_guide(
-    density: SampledDensity, part: Integrand, annealing: dict[str, Any]
+    density: SampledDensity,
+    part: Integrand,
+    annealing: dict[str, Any],
+    settings: AnnealingOptions,
 ) -> AutoAnnealingFlow:
     """Trains an annealing flow from the density's start to the relaxed integrand times p."""
     p = density.target
@@ -193,7 +197,7 @@ def _trained_guide(
         return -(p.log_prob(x) + part.relaxed(x).to(p.dtype))
 
     relaxed = Target.from_energy(energy, p.dim, dtype=p.dtype, device=p.device)
-    guide = AutoAnnealingFlow(relaxed, reference=density.start, **annealing)
+    guide = AutoAnnealingFlow(relaxed, reference=density.start, settings=settings, **annealing)
     guide.warn_uncovered = False  # a rare event is where p has no draws
     guide.fit()
     return guide
@@ -248,9 +252,9 @@ def importance_flow(
         estimators: Some of "particles", "density" and "ratio"; the first gives the answer.
         num_samples: Number of fresh draws for each estimator, of each path.
         islands: Number of independent groups of particles.
-        settings: Settings that are not those of the annealing flow.
-        annealing: Options of :class:`~pyro_flowsamp.AutoAnnealingFlow` for every path, except for
-            its start, which is p.
+        settings: Settings of the estimators, and of the blocks of the annealing flows.
+        annealing: Arguments of :class:`~pyro_flowsamp.AutoAnnealingFlow` for every path, except for
+            its start, which is p, and its settings, which are ``settings.annealing``.
 
     Returns:
         The estimates, the number of evaluations of p, and particles of :math:`h\,p`.
@@ -302,7 +306,7 @@ def importance_flow(
         parts = integrands(density, h, event, signed, settings)
 
     def path(part: Integrand) -> Path:
-        trained = _trained_guide(density, part, annealing)
+        trained = _trained_guide(density, part, annealing, settings.annealing)
         return Path(density.target, part, trained, num_samples, islands, settings)
 
     paths = [path(part) for part in parts]

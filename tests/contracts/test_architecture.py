@@ -145,8 +145,6 @@ MID_SENTENCE = re.compile(
     r"(What|Who|How|Where|Which|Of|As|With|Both|Everybody|The same|By|On|In|From|Beside|Also)\b"
 )
 MAX_CLASS, MAX_FILE, MAX_PARAMETERS, MAX_KERNEL_PARAMETERS = 160, 400, 8, 12
-#: constructors whose settings are still to be grouped
-LONG_CONSTRUCTORS = {"AutoAnnealingFlow", "AutoDeformationFlow"}
 
 
 def nodes(kinds):
@@ -196,7 +194,7 @@ def test_constructors_have_few_parameters():
             if isinstance(method, ast.FunctionDef) and method.name == "__init__":
                 count = len(method.args.args) + len(method.args.kwonlyargs) - 1
                 long |= {node.name} if count > most else set()
-    assert long == LONG_CONSTRUCTORS
+    assert long == set()
 
 
 def test_no_private_name_is_imported():

@@ -20,10 +20,12 @@ from torch.testing import assert_close
 
 from pyro_flowsamp import (
     IMH,
+    AnnealingOptions,
     AutoAdvNF,
     AutoAnnealingFlow,
     AutoDeformationFlow,
     AutoFlow,
+    DeformationOptions,
     FitOptions,
     LatentHMC,
     LatentMALA,
@@ -139,10 +141,12 @@ def _trained(flow):
     model, args = (turned, (data(1.0)[0],)) if flow == "circular" else (conjugate, conjugate_data())
     if flow == "annealing":
         options = FitOptions(max_steps=20, progress=False)
-        guide = AutoAnnealingFlow(model, num_particles=1024, hidden_features=16, options=options)
+        settings = AnnealingOptions(hidden_features=16)
+        guide = AutoAnnealingFlow(model, num_particles=1024, options=options, settings=settings)
     elif flow == "deformation":
         options = FitOptions(40, 96, 1e-2, eval_every=20, cosine_schedule=True, progress=False)
-        guide = AutoDeformationFlow(model, time_grid=4, hidden_features=16, options=options)
+        settings = DeformationOptions(time_grid=4, hidden_features=16)
+        guide = AutoDeformationFlow(model, options=options, settings=settings)
     elif flow == "adversarial":
         options = FitOptions(60, 128, 5e-3, eval_every=20, progress=False)
         guide = AutoAdvNF(model, flow=two_layers, options=options)

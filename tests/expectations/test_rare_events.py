@@ -8,7 +8,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_flowsamp import AutoFlow, FitOptions, Target, importance_flow
+from pyro_flowsamp import (
+    AnnealingOptions,
+    AutoFlow,
+    FitOptions,
+    ImportanceOptions,
+    Target,
+    importance_flow,
+)
 from pyro_flowsamp.expectations import rare_events
 from pyro_flowsamp.expectations.estimators import error_at_particles
 from pyro_flowsamp.flows.recipes import gaussian
@@ -19,7 +26,7 @@ from pyro_flowsamp.weights import Estimate
 QUICK = FitOptions(60, 256, 5e-3, cosine_schedule=True, stop_at_ess=0.99, progress=False)
 SMALL = {
     "num_particles": 2048,
-    "hidden_features": 32,
+    "settings": ImportanceOptions(annealing=AnnealingOptions(hidden_features=32)),
     "target_ess": 0.5,
     "num_samples": 8192,
     "islands": 16,
@@ -231,7 +238,7 @@ class Untrainable(AutoFlow):
         ),
         ({"scale": 2.0}, TypeError, "argument 'scale': keywords go to the annealing flow"),
         ({"reference": 1.0}, TypeError, "argument 'reference'"),
-        ({"mcmc_steps": -1}, ValueError, "mcmc_steps and refinement_blocks must not be negative"),
+        ({"mcmc_steps": -1}, ValueError, "mcmc_steps must not be negative"),
     ],
 )
 def test_options_are_checked_before_training(options, error, message):

@@ -35,8 +35,17 @@ from baselines.parallel_tempering import parallel_tempering
 from metrics import mmd, mode_chi2, wasserstein2
 from problems.classification import load as load_classes
 from stored_runs import DOCS, RESULTS, collect, load, markdown, spread
+from variants import TRANSPORT_COST, kl_loss, linear_loss
 
-from pyro_flowsamp import AutoAnnealingFlow, AutoFlow, FitOptions, ReverseKL, Target, ess_fraction
+from pyro_flowsamp import (
+    AnnealingOptions,
+    AutoAnnealingFlow,
+    AutoFlow,
+    FitOptions,
+    ReverseKL,
+    Target,
+    ess_fraction,
+)
 from pyro_flowsamp.problems import (
     Problem,
     accuracy,
@@ -426,17 +435,18 @@ def logistic_table(store: Path) -> str:
 # ---- schedules ----------------------------------------------------------------------------------
 
 PAPER_GMM8 = [k / 10 for k in range(11)]
+TWO_REFINEMENTS = AnnealingOptions(refinement_blocks=2)
 SCHEDULES: dict[str, dict[str, Any]] = {
     "adaptive, ess .6": {"target_ess": 0.6},
     "adaptive, ess .3": {"target_ess": 0.3},
     "adaptive, ess .8": {},
     "the paper's k/10": {"schedule": PAPER_GMM8},
-    "the paper's, 2 refinements": {"schedule": PAPER_GMM8, "refinement_blocks": 2},
-    "adaptive, 2 refinements": {"refinement_blocks": 2},
-    "adaptive, midpoint": {"method": "midpoint"},
-    "adaptive, Dormand–Prince": {"method": "dopri5"},
-    "kl loss": {"objective": "kl"},
-    "linear loss": {"objective": "linear"},
+    "the paper's, 2 refinements": {"schedule": PAPER_GMM8, "settings": TWO_REFINEMENTS},
+    "adaptive, 2 refinements": {"settings": TWO_REFINEMENTS},
+    "adaptive, midpoint": {"settings": AnnealingOptions(method="midpoint")},
+    "adaptive, Dormand–Prince": {"settings": AnnealingOptions(method="dopri5")},
+    "kl loss": {"settings": AnnealingOptions(kl_loss, TRANSPORT_COST)},
+    "linear loss": {"settings": AnnealingOptions(linear_loss, TRANSPORT_COST)},
 }
 
 

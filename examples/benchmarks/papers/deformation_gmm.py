@@ -25,8 +25,17 @@ from deformation_runs import options, through_imh, train, train_by_reverse_kl
 from metrics import ess_forward, ess_reverse, forward_kl, hausdorff, reverse_kl
 from stored_runs import DOCS, collect, load, markdown, spread
 from stored_runs import options as stored_options
+from torch import Tensor
+from variants import along_trajectories, polish
 
-from pyro_flowsamp import AutoDeformationFlow, FitOptions, diffusion, log_evidence
+from pyro_flowsamp import (
+    AutoDeformationFlow,
+    DeformationOptions,
+    FitOptions,
+    diffusion,
+    log_evidence,
+)
+from pyro_flowsamp.guides.deformation import CollocationLoss, at_smc_points
 from pyro_flowsamp.problems import Problem, mog4, unequal_pair
 
 matplotlib.use("Agg")
@@ -101,10 +110,15 @@ def chains(guide: Any, known: Problem, size: Size) -> dict[str, float]:
     return through_imh(guide, known, size.chains, size.samples)
 
 
-def made(known: Problem, scale: float, **how: Any) -> AutoDeformationFlow:
-    return AutoDeformationFlow(
-        known.target, base_scale=scale * 2**0.5, hidden_features=HIDDEN, **how
-    )
+def made(
+    known: Problem,
+    scale: float,
+    time_kernels: int = 1,
+    collocation: Callable[[CollocationLoss], Callable[[], Tensor]] | None = None,
+    **how: Any,
+) -> AutoDeformationFlow:
+    settings = DeformationOptions(collocation, hidden_features=HIDDEN, time_kernels=time_kernels)
+    return AutoDeformationFlow(known.target, base_scale=scale * 2**0.5, settings=settings, **how)
 
 
 def trained(known: Problem, scale: float, **how: Any) -> AutoDeformationFlow:
@@ -131,12 +145,18 @@ def exact_diffusion(known: Problem, scale: float) -> Any:
     return diffusion(weights, means, torch.ones_like(means), scale * 2**0.5)
 
 
-def by_smc_points(name: str, size: Size, steps: int, **how: Any) -> Result:
+def by_smc_points(name: str, size: Size, steps: int, polish_steps: int = 0, **how: Any) -> Result:
     make, scale, wider = TARGETS[name]
     known = make()
     how = {"exploration_scale": wider, "time_kernels": size.kernels, **how}
     how = {"options": options(steps, *SMC_TRAINING), **how}
     guide = trained(known, scale, **how)
+    if polish_steps:
+        first, more = guide.history, polish(guide, polish_steps)
+        assert first is not None
+        guide.history = first.updated(
+            seconds=first.seconds + more.seconds, evaluations=first.evaluations + more.evaluations
+        )
     return {**summary(guide, known, size), "steps": steps}
 
 
@@ -154,7 +174,7 @@ def briefly(name: str, size: Size) -> Result:
 
 
 def polished(name: str, size: Size) -> Result:
-    return by_smc_points(name, size, size.fewer, polish=size.polish)
+    return by_smc_points(name, size, size.fewer, polish_steps=size.polish)
 
 
 def distilled(name: str, size: Size) -> Result:
@@ -182,7 +202,7 @@ def by_trajectories(name: str, size: Size, store: Path, seed: int) -> Result:
     others = load(store, f"{name}-trainable")
     budget = others[seed]["fit_seconds"] if seed < len(others) else 1.0
     how: dict[str, Any] = {
-        "collocation": "trajectories",
+        "collocation": along_trajectories,
         "exploration_scale": wider,
         "time_kernels": size.kernels,
     }
@@ -251,12 +271,13 @@ def cost_run(name: str, size: Size) -> Result:
         "options": options(steps, SMC_TRAINING[0], 256),
     }
     result = {}
-    for collocation in ("smc", "trajectories"):
+    points = {"smc": at_smc_points, "trajectories": along_trajectories}
+    for where, collocation in points.items():
         for interpolation in ("linear", "trainable"):
             guide = trained(
                 known, scale, collocation=collocation, interpolation=interpolation, **wide
             )
-            result[f"{interpolation}, {collocation}"] = guide.progress[-1].seconds / steps
+            result[f"{interpolation}, {where}"] = guide.progress[-1].seconds / steps
     guide = made(known, scale)
     guide.target_for()
     guide.flow.block.method, guide.flow.block.steps = "euler", 32
