@@ -6,7 +6,7 @@ import torch
 from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor
 
-__all__ = ["StepSize", "jitter", "optimal_step_size"]
+__all__ = ["StepSize", "jitter", "optimal_step_size", "robbins_monro"]
 
 
 class StepSize:
@@ -27,6 +27,37 @@ class StepSize:
     def freeze(self) -> None:
         """The average step size from now on; not before :meth:`adapt`."""
         self.value = self._averaging.get_state()[1].exp().to(self.value)
+
+
+def robbins_monro(
+    step_size: Tensor, accept_prob: Tensor, target_accept_prob: float, gain: float
+) -> Tensor:
+    r"""Returns step sizes after one step of stochastic approximation with a constant gain.
+
+    .. math:: \log\epsilon \leftarrow \log\epsilon + \gamma\,(\alpha - \alpha^*)
+
+    A constant gain follows a density that changes, as that of sequential Monte Carlo does from
+    stage to stage. It does not converge where the density stays the same; use :class:`StepSize`
+    there.
+
+    Arguments:
+        step_size: Step sizes, of any shape.
+        accept_prob: Mean acceptance probabilities :math:`\alpha` of the last step, of the same
+            shape.
+        target_accept_prob: The acceptance :math:`\alpha^*`.
+        gain: The factor :math:`\gamma`.
+
+    References:
+        Robbins and Monro, *A Stochastic Approximation Method*, 1951,
+        https://doi.org/10.1214/aoms/1177729586
+
+    Example::
+
+        >>> size = robbins_monro(torch.tensor(1.0), torch.tensor(0.774), 0.574, gain=0.5)
+        >>> round(float(size), 4)  # exp(0.1)
+        1.1052
+    """
+    return step_size * (gain * (accept_prob - target_accept_prob)).exp().to(step_size)
 
 
 def jitter(step_size: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from ...smc.particles import Particles
 from ...smc.starts import overdispersed_base
 from ...target.density import Target
 from ...transitions import hamiltonian
-from ...transitions.step_size import optimal_step_size
+from ...transitions.step_size import optimal_step_size, robbins_monro
 from ...weights import Estimate
 from .energy_path import BoltzmannPath, PathState
 from .velocity_flow import GeneralisedNormal
@@ -56,6 +56,7 @@ ACCEPT = 0.574  #: acceptance that Langevin steps are tuned to
 RESAMPLE_BELOW = 0.5  #: ESS fraction below which particles are resampled
 NUM_SOURCES = 4
 SELECTIONS = 1.0, 0.5  #: powers of the history's weights
+GAIN = 0.3  #: change of a log step size for each unit by which the acceptance is off
 MOVES = 4  #: Langevin steps in each slice, for every 16 dimensions begun
 
 
@@ -309,7 +310,7 @@ class CollocationPoints:
         self.returning = self._carry(self.returning, back=True)
         self._gather()
         rate = info.accept_prob.unflatten(0, cloud.log_w.shape).mean(-1, keepdim=True)
-        self.step_sizes = self.step_sizes * (0.3 * (rate - ACCEPT)).exp().to(self.step_sizes)
+        self.step_sizes = robbins_monro(self.step_sizes, rate, ACCEPT, GAIN)
 
     def _gather(self) -> None:
         """Stores the points ``(S, 3·m, ...)`` for :meth:`sample`, and their weights."""
