@@ -109,8 +109,10 @@ class AutoAnnealingFlow(PathGuide):
         >>> from pyro_flowsamp.problems import unequal_pair
         >>> pyro.set_rng_seed(0)
         >>> problem = unequal_pair()  # its evidence is log Z = 0
-        >>> options = FitOptions(max_steps=20, progress=False)
-        >>> guide = AutoAnnealingFlow(problem.target, num_particles=512, options=options)
+        >>> options = FitOptions(max_steps=10, batch_size=128, progress=False)
+        >>> guide = AutoAnnealingFlow(
+        ...     problem.target, reference=8.0, target_ess=0.5, num_particles=512, options=options
+        ... )
         >>> history = guide.fit()
         >>> log_z, error = guide.particles(2048).evidence
         >>> bool(abs(log_z) < 4 * error < 1)
