@@ -8,6 +8,7 @@ the true mean, or about a number near it.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import stored_runs
 import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
+from torch.autograd.functional import hessian as autograd_hessian
+from torch.autograd.functional import jacobian
 
 REFERENCES = stored_runs.RESULTS / "references"  #: folder of the truths that take long to compute
 
@@ -166,11 +169,11 @@ def laplace(
     def at(x: Tensor) -> Tensor:
         return log_density(x[None])[0]
 
-    gradient, hessian = torch.func.grad(at), torch.func.hessian(at)
+    gradient, hessian = partial(jacobian, at), partial(autograd_hessian, at)
     x = start.double()
     for _ in range(steps):
         values, vectors = torch.linalg.eigh(-hessian(x))
-        curvature = values.abs().clamp_min(values.abs().max() * 1e-12)
+        curvature = values.abs().clamp_min(values.abs().max() * 1e-15)
         step = vectors @ ((vectors.T @ gradient(x)) / curvature)
         now, size = at(x), 1.0
         while size > 1e-6 and not at(x + size * step) >= now:
