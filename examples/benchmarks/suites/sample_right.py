@@ -18,8 +18,12 @@ values, its score is
 .. math:: z = \frac{\hat f - t}{\sqrt{s^2 + e^2}},\qquad s^2 = \begin{cases}
           t (1 - t) / n & \text{for a probability,} \\ \hat\sigma_f^2 / n & \text{else.} \end{cases}
 
+Where fewer than a hundred effective events are expected, :math:`n` is the least of all statistics,
+and z the normal score of the binomial tail probability.
+
 A run is right if none of its :math:`m` scores is beyond :math:`\Phi^{-1}(1 - 0.01 / 2m)`: by
-Bonferroni's inequality a right sampler passes in 99 % of the runs or more.
+Bonferroni's inequality a right sampler passes in 99 % of the runs or more. It is flagged if its
+attribute ``reliable`` is 0; its warnings are stored too.
 """
 
 import argparse
@@ -47,7 +51,7 @@ from stored_runs import DOCS, RESULTS, append, load, markdown, measured, missing
 STUDY = "sample_right.jsonl"  #: the file of its stored runs
 LIMIT = 600.0  #: seconds, imports included, after which a run is stopped
 FALSE_ALARMS = 0.01  #: share of the runs of a right sampler that may be called wrong
-FEW = 100.0  #: variance of a binomial count below which its own tails are used, not the Gaussian's
+FEW = 100.0  #: variance of a count of events, below which these are called few
 COMPONENTS = 50  #: scalar components, evenly spaced, whose R-hat and effective size are stored
 SMOKE = ["student_t3_1"]  #: the problem of ``--smoke``
 VERDICTS = (
@@ -124,15 +128,20 @@ def binomial_score(estimate: float, truth: float, number: float, otherwise: floa
 def scores(statistics: Sequence[Statistic], draws: Draws) -> list[dict[str, Any]]:
     """The scores of all statistics.
 
-    An event that never or always occurs has no effective size of its own. It gets the least of the
-    others.
+    The effective size of an event is not well known where few of the draws are of it, and not at
+    all where none is: chains that have not found a region do not show how long they would stay.
+    Such an event gets the least effective size of all statistics of the run.
     """
     values = [np.asarray(s.function(draws), dtype=float) for s in statistics]
+    if not values:
+        return []
     sizes = [effective(v) for v in values]
     least = min((n for n in sizes if np.isfinite(n)), default=float(len(values[0])))
-    return [
-        score(s, v, n if np.isfinite(n) else least) for s, v, n in zip(statistics, values, sizes)
+    few = [
+        not np.isfinite(n) or (s.share and n * s.truth * (1 - s.truth) < FEW)
+        for s, n in zip(statistics, sizes)
     ]
+    return [score(s, v, least if f else n) for s, v, n, f in zip(statistics, values, sizes, few)]
 
 
 def components(draws: Draws) -> list[np.ndarray]:
@@ -223,7 +232,7 @@ def measure(name: str, seed: int) -> dict[str, Any]:
             if isinstance(value, int | float | str | np.number)
         },
         "warnings": sorted({str(w.message) for w in own}),
-        "statistics": scores(problem.statistics(), draws) if problem.statistics() else [],
+        "statistics": scores(problem.statistics(), draws),
     }
 
 
@@ -294,7 +303,8 @@ def wrong(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
                     f"{s['name']}: {s['estimate']:.4g}, truth {s['truth']:.4g}, z {s['z']:.1f}"
                     for s in far[:4]
                 )
-                lines.append(f"- {name}, {end}: {text}")
+                warned = f". Warnings: {' '.join(r['warnings'])}" if r["warnings"] else ""
+                lines.append(f"- {name}, {end}: {text}{warned}")
             elif end == "failed":
                 lines.append(f"- {name}, failed: {r['failure'].splitlines()[-1][:200]}")
     return "\n".join(lines)

@@ -1,11 +1,11 @@
 """Posteriors with true answers: means and probabilities that a right sampler must reproduce."""
 
 from . import energies, hierarchies, nonlinear, regressions, stan, unknown
-from .reference import Known, Statistic
+from .reference import KnownPosterior, Statistic
 
-__all__ = ["PROBLEMS", "Known", "Statistic"]
+__all__ = ["PROBLEMS", "KnownPosterior", "Statistic"]
 
-PROBLEMS: dict[str, Known] = {
+PROBLEMS: dict[str, KnownPosterior] = {
     **energies.PROBLEMS,
     **regressions.PROBLEMS,
     **hierarchies.PROBLEMS,

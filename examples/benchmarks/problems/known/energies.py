@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_flowsamp import Target
 
 from .. import suite
-from .reference import Draws, Function, Known, Made, Statistic, above, site, square
+from .reference import Draws, Function, KnownPosterior, Made, Statistic, above, site, square
 
 # ---- forty modes ---------------------------------------------------------------------------------
 
@@ -123,19 +123,19 @@ def borrowed(name: str) -> list[Statistic]:
 FROM_SUITE = "banana_100 dual_moon_5 two_modes_2 two_modes_10 two_modes_50 galaxies".split()
 
 PROBLEMS = {
-    "forty_modes": Known(
+    "forty_modes": KnownPosterior(
         partial(forty_modes, 0), partial(forty_statistics, 0), 2, "sums over the modes"
     ),
-    "forty_modes_again": Known(
+    "forty_modes_again": KnownPosterior(
         partial(forty_modes, 1), partial(forty_statistics, 1), 2, "sums over the modes"
     ),
 }
 for degrees, d in ((3, 1), (2, 1), (2, 10)):
-    PROBLEMS[f"student_t{degrees}_{d}"] = Known(
+    PROBLEMS[f"student_t{degrees}_{d}"] = KnownPosterior(
         partial(student, degrees, d), partial(student_statistics, degrees, d), d, "closed form"
     )
 for name in FROM_SUITE:
-    PROBLEMS[name] = Known(
+    PROBLEMS[name] = KnownPosterior(
         suite.PROBLEMS[name].make,
         partial(borrowed, name),
         suite.PROBLEMS[name].dim or 8,  # galaxies are a Pyro model, of eight dimensions

@@ -13,7 +13,7 @@ from ..models import load
 from ..suite import school_quadrature
 from .reference import (
     Function,
-    Known,
+    KnownPosterior,
     Made,
     Statistic,
     above,
@@ -178,18 +178,18 @@ def sparse_statistics(counts: list[int]) -> list[Statistic]:
 SOME_COUNTS = [12, 5, 1]
 
 PROBLEMS = {
-    "eight_schools": Known(
+    "eight_schools": KnownPosterior(
         partial(load, "eight_schools"), partial(school_statistics, False), 10, "one integral"
     ),
-    "centred_eight_schools": Known(
+    "centred_eight_schools": KnownPosterior(
         partial(load, "centred_eight_schools"), partial(school_statistics, True), 10, "one integral"
     ),
-    "radon": Known(partial(load, "radon"), radon_statistics, 89, "two integrals"),
-    "funnel": Known(lambda: (funnel, (10,)), funnel_statistics, 10, "closed form"),
-    "sparse_dirichlet": Known(
+    "radon": KnownPosterior(partial(load, "radon"), radon_statistics, 89, "two integrals"),
+    "funnel": KnownPosterior(lambda: (funnel, (10,)), funnel_statistics, 10, "closed form"),
+    "sparse_dirichlet": KnownPosterior(
         partial(sparse, []), partial(sparse_statistics, []), PARTS - 1, "closed form"
     ),
-    "sparse_dirichlet_counts": Known(
+    "sparse_dirichlet_counts": KnownPosterior(
         partial(sparse, SOME_COUNTS), partial(sparse_statistics, SOME_COUNTS), 9, "closed form"
     ),
 }

@@ -14,7 +14,7 @@ from .reference import (
     Draws,
     Function,
     ImportanceOptions,
-    Known,
+    KnownPosterior,
     Statistic,
     Truth,
     above,
@@ -175,7 +175,7 @@ def garch_statistics() -> list[Statistic]:
         options = ImportanceOptions(pairs=1_000_000, degrees=4, scale=1.3, block=20_000)
         return importance(garch_density, start, garch_draws, GARCH_FUNCTIONS, options)[0]
 
-    return asked(GARCH_FUNCTIONS, cached("garch", compute))
+    return asked(GARCH_FUNCTIONS, cached("garch", GARCH_FUNCTIONS, compute))
 
 
 # ---- logistic regressions ------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def by_importance(
             0
         ]
 
-    return asked(functions, cached(name, compute))
+    return asked(functions, cached(name, functions, compute))
 
 
 def logistic_statistics(count: int, dim: int) -> list[Statistic]:
@@ -242,6 +242,9 @@ def logistic_statistics(count: int, dim: int) -> list[Statistic]:
     return by_importance(f"logistic_{count}_{dim}", X, y, SCALE, functions, options)
 
 
+CLOSE_TO_ZERO = (8, 13, 20, 21, 23)  #: coefficients of German credit of either sign
+
+
 def credit_statistics() -> list[Statistic]:
     """Means of all coefficients, and probabilities that some are positive."""
     X, y = (x.double().numpy() for x in load("german_credit")[1])
@@ -251,24 +254,22 @@ def credit_statistics() -> list[Statistic]:
     return by_importance("german_credit", X, y, 1.0, functions, options)
 
 
-CLOSE_TO_ZERO = (8, 13, 20, 21, 23)  #: coefficients of German credit of either sign
-
 PROBLEMS = {
-    "gaussian_process": Known(
+    "gaussian_process": KnownPosterior(
         lambda: (gaussian_process, tuple(tensor(x) for x in process_data())),
         process_statistics,
         3,
         "three integrals",
     ),
-    "garch": Known(
+    "garch": KnownPosterior(
         lambda: (garch, (tensor(garch_data()),)), garch_statistics, 4, "importance sampling"
     ),
-    "german_credit": Known(
+    "german_credit": KnownPosterior(
         partial(load, "german_credit"), credit_statistics, 25, "importance sampling"
     ),
 }
 for count, d in ((20_000, 50), (50_000, 8)):
-    PROBLEMS[f"logistic_{count}_{d}"] = Known(
+    PROBLEMS[f"logistic_{count}_{d}"] = KnownPosterior(
         lambda count=count, d=d: (logistic, tuple(tensor(x) for x in logistic_data(count, d)[:2])),
         partial(logistic_statistics, count, d),
         d,

@@ -6,7 +6,7 @@ the true mean, or about a number near it.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,7 @@ class Statistic:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownPosterior:
     """A posterior and what is known of it.
 
     Attributes:
@@ -242,17 +242,22 @@ def importance(
 # ---- stored truths -------------------------------------------------------------------------------
 
 
-def cached(name: str, compute: Callable[[], Truth], folder: Path | None = None) -> Truth:
+def cached(
+    name: str, keys: Iterable[str], compute: Callable[[], Truth], folder: Path | None = None
+) -> Truth:
     """Reads a truth from its file, or computes and stores it.
 
     Arguments:
         name: The file's name. Delete the file to compute the truth again.
+        keys: The statistics. Where the file does not have them all, they are computed again.
         compute: Returns the truth.
         folder: The folder of the file.
     """
     path = (folder or REFERENCES) / f"{name}.json"
     if path.exists():
-        return {key: (value, error) for key, (value, error) in json.loads(path.read_text()).items()}
+        found = json.loads(path.read_text())
+        if found.keys() >= set(keys):
+            return {key: (value, error) for key, (value, error) in found.items()}
     truth = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(truth, indent=1, ensure_ascii=False) + "\n")

@@ -10,7 +10,7 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from .reference import (
-    Known,
+    KnownPosterior,
     Made,
     Statistic,
     above,
@@ -280,25 +280,25 @@ def orbit_statistics() -> list[Statistic]:
 
 
 PROBLEMS = {
-    "year_regression": Known(
+    "year_regression": KnownPosterior(
         lambda: (year_regression, (tensor(YEARS), tensor(year_data()))),
         year_statistics,
         2,
         "closed form",
     ),
-    "dollars": Known(
+    "dollars": KnownPosterior(
         partial(make_in_units, DOLLARS), partial(statistics_in_units, DOLLARS), 3, "one integral"
     ),
-    "kilograms": Known(
+    "kilograms": KnownPosterior(
         partial(make_in_units, KILOGRAMS),
         partial(statistics_in_units, KILOGRAMS),
         3,
         "one integral",
     ),
-    "random_walk": Known(
+    "random_walk": KnownPosterior(
         lambda: (random_walk, (tensor(walk_data()),)), walk_statistics, STATES, "closed form"
     ),
-    "radial_velocity": Known(
+    "radial_velocity": KnownPosterior(
         lambda: (radial_velocity, tuple(tensor(x) for x in orbit_data())),
         orbit_statistics,
         4,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .reference import Draws, Function, Known, Made, Statistic, below
+from .reference import Draws, Function, KnownPosterior, Made, Statistic, below
 
 TESTS = Path(__file__).resolve().parents[4] / "tests"
 REFERENCE_DRAWS = 10_000  #: independent draws behind each number, in posteriordb
@@ -74,7 +74,7 @@ def dimension(name: str) -> int:
 
 
 PROBLEMS = {
-    name if bits == 32 else f"{name}_float64": Known(
+    name if bits == 32 else f"{name}_float64": KnownPosterior(
         partial(make, name),
         partial(statistics, name),
         dimension(name),

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .reference import Known, nothing_known, tensor
+from .reference import KnownPosterior, nothing_known, tensor
 
 # ---- stochastic volatility -----------------------------------------------------------------------
 
@@ -116,19 +116,19 @@ def response_data() -> np.ndarray:
 
 
 PROBLEMS = {
-    "item_response": Known(
+    "item_response": KnownPosterior(
         lambda: (item_response, (tensor(response_data()),)),
         nothing_known,
         PERSONS + 2 * ITEMS,
         "none",
     ),
-    "horseshoe": Known(
+    "horseshoe": KnownPosterior(
         lambda: (horseshoe, tuple(tensor(x) for x in horseshoe_data())),
         nothing_known,
         2 + 2 * COEFFICIENTS,
         "none",
     ),
-    "stochastic_volatility": Known(
+    "stochastic_volatility": KnownPosterior(
         lambda: (stochastic_volatility, (tensor(volatility_data()),)),
         nothing_known,
         DAYS + 3,
