@@ -13,6 +13,7 @@ from problems.known.reference import ImportanceOptions, Statistic, cached, impor
 from scipy.integrate import quad
 from scipy.stats import multivariate_normal
 from suites import sample_right
+from support.marks import slow
 from support.posteriordb import load as load_stan
 
 from pyro_flowsamp.target import as_target
@@ -132,7 +133,7 @@ SAMPLED = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLED)
+@pytest.mark.parametrize("name", slow(SAMPLED, "garch"))
 def test_the_model_has_these_truths(name):
     target, unpack = posterior(name)
     statistics = PROBLEMS[name].statistics()

@@ -43,7 +43,11 @@ def school_statistics(centred: bool) -> list[Statistic]:
     def mean(values: np.ndarray) -> float:
         return float(grid.weight @ values)
 
-    under = partial(probability_below, grid.tau, grid.weight)
+    log_tau = np.log(grid.tau)
+
+    def under(bound: float) -> float:
+        return probability_below(log_tau, grid.weight, np.log(bound))
+
     above_zero = ndtr(grid.mu_mean / grid.mu_sd)
     return [
         Statistic("mu", mu, mean(grid.mu_mean)),
@@ -100,7 +104,7 @@ def radon_statistics() -> list[Statistic]:
         Statistic("sigma_a", sites["sigma_a"], float(weight @ a)),
         Statistic("sigma_y", sites["sigma_y"], float(weight @ s)),
     ]
-    lower = probability_below(np.exp(log_a), weight.reshape(len(log_a), -1).sum(1), 0.25)
+    lower = probability_below(log_a, weight.reshape(len(log_a), -1).sum(1), np.log(0.25))
     found.append(Statistic("P(sigma_a < 0.25)", below(sites["sigma_a"], 0.25), lower, share=True))
     upper = float(weight @ ndtr((mean[:, 0] - 1.5) / sd[:, 0]))
     found.append(Statistic("P(mu_a > 1.5)", above(mu, 1.5), upper, share=True))

@@ -85,7 +85,7 @@ def process_statistics() -> list[Statistic]:
     for axis, (name, (nodes, true)) in enumerate(grids.items()):
         marginal = weight.sum(tuple({0, 1, 2} - {axis}))
         f = site(name)
-        under = probability_below(np.exp(nodes), marginal, true)
+        under = probability_below(nodes, marginal, np.log(true))
         mean_log = Statistic(f"log {name}", lambda draws, f=f: np.log(f(draws)), marginal @ nodes)
         found += [
             mean_log,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import stored_runs
 import torch
-from scipy.interpolate import PchipInterpolator
+from scipy.interpolate import CubicSpline
 from torch import Tensor
 from torch.autograd.functional import hessian as autograd_hessian
 from torch.autograd.functional import jacobian
@@ -124,9 +124,15 @@ def tensor(values: Any) -> Tensor:
 
 
 def probability_below(nodes: np.ndarray, weight: np.ndarray, bound: float) -> float:
-    """The probability below a bound by weights on a grid, each spread over the cell of its node."""
-    edges = (nodes[1:] + nodes[:-1]) / 2
-    return float(PchipInterpolator(edges, weight.cumsum()[:-1])(bound))
+    """The probability below a bound, by the integral of a spline through a density on an even grid.
+
+    Arguments:
+        nodes: Evenly spaced, ``(G,)``.
+        weight: Proportional to the density, ``(G,)``.
+        bound: In the coordinate of the nodes.
+    """
+    density = CubicSpline(nodes, weight / weight.sum() / (nodes[1] - nodes[0]))
+    return float(density.integrate(nodes[0], bound))
 
 
 # ---- importance sampling -------------------------------------------------------------------------
