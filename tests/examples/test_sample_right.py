@@ -361,6 +361,25 @@ def test_other_ends():
     assert sample_right.verdict({"statistics": [], "attributes": {}}) == "no truth"
 
 
+def test_the_line_of_a_problem_without_a_truth(tmp_path):
+    result = {
+        "seconds": 2.0,
+        "memory": 400.0,
+        "least_ess": 5000.0,
+        "worst_r_hat": 1.002,
+        "attributes": {"method": "HMC", "reliable": 1},
+        "warnings": [],
+        "statistics": [],
+    }
+    sample_right.append(tmp_path / "runs.jsonl", "horseshoe", 0, result)
+    sample_right.append(
+        tmp_path / "runs.jsonl", "horseshoe", 1, {"stopped": True, "seconds": 600.0}
+    )
+    text = sample_right.table(tmp_path / "runs.jsonl", ["horseshoe", "funnel"])
+    line = "| horseshoe | 102 | 1 no truth, 1 none in 600 s | – | 2 | 400 | 5e+03 | 1.002 | HMC |"
+    assert line in text and "funnel" not in text
+
+
 def test_the_bound_of_a_score():
     """A right sampler is called wrong in at most one run of a hundred."""
     z = np.abs(np.random.default_rng(0).standard_normal((20_000, 10)))
