@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import MCMC
-from support.models import QUICK, conjugate, conjugate_data
+from support.models import QUICK, conjugate, conjugate_data, conjugate_guide
 
 from pyro_flowsamp import IMH, AutoFlow, LatentMALA, VectorizedMCMC
 
@@ -50,9 +50,7 @@ def test_a_million_draws_in_bounded_memory():
 
 @pytest.fixture
 def guide():
-    guide = AutoFlow(conjugate, options=QUICK)
-    guide.fit(*conjugate_data())
-    return guide
+    return conjugate_guide()
 
 
 def run(guide, kernel=IMH, **options):
@@ -123,10 +121,8 @@ def brief(kernel, num_samples=5, num_chains=10):
 
 
 @pytest.mark.parametrize("kind", [IMH, LatentMALA])
-def test_a_run_stays_with_its_own_target_and_flow(kind):
+def test_a_run_stays_with_its_own_target_and_flow(kind, guide):
     y, counts = conjugate_data()
-    guide = AutoFlow(conjugate, options=QUICK)
-    guide.fit(y, counts)
     kernel = kind(conjugate, guide=guide)
     first, later = brief(kernel), brief(kernel)
     first.run(y, counts)
@@ -189,10 +185,8 @@ def test_empty_sites_have_no_summary(capsys):
 
 
 @pytest.mark.slow
-def test_what_the_guide_has_learnt_since_is_used():
+def test_what_the_guide_has_learnt_since_is_used(guide):
     data = conjugate_data()
-    guide = AutoFlow(conjugate, options=QUICK)
-    guide.fit(*data)
     kernel = IMH(conjugate, guide=guide)
     brief(kernel).run(*data)
     before = kernel.proposal
@@ -212,10 +206,8 @@ def test_a_second_run_makes_what_was_asked_for(guide):
     assert run.unconstrained.shape == (10, 6, 2)
 
 
-def test_a_flow_of_other_data_is_warned_of():
+def test_a_flow_of_other_data_is_warned_of(guide):
     y, counts = conjugate_data()
-    guide = AutoFlow(conjugate, options=QUICK)
-    guide.fit(y, counts)
     run = brief(IMH(conjugate, guide=guide), 2000)
     with pytest.warns(UserWarning, match="the flow does not fit this posterior"):
         run.run(y + 20, counts)

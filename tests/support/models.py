@@ -1,5 +1,7 @@
 """Small Pyro models that the tests share; module-level, so that spawned processes find them."""
 
+from copy import deepcopy
+from functools import cache
 from math import factorial, log, pi
 
 import pyro
@@ -7,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_flowsamp import FitOptions
+from pyro_flowsamp import AutoFlow, FitOptions
 
 #: A short training that no Gaussian cuts shorter.
 QUICK = FitOptions(max_steps=60, stop_at_ess=1.0, progress=False)
@@ -44,6 +46,20 @@ CONJUGATE_LOG_EVIDENCE = (
     - 11 * log(4)
     - log(2 * 24 * 6)  # the counts
 )
+
+
+@cache
+def _conjugate_guide():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        guide = AutoFlow(conjugate, options=QUICK)
+        guide.fit(*conjugate_data())
+    return guide
+
+
+def conjugate_guide():
+    """A flow of the conjugate model in float32: a copy of one that is trained once."""
+    return deepcopy(_conjugate_guide())
 
 
 def turned(angle):

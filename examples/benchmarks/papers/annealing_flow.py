@@ -70,7 +70,8 @@ class Size:
         if not smoke:
             return cls(False, 20_000, 1000, {})
         brief = FitOptions(10, 64, 5e-3, cosine_schedule=True)
-        return cls(True, 320, 100, {"options": brief, "num_particles": 256})
+        brief_path = {"num_particles": 256, "target_ess": 0.3, "mcmc_steps": 1}
+        return cls(True, 320, 100, {"options": brief, **brief_path})
 
 
 # ---- samplers: what each reports of itself, and its draws ---------------------------------------
@@ -78,7 +79,7 @@ class Size:
 
 def anneal(known: Problem, size: Size, **options: Any) -> tuple[AutoAnnealingFlow, Any, Result]:
     """A trained guide, its corrected particles, and what it took."""
-    guide = AutoAnnealingFlow(known.target, **{**size.options, **options})
+    guide = AutoAnnealingFlow(known.target, **{**options, **size.options})
     guide.options = FitOptions(**{**guide.options.__dict__, "progress": False})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # narrow starts are the paper's; the table shows the rest

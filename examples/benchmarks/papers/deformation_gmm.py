@@ -71,6 +71,7 @@ class Size:
         self.most = 10 if smoke else 10_000
         self.polish = 5 if smoke else 100
         self.chains, self.samples = (20, 20) if smoke else (200, 50)
+        self.grid: dict[str, Any] = {"time_grid": 4} if smoke else {}
 
 
 # ---- one run ------------------------------------------------------------------------------------
@@ -101,14 +102,13 @@ def chains(guide: Any, known: Problem, size: Size) -> dict[str, float]:
     return through_imh(guide, known, size.chains, size.samples)
 
 
-def made(known: Problem, scale: float, **how: Any) -> AutoDeformationFlow:
-    return AutoDeformationFlow(
-        known.target, base_scale=scale * 2**0.5, hidden_features=HIDDEN, **how
-    )
+def made(known: Problem, scale: float, size: Size, **how: Any) -> AutoDeformationFlow:
+    how = {"base_scale": scale * 2**0.5, "hidden_features": HIDDEN, **size.grid, **how}
+    return AutoDeformationFlow(known.target, **how)
 
 
-def trained(known: Problem, scale: float, **how: Any) -> AutoDeformationFlow:
-    guide = made(known, scale, **how)
+def trained(known: Problem, scale: float, size: Size, **how: Any) -> AutoDeformationFlow:
+    guide = made(known, scale, size, **how)
     train(guide)
     return guide
 
@@ -136,7 +136,7 @@ def by_smc_points(name: str, size: Size, steps: int, **how: Any) -> Result:
     known = make()
     how = {"exploration_scale": wider, "time_kernels": size.kernels, **how}
     how = {"options": options(steps, *SMC_TRAINING), **how}
-    guide = trained(known, scale, **how)
+    guide = trained(known, scale, size, **how)
     return {**summary(guide, known, size), "steps": steps}
 
 
@@ -162,7 +162,9 @@ def distilled(name: str, size: Size) -> Result:
     make, scale, _ = TARGETS[name]
     known = make()
     path = exact_diffusion(known, scale)
-    guide = trained(known, scale, interpolation=path, options=options(size.fewer, *SMC_TRAINING))
+    guide = trained(
+        known, scale, size, interpolation=path, options=options(size.fewer, *SMC_TRAINING)
+    )
     short = FitOptions(max_steps=size.reverse, progress=False)
     student = guide.distill(num=size.learnt_from, options=short)
     assert student.history is not None
@@ -186,9 +188,9 @@ def by_trajectories(name: str, size: Size, store: Path, seed: int) -> Result:
         "exploration_scale": wider,
         "time_kernels": size.kernels,
     }
-    short = trained(known, scale, options=options(10, 3e-3, 256), **how)
+    short = trained(known, scale, size, options=options(10, 3e-3, 256), **how)
     steps = min(size.most, max(10, int(budget / short.progress[-1].seconds * 10)))
-    guide = trained(known, scale, options=options(steps, 3e-3, 256), **how)
+    guide = trained(known, scale, size, options=options(steps, 3e-3, 256), **how)
     return {**summary(guide, known, size), "steps": steps}
 
 
@@ -196,7 +198,7 @@ def by_reverse_kl(name: str, size: Size) -> Result:
     """Trains an equal network and base by reverse KL alone."""
     make, scale, _ = TARGETS[name]
     known = make()
-    guide = made(known, scale)
+    guide = made(known, scale, size)
     guide.target_for()
     history = train_by_reverse_kl(guide, known, size.reverse)
     evaluations = known.target.evaluations  # before the result is measured
@@ -254,10 +256,10 @@ def cost_run(name: str, size: Size) -> Result:
     for collocation in ("smc", "trajectories"):
         for interpolation in ("linear", "trainable"):
             guide = trained(
-                known, scale, collocation=collocation, interpolation=interpolation, **wide
+                known, scale, size, collocation=collocation, interpolation=interpolation, **wide
             )
             result[f"{interpolation}, {collocation}"] = guide.progress[-1].seconds / steps
-    guide = made(known, scale)
+    guide = made(known, scale, size)
     guide.target_for()
     guide.flow.block.method, guide.flow.block.steps = "euler", 32
     history = train_by_reverse_kl(guide, known, steps)
@@ -327,7 +329,7 @@ def draw(path: Path, size: Size) -> None:
     }
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.8), sharex=True, sharey=True)
     for axis, (title, how) in zip(axes, choices.items()):
-        guide = trained(known, scale, options=options(size.fewer, *SMC_TRAINING), **how)
+        guide = trained(known, scale, size, options=options(size.fewer, *SMC_TRAINING), **how)
         with torch.no_grad():
             u = [guide.get_base_dist().sample((2000,))]
             for k in range(20):

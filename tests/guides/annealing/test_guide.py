@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from functools import cache
 
 import pyro
 import pyro.distributions as dist
@@ -28,6 +29,21 @@ def pair():
     guide = AutoAnnealingFlow(unequal_pair().target, **SMALL)
     guide.fit()
     return guide
+
+
+@cache
+def _of_conjugate(dtype):
+    assert torch.get_default_dtype() == dtype
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        guide = AutoAnnealingFlow(models.conjugate, **SMALL)
+        guide.fit(*models.conjugate_data())
+    return guide
+
+
+def of_conjugate(dtype=torch.float32):
+    """A copy, which a test may change, of a guide that is trained once."""
+    return copy.deepcopy(_of_conjugate(dtype))
 
 
 @pytest.mark.slow
@@ -221,8 +237,7 @@ def test_a_target_with_edges(energy, log_z):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_a_model_with_a_constrained_site(dtype):
     torch.set_default_dtype(dtype)
-    guide = AutoAnnealingFlow(models.conjugate, **SMALL)
-    guide.fit(*models.conjugate_data())
+    guide = of_conjugate(dtype)
     cloud = guide.particles(16384, *models.conjugate_data(), islands=32)
     assert cloud.x.dtype == dtype
     log_z, error = cloud.evidence
@@ -308,9 +323,7 @@ def test_a_start_of_ones_own_is_left_alone():
 
 @pytest.mark.slow
 def test_a_refinement_is_for_the_flow_alone():
-    guide = AutoAnnealingFlow(models.conjugate, **SMALL)
-    data = models.conjugate_data()
-    guide.fit(*data)
+    guide, data = of_conjugate(), models.conjugate_data()
     torch.manual_seed(3)
     expected = guide.particles(512, *data)
     guide.refinement_blocks = 1
@@ -326,8 +339,7 @@ def test_a_refinement_is_for_the_flow_alone():
 
 @pytest.mark.slow
 def test_pyro_takes_it_as_a_guide():
-    guide, data = AutoAnnealingFlow(models.conjugate, **SMALL), models.conjugate_data()
-    guide.fit(*data)
+    guide, data = of_conjugate(), models.conjugate_data()
     elbo = Trace_ELBO(num_particles=256, vectorize_particles=True, max_plate_nesting=1)
     loss = elbo.loss(models.conjugate, guide, *data)
     assert loss == pytest.approx(-models.CONJUGATE_LOG_EVIDENCE, abs=0.2)
