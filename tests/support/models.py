@@ -50,16 +50,23 @@ CONJUGATE_LOG_EVIDENCE = (
 
 @cache
 def _conjugate_guide():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        guide = AutoFlow(conjugate, options=QUICK)
-        guide.fit(*conjugate_data())
+    assert torch.get_default_dtype() == torch.float32
+    guide = AutoFlow(conjugate, options=QUICK)
+    guide.fit(*conjugate_data())
     return guide
 
 
 def conjugate_guide():
     """A flow of the conjugate model in float32: a copy of one that is trained once."""
-    return deepcopy(_conjugate_guide())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return used(deepcopy(_conjugate_guide()), *conjugate_data())
+
+
+def used(guide, *args):
+    """The guide after its first call, which traces the model and so draws random numbers."""
+    guide(*args)
+    return guide
 
 
 def turned(angle):

@@ -106,7 +106,7 @@ def anneal(known: Problem, size: Size, **options: Any) -> tuple[AutoAnnealingFlo
 def run_hmc(known: Problem, budget: int, size: Size) -> Tensor:
     """Batched HMC from the annealing flow's start, N(0, I): the last draws of every chain."""
     chains, leaps = (20, 3) if size.smoke else (1000, 10)
-    steps = max(20, budget // (chains * leaps))
+    steps = 20 if size.smoke else max(20, budget // (chains * leaps))
     x0 = torch.randn(chains, known.target.dim)
     draws = hmc.sample(known.target, x0, steps // 2, steps // 2, leaps).x
     return draws[:, -max(1, size.draws // chains) :].flatten(0, 1)
@@ -115,7 +115,7 @@ def run_hmc(known: Problem, budget: int, size: Size) -> Tensor:
 def run_tempering(known: Problem, budget: int, size: Size) -> Tensor:
     """Parallel tempering, ten replicas of five leapfrog steps."""
     chains = 4 if size.smoke else 100
-    steps = max(20, budget // (chains * 10 * 5))
+    steps = 20 if size.smoke else max(20, budget // (chains * 10 * 5))
     draws = parallel_tempering(known.target, chains, steps // 2, steps // 2).x
     return draws[:, -max(1, size.draws // chains) :].flatten(0, 1)
 
