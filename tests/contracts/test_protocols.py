@@ -166,6 +166,12 @@ COMBINATIONS = [
 ]
 
 
+def takes_long(flow, kernel):
+    couplings = flow in ("gaussian", "coupling")
+    splines = flow in ("spline", "circular") and kernel in (IMH, LatentMALA)
+    return not (couplings or splines)
+
+
 def test_every_two_occur_together():
     factors = [FLOWS, KERNELS, list(RUNNERS), DTYPES]
     for a, b in combinations(range(4), 2):
@@ -179,7 +185,7 @@ def test_every_two_occur_together():
         pytest.param(
             *case,
             id="-".join(map(named, case)),
-            marks=[pytest.mark.slow] if case[0] in FLOWS[4:] else [],
+            marks=[pytest.mark.slow] if takes_long(*case[:2]) else [],
         )
         for case in COMBINATIONS
     ],

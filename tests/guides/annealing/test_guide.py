@@ -323,7 +323,8 @@ def test_a_start_of_ones_own_is_left_alone():
 
 @pytest.mark.slow
 def test_a_refinement_is_for_the_flow_alone():
-    guide, data = of_conjugate(), models.conjugate_data()
+    guide, data = AutoAnnealingFlow(models.conjugate, **SMALL), models.conjugate_data()
+    guide.fit(*data)
     torch.manual_seed(3)
     expected = guide.particles(512, *data)
     guide.refinement_blocks = 1
