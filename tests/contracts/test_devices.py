@@ -3,7 +3,8 @@
 No GPU is needed: "meta" is the default device, so that a tensor made elsewhere breaks the step.
 """
 
-from functools import partial
+from copy import deepcopy
+from functools import cache, partial
 
 import pytest
 import torch
@@ -68,9 +69,8 @@ def _annealed(target, **arguments):
     return guide
 
 
-@pytest.fixture(params=slow(CASES, *SLOW), ids=" on ".join)
-def guide(request):
-    flow, name = request.param
+@cache
+def _trained(flow, name):
     options = FitOptions(max_steps=2, batch_size=8, stop_at_ess=1.0, progress=False)
     ensemble = None
     if flow == "annealing":
@@ -80,6 +80,12 @@ def guide(request):
     guide = AutoFlow(TARGETS[name](), flow=flow, ensemble=ensemble, options=options)
     guide.fit()
     return guide
+
+
+@pytest.fixture(params=slow(CASES, *SLOW), ids=" on ".join)
+def guide(request):
+    """A copy, which a test may change, of a guide that is trained once."""
+    return deepcopy(_trained(*request.param))
 
 
 SAMPLERS = {
