@@ -24,16 +24,16 @@ from pyro_flowsamp.transitions import hamiltonian, independence
 
 # name → (kernel, chains, warm-up steps, draws)
 KERNELS = {
-    "MALA in the Jacobian metric": (partial(LatentMALA, metric="jacobian"), 500, 300, 10),
+    "MALA in the Jacobian metric": (partial(LatentMALA, metric="jacobian"), 500, 150, 10),
     "MALA and jumps": (partial(LatentMALA, global_prob=0.3), 1000, 200, 10),
     "HMC": (LatentHMC, 1000, 100, 10),
     "HMC in the Jacobian metric": (
         partial(LatentHMC, metric="jacobian", num_steps=2, global_prob=0.1),
         500,
-        200,
+        100,
         10,
     ),
-    "jumps": (partial(LocalGlobalHMC, num_steps=1, metric="jacobian"), 500, 100, 10),
+    "jumps": (partial(LocalGlobalHMC, num_steps=1, metric="jacobian"), 500, 50, 10),
     "jumps, one proposal": (
         partial(LocalGlobalHMC, num_steps=1, num_proposals=1, local_steps=3),
         500,
