@@ -54,7 +54,7 @@ def _draws(name, kernel):
 @pytest.mark.parametrize(
     "kernel", slow(KERNELS, "MALA in the Jacobian metric", "HMC in the Jacobian metric", "jumps")
 )
-@pytest.mark.parametrize("name", slow(CASES, "modes", "cylinder"))
+@pytest.mark.parametrize("name", slow(CASES, "modes", "conjugate", "cylinder"))
 def test_draws_are_exact_however_bad_the_flow(name, kernel):
     assert_exact(_draws(name, kernel), SCENARIOS[name])
 

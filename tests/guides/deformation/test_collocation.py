@@ -52,6 +52,7 @@ def test_explorers_know_the_evidence(width):
     assert_close(spot.log_pi, population.history.states.log_pi[4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mistake, below",
     [(None, 0), (None, 1.1), (flipped_divergence, 0), (stale_log_pi, 1.1), (weights_kept, 1.1)],
