@@ -18,19 +18,19 @@ guide = AutoAdvNF(
     xy_model,
     context=["temperature"],
     flow=lattice_flow(SHAPE),
-    options=FitOptions(max_steps=200, progress=False),
+    options=FitOptions(max_steps=100, progress=False),
 )
 guide.fit(SHAPE, temperature=torch.linspace(0.3, 2.0, 12))
 
 temperatures = torch.tensor([0.4, 0.8, 1.2, 1.6])  # chain i has the temperature i modulo 4
-mcmc = VectorizedMCMC(IMH(xy_model, guide=guide), num_samples=100, warmup_steps=100, num_chains=800)
+mcmc = VectorizedMCMC(IMH(xy_model, guide=guide), num_samples=100, warmup_steps=100, num_chains=400)
 mcmc.run(SHAPE, temperature=temperatures)
 
-angles = mcmc.get_samples(group_by_chain=True)["theta"].reshape(200, 4, 100, 8)
+angles = mcmc.get_samples(group_by_chain=True)["theta"].reshape(100, 4, 100, 8)
 energies = xy_energy(angles, SHAPE).mean(2) / 8
-accepted = mcmc.statistics["accepted"].float().reshape(200, 4, 100).mean((0, 2))
+accepted = mcmc.statistics["accepted"].float().reshape(100, 4, 100).mean((0, 2))
 print("temperature  energy per site    exact  accepted")
 for i, temperature in enumerate(temperatures.tolist()):
-    mean, error = energies[:, i].mean(), energies[:, i].std() / 200**0.5
+    mean, error = energies[:, i].mean(), energies[:, i].std() / 100**0.5
     exact = exact_xy_chain(8, temperature).energy
     print(f"{temperature:11.1f}  {mean:.4f} ± {error:.4f}  {exact:.4f}  {accepted[i]:8.2f}")

@@ -20,7 +20,7 @@ def event(x):
 
 pyro.set_rng_seed(0)
 p = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-options = FitOptions(max_steps=100, progress=False)
+options = FitOptions(max_steps=40, progress=False)
 found = importance_flow(p, event=event, target_ess=0.5, num_particles=2048, options=options)
 
 exact = exp(-18)

@@ -1,19 +1,24 @@
 """Flow samplers for Pyro: trained proposals, exact draws."""
 
-from .expectations import ImportanceEstimate, importance_flow
+from .expectations import ImportanceEstimate, ImportanceOptions, importance_flow
 from .export import to_arviz
 from .guides import (
+    AdversarialLoss,
+    AdvNFOptions,
+    AdvNFWeights,
+    AnnealingOptions,
     AutoAdvNF,
     AutoAnnealingFlow,
     AutoDeformationFlow,
     AutoFlow,
+    DeformationOptions,
     FlowGuide,
 )
 from .guides.deformation import diffusion
 from .kernels import IMH, FlowKernel, LatentHMC, LatentMALA, LocalGlobalHMC
 from .lattice import lattice_discriminator, lattice_flow
 from .objectives import ForwardKL, PathGradient, ReverseKL, WeightedSum
-from .options import FitOptions, SearchOptions
+from .options import FitOptions, ModeSearchOptions, SearchOptions
 from .sampling import sample
 from .smc import tempered_smc
 from .target import Target
@@ -25,19 +30,26 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IMH",
+    "AdvNFOptions",
+    "AdvNFWeights",
+    "AdversarialLoss",
+    "AnnealingOptions",
     "AutoAdvNF",
     "AutoAnnealingFlow",
     "AutoDeformationFlow",
     "AutoFlow",
+    "DeformationOptions",
     "FitOptions",
     "FlowGuide",
     "FlowKernel",
     "ForwardKL",
     "History",
     "ImportanceEstimate",
-    "LocalGlobalHMC",
+    "ImportanceOptions",
     "LatentHMC",
     "LatentMALA",
+    "LocalGlobalHMC",
+    "ModeSearchOptions",
     "PathGradient",
     "ReverseKL",
     "SearchOptions",

@@ -1,58 +1,122 @@
-"""The guides that ``sample()`` compares: fitted Gaussian mixtures and trained flows."""
+"""The guides that ``sample()`` compares: fitted Gaussians and mixtures, and trained flows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from math import isinf
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from .flows.mixture_fit import Mixture
 from .flows.recipes import LayeredFlow, gaussian
 from .guides.auto_flow import AutoFlow
 from .options import FitOptions, SearchOptions
 from .target.density import Target
+from .target.work import WorkCounter
 
-__all__ = ["fit_mixture_guide", "flow_candidates", "num_components", "train_guide"]
+__all__ = [
+    "better_gaussian",
+    "flow_candidates",
+    "gaussian_guide",
+    "mixture_guide",
+    "mixture_name",
+    "train_guide",
+]
 
 
-def fit_mixture_guide(target: Target, particles: Tensor, components: int) -> AutoFlow:
-    """Fits a Gaussian, or a mixture of Gaussians, to particles.
+def gaussian_guide(target: Target, loc: Tensor, scale_tril: Tensor) -> AutoFlow:
+    """A Gaussian with a given mean and covariance, as a guide that counts as trained.
 
     Arguments:
         target: The target of the guide.
-        particles: Points ``(N, d)`` that are distributed nearly as the target.
-        components: Largest number of components; 1 for a Gaussian.
-
-    Returns:
-        A guide that counts as trained.
-
-    Example::
-
-        >>> import torch
-        >>> _ = torch.manual_seed(0)
-        >>> target = Target.from_energy(lambda x: 0.5 * (x - 3).square().sum(-1), 2)
-        >>> guide = fit_mixture_guide(target, 3 + torch.randn(500, 2), 1)
-        >>> guide.trained, num_components(guide)
-        (True, 1)
+        loc: The mean, ``(d,)``.
+        scale_tril: The lower Cholesky factor of the covariance, ``(d, d)``.
     """
-    guide = AutoFlow(target, flow=partial(_mixture, most=components))
-    guide.target_for()
-    assert isinstance(guide.flow, LayeredFlow)
-    guide.flow.initialize_from(particles)
-    guide.trained = True
+    return _trained(target, gaussian, loc, scale_tril)[0]
+
+
+def mixture_guide(target: Target, loc: Tensor, scale_tril: Tensor, mixture: Mixture) -> AutoFlow:
+    r"""A mixture in the coordinates :math:`u = L^{-1}(x - \mu)`, as a guide that counts as trained.
+
+    Arguments:
+        target: The target of the guide.
+        loc, scale_tril: :math:`\mu` and L.
+        mixture: The mixture of u; a target with angles takes only its affine map.
+    """
+    if target.circular:
+        return gaussian_guide(target, loc, scale_tril)
+    count = max(2, len(mixture.locs))
+    guide, flow = _trained(target, partial(gaussian, components=count), loc, scale_tril)
+    flow.base.initialize(mixture)
     return guide
 
 
-def _mixture(
-    features: int, context: int = 0, angles: Tensor | None = None, most: int = 1
-) -> LayeredFlow:
-    return gaussian(features, context, angles, components=most if angles is None else 1)
+def mixture_name(target: Target, mixture: Mixture) -> str:
+    """The name of the sampler that jumps by a mixture."""
+    if len(mixture.locs) > 1 and not target.circular:
+        return "mixture"
+    return "Gaussian" if target.circular or isinf(mixture.df) else "Student-t"
 
 
-def num_components(guide: AutoFlow) -> int:
-    """The number of components of a mixture by :func:`fit_mixture_guide`."""
-    return int(guide.flow.base.used)  # type: ignore[union-attr, arg-type]
+def _trained(
+    target: Target, flow: Any, loc: Tensor, scale_tril: Tensor
+) -> tuple[AutoFlow, LayeredFlow]:
+    guide = AutoFlow(target, flow=flow)
+    guide.target_for()
+    assert isinstance(guide.flow, LayeredFlow)
+    guide.flow.affine.initialize(loc.to(target.dtype), scale_tril.to(target.dtype))
+    guide.trained = True
+    return guide, guide.flow
+
+
+def better_gaussian(x: Tensor, loc: Tensor, scale_tril: Tensor) -> tuple[Tensor, Tensor]:
+    """The better of a given Gaussian and the one with the moments of points.
+
+    The moments of one half of the points are judged by the density of the other half. In many
+    dimensions few points give a worse covariance than a fit to the target's gradients does.
+
+    Arguments:
+        x: Points ``(N, d)``, float64, in random order.
+        loc, scale_tril: The given Gaussian.
+
+    Returns:
+        A mean and a lower Cholesky factor of a covariance.
+
+    Example::
+
+        >>> _ = torch.manual_seed(0)
+        >>> x = 2 * torch.randn(500, 1).double()
+        >>> loc, scale = better_gaussian(x, torch.zeros(1).double(), torch.eye(1).double())
+        >>> abs(float(scale) - 2) < 0.2
+        True
+    """
+    half = len(x) // 2
+    moments = _moments(x[:half])
+    if moments is None or _log_density(x[half:], *moments) < _log_density(
+        x[half:], loc, scale_tril
+    ):
+        return loc, scale_tril
+    return _moments(x) or moments
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean and Cholesky factor of the covariance; None where there are too few points."""
+    std = x.std(0)
+    if len(x) <= x.shape[-1] or not bool((std > 0).all()):
+        return None
+    standard = (x - x.mean(0)) / std
+    chol, info = torch.linalg.cholesky_ex(standard.mT @ standard / (len(x) - 1))
+    return None if int(info) else (x.mean(0), std[:, None] * chol)
+
+
+def _log_density(x: Tensor, loc: Tensor, scale_tril: Tensor) -> float:
+    """Mean log density of points under a Gaussian, but for a constant."""
+    u = torch.linalg.solve_triangular(scale_tril, (x - loc).mT, upper=False)
+    return float(-0.5 * u.square().sum(0).mean() - scale_tril.diagonal().log().sum())
 
 
 def flow_candidates(target: Target, several_modes: bool) -> Iterator[tuple[str, bool]]:
@@ -74,34 +138,49 @@ def train_guide(
     target: Target,
     flow: str,
     draws: Tensor | None,
-    seconds: float,
-    worth_trying: Callable[[float], bool],
+    affine: tuple[Tensor, Tensor],
+    work: float,
+    worth_trying: Callable[[float, float], bool],
     options: SearchOptions,
     progress: bool,
 ) -> AutoFlow | None:
-    """Trains a flow for no longer than the time that it could save.
+    """Trains a flow with no more work than it could save.
 
     Arguments:
         target: The target of the guide.
         flow: Name of the flow.
         draws: Draws of the target, ``(N, d)``, to train on too, or None.
-        seconds: The time that it could save.
-        worth_trying: Decides for a number of seconds if the training may take as long.
-        options: Training steps for the estimate of the time, and steps that training needs.
+        affine: Mean and Cholesky factor with which the flow starts where there are no draws.
+        work: The work that it could save.
+        worth_trying: Decides for a number of evaluations and an amount of work if the training may
+            take as much.
+        options: Training steps of which the work is counted, and steps that training needs.
         progress: Whether to show progress bars.
 
     Returns:
-        The guide; None if training takes longer than it can save.
+        The guide; None if training takes more work than it can save.
     """
     first = FitOptions(max_steps=1, progress=False)
     ensemble = None if draws is None else lambda target: draws
     guide = AutoFlow(target, flow=flow, ensemble=ensemble, options=first)
+    guide.target_for()
+    if draws is None:
+        assert isinstance(guide.flow, LayeredFlow)
+        guide.flow.affine.initialize(*(part.to(target.dtype) for part in affine))
+        guide.trained = True
     guide.fit()  # the first step, and the mixture that it starts from
-    guide.options = replace(first, max_steps=options.timing_steps)
-    step = guide.train_flow(target, None).seconds / options.timing_steps
-    if not worth_trying(step * options.min_training_steps):
+    guide.options = replace(first, max_steps=options.training_steps)
+    with WorkCounter() as counter:
+        guide.train_flow(target, None)
+    step = counter.work / options.training_steps
+    evaluations = FitOptions.batch_size * options.min_training_steps
+    if not worth_trying(evaluations, step * options.min_training_steps):
         return None
-    steps = min(FitOptions.max_steps, seconds / step)
-    guide.options = FitOptions(max_steps=int(steps), progress=progress)
+    steps = min(FitOptions.max_steps, work / step)
+    while steps > options.min_training_steps and not worth_trying(
+        FitOptions.batch_size * steps, 0.0
+    ):
+        steps *= 0.5
+    guide.options = FitOptions(max_steps=max(1, int(steps)), progress=progress)
     guide.fit()
     return guide

@@ -1,11 +1,9 @@
-r"""Pilot runs: a kernel's cost per effective draw, estimated from a short run of it.
+r"""Pilot runs: a kernel's work per effective draw, estimated from a short run of it.
 
 A pilot run has :attr:`~pyro_flowsamp.SearchOptions.pilot_steps` steps, doubled while a chain has
-made fewer than :attr:`~pyro_flowsamp.SearchOptions.min_ess_per_chain` effective draws in it. Let s
-be the seconds of a step and e the effective draws per draw. A kept draw should have e of at least
-:attr:`~pyro_flowsamp.SearchOptions.target_ess_per_draw`, so that each chain makes
-:math:`\max(1, \mathtt{target\_ess\_per\_draw} / e)` steps for each of them, which take s seconds
-each.
+made fewer than :attr:`~pyro_flowsamp.SearchOptions.min_ess_per_chain` effective draws in it. The
+work of a step is counted in operations and elements, and not in seconds, so that a decision does
+not depend on what else the machine does (:mod:`pyro_flowsamp.target.work`).
 """
 
 from __future__ import annotations
@@ -13,20 +11,80 @@ from __future__ import annotations
 from math import ceil, inf
 from typing import NamedTuple
 
-import torch
-from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
+from .convergence import ess_per_draw, never_accepted_fraction
 from .kernels.base import FlowKernel
 from .kernels.imh import IMH
 from .options import SearchOptions
 from .target.density import Target
+from .target.work import OVERHEAD, WorkCounter
 from .vectorized import VectorizedMCMC
 
-__all__ = ["Candidate", "ess_per_draw", "iqr", "never_accepted_fraction", "r_hat", "run_pilot"]
+__all__ = ["Candidate", "Goal", "StepWork", "run_pilot"]
 
 
-MAX_NUMBERS = 10_000_000  #: of draws that the effective sample size is computed from
+class StepWork(NamedTuple):
+    """The work of one step of all chains of a pilot run.
+
+    Attributes:
+        operations: Operations, the same for any number of chains.
+        elements: Elements that they pass over, in proportion to the number of chains.
+        chains: The number of chains for which they were counted.
+    """
+
+    operations: float
+    elements: float
+    chains: int
+
+    def of(self, chains: int) -> float:
+        """The work of a step of so many chains, in elements."""
+        return self.operations * OVERHEAD + self.elements * chains / self.chains
+
+    @property
+    def balanced_chains(self) -> float:
+        """The chains for which operations cost as much as the elements that they pass over."""
+        return self.operations * OVERHEAD * self.chains / max(self.elements, 1.0)
+
+
+class Goal(NamedTuple):
+    """The draws that are wanted in the end.
+
+    Attributes:
+        ess: Effective draws of every parameter; None where a number of draws is wanted.
+        num_samples: Draws of each chain; None where effective draws are wanted.
+        num_chains: Number of chains; None for a number that suits the kernel's work.
+        options: Bounds for the number of chains.
+        deadline: Time of :func:`time.perf_counter` after which draws are not doubled; or None.
+    """
+
+    ess: int | None
+    num_samples: int | None
+    num_chains: int | None
+    options: SearchOptions = SearchOptions()
+    deadline: float | None = None
+
+    def chains(self, work: StepWork) -> int:
+        """The number of chains of a kernel.
+
+        As many as balance the cost of an operation with that of its elements, but no more than
+        have :attr:`~pyro_flowsamp.SearchOptions.times_per_chain` effective draws each in the end.
+        """
+        if self.num_chains is not None:
+            return self.num_chains
+        least, most = self.options.min_chains, self.options.max_chains
+        if self.ess is not None:
+            most = min(most, int(self.ess / self.options.times_per_chain))
+        return int(max(least, min(most, work.balanced_chains)))
+
+    def steps(self, chains: int, ess_per_draw: float) -> float:
+        """Steps of each chain that reach the goal, at so many effective draws in each draw."""
+        if self.num_samples is not None:
+            per_draw = max(1.0, self.options.target_ess_per_draw / ess_per_draw)
+            return self.num_samples * per_draw
+        assert self.ess is not None
+        times = max(self.ess / chains, self.options.times_per_chain)
+        return times / ess_per_draw
 
 
 class Candidate(NamedTuple):
@@ -37,19 +95,27 @@ class Candidate(NamedTuple):
         run: The pilot run, whose chains can continue.
         length: Steps of the pilot run.
         ess_per_draw: Effective draws per draw.
-        seconds: Time of a step.
-        never_accepted_fraction: Share of its chains that never moved, see
-            :func:`never_accepted_fraction`.
+        work: Work of a step.
+        never_accepted_fraction: Share of its chains that never moved.
+        goal: The draws that are wanted.
         options: Bounds by which the pilot run is judged.
+        distrust: Why it cannot be trusted; empty where it can.
     """
 
     name: str
     run: VectorizedMCMC
     length: int
     ess_per_draw: float
-    seconds: float
+    work: StepWork
     never_accepted_fraction: float
+    goal: Goal
     options: SearchOptions = SearchOptions()
+    distrust: str = ""
+
+    @property
+    def num_chains(self) -> int:
+        """The number of chains that make the draws."""
+        return self.goal.chains(self.work)
 
     @property
     def thin(self) -> int:
@@ -68,36 +134,52 @@ class Candidate(NamedTuple):
         return self.ess_per_draw * self.length >= self.options.min_ess_per_chain
 
     @property
-    def reliable(self) -> bool:
-        """Whether the chains have been seen to mix.
+    def problem(self) -> str:
+        """Why the chains have not been seen to mix; empty where they have.
 
         An independence sampler never shows the regions that its flow does not reach, so that its
         flow must be good. Chains that never move are where the flow hardly ever draws: in a tail,
         which local moves would leave, or in a mode that hardly any of its draws are in.
         """
-        if self.is_independence_sampler and (
-            self.ess_per_draw < self.options.min_independence_ess or self.never_accepted_fraction
-        ):
-            return False
-        return self.enough_ess and self.never_accepted_fraction <= self.options.max_never_accepted
+        if self.is_independence_sampler:
+            if self.ess_per_draw < self.options.min_independence_ess:
+                return f"jumps have only {self.ess_per_draw:.2g} effective draws each"
+            if self.never_accepted_fraction:
+                return f"{self.never_accepted_fraction:.2%} of the chains never jumped"
+        if self.distrust:
+            return self.distrust
+        if not self.enough_ess:
+            return f"only {self.ess_per_draw * self.length:.2g} effective draws of a chain"
+        if self.never_accepted_fraction > self.options.max_never_accepted:
+            return f"{self.never_accepted_fraction:.2%} of the chains never moved"
+        return ""
 
-    def cost_to_finish(self, num_samples: int) -> float:
-        """Seconds for ``num_samples`` draws of each chain; infinite if it is not reliable."""
-        return self.at_least(num_samples) if self.reliable else inf
+    @property
+    def reliable(self) -> bool:
+        """Whether the chains have been seen to mix."""
+        return not self.problem
 
-    def at_least(self, num_samples: int) -> float:
-        """Seconds for ``num_samples`` draws of each chain, if it mixes as in the pilot run."""
-        steps = max(1.0, self.options.target_ess_per_draw / self.ess_per_draw)
-        return self.seconds * steps * num_samples
+    @property
+    def at_least(self) -> float:
+        """Work for all draws, if it mixes as in the pilot run."""
+        chains = self.num_chains
+        return self.work.of(chains) * self.goal.steps(chains, self.ess_per_draw)
+
+    @property
+    def work_to_finish(self) -> float:
+        """Work for all draws; infinite if it is not reliable."""
+        return self.at_least if self.reliable else inf
 
     @property
     def sort_key(self) -> tuple[bool, bool, float]:
         """The key whose smallest value is the best candidate's.
 
-        Among candidates that are not reliable, those with local moves come first.
+        Among candidates that are not reliable, those with local moves come first, and of these the
+        one whose chains have most effective draws: how much work it would take is not known.
         """
-        unreliable = not self.reliable
-        return unreliable, unreliable and self.is_independence_sampler, self.at_least(1)
+        if self.reliable:
+            return False, False, self.at_least
+        return True, self.is_independence_sampler, -self.ess_per_draw * self.length
 
 
 def run_pilot(
@@ -105,20 +187,19 @@ def run_pilot(
     kernel: FlowKernel,
     target: Target,
     starts: Tensor,
-    num_chains: int,
-    num_samples: int,
-    seconds: float,
+    goal: Goal,
+    work: float,
     options: SearchOptions = SearchOptions(),
 ) -> Candidate:
-    """Runs a kernel until its cost per effective draw is known, or known to be too high.
+    """Runs a kernel until its work per effective draw is known, or known to be too high.
 
     Arguments:
         name: Name of the method.
         kernel: The kernel.
         target: Its target.
         starts: Starting points of the chains, ``(C, d)``.
-        num_chains, num_samples: Chains, and draws of each, that are wanted in the end.
-        seconds: Time in which another kernel would make them.
+        goal: The draws that are wanted in the end.
+        work: Work with which another kernel would make them.
         options: Lengths of the run, and bounds by which it is judged.
 
     Returns:
@@ -130,144 +211,57 @@ def run_pilot(
 
     Example::
 
-        >>> import pyro
+        >>> import pyro, torch
         >>> from pyro_flowsamp import IMH, AutoFlow, FitOptions, Target
         >>> _ = pyro.set_rng_seed(0)
         >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
         >>> guide = AutoFlow(target, flow="gaussian", options=FitOptions(progress=False))
-        >>> starts = torch.randn(64, 2)
-        >>> found = run_pilot("IMH", IMH(guide=guide), target, starts, 64, 100, inf)
+        >>> starts, goal = torch.randn(64, 2), Goal(ess=4000, num_samples=None, num_chains=None)
+        >>> found = run_pilot("IMH", IMH(guide=guide), target, starts, goal, inf)
         >>> found.reliable, found.thin, found.ess_per_draw > 0.8
         (True, 1, True)
     """
-    params = target.unpack_unconstrained(starts)
     run = VectorizedMCMC(
         kernel,
-        options.pilot_steps,
+        1,
         options.pilot_warmup,
         len(starts),
-        initial_params=params,
+        initial_params=target.unpack_unconstrained(starts),
         disable_progbar=True,
     )
     run.min_acceptance = 0.0  # no warning: a kernel that hardly moves will not be chosen
+    before = target.evaluations
     run.run()
-    growth = max(1.0, num_chains / len(starts))  # of the time of a step: at most in proportion
+    step = _counted(run, options)
     while not run.interrupted:
         candidate = Candidate(
             name,
             run,
             run.num_samples,
             ess_per_draw(run.unconstrained, options.num_directions),
-            run.seconds["sampling"] / run.num_samples * growth,
+            step,
             never_accepted_fraction(run.statistics["accepted"]),
+            goal,
             options,
         )
-        slow = candidate.at_least(num_samples) >= seconds
-        if candidate.enough_ess or slow or run.num_samples >= options.max_pilot_steps:
+        slow = candidate.at_least >= work or run.num_samples >= options.max_pilot_steps
+        costly = target.evaluations - before >= options.max_pilot_evaluations
+        if candidate.enough_ess or slow or costly:
             return candidate
         run.resume(2 * run.num_samples)
     raise KeyboardInterrupt
 
 
-# ---- estimates from draws ------------------------------------------------------------------------
-def ess_per_draw(x: Tensor, num_directions: int = 8) -> float:
-    r"""Estimates effective draws per draw: the least of several functions of the draws.
-
-    The functions are the coordinates and their distances from the median, by rank, and the
-    ``num_directions`` principal directions of the standardised coordinates. Modes can be apart
-    along such a direction and hardly differ in any one coordinate.
-
-    Arguments:
-        x: Draws ``(chains, draws, d)``.
-        num_directions: Number of principal directions.
-
-    Returns:
-        A number between 1 / (chains · draws) and about 1.
-
-    References:
-        Vehtari et al., *Rank-Normalization, Folding, and Localization: An Improved* :math:`\hat R`
-        *for Assessing Convergence of MCMC*, 2021, https://arxiv.org/abs/1903.08008
-
-    Example::
-
-        >>> _ = torch.manual_seed(0)
-        >>> round(ess_per_draw(torch.randn(200, 50, 3)), 1)
-        1.0
-    """
-    x = x[: max(16, MAX_NUMBERS // x[0].numel())].double()
-    flat = x.flatten(0, 1)
-    flat = flat[:, flat.std(0) > 0]
-    u = (flat - flat.mean(0)) / flat.std(0)
-    if not u.numel() or not torch.isfinite(u).all():
-        return 1 / x[..., 0].numel()
-    _, axes = torch.linalg.eigh(u.mT @ u)
-    folded = (u - u.median(0).values).abs()
-    functions = torch.cat([u, folded, u @ axes[:, -num_directions:]], -1)
-    z = _normalised_ranks(functions).unflatten(0, x.shape[:2])
-    effective = effective_sample_size(z, chain_dim=0, sample_dim=1).nan_to_num(nan=1.0)
-    return float(effective.min().clamp(min=1)) / len(flat)
-
-
-def _normalised_ranks(x: Tensor) -> Tensor:
-    """Normal quantiles of the ranks in each column, with ties in random order."""
-    shuffle = torch.randperm(len(x), device=x.device)
-    ranks = torch.empty_like(x)
-    ranks[shuffle] = x[shuffle].argsort(0).argsort(0).to(x)
-    return torch.special.ndtri((ranks + 0.625) / (len(x) + 0.25))
-
-
-def r_hat(x: Tensor) -> float:
-    r"""The largest split R-hat of the coordinates, divided by its value for chains that have mixed.
-
-    For n draws of a chain, each with half an effective draw, R-hat is about
-    :math:`\sqrt{1 + 2/n}` when the chains have mixed. It is divided by :math:`\sqrt{1 + 8/n}`, so
-    that only more than four times that excess gives a result above 1.
-
-    Arguments:
-        x: Draws ``(chains, draws, d)``.
-
-    Example::
-
-        >>> _ = torch.manual_seed(0)
-        >>> x = torch.randn(50, 100, 2)
-        >>> r_hat(x) < 1.05, r_hat(x + torch.arange(50.0)[:, None, None]) > 10
-        (True, True)
-    """
-    found = split_gelman_rubin(x.double(), chain_dim=0, sample_dim=1).nan_to_num(nan=1.0).max()
-    return float(found) / (1 + 8 / x.shape[1]) ** 0.5
-
-
-def never_accepted_fraction(accepted: Tensor) -> float:
-    r"""The share of chains that never moved, or 0 where chance explains it.
-
-    If all chains moved with the same probability r, a share :math:`(1 - r)^n` of them would not
-    move in n draws. Up to three standard deviations more count as chance.
-
-    Arguments:
-        accepted: Whether each chain moved, ``(chains, draws)``.
-
-    Example::
-
-        >>> _ = torch.manual_seed(0)
-        >>> accepted = torch.rand(100, 50) < 0.5
-        >>> accepted[:3] = False
-        >>> never_accepted_fraction(accepted)
-        0.03
-    """
-    chains, draws = accepted.shape
-    never = float((~accepted).all(1).double().mean())
-    rate = float(accepted.double().mean())
-    chance = (1 - rate) ** draws if rate else 0.0
-    return never if never > chance + 3 * (chance / chains) ** 0.5 else 0.0
-
-
-def iqr(x: Tensor) -> Tensor:
-    """The interquartile range of each coordinate of draws ``(N, d)``.
-
-    Example::
-
-        >>> iqr(torch.arange(5.0)[:, None])
-        tensor([2.], dtype=torch.float64)
-    """
-    low, high = x.double().quantile(torch.tensor([0.25, 0.75]).to(x).double(), 0)
-    return high - low
+def _counted(run: VectorizedMCMC, options: SearchOptions) -> StepWork:
+    """Counts the work of the first steps after warm-up, and makes the others of the pilot run."""
+    if run.interrupted:
+        raise KeyboardInterrupt
+    steps = options.counted_steps
+    if isinstance(run.kernel, IMH):  # its proposals are evaluated ahead, for many steps at once
+        steps = max(steps, run.kernel.lookahead // run.num_chains)
+    with WorkCounter() as counter:
+        run.resume(steps)
+    if run.interrupted:  # the next call would forget it
+        raise KeyboardInterrupt
+    run.resume(options.pilot_steps)
+    return StepWork(counter.operations / steps, counter.elements / steps, run.num_chains)

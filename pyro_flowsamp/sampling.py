@@ -1,66 +1,96 @@
 r"""Sampling from a model's posterior in one call, by a search over candidate samplers.
 
-The candidates are HMC in coordinates where the posterior has unit covariance, and three flows: a
-Gaussian mixture, an affine coupling flow and a spline flow. Each flow is used by two kernels, the
-independence sampler :class:`~pyro_flowsamp.IMH` and :class:`~pyro_flowsamp.LocalGlobalHMC`, which
-makes local moves too.
+The search begins with all modes (:mod:`pyro_flowsamp.smc.mode_search`). Its particles give a
+Gaussian, a mixture, and the starting points of all chains. The candidates are HMC in coordinates
+where the posterior has nearly unit covariance, and samplers that jump by a flow: by the mixture, by
+an affine coupling flow or by a spline flow. Each flow is used by two kernels, the independence
+sampler :class:`~pyro_flowsamp.IMH` and :class:`~pyro_flowsamp.LocalGlobalHMC`, which makes local
+moves too. Flows are trained by the path gradient of the reverse KL divergence. Where this loses
+modes, so that no kernel mixes, they are trained by forward KL too, on the particles and on draws of
+the best chains so far.
 
-Particles are annealed from an over-dispersed Gaussian (:func:`~pyro_flowsamp.tempered_smc`). They
-find the modes, give the covariance, and are the starting points of all chains. Flows are trained by
-the path gradient of the reverse KL divergence. Where this loses modes, so that no kernel mixes,
-they are trained by forward KL too, on the particles and on draws of the best chains so far.
-
-A pilot run of each kernel (:mod:`pyro_flowsamp.pilot`) estimates the time T in which it would make
-the draws. No other kernel can save more than the least T so far: one is run, and its flow trained,
-only if this takes less than T, and the search ends after 2 T. The kernel with the least T makes the
-draws; if no flow is faster than HMC, that is HMC. Before the first draw that is kept its chains run
-until all have moved (at several modes: until the flow's proposals have moved them), and then as
-long again. Particles give modes and tails the wrong weights, with an error that all chains share.
+A pilot run of each kernel (:mod:`pyro_flowsamp.pilot`) estimates the work with which it would make
+the draws. No other kernel can save more than the least work so far: one is run, and its flow
+trained, only if this takes less. Work is counted in operations and elements. The kernel with the
+least work makes the draws; if no flow takes less than HMC, that is HMC. Before the first draw that
+is kept its chains run until all have moved (at several modes: until the flow's proposals have moved
+them), and then as long again.
 
 Every kernel leaves the posterior invariant, whatever its flow, and is not adapted any more during
-the draws that are returned.
+the draws that are returned. What can be wrong is what no chain has reached. So jumps are trusted
+only where the tails of their weights and local moves agree (:mod:`pyro_flowsamp.trust`), two
+searches for modes must agree with each other and with the chains, and chains must agree whatever
+their starting points.
 """
 
 from __future__ import annotations
 
+import logging
+import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from math import ceil
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
+from torch import Tensor
 
+from .convergence import bulk_and_tail_ess, group_by_start, nested_r_hat
+from .draw_buffer import given_points
 from .export import to_arviz
 from .options import SearchOptions
-from .pilot import Candidate, r_hat
+from .pilot import Candidate, Goal
 from .search import SamplerSearch
 from .target.density import Target, as_target
+from .target.precision import as_double, rounding_error
 from .target.site import Values
+from .vectorized import VectorizedMCMC
+from .verdict import advice, problems_of_draws, problems_of_search
 
 __all__ = ["burn_in", "finish", "sample"]
+
+log = logging.getLogger(__name__)
+DEFAULT_ESS = 4000  #: effective draws of every parameter, where the caller asks for nothing
+FEWEST_DRAWS = 8  #: draws of a chain from which on its two halves can be compared
 
 
 def sample(
     model: Callable,
     *args: Any,
-    num_samples: int = 100,
-    num_chains: int = 1000,
+    ess: int | None = None,
+    num_samples: int | None = None,
+    num_chains: int | None = None,
     seed: int | None = None,
     progress: bool = True,
     log_likelihood: bool = False,
     search: SearchOptions = SearchOptions(),
+    candidates: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    initial_params: Values | None = None,
+    start: Any = None,
+    max_seconds: float | None = None,
     **kwargs: Any,
 ) -> Any:
-    r"""Draws from the posterior of a model, with the MCMC method that is estimated to be fastest.
+    r"""Draws from the posterior of a model, with the MCMC method that takes the least work.
 
-    It compares Hamiltonian Monte Carlo and several normalizing flows by short pilot runs, and
-    trains a flow only where it could save time. The chosen method is an exact MCMC kernel. It is
-    not adapted any more during the draws that are returned. If a draw has less than half an
-    effective draw, chains are thinned, at most 20-fold.
+    It searches for all modes, compares Hamiltonian Monte Carlo and several normalizing flows by
+    short pilot runs, and trains a flow only where it could save work. The chosen method is an exact
+    MCMC kernel. It is not adapted any more during the draws that are returned. If a draw has less
+    than half an effective draw, chains are thinned, at most 20-fold.
 
-    The method depends on the speed of the machine. Two calls with the same seed give the same draws
-    if they choose the same method, after the same number of training steps.
+    By default it draws until every parameter has an effective sample size of 4000, of the bulk and
+    of the tails. This is looked at when the number of draws has doubled, and not more often.
+
+    Work is counted in operations and not in seconds. A seed gives the same draws however busy the
+    machine is.
+
+    What has been seen to be wrong, or not to be settled, is told in a warning and in the attributes
+    ``reliable`` and ``problems``.
 
     Ctrl-C ends the search, and the best method so far makes the draws. A second Ctrl-C ends the
     sampling, and the draws so far are returned.
@@ -68,39 +98,56 @@ def sample(
     Arguments:
         model: A Pyro model, or a :class:`~pyro_flowsamp.Target`.
         args, kwargs: Arguments of the model.
-        num_samples: Draws kept of each chain.
-        num_chains: Number of chains. They run as one tensor, so that many short chains take less
-            time than few long ones.
-        seed: Seed for :func:`pyro.set_rng_seed`; by default the generator's state is left as it
-            is.
+        ess: Effective sample size that every parameter must have; by default 4000, unless
+            ``num_samples`` is given.
+        num_samples: Draws kept of each chain, in place of ``ess``.
+        num_chains: Number of chains; by default a number that suits the work of a step, and 1000
+            with ``num_samples``.
+        seed: Seed for :func:`pyro.set_rng_seed`. The global random state is then left as it was.
         progress: Whether to show progress bars.
         log_likelihood: Whether the result has the log-likelihood of each observation, see
             :func:`~pyro_flowsamp.to_arviz`.
         search: Options of the search, see :class:`~pyro_flowsamp.SearchOptions`.
+        candidates, exclude: Kernels and flows to compare, and to leave out; names as in
+            :attr:`SearchOptions.candidates <pyro_flowsamp.SearchOptions>`.
+        initial_params: Unconstrained values ``{site: (N, ...)}`` at which the search for modes
+            begins too, beside points of its own.
+        start: A result of an earlier call for the same sites, for example with other data; the
+            search for modes begins at draws of it too.
+        max_seconds: Time after which the number of draws is not doubled any more; the only use of
+            the clock.
 
     Returns:
         An ArviZ object, ``InferenceData`` or (ArviZ 1.x) ``DataTree``, with the dimensions chain
         and draw. Its attributes describe the sampling:
 
         - ``method``: the method that made the draws;
-        - ``candidates``: the methods that were compared, each with the estimated seconds for all
-          draws; infinite if it has not been seen to mix;
-        - ``reliable``: 1 if the chains have been seen to mix, else 0;
+        - ``candidates``: the methods that were compared, each with the work for all draws, or with
+          what speaks against it;
+        - ``reliable``: 1 if nothing has been seen to be wrong, else 0;
+        - ``problems``: what has been seen to be wrong, in words;
         - ``thin``: steps of the chain for each draw;
-        - ``evaluations``: evaluations of the posterior density;
+        - ``dtype``: the type in which the density was evaluated; float64 where the rounding errors
+          of float32 were too large and the model allowed it;
+        - ``evaluations``: evaluations of the posterior density; ``evaluations_start``: those of the
+          search for modes;
+        - ``modes``: components of the mixture that was fitted to all modes; ``unseen_mass``: the
+          share of the mass that one of two searches has found alone;
+        - ``log_evidence``, ``log_evidence_error``: log evidence by the annealed particles, and its
+          standard error;
         - ``seconds_start``, ``seconds_training``, ``seconds_pilot``, ``seconds_sampling``:
-          wall-clock time of the annealing, the training of flows, the pilot runs with their
+          wall-clock time of the search for modes, the training of flows, the pilot runs with their
           warm-up, and the draws with their burn-in.
 
     Raises:
         ValueError: The model has no continuous site, or no point of finite density; a count is out
-            of range; a :class:`~pyro_flowsamp.Target` is given arguments.
+            of range; both ``ess`` and ``num_samples`` are given; a
+            :class:`~pyro_flowsamp.Target` is given arguments, or is at several contexts.
         RuntimeError: No kernel runs on the posterior; the cause is the last one's error.
 
     Warns:
-        UserWarning: No method has been seen to mix; chains disagree, never move, or spread without
-            bound, as they do when the posterior is improper; a method has failed; the model has no
-            observations.
+        UserWarning: Something has been seen to be wrong, see ``problems``; the posterior may be
+            improper; a method has failed; the model has no observations.
 
     References:
         Del Moral, Doucet & Jasra, *Sequential Monte Carlo samplers*, 2006,
@@ -116,95 +163,236 @@ def sample(
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-        >>> data = pyro_flowsamp.sample(
-        ...     model, torch.tensor(1.0), num_samples=20, num_chains=200, seed=0, progress=False
-        ... )
+        >>> data = pyro_flowsamp.sample(model, torch.tensor(1.0), seed=0, progress=False)
         >>> abs(float(data["posterior"]["mean"].mean()) - 0.5) < 0.05  # truth: Normal(0.5, 0.71)
         True
         >>> data.attrs["reliable"]
         1
     """
-    if num_samples < 1 or num_chains < 2:
-        raise ValueError(
-            f"num_samples must be at least 1 and num_chains at least 2, got {num_samples} and "
-            f"{num_chains}"
-        )
-    if seed is not None:
-        pyro.set_rng_seed(seed)
+    if candidates or exclude:
+        search = replace(search, candidates=tuple(candidates), exclude=tuple(exclude))
+    goal = _goal(ess, num_samples, num_chains, search)._replace(deadline=_deadline(max_seconds))
     target = as_target(model, *args, **kwargs)
+    if target.contexts is not None:
+        raise ValueError(
+            "sample() draws at one context, and the target is at several: give a target at one, or "
+            "train a guide for all of them and use VectorizedMCMC"
+        )
     if not target.has_observations:
         warnings.warn("nothing is observed: the draws are of the model's prior", stacklevel=2)
-    sampler = SamplerSearch(target, num_samples, num_chains, progress, search)
-    best = sampler.search()
-    disagreement = r_hat(best.run.unconstrained)
-    with sampler.timed("sampling"):
-        finish(best, target, num_samples, num_chains, progress)
-    if best.run.num_samples > 3:  # after Ctrl-C there may be fewer than were asked for
-        disagreement = max(disagreement, r_hat(best.run.unconstrained))
-    _warn_of_problems(best, disagreement)
+    with _seeded(seed):
+        points = given_points(target, initial_params, start)
+        sampler = SamplerSearch(target, goal, progress, search, points)
+        sampler.find_modes()
+        sampler, problems = _precise_enough(sampler)
+        best = sampler.search()
+        problems += problems_of_search(best, sampler.modes)
+        log.info("%s: about %.1g operations or elements for the draws", best.name, best.at_least)
+        with sampler.timed("sampling"):
+            before = sampler.target.evaluations - sampler.evaluations
+            problems += finish(best, sampler.target, progress, before)
+        problems += problems_of_draws(best, sampler.modes)
+    if problems:
+        warnings.warn(advice(problems), stacklevel=2)
     data = to_arviz(best.run, log_likelihood=log_likelihood)
-    data.attrs.update(sampler.attributes(best))
+    data.attrs.update(_attributes(sampler, best, problems))
     return data
 
 
-def finish(
-    best: Candidate, target: Target, num_samples: int, num_chains: int, progress: bool
-) -> None:
+def _goal(
+    ess: int | None, num_samples: int | None, num_chains: int | None, options: SearchOptions
+) -> Goal:
+    if ess is not None and num_samples is not None:
+        raise ValueError("give ess or num_samples, not both")
+    if num_samples is None and ess is None:
+        ess = DEFAULT_ESS
+    if num_samples is not None and num_chains is None:
+        num_chains = options.max_chains
+    for name, value, least in (
+        ("ess", ess, 1),
+        ("num_samples", num_samples, 1),
+        ("num_chains", num_chains, 2),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    return Goal(ess, num_samples, num_chains, options)
+
+
+def _deadline(max_seconds: float | None) -> float | None:
+    if max_seconds is None:
+        return None
+    if not max_seconds > 0:
+        raise ValueError(f"max_seconds must be positive, got {max_seconds}")
+    return perf_counter() + max_seconds
+
+
+def _precise_enough(sampler: SamplerSearch) -> tuple[SamplerSearch, list[str]]:
+    """The search itself, or one in float64 where the density has too large rounding errors."""
+    target, options = sampler.target, sampler.options
+    x = sampler.particles[: options.rounding_points]
+    error = rounding_error(target, x)
+    if target.dtype == torch.float64 or error <= options.max_rounding_error:
+        return sampler, []
+    double = as_double(target)
+    if double is None:
+        return sampler, [
+            f"the log density has rounding errors of {error:.2g} nats: give the model its data in "
+            f"float64 and call torch.set_default_dtype(torch.float64) first"
+        ]
+    log.info("rounding errors of %.2g nats: the density is evaluated in float64", error)
+    points = None if sampler.points is None else sampler.points.double()
+    again = SamplerSearch(double, sampler.goal, sampler.progress, options, points)
+    again.find_modes()
+    return again, []
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Seeds all generators, and gives them their states back at the end; nothing without seed."""
+    if seed is None:
+        yield
+        return
+    states = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        try:
+            pyro.set_rng_seed(seed)
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+# ---- draws ---------------------------------------------------------------------------------------
+def finish(best: Candidate, target: Target, progress: bool, before: int = 0) -> list[str]:
     """Makes the draws that were asked for, by chains that continue from those of the pilot run.
 
     Arguments:
         best: The candidate; the draws replace those of its run.
         target: Its target.
-        num_samples: Draws kept of each chain.
-        num_chains: Number of chains.
         progress: Whether to show a progress bar.
+        before: Evaluations of the target before the search began.
+
+    Returns:
+        What is wrong with the draws, in words.
     """
-    run = best.run
+    run, goal, chains = best.run, best.goal, best.num_chains
     x = run.unconstrained.flatten(0, 1)
     x = x[torch.randperm(len(x), device=x.device)]
-    x = x[torch.arange(num_chains, device=x.device) % len(x)]  # equal where there are too few
-    burn_in(best, target, num_samples, target.unpack_unconstrained(x))
-    if not run.interrupted:
-        run.disable_progbar = not progress
-        run.resume(num_samples, best.thin)
+    x = x[torch.arange(chains, device=x.device) % len(x)]  # equal where there are too few
+    planned = goal.num_samples or ceil(goal.steps(chains, best.ess_per_draw) / best.thin)
+    if not best.reliable and goal.num_samples is None:
+        planned = min(planned, best.options.unreliable_draws)
+    problems = burn_in(best, target, planned, target.unpack_unconstrained(x), before)
+    if run.interrupted:
+        return problems
+    run.disable_progbar = not progress
+    if goal.num_samples is not None:
+        run.resume(goal.num_samples, best.thin)
+        return problems
+    groups = group_by_start(_standardised(x), best.options.start_groups)
+    return problems + _draw_until_enough(best, max(FEWEST_DRAWS, planned // 2), groups)
 
 
-def burn_in(best: Candidate, target: Target, num_samples: int, starts: Values) -> None:
+def _standardised(x: Tensor) -> Tensor:
+    return (x - x.mean(0)) / x.std(0).clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def _draw_until_enough(best: Candidate, draws: int, groups: Tensor) -> list[str]:
+    """Draws, and doubles the draws until they are enough; returns what is wrong at the end.
+
+    Chains are looked at when their number of draws has doubled, and not more often: a run that is
+    stopped at the first moment at which it looks good looks better than it is.
+    """
+    run, options = best.run, best.options
+    run.resume(draws, best.thin)
+    for left in range(options.max_doublings, -1, -1):
+        if run.interrupted:
+            return []
+        wrong = _shortfall(run, best, groups)
+        if not wrong or not best.reliable and run.num_samples >= options.unreliable_draws:
+            return wrong
+        if best.goal.deadline is not None and perf_counter() > best.goal.deadline:
+            return [*wrong, "max_seconds are over"]
+        if left:
+            run.resume(run.num_samples, best.thin, append=True)
+    return wrong
+
+
+def _shortfall(run: VectorizedMCMC, best: Candidate, groups: Tensor) -> list[str]:
+    """Effective draws that are missing so far, and chains that depend on their start, in words."""
+    goal, options = best.goal, best.options
+    assert goal.ess is not None
+    x = _columns(run)
+    bulk, tail = (found[~found.isnan()] for found in bulk_and_tail_ess(x))
+    wanted = max(goal.ess, int(options.times_per_chain * run.num_chains))
+    wrong = []
+    for name, found in (("bulk", bulk), ("tails", tail)):
+        least = float(found.min()) if len(found) else float(wanted)
+        if least < wanted:
+            wrong.append(f"the {name} has an effective sample size of {least:.0f}, not {wanted}")
+    nested = nested_r_hat(run.unconstrained, groups)
+    if nested > options.max_nested_r_hat:
+        wrong.append(f"chains depend on where they started: nested R-hat is {nested:.3f}")
+    return wrong
+
+
+def _columns(run: VectorizedMCMC) -> Tensor:
+    """The constrained draws, ``(chains, draws, D)``."""
+    values = run.get_samples(group_by_chain=True).values()
+    return torch.cat(
+        [value.flatten(2) if value.dim() > 2 else value[..., None] for value in values], -1
+    )
+
+
+def burn_in(
+    best: Candidate, target: Target, num_samples: int, starts: Values, before: int = 0
+) -> list[str]:
     """Runs the chains until every one has moved, and then as long again.
 
     Particles give modes and tails the wrong weights, with an error that all chains share and that
     their spread does not show. A tail that a flow draws too seldom from is entered as seldom as it
-    is left. So where steps are cheap it takes more of them, for a tenth of the evaluations so far.
-    (It counts evaluations and not seconds, so that the draws do not depend on the clock.)
+    is left. So where steps are cheap it takes more of them, for a tenth of the evaluations so far,
+    without those ``before`` the search began.
+
+    Returns:
+        What is wrong, in words.
     """
-    run, block, before = best.run, best.options.burn_in_block, target.evaluations
+    run, block, found = best.run, best.options.burn_in_block, target.evaluations
     run.resume(block * best.thin, 1, starts)
     moved, blocks = run.statistics["accepted"].any(1), 1
     while not (run.interrupted or bool(moved.all()) or blocks >= num_samples // block):
         run.resume(block * best.thin)
         moved, blocks = moved | run.statistics["accepted"].any(1), blocks + 1
     if run.interrupted:
-        return
-    more = best.options.burn_in_fraction * before / max(1, target.evaluations - before)
+        return []
+    spent = max(1, target.evaluations - found)
+    more = best.options.burn_in_fraction * (found - before) / spent
     run.resume(ceil(blocks * max(1.0, more)), block * best.thin)
-    if not bool(moved.all()):
-        warnings.warn(
-            f"{int((~moved).sum())} of {len(moved)} chains have never moved: {best.name} hardly "
-            f"ever proposes points near where they started, so that the probability of that region "
-            f"is not well known",
-            stacklevel=4,
-        )
+    if bool(moved.all()):
+        return []
+    return [
+        f"{int((~moved).sum())} of {len(moved)} chains have never moved: {best.name} hardly ever "
+        f"proposes points near where they started, so that the probability of that region is not "
+        f"well known"
+    ]
 
 
-def _warn_of_problems(best: Candidate, disagreement: float) -> None:
-    """Warns if the pilot run or the draws show that the chains have not mixed."""
-    if not best.reliable:
-        warnings.warn(
-            f"no kernel has been seen to mix: a draw of {best.name} has {best.ess_per_draw:.2g} "
-            f"effective draws, if its chains have reached every region. Read effective sample "
-            f"sizes and R-hat, ask for more samples, or reparametrise the model. An improper "
-            f"posterior has this effect too.",
-            stacklevel=3,
-        )
-    if disagreement > best.options.max_r_hat:
-        warnings.warn(f"the chains disagree: R-hat is {disagreement:.2f}", stacklevel=3)
+def _attributes(sampler: SamplerSearch, best: Candidate, problems: list[str]) -> dict[str, Any]:
+    """The attributes of the result, of types that ArviZ can store."""
+    agreement = sampler.modes.agreement
+    return {
+        "method": best.name,
+        "candidates": "; ".join(sampler.compared),
+        "reliable": int(not problems),
+        "problems": "; ".join(problems),
+        "thin": best.thin,
+        "dtype": str(sampler.target.dtype).removeprefix("torch."),
+        "evaluations": sampler.evaluations,
+        "evaluations_start": sampler.modes.evaluations,
+        "modes": agreement.num_modes,
+        "unseen_mass": agreement.unseen,
+        "log_evidence": float(agreement.best_evidence.value),
+        "log_evidence_error": float(agreement.best_evidence.standard_error),
+        **{f"seconds_{name}": value for name, value in sampler.timed.seconds.items()},
+    }

@@ -1,4 +1,4 @@
-"""The search for the sampler with the least time for the draws of one target."""
+"""The search for the sampler that makes the draws of one target with the least work."""
 
 from __future__ import annotations
 
@@ -8,44 +8,88 @@ from contextlib import contextmanager
 from functools import partial
 from math import inf
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .candidates import fit_mixture_guide, flow_candidates, num_components, train_guide
-from .guides.auto_flow import MAX_COMPONENTS, AutoFlow
+from .candidates import (
+    better_gaussian,
+    flow_candidates,
+    gaussian_guide,
+    mixture_guide,
+    mixture_name,
+    train_guide,
+)
+from .guides.auto_flow import AutoFlow
 from .kernels.base import FlowKernel
 from .kernels.imh import IMH
 from .kernels.latent import LatentHMC
 from .kernels.local_global import LocalGlobalHMC
 from .options import FitOptions, SearchOptions
-from .pilot import Candidate, iqr, run_pilot
-from .smc.tempering import tempered_smc
+from .pilot import Candidate, Goal, run_pilot
+from .smc.mode_search import FoundModes, ModeSearch
 from .target.density import Target
+from .target.work import WorkCounter
+from .transitions.trajectory_length import TrajectoryOptions
+from .trust import growth_without_bound, immobile_problem, jumps_problem
 
 __all__ = ["SamplerSearch"]
 
 
+class PhaseTimes:
+    """Wall-clock times of phases, for the report only.
+
+    Arguments:
+        phases: Names of the phases.
+
+    Attributes:
+        seconds: The time of each phase so far.
+
+    Example::
+
+        >>> timed = PhaseTimes("pilot")
+        >>> with timed("pilot"):
+        ...     pass
+        >>> timed.seconds["pilot"] >= 0
+        True
+    """
+
+    def __init__(self, *phases: str) -> None:
+        self.seconds = dict.fromkeys(phases, 0.0)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Adds the time of a block to a phase."""
+        clock = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += perf_counter() - clock
+
+
 class SamplerSearch:
-    """The search for the fastest sampler of one target, with the time that it has taken.
+    """The search for the sampler of one target that takes the least work.
 
     Arguments:
         target: The target.
-        num_samples: Draws of each chain that are wanted.
-        num_chains: Number of chains that are wanted.
+        goal: The draws that are wanted.
         progress: Whether to show progress bars.
         options: Options of the search.
+        points: Points ``(N, d)`` that the search for modes looks at too, or None.
 
     Attributes:
-        particles: Annealed particles ``(N, d)``, in random order; set by :meth:`run_smc`.
-        seconds: Time of the "start", the "training", the "pilot" runs and the "sampling".
+        modes: What the search for modes has found; set by :meth:`find_modes`.
+        particles: Its particles ``(N, d)``, in random order.
+        timed: Times of the "start", the "training", the "pilot" runs and the "sampling".
+        compared: The candidates so far, with their work and what is wrong with them.
 
     Example::
 
         >>> _ = torch.manual_seed(0)
         >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
-        >>> search = SamplerSearch(target, num_samples=10, num_chains=100, progress=False)
+        >>> goal = Goal(ess=1000, num_samples=None, num_chains=None)
+        >>> search = SamplerSearch(target, goal, progress=False)
+        >>> search.find_modes()
         >>> search.search().reliable
         True
     """
@@ -53,116 +97,114 @@ class SamplerSearch:
     def __init__(
         self,
         target: Target,
-        num_samples: int,
-        num_chains: int,
+        goal: Goal,
         progress: bool,
         options: SearchOptions = SearchOptions(),
+        points: Tensor | None = None,
     ) -> None:
-        self.target, self.progress, self.options = target, progress, options
-        self.num_samples, self.num_chains = num_samples, num_chains
-        self.seconds = dict.fromkeys(("start", "training", "pilot", "sampling"), 0.0)
+        self.target, self.goal, self.points = target, goal, points
+        self.progress, self.options = progress, options
+        self.timed = PhaseTimes("start", "training", "pilot", "sampling")
         self.compared: list[str] = []
         self._evaluations_before = target.evaluations
         self._stopped = False  # by Ctrl-C, or because the posterior seems to be improper
         self._failure: Exception | None = None
-        self._searched = 0.0  # seconds since the first reliable candidate
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Adds the time of a block to a phase of :attr:`seconds`."""
-        clock = perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += perf_counter() - clock
-            self._searched += perf_counter() - clock
+        self._searched = 0.0  # work since the first reliable candidate
 
     @property
     def evaluations(self) -> int:
         """Evaluations of the target since the search began."""
         return self.target.evaluations - self._evaluations_before
 
-    def attributes(self, best: Candidate) -> dict[str, Any]:
-        """The attributes of :func:`sample`'s result, of types that ArviZ can store."""
-        return {
-            "method": best.name,
-            "reliable": int(best.reliable),
-            "thin": best.thin,
-            "candidates": ", ".join(self.compared),
-            "evaluations": self.evaluations,
-            **{f"seconds_{name}": value for name, value in self.seconds.items()},
-        }
-
     # ---- the search -----------------------------------------------------------------------------
 
-    def run_smc(self, many_modes: bool = False) -> None:
-        """Anneals particles, and measures the time of an evaluation."""
-        num, moves = self.options.particles, self.options.mcmc_steps
-        if many_modes:
-            num, moves = self.options.particles_many_modes, self.options.mcmc_steps_many_modes
+    def find_modes(self) -> None:
+        """Searches for all modes, and counts the work of an evaluation."""
         with self.timed("start"):
-            x = tempered_smc(self.target, num, mcmc_steps=moves).x
-        # Neighbours may descend from one particle.
-        self.particles = x[torch.randperm(len(x), device=x.device)]
-        self._seconds_per_evaluation = self.seconds["start"] / self.evaluations
+            found = ModeSearch(self.target, self.options.modes, self.points).run()
+        self.modes: FoundModes = found
+        self.particles = self.modes.x
+        few = self.particles[: self.options.pilot_chains]
+        with WorkCounter() as counter:
+            self.target.log_prob_and_grad(few)
+        self._work_per_evaluation = counter.work / len(few)
+
+    @property
+    def several_modes(self) -> bool:
+        """Whether the particles have several modes."""
+        return self.modes.agreement.num_modes > 1
 
     def search(self) -> Candidate:
-        """Returns the best kernel, once no other could save more time than it takes to find out.
+        """Returns the best kernel, once no other could save more work than it takes to find out.
+
+        :meth:`find_modes` comes first.
 
         Raises:
             RuntimeError: No kernel runs on the target.
             KeyboardInterrupt: It was interrupted before the end of the first pilot run.
         """
-        self.run_smc()
-        mixture = self.fit_mixture_guide(MAX_COMPONENTS)
-        if num_components(mixture) > 1:  # few particles give the modes inaccurate weights
-            self.run_smc(many_modes=True)
-            mixture = self.fit_mixture_guide(MAX_COMPONENTS)
-        gaussian = self.fit_mixture_guide(1)
-        several_modes = num_components(mixture) > 1
-        name = "mixture" if several_modes else "Gaussian"
-        hmc = LatentHMC(guide=gaussian, num_steps=self.options.hmc_steps)
-        best = self.consider(None, f"IMH ({name})", IMH(guide=mixture))
-        best = self.consider(best, "HMC", hmc)
-        best = self.consider(best, f"LocalGlobalHMC ({name})", LocalGlobalHMC(guide=mixture))
-        for flow, from_draws in flow_candidates(self.target, several_modes):
-            if from_draws and self.cost_to_finish(best) < inf:
+        coordinates = self.modes.coordinates
+        whitening = coordinates.loc, coordinates.scale_tril
+        self._affine = better_gaussian(self.particles.double(), *whitening)
+        mixture = mixture_guide(self.target, *whitening, self.modes.mixture)
+        gaussian = gaussian_guide(self.target, *self._affine)
+        name = mixture_name(self.target, self.modes.mixture)
+        trajectory = TrajectoryOptions(max_steps=self.options.max_leapfrogs)
+        best = self.consider(None, "IMH", name, IMH(guide=mixture))
+        best = self.consider(best, "HMC", "", LatentHMC(guide=gaussian, trajectory=trajectory))
+        both = LocalGlobalHMC(guide=mixture, trajectory=trajectory)
+        best = self.consider(best, "LocalGlobalHMC", name, both)
+        for flow, from_draws in flow_candidates(self.target, self.several_modes):
+            if (from_draws and self.work_to_finish(best) < inf) or not self.options.wants(flow):
                 continue
             if (guide := self.train_candidate(flow, from_draws, best)) is None:
                 break
             name = f"{flow}, from draws" if from_draws else flow
-            best = self.consider(best, f"IMH ({name})", IMH(guide=guide))
-            best = self.consider(best, f"LocalGlobalHMC ({name})", LocalGlobalHMC(guide=guide))
+            best = self.consider(best, "IMH", name, IMH(guide=guide))
+            both = LocalGlobalHMC(guide=guide, trajectory=trajectory)
+            best = self.consider(best, "LocalGlobalHMC", name, both)
         if best is None:
             raise RuntimeError("no kernel runs on this posterior") from self._failure
         return best
 
-    def cost_to_finish(self, best: Candidate | None) -> float:
-        """Seconds in which the best candidate so far makes the draws; infinite if unknown."""
-        return inf if best is None else best.cost_to_finish(self.num_samples)
+    def work_to_finish(self, best: Candidate | None) -> float:
+        """Work with which the best candidate so far makes the draws; infinite if unknown."""
+        return inf if best is None else best.work_to_finish
 
-    def worth_trying(self, best: Candidate | None, seconds: float) -> bool:
-        """Whether a step of the search that takes so many seconds could save as many.
+    def worth_trying(self, best: Candidate | None, evaluations: float, work: float) -> bool:
+        """Whether a step of the search that takes so much work could save as much.
 
-        The whole search must not take longer than ``patience`` times the time for all draws,
-        either.
+        The whole search must not take more than ``patience`` times the work for all draws, either,
+        and no more evaluations than a share of all.
         """
-        left = self.cost_to_finish(best)
-        patient = self._searched + seconds <= self.options.patience * left
-        return not self._stopped and seconds <= left and patient
+        left, options = self.work_to_finish(best), self.options
+        bound = float(options.max_evaluations)
+        if left < inf:
+            draws = left / self._work_per_evaluation
+            bound = options.search_fraction / (1 - options.search_fraction) * draws
+            bound = max(bound, options.min_evaluations)
+        affordable = self.evaluations + evaluations <= bound
+        patient = self._searched + work <= options.patience * left
+        return not self._stopped and affordable and work <= left and patient
 
-    def consider(self, best: Candidate | None, name: str, kernel: FlowKernel) -> Candidate | None:
-        """Returns the better of the best candidate so far and a kernel.
+    def consider(
+        self, best: Candidate | None, method: str, flow: str, kernel: FlowKernel
+    ) -> Candidate | None:
+        """Returns the better of the best candidate so far and a kernel with a flow.
 
         The kernel is run only if that costs less than it may save.
         """
-        steps = self.options.pilot_chains * self.options.min_pilot_steps
+        if not self.options.wants(method, flow.removesuffix(", from draws")):
+            return best
+        name = f"{method} ({flow})" if flow else method
+        steps = self._pilot_chains(kernel) * self.options.min_pilot_steps
         evaluations = steps * _evaluations_per_step(kernel, self.options)
-        if not self.worth_trying(best, self._seconds_per_evaluation * evaluations):
+        work = self._work_per_evaluation * evaluations
+        if best is not None and not self.worth_trying(best, evaluations, work):
             return best
         try:
             with self.timed("pilot"):
-                candidate = self.run_pilot(name, kernel, self.cost_to_finish(best))
+                candidate = self.run_pilot(name, kernel, self.work_to_finish(best))
         except KeyboardInterrupt:
             self._stop(best)
             return best
@@ -170,37 +212,48 @@ class SamplerSearch:
             self._failure = error
             warnings.warn(f"{name} is left out: {error}", stacklevel=4)
             return best
-        self.compared.append(f"{name}: {self.cost_to_finish(candidate):.3g} s")
-        if self.cost_to_finish(best) == inf:
+        fate = candidate.problem or f"{candidate.at_least:.3g} of work"
+        self.compared.append(f"{name}: {fate}")
+        if self.work_to_finish(best) == inf:
             self._searched = 0.0
+        self._searched += work
         return min(best or candidate, candidate, key=lambda found: found.sort_key)
 
-    def run_pilot(self, name: str, kernel: FlowKernel, seconds: float) -> Candidate:
-        """Runs a kernel until it is known whether it makes the draws in less than ``seconds``.
+    def _pilot_chains(self, kernel: FlowKernel) -> int:
+        options = self.options
+        return options.pilot_chains if isinstance(kernel, IMH) else options.local_pilot_chains
 
-        If its chains spread without bound, the search ends with a warning.
+    def run_pilot(self, name: str, kernel: FlowKernel, work: float) -> Candidate:
+        """Runs a kernel until it is known whether it makes the draws with less than ``work``.
+
+        If its chains spread without bound, and the density allows that, the search ends with a
+        warning.
         """
-        starts = self.particles[: self.options.pilot_chains]
-        candidate = run_pilot(
-            name,
-            kernel,
-            self.target,
-            starts,
-            self.num_chains,
-            self.num_samples,
-            seconds,
-            self.options,
-        )
-        growth = float((iqr(candidate.run.unconstrained[:, -1]) / iqr(self.particles)).max())
-        if growth > self.options.max_spread:
-            self._stopped = True
-            warnings.warn(
-                f"chains of {name} spread without bound: their interquartile range is "
-                f"{growth:.2g} times that of the annealed particles that they started at. The "
-                f"posterior may be improper: give every site a proper prior.",
-                stacklevel=5,
-            )
+        options = self.options
+        starts = self.particles[: self._pilot_chains(kernel)]
+        candidate = run_pilot(name, kernel, self.target, starts, self.goal, work, options)
+        if candidate.reliable:
+            x = candidate.run.unconstrained
+            if candidate.is_independence_sampler:
+                problem = jumps_problem(kernel, self.target, x, self.particles, options)
+            else:
+                problem = immobile_problem(kernel, self.target, self.particles, options)
+            candidate = candidate._replace(distrust=problem)
+        self._warn_if_improper(name, candidate.run.unconstrained[:, -1])
         return candidate
+
+    def _warn_if_improper(self, name: str, x: Tensor) -> None:
+        growth = growth_without_bound(self.target, self.particles, x, self.options)
+        if growth is None:
+            return
+        self._stopped = True
+        warnings.warn(
+            f"chains of {name} spread without bound: their interquartile range is {growth:.2g} "
+            f"times that of the particles that they started at, and the density falls too slowly "
+            f"there to have an integral. The posterior may be improper: give every site a proper "
+            f"prior.",
+            stacklevel=5,
+        )
 
     def _stop(self, best: Candidate | None) -> None:
         """Ends the search after Ctrl-C.
@@ -217,28 +270,26 @@ class SamplerSearch:
 
     # ---- flows ----------------------------------------------------------------------------------
 
-    def fit_mixture_guide(self, components: int) -> AutoFlow:
-        """Fits a Gaussian, or a mixture of Gaussians, to the particles."""
-        with self.timed("training"):
-            return fit_mixture_guide(self.target, self.particles, components)
-
     def train_candidate(
         self, flow: str, from_draws: bool, best: Candidate | None
     ) -> AutoFlow | None:
-        """Trains a flow for no longer than it could save; None if that is too short."""
+        """Trains a flow with no more work than it could save; None if that is too little."""
         evaluations = FitOptions.batch_size * self.options.min_training_steps
-        if not self.worth_trying(best, self._seconds_per_evaluation * evaluations):
+        if not self.worth_trying(best, evaluations, self._work_per_evaluation * evaluations):
             return None
+        before = self.evaluations
         with self.timed("training"):
             guide = train_guide(
                 self.target,
                 flow,
                 self._chain_draws(best) if from_draws else None,
-                self.cost_to_finish(best),
+                self._affine,
+                self.work_to_finish(best),
                 partial(self.worth_trying, best),
                 self.options,
                 self.progress,
             )
+        self._searched += (self.evaluations - before) * self._work_per_evaluation
         if guide is not None and guide.history and guide.history.stopped == "interrupted":
             self._stop(best)
             return None
@@ -253,8 +304,6 @@ class SamplerSearch:
         return torch.cat([self.particles, chains[index]])
 
 
-def _evaluations_per_step(kernel: FlowKernel, options: SearchOptions) -> int:
-    """Target evaluations of a step in a pilot run, for each chain."""
-    if isinstance(kernel, LocalGlobalHMC):
-        return options.local_global_evaluations
-    return kernel.num_steps if isinstance(kernel, LatentHMC) else 1
+def _evaluations_per_step(kernel: FlowKernel, options: SearchOptions) -> float:
+    """Target gradients of a step in a pilot run, for each chain; a density counts as a third."""
+    return 1 / 3 if isinstance(kernel, IMH) else options.expected_leapfrogs

@@ -15,14 +15,9 @@ from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from torch import Tensor
 from tqdm.auto import trange
 
+from .draw_buffer import DrawBuffer, KeptSites, starting_values
 from .kernels.base import FlowKernel
-from .kernels.statistics import (
-    STATISTICS,
-    KernelState,
-    StepInfo,
-    proposal_diagnostics,
-    statistics,
-)
+from .kernels.statistics import proposal_diagnostics
 from .target.density import Target
 from .target.site import Values
 
@@ -30,7 +25,6 @@ __all__ = ["VectorizedMCMC"]
 
 
 FEWEST_DRAWS = 4  #: draws of a chain for which effective sample sizes and R-hat are defined
-TYPES = {"accepted": torch.bool, "diverging": torch.bool}  #: of statistics; else float64
 
 
 def _check_counts(least: int = 1, **counts: int) -> None:
@@ -41,79 +35,19 @@ def _check_counts(least: int = 1, **counts: int) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def starting_values(params: Values | None, num_chains: int) -> Values | None:
-    """Values as tensors; raises a ValueError unless there is one of each site for each chain."""
-    if params is None:
-        return None
-    starts = {name: torch.as_tensor(value) for name, value in params.items()}
-    for name, value in starts.items():
-        if value.shape[:1] != (num_chains,):
-            raise ValueError(
-                f"initial_params['{name}'] has shape {tuple(value.shape)}; its leading "
-                f"dimension must be num_chains={num_chains}"
-            )
-    return starts
-
-
-class KeptSites:
-    """The sites whose draws are kept, and their columns of packed points ``(..., d)``.
-
-    Arguments:
-        target: The target that is drawn from.
-        names: The sites to keep, or None for all.
-
-    Raises:
-        ValueError: A name is not a site.
-    """
-
-    def __init__(self, target: Target, names: Sequence[str] | None) -> None:
-        sites = target.sites
-        unknown = set(names or ()) - {s.name for s in sites}
-        if unknown:
-            raise ValueError(f"save_params: {sorted(unknown)} are not sites of the model")
-        self.sites = [s for s in sites if names is None or s.name in names]
-        kept = {s.name for s in self.sites}
-        keep = torch.tensor([s.name in kept for s in sites for _ in range(s.size)])
-        self.columns = keep.nonzero()[:, 0].to(target.device)
-
-    def unpack(self, draws: Tensor) -> Values:
-        """Constrained values ``{site: (chains, draws, ...)}`` of kept columns."""
-        blocks = draws.split([s.size for s in self.sites], -1)
-        return {
-            site.name: site.transform(block.reshape(block.shape[:2] + site.shape))
-            for site, block in zip(self.sites, blocks)
-        }
-
-
-class DrawBuffer:
-    """Memory for the draws of C chains and their statistics, one row for each draw.
-
-    Arguments:
-        num_samples: Draws that there is room for.
-        state: The chains' state.
-        columns: Columns of the positions to keep.
-    """
-
-    def __init__(self, num_samples: int, state: KernelState, columns: Tensor) -> None:
-        shape = num_samples, len(state.x)
-        self.columns, self.count = columns, 0
-        self.x = state.x.new_empty((*shape, len(columns)))
-        self.statistics = {
-            name: torch.empty(shape, dtype=TYPES.get(name, torch.double), device=self.x.device)
-            for name in STATISTICS
-        }
-
-    def add(self, state: KernelState, info: StepInfo) -> None:
-        """Stores the draw that a step has led to."""
-        self.x[self.count] = state.x.index_select(-1, self.columns)
-        for name, value in statistics(state, info).items():
-            self.statistics[name][self.count] = value
-        self.count += 1
-
-    def by_chain(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """The draws so far, ``(chains, draws, d)``, and statistics ``(chains, draws)``."""
-        stats = {name: value[: self.count].mT for name, value in self.statistics.items()}
-        return self.x[: self.count].transpose(0, 1), stats
+def warn_of_rejections(accepted: Tensor, least: float, proposals: int) -> None:
+    """Warns where less than a share ``least`` of so many proposals or more was accepted."""
+    if accepted.numel() < proposals:
+        return
+    rate = float(accepted.double().mean())
+    if rate < least:
+        warnings.warn(
+            f"only {rate:.2%} of the proposals were accepted, none by "
+            f"{int((~accepted).all(1).sum())} of {len(accepted)} chains: the flow does not fit "
+            f"this posterior, and the chains have hardly mixed. If the guide was trained on "
+            f"other data, call guide.fit(...) on these; diagnostics() has more.",
+            stacklevel=3,
+        )
 
 
 class VectorizedMCMC:
@@ -227,7 +161,7 @@ class VectorizedMCMC:
                 self._run(starts)
         finally:
             kernel.cleanup()  # or the next run would begin at this one's initial_params
-        self._warn_rejecting()
+        warn_of_rejections(self.statistics["accepted"], self.min_acceptance, self.min_proposals)
 
     def _run(self, starts: Values | None) -> None:
         kernel = self.kernel
@@ -244,7 +178,13 @@ class VectorizedMCMC:
         spans = (b - a for a, b in pairwise(clock))
         self.seconds = dict(zip(("training", "warmup", "sampling"), spans))
 
-    def resume(self, num_samples: int, thin: int = 1, initial_params: Values | None = None) -> None:
+    def resume(
+        self,
+        num_samples: int,
+        thin: int = 1,
+        initial_params: Values | None = None,
+        append: bool = False,
+    ) -> None:
         """Continues after :meth:`run`, without adaptation; the new draws replace the old.
 
         Ctrl-C before the first new draw keeps the old ones.
@@ -254,11 +194,13 @@ class VectorizedMCMC:
             thin: Keep every ``thin``-th draw.
             initial_params: Unconstrained values from which as many chains continue; by default the
                 chains continue from where they are.
+            append: Whether the new draws follow the old ones and do not replace them; ``thin`` must
+                then be that of the old ones.
 
         Raises:
             RuntimeError: There has been no run, or the kernel has been used in another run since.
-            ValueError: A count is out of range, or ``initial_params`` are not valid, see
-                :meth:`FlowKernel.state_at`.
+            ValueError: A count is out of range, ``initial_params`` are not valid, see
+                :meth:`FlowKernel.state_at`, or are given with ``append``.
         """
         if self._state is None:
             raise RuntimeError(
@@ -271,12 +213,17 @@ class VectorizedMCMC:
                 "that is to be resumed needs a kernel of its own"
             )
         _check_counts(num_samples=num_samples, thin=thin)
+        if append and (initial_params is not None or thin != self.thin):
+            raise ValueError(
+                f"append=True goes on with the same chains: give no initial_params, and "
+                f"thin={self.thin}"
+            )
         clock = perf_counter()
         with pyro.validation_enabled(False):
             state = self._state
             if initial_params is not None:
                 state = self.kernel.state_at(initial_params)
-            self._state = self._draw(state, num_samples, thin)
+            self._state = self._draw(state, num_samples, thin, append)
         self.seconds["sampling"] = perf_counter() - clock
 
     def _warm_up(self, state: Any) -> Any:
@@ -289,7 +236,7 @@ class VectorizedMCMC:
     def _bar(self, steps: int, name: str) -> Any:
         return trange(steps, desc=name, disable=self.disable_progbar or steps == 0)
 
-    def _draw(self, state: Any, num_samples: int, thin: int) -> Any:
+    def _draw(self, state: Any, num_samples: int, thin: int, append: bool = False) -> Any:
         buffer, self.interrupted = DrawBuffer(num_samples, state, self._kept.columns), False
         try:
             for _ in self._bar(num_samples, "Sample"):
@@ -301,24 +248,14 @@ class VectorizedMCMC:
             warnings.warn(f"interrupted: {buffer.count} of {num_samples} draws kept", stacklevel=3)
         self.step_size = getattr(self.kernel, "step_size", None)
         if buffer.count or self._samples is None:
-            self.num_samples, self.num_chains, self.thin = buffer.count, len(state.x), thin
-            self.unconstrained, self.statistics = buffer.by_chain()
+            x, found = buffer.by_chain()
+            if append:
+                x = torch.cat([self.unconstrained, x], 1)
+                found = {k: torch.cat([self.statistics[k], v], 1) for k, v in found.items()}
+            self.unconstrained, self.statistics = x, found
+            self.num_chains, self.num_samples, self.thin = len(x), x.shape[1], thin
             self._samples = self._kept.unpack(self.unconstrained)
         return state
-
-    def _warn_rejecting(self) -> None:
-        accepted = self.statistics["accepted"]
-        if accepted.numel() < self.min_proposals:
-            return
-        rate = float(accepted.double().mean())
-        if rate < self.min_acceptance:
-            warnings.warn(
-                f"only {rate:.2%} of the proposals were accepted, none by "
-                f"{int((~accepted).all(1).sum())} of {len(accepted)} chains: the flow does not fit "
-                f"this posterior, and the chains have hardly mixed. If the guide was trained on "
-                f"other data, call guide.fit(...) on these; diagnostics() has more.",
-                stacklevel=3,
-            )
 
     def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> Values:
         """Constrained draws ``{site: (draws, ...)}``, or ``(chains, draws, ...)`` by chain.

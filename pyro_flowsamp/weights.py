@@ -14,16 +14,27 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-__all__ = ["Evidence", "ess_fraction", "log_evidence", "pareto_k"]
+__all__ = ["Estimate", "ess_fraction", "log_evidence", "pareto_k"]
 
 
 ROUNDING = 1e-3  #: relative differences of weights that may come from rounding in float32
 
 
-class Evidence(NamedTuple):
-    """A log evidence estimate and its standard error, by the delta method."""
+class Estimate(NamedTuple):
+    """An estimate and its standard error, which are tensors of the same shape.
 
-    log_z: Tensor
+    Attributes:
+        value: The estimate.
+        standard_error: Its standard error.
+
+    Example:
+        >>> estimate = Estimate(torch.tensor(1.5), torch.tensor(0.25))
+        >>> value, error = estimate
+        >>> float(value), float(estimate.standard_error)
+        (1.5, 0.25)
+    """
+
+    value: Tensor
     standard_error: Tensor
 
 
@@ -51,17 +62,17 @@ def ess_fraction(log_weights: Tensor) -> Tensor:
     return torch.nan_to_num(square.exp() / len(log_w), nan=0.0)
 
 
-def log_evidence(log_weights: Tensor) -> Evidence:
+def log_evidence(log_weights: Tensor) -> Estimate:
     r""":math:`\log Z = \log \frac1N \sum_i w_i`; the mean weight, not its log, is unbiased.
 
-    The standard error is that of the mean weight over the mean weight; NaN where all weights are
-    zero, or there is only one.
+    The standard error, by the delta method, is that of the mean weight over the mean weight; NaN
+    where all weights are zero, or there is only one.
 
     Arguments:
         log_weights: Log weights, ``(N, ...)``.
 
     Returns:
-        The estimates of all columns, ``(...)`` each.
+        The estimates of :math:`\log Z` of all columns, ``(...)``.
 
     Example:
         >>> log_z, standard_error = log_evidence(torch.tensor([1.0, 3.0]).log())
@@ -71,7 +82,7 @@ def log_evidence(log_weights: Tensor) -> Evidence:
     log_w = log_weights.double()
     log_z = log_w.logsumexp(0) - log(len(log_w))
     relative = (log_w - log_z).exp()
-    return Evidence(log_z, relative.std(0) / sqrt(len(log_w)))
+    return Estimate(log_z, relative.std(0) / sqrt(len(log_w)))
 
 
 def pareto_k(log_weights: Tensor) -> float:

@@ -11,7 +11,16 @@ import torch
 from pyro.infer import HMC, MCMC, NUTS, Predictive
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.mcmc import StreamingMCMC
-from support.models import QUICK, conjugate, conjugate_data, data, enumerated, factored, location
+from support.models import (
+    QUICK,
+    conjugate,
+    conjugate_data,
+    conjugate_guide,
+    data,
+    enumerated,
+    factored,
+    location,
+)
 from support.models import normal_potential as potential
 
 from pyro_flowsamp import IMH, AutoFlow, LatentMALA, Target, VectorizedMCMC, export, to_arviz
@@ -24,7 +33,7 @@ OURS = PYROS | {"lp", "log_weight", "accepted"}
 
 @functools.cache
 def guide():
-    return fitted(conjugate, *conjugate_data())
+    return conjugate_guide()
 
 
 def fitted(model, *args):

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import MCMC
-from support.models import QUICK, conjugate, conjugate_data
+from support.models import QUICK, conjugate, conjugate_data, conjugate_guide
 
 from pyro_flowsamp import IMH, AutoFlow, LatentMALA, VectorizedMCMC
 
@@ -50,9 +50,7 @@ def test_a_million_draws_in_bounded_memory():
 
 @pytest.fixture
 def guide():
-    guide = AutoFlow(conjugate, options=QUICK)
-    guide.fit(*conjugate_data())
-    return guide
+    return conjugate_guide()
 
 
 def run(guide, kernel=IMH, **options):
@@ -102,6 +100,48 @@ def test_resume_goes_on_as_one_longer_run(guide, kernel):
     assert torch.equal(*runs)
 
 
+@pytest.mark.parametrize("kernel", [IMH, LatentMALA])
+def test_appended_draws_are_those_of_a_longer_run(guide, kernel):
+    """With their statistics; so that effective sizes can be those of all draws."""
+    runs = []
+    for pieces in ((12,), (5, 7)):
+        pyro.set_rng_seed(0)
+        mcmc = VectorizedMCMC(
+            kernel(guide=guide), pieces[0], warmup_steps=5, num_chains=8, disable_progbar=True
+        )
+        mcmc.run(*conjugate_data())
+        for more in pieces[1:]:
+            mcmc.resume(more, append=True)
+        runs.append(mcmc)
+    whole, appended = runs
+    assert appended.num_samples == 12 and appended.unconstrained.shape[:2] == (8, 12)
+    assert torch.equal(whole.unconstrained, appended.unconstrained)
+    for name, values in whole.statistics.items():
+        assert torch.equal(values, appended.statistics[name])
+    for name, values in whole.get_samples(group_by_chain=True).items():
+        assert torch.equal(values, appended.get_samples(group_by_chain=True)[name])
+    starts = {"mean": torch.zeros(8), "rate": torch.zeros(8)}
+    with pytest.raises(ValueError, match="give no initial_params"):
+        appended.resume(3, initial_params=starts, append=True)
+
+
+def test_an_interrupted_append_keeps_all(guide, monkeypatch):
+    mcmc = VectorizedMCMC(IMH(guide=guide), 5, warmup_steps=5, num_chains=8, disable_progbar=True)
+    mcmc.run(*conjugate_data())
+    before, step, calls = mcmc.unconstrained.clone(), IMH.step, iter(range(100))
+
+    def interrupted(self, state):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return step(self, state)
+
+    monkeypatch.setattr(IMH, "step", interrupted)
+    with pytest.warns(UserWarning, match="3 of 20 draws kept"):
+        mcmc.resume(20, append=True)
+    assert mcmc.interrupted and mcmc.num_samples == 8
+    assert torch.equal(mcmc.unconstrained[:, :5], before)
+
+
 def test_resume_with_other_chains(guide):
     mcmc = VectorizedMCMC(IMH(guide=guide), 5, warmup_steps=5, num_chains=8, disable_progbar=True)
     with pytest.raises(RuntimeError, match="no run to go on from"):
@@ -123,10 +163,8 @@ def brief(kernel, num_samples=5, num_chains=10):
 
 
 @pytest.mark.parametrize("kind", [IMH, LatentMALA])
-def test_a_run_stays_with_its_own_target_and_flow(kind):
+def test_a_run_stays_with_its_own_target_and_flow(kind, guide):
     y, counts = conjugate_data()
-    guide = AutoFlow(conjugate, options=QUICK)
-    guide.fit(y, counts)
     kernel = kind(conjugate, guide=guide)
     first, later = brief(kernel), brief(kernel)
     first.run(y, counts)
@@ -189,10 +227,8 @@ def test_empty_sites_have_no_summary(capsys):
 
 
 @pytest.mark.slow
-def test_what_the_guide_has_learnt_since_is_used():
+def test_what_the_guide_has_learnt_since_is_used(guide):
     data = conjugate_data()
-    guide = AutoFlow(conjugate, options=QUICK)
-    guide.fit(*data)
     kernel = IMH(conjugate, guide=guide)
     brief(kernel).run(*data)
     before = kernel.proposal
@@ -212,10 +248,8 @@ def test_a_second_run_makes_what_was_asked_for(guide):
     assert run.unconstrained.shape == (10, 6, 2)
 
 
-def test_a_flow_of_other_data_is_warned_of():
+def test_a_flow_of_other_data_is_warned_of(guide):
     y, counts = conjugate_data()
-    guide = AutoFlow(conjugate, options=QUICK)
-    guide.fit(y, counts)
     run = brief(IMH(conjugate, guide=guide), 2000)
     with pytest.warns(UserWarning, match="the flow does not fit this posterior"):
         run.run(y + 20, counts)

@@ -4,17 +4,25 @@ The package's defaults were better than, or as good as, these variants in the st
 not part of the package. The objects below are passed to it as arguments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from pyro_flowsamp import AutoDeformationFlow, History, PathGradient, ess_fraction
+from pyro_flowsamp.flows.continuous import refine
 from pyro_flowsamp.flows.transforms import wrap
 from pyro_flowsamp.guides.advnf.adversary import AdversarialLoss
 from pyro_flowsamp.guides.advnf.ensemble import Ensemble
+from pyro_flowsamp.guides.annealing import TransportBatch
+from pyro_flowsamp.guides.deformation import CollocationLoss, residual
+from pyro_flowsamp.guides.deformation.training import MIN_STEPS, NUM_REFINE
 from pyro_flowsamp.lattice import LatticeFlow
 from pyro_flowsamp.lattice.flow import LatticeCoupling
+from pyro_flowsamp.train import fit
 
 # ---- adversarial losses of AutoAdvNF ------------------------------------------------------------
 
@@ -65,6 +73,102 @@ HINGE = AdversarialLoss(_hinge_real, _hinge_fake, torch.neg, chance=2.0)
 WASSERSTEIN = AdversarialLoss(torch.neg, _identity, torch.neg, penalty=gradient_penalty)
 
 ADVERSARIAL_LOSSES = {"hinge": HINGE, "wasserstein": WASSERSTEIN}
+
+
+# ---- losses of the blocks of AutoAnnealingFlow --------------------------------------------------
+
+#: The weight of the transport cost in the paper's losses, for a block of unit time.
+TRANSPORT_COST = 0.5
+
+
+def kl_loss(batch: TransportBatch) -> tuple[Tensor, Tensor]:
+    r"""The KL divergence of a block's output from the next density, up to a constant.
+
+    .. math:: \mathbb E[E_k(T_k x) - \log|\det T_k'|], \qquad E_k = -\log\tilde f_k
+
+    This is the dynamic optimal transport loss of the paper (its Eq. 7, type I). The weights that
+    are not finite are left out.
+
+    References:
+        Wu and Xie, *Annealing Flow Generative Models Towards Sampling High-Dimensional and
+        Multi-Modal Distributions*, 2025, https://arxiv.org/abs/2409.20547
+    """
+    log_w = batch.log_weights()
+    finite = torch.isfinite(log_w)
+    return -torch.where(finite, log_w, 0.0).sum() / finite.sum(), log_w.detach()
+
+
+def linear_loss(batch: TransportBatch) -> tuple[Tensor, None]:
+    r"""The loss :func:`kl_loss` with the energy replaced by its linearisation.
+
+    .. math:: E_k(x) + \nabla E_k(x) \cdot (T_k x - x)
+
+    It needs no density of the target where the block leads (type II of the paper).
+    """
+    score = (1 - batch.beta) * batch.before.grad_b + batch.beta * batch.before.grad_p
+    gain = (score * (batch.x - batch.before.x)).sum(-1)
+    return -(gain + batch.ladj).mean(), None
+
+
+# ---- training of AutoDeformationFlow ------------------------------------------------------------
+
+
+def along_trajectories(training: CollocationLoss) -> Callable[[], Tensor]:
+    """The deformation error along the flow's own trajectories, weighted, by Euler steps.
+
+    Gradients go back through the trajectories. The learned term is there from the first step. It is
+    the trainer of the paper.
+
+    References:
+        Máté and Fleuret, *Learning Interpolations between Boltzmann Densities*, 2023,
+        https://arxiv.org/abs/2301.07388
+    """
+    path = training.path
+    path.learned_fraction = 1.0
+
+    def closure() -> Tensor:
+        u = training.width * training.base.sample((training.batch_size,))
+        log_w = path.base(u, training.width)[0] - path.base(u)[0]
+        loss = torch.zeros_like(log_w)
+        for start, end in pairwise(training.times):
+            t, h = start.expand(len(u)), end - start
+            _, denergy_dt, grad_energy, _ = path.fixed_terms(training.target, t, u)
+            errors, v = residual(path, training.velocity, t, u, denergy_dt, grad_energy)
+            deviations = training.deviations(errors[None])[0]
+            loss = loss + h * training.loss(deviations)
+            log_w = log_w - h * torch.where(errors.isfinite(), deviations, torch.inf).detach()
+            u = u + h * v
+        return (log_w.softmax(0) * loss).sum()
+
+    return closure
+
+
+POLISH_RATE = 1e-4  #: learning rate of :func:`polish`
+
+
+def polish(guide: AutoDeformationFlow, steps: int) -> History:
+    """Trains a fitted deformation flow further by the path gradient of the reverse KL.
+
+    Arguments:
+        guide: The guide, without symmetries, of a model without arguments.
+        steps: Number of optimiser steps.
+
+    Returns:
+        The record of this training.
+    """
+    target, flow, base = guide.target_for(), guide.trained_flow, guide.get_base_dist()
+    options = replace(guide.options, max_steps=steps, learning_rate=POLISH_RATE)
+    objective, already = PathGradient(), target.evaluations
+    flow.block.steps = guide.settings.integration_steps
+    history = fit(
+        flow.velocity.parameters(),
+        lambda: objective(flow, target, options.batch_size),
+        ess_fraction,
+        options,
+    )
+    flow.block.steps = MIN_STEPS
+    refine(flow.block, base.sample((NUM_REFINE,)), log_prob=base.log_prob)
+    return history.updated(evaluations=target.evaluations - already)
 
 
 # ---- flows of larger lattices from those of smaller ones ----------------------------------------

@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from ..guides.annealing.guide import AutoAnnealingFlow
 from ..smc.particles import Particles, resample
 from ..target.density import Target
-from ..weights import Evidence, log_evidence, pareto_k
+from ..weights import Estimate, log_evidence, pareto_k
 from .density_ratio import fit_ratios
 from .integrand import Integrand
 from .options import ImportanceOptions
@@ -69,23 +69,23 @@ class Path:
         return self.log_h(x) - self.part.relaxed(x).detach().double()
 
 
-def _evidence(log_w: Tensor) -> Evidence:
+def _evidence(log_w: Tensor) -> Estimate:
     """Estimates the log of the mean weight; the groups ``(G, n)`` of weights are independent."""
     return log_evidence(log_w.logsumexp(-1) - log(log_w.shape[-1]))
 
 
-def _by_particles(path: Path) -> tuple[Evidence, float]:
+def _by_particles(path: Path) -> tuple[Estimate, float]:
     log_w = path.particles.log_w + path.particles.log_z[:, None]
     return _evidence(log_w), pareto_k(log_w)
 
 
 @torch.no_grad()
-def _by_density(path: Path) -> tuple[Evidence, float]:
+def _by_density(path: Path) -> tuple[Estimate, float]:
     flow = path.guide.trained_flow(None)
     x, log_q = flow.rsample_and_log_prob((path.num,))
     log_w = path.target.log_prob(x).double() + path.log_h(x) - log_q.double()
     log_z, error = _evidence(log_w.unflatten(0, (path.islands, -1)))
-    return Evidence(log_z, error.clamp(min=error_at_particles(path, flow))), pareto_k(log_w)
+    return Estimate(log_z, error.clamp(min=error_at_particles(path, flow))), pareto_k(log_w)
 
 
 def error_at_particles(path: Path, flow: Distribution) -> Tensor:
@@ -113,7 +113,7 @@ def error_at_particles(path: Path, flow: Distribution) -> Tensor:
     return ((mean - 1).clamp(min=0) / path.num).sqrt()
 
 
-def _by_ratio(path: Path) -> tuple[Evidence, float]:
+def _by_ratio(path: Path) -> tuple[Estimate, float]:
     groups = path.options.groups
     states = [
         resample(c, torch.inf).state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..guides.annealing.options import AnnealingOptions
 from ..options import FitOptions
 
 __all__ = ["ImportanceOptions"]
@@ -28,6 +29,7 @@ class ImportanceOptions:
         classifier_width: Number of units in both hidden layers of a classifier.
         classifier_reach: A classifier's network is constant beyond so many standard deviations of
             its training draws.
+        annealing: Settings of the annealing flows.
 
     Raises:
         ValueError: A number is not positive, or there are fewer than two groups.
@@ -48,10 +50,11 @@ class ImportanceOptions:
     classifier_fit: FitOptions = FitOptions(200, 128, 1e-3, cosine_schedule=True, progress=False)
     classifier_width: int = 32
     classifier_reach: float = 3.0
+    annealing: AnnealingOptions = AnnealingOptions()
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not isinstance(value, FitOptions) and not value > 0:
+            if not isinstance(value, FitOptions | AnnealingOptions) and not value > 0:
                 raise ValueError(f"ImportanceOptions.{name} must be positive, got {value}")
         if self.groups < 2:
             raise ValueError("ImportanceOptions.groups must be at least 2, for a standard error")

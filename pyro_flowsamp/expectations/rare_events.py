@@ -62,30 +62,45 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..guides.annealing.guide import AutoAnnealingFlow
+from ..guides.annealing.options import AnnealingOptions
 from ..guides.base import FlowGuide
 from ..smc.particles import Particles
 from ..target.density import Target
-from ..weights import Evidence
+from ..weights import Estimate
 from .estimators import ESTIMATORS, Path
 from .integrand import ONE, Integrand, SampledDensity, as_density, integrands
 from .options import ImportanceOptions
 
-__all__ = ["Estimate", "ImportanceEstimate", "importance_flow"]
+__all__ = ["ImportanceEstimate", "WeightedEstimate", "importance_flow"]
 
 
 # ---- the answer ---------------------------------------------------------------------------------
-class Estimate(NamedTuple):
-    """A number with its standard error, and the largest Pareto k of the weights behind it.
+class WeightedEstimate(NamedTuple):
+    """An estimate by importance weights, and the largest Pareto k of these weights.
+
+    Attributes:
+        estimate: The estimate and its standard error, 0-d tensors.
+        pareto_k: The Pareto k.
 
     Example::
 
-        >>> print(Estimate(0.02, 0.001, 0.3))
+        >>> estimate = Estimate(torch.tensor(0.02), torch.tensor(0.001))
+        >>> print(WeightedEstimate(estimate, 0.3))
         0.02 ± 0.001 (5.0%), Pareto k 0.30
     """
 
-    value: float
-    standard_error: float
+    estimate: Estimate
     pareto_k: float
+
+    @property
+    def value(self) -> float:
+        """The estimate as a number."""
+        return float(self.estimate.value)
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error as a number."""
+        return float(self.estimate.standard_error)
 
     @property
     def relative_error(self) -> float:
@@ -111,20 +126,21 @@ class ImportanceEstimate:
 
     Example::
 
-        >>> found = ImportanceEstimate({"particles": Estimate(0.02, 0.001, 0.3)}, 5000, ())
-        >>> found.value, round(found.relative_error, 2)
+        >>> estimate = Estimate(torch.tensor(0.02), torch.tensor(0.001))
+        >>> found = ImportanceEstimate({"particles": WeightedEstimate(estimate, 0.3)}, 5000, ())
+        >>> round(found.value, 4), round(found.relative_error, 2)
         (0.02, 0.05)
         >>> print(found)
         particles: 0.02 ± 0.001 (5.0%), Pareto k 0.30
         5000 evaluations of p
     """
 
-    estimates: dict[str, Estimate]
+    estimates: dict[str, WeightedEstimate]
     evaluations: int
     particles: tuple[Particles, ...] = field(repr=False)
 
     @property
-    def first(self) -> Estimate:
+    def first(self) -> WeightedEstimate:
         """The estimate of the first estimator."""
         return next(iter(self.estimates.values()))
 
@@ -157,7 +173,7 @@ class ImportanceEstimate:
 def _check_annealing(annealing: dict[str, Any]) -> None:
     """Raises the errors of the annealing flow's options before anything is trained."""
     options = inspect.signature(AutoAnnealingFlow.__init__).parameters
-    known = [name for name in options if name not in ("self", "model", "reference")]
+    known = [name for name in options if name not in ("self", "model", "reference", "settings")]
     for name in annealing:
         if name not in known:
             raise TypeError(
@@ -169,7 +185,10 @@ def _check_annealing(annealing: dict[str, Any]) -> None:
 
 
 def _trained_guide(
-    density: SampledDensity, part: Integrand, annealing: dict[str, Any]
+    density: SampledDensity,
+    part: Integrand,
+    annealing: dict[str, Any],
+    settings: AnnealingOptions,
 ) -> AutoAnnealingFlow:
     """Trains an annealing flow from the density's start to the relaxed integrand times p."""
     p = density.target
@@ -178,23 +197,23 @@ def _trained_guide(
         return -(p.log_prob(x) + part.relaxed(x).to(p.dtype))
 
     relaxed = Target.from_energy(energy, p.dim, dtype=p.dtype, device=p.device)
-    guide = AutoAnnealingFlow(relaxed, reference=density.start, **annealing)
+    guide = AutoAnnealingFlow(relaxed, reference=density.start, settings=settings, **annealing)
     guide.warn_uncovered = False  # a rare event is where p has no draws
     guide.fit()
     return guide
 
 
 def _combined(
-    numerators: Sequence[tuple[Evidence, float]], denominator: tuple[Evidence, float] | None
-) -> Estimate:
+    numerators: Sequence[tuple[Estimate, float]], denominator: tuple[Estimate, float] | None
+) -> WeightedEstimate:
     """Divides the first numerator minus the second by the denominator; delta-method errors."""
     (log_z, relative), k = denominator or ((torch.zeros(()), torch.zeros(())), -torch.inf)
-    values = [(evidence.log_z - log_z).exp() for evidence, _ in numerators]
+    values = [(evidence.value - log_z).exp() for evidence, _ in numerators]
     value = values[0] - sum(values[1:])
     variance = (value * relative).square()
     for part, (evidence, _) in zip(values, numerators):
         variance = variance + (part * evidence.standard_error).square()
-    return Estimate(float(value), float(variance) ** 0.5, max(k, *(k for _, k in numerators)))
+    return WeightedEstimate(Estimate(value, variance.sqrt()), max(k, *(k for _, k in numerators)))
 
 
 def importance_flow(
@@ -233,9 +252,9 @@ def importance_flow(
         estimators: Some of "particles", "density" and "ratio"; the first gives the answer.
         num_samples: Number of fresh draws for each estimator, of each path.
         islands: Number of independent groups of particles.
-        settings: Settings that are not those of the annealing flow.
-        annealing: Options of :class:`~pyro_flowsamp.AutoAnnealingFlow` for every path, except for
-            its start, which is p.
+        settings: Settings of the estimators, and of the blocks of the annealing flows.
+        annealing: Arguments of :class:`~pyro_flowsamp.AutoAnnealingFlow` for every path, except for
+            its start, which is p, and its settings, which are ``settings.annealing``.
 
     Returns:
         The estimates, the number of evaluations of p, and particles of :math:`h\,p`.
@@ -287,12 +306,12 @@ def importance_flow(
         parts = integrands(density, h, event, signed, settings)
 
     def path(part: Integrand) -> Path:
-        trained = _trained_guide(density, part, annealing)
+        trained = _trained_guide(density, part, annealing, settings.annealing)
         return Path(density.target, part, trained, num_samples, islands, settings)
 
     paths = [path(part) for part in parts]
     normaliser = None if density.normalised else path(ONE)
-    estimates: dict[str, Estimate] = {}
+    estimates: dict[str, WeightedEstimate] = {}
     for name in estimators:
         estimate = ESTIMATORS[name]
         denominator = None if normaliser is None else estimate(normaliser)

@@ -5,6 +5,7 @@ from .coupling_layers import Coupling
 from .gaussian_fit import GaussianFitOptions
 from .latent import LatentBase
 from .mixture_fit import MixtureFitOptions
+from .pathfinder import PathfinderOptions
 from .proposal import DiagnosticOptions, FlowDistribution, Proposal
 from .recipes import RECIPES, LayeredFlow, circular, coupling, gaussian, spline
 
@@ -17,6 +18,7 @@ __all__ = [
     "LatentBase",
     "LayeredFlow",
     "MixtureFitOptions",
+    "PathfinderOptions",
     "Proposal",
     "RECIPES",
     "circular",

@@ -11,7 +11,7 @@ from .transforms import AffineMap, Map
 __all__ = ["Affine"]
 
 
-MAX_FULL_COVARIANCE = 400  #: above this dimension the affine layer is diagonal
+MAX_FULL_COVARIANCE = 1000  #: above this dimension the affine layer is diagonal
 
 
 class Affine(zuko.lazy.LazyTransform):

@@ -3,8 +3,8 @@ r"""A full-covariance Gaussian fitted to a target: the simplest flow, and the st
 :func:`fit_gaussian` fits :math:`\mathcal N(\mu, \Sigma)` to a target by batch-and-match: draws from
 the current Gaussian and the target's scores there are matched in closed form, so there is no
 learning rate, and a Gaussian target is found in a few dozen batched gradients. The fit starts from
-the best of many over-dispersed points after a gradient ascent, since a single start may lie near an
-unimportant mode.
+the best Gaussians of :func:`~pyro_flowsamp.flows.pathfinder.pathfinder`, since a single start may
+lie near an unimportant mode.
 
 References:
     Diana Cai, Chirag Modi, Loucas Pillaud-Vivien et al., *Batch and match: black-box variational
@@ -14,12 +14,24 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["GaussianFitOptions", "ascend", "fit_gaussian"]
+from .line_search import Differentiable
+from .pathfinder import PathfinderOptions, PathfinderResult, lower_factor, pathfinder
+
+__all__ = [
+    "GaussianFitOptions",
+    "ascend",
+    "fit_gaussian",
+    "distinct_paths",
+    "fit_gaussian_to_paths",
+]
+
+
+#: Nats by which a Gaussian that lies mostly outside of the support is behind one that does not.
+BEHIND = 1e6
 
 
 @dataclass(frozen=True)
@@ -27,30 +39,24 @@ class GaussianFitOptions:
     """Options of :func:`fit_gaussian`.
 
     Attributes:
-        ascent_steps: Steps of the gradient ascent.
-        ascent_rate: Step size of Adam at the start of the ascent.
-        initial_variance: Variance of the first Gaussians in every coordinate.
+        max_paths: The number of starts, at most, from which paths climb the density.
+        pathfinder: How they do.
+        candidates: The number of Gaussians, at most, that are fitted side by side.
+        distance: Two means are distinct if they are further apart than this, in units of the root
+            mean square over the coordinates of the better Gaussian's standard deviations.
         iterations: Batch-and-match updates.
         batch_size: Draws for each update of each Gaussian.
         min_inside: The fraction of a Gaussian's draws with positive density below which it takes
             the moments of these draws instead.
     """
 
-    ascent_steps: int = 100
-    ascent_rate: float = 0.1
-    initial_variance: float = 0.01
+    max_paths: int = 32
+    pathfinder: PathfinderOptions = PathfinderOptions(max_evaluations=100)
+    candidates: int = 4
+    distance: float = 1.0
     iterations: int = 40
     batch_size: int = 128
     min_inside: float = 0.45
-
-
-class Differentiable(Protocol):
-    """The attributes and methods of a target that are used here."""
-
-    dim: int
-    dtype: torch.dtype
-
-    def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 def ascend(target: Differentiable, x: Tensor, steps: int = 100, rate: float = 0.1) -> Tensor:
@@ -90,57 +96,67 @@ def ascend(target: Differentiable, x: Tensor, steps: int = 100, rate: float = 0.
 
 
 def match(
-    loc: Tensor,
-    cov: Tensor,
     z: Tensor,
     score: Tensor,
     inside: Tensor,
     weight: float,
     min_inside: float = GaussianFitOptions.min_inside,
 ) -> tuple[Tensor, Tensor]:
-    r"""One batch-and-match update of :math:`(\mu, \Sigma)`, for K Gaussians side by side.
+    r"""One batch-and-match update of the standard normal, for K Gaussians side by side.
 
-    With batch mean and covariance :math:`\bar z, C` of the draws and :math:`\bar g, \Gamma` of the
-    scores, and :math:`\lambda` the weight of the batch against the current Gaussian,
+    The update is equivariant under affine maps. So a Gaussian of mean :math:`\mu` and factor L is
+    updated in the coordinates :math:`L^{-1} (x - \mu)`, where scores are multiplied by
+    :math:`L^\top`, and no variance is lost beside a greater one. There, with batch mean and
+    covariance :math:`\bar z, C` of the draws and :math:`\bar g, \Gamma` of the scores, and
+    :math:`\lambda` the weight of the batch against the current Gaussian,
 
     .. math::
         U &= \lambda\Gamma + \tfrac{\lambda}{1+\lambda}\,\bar g\bar g^\top, \quad
-        V = \Sigma + \lambda C
-            + \tfrac{\lambda}{1+\lambda}\,(\mu-\bar z)(\mu-\bar z)^\top, \\
+        V = I + \lambda C + \tfrac{\lambda}{1+\lambda}\,\bar z\bar z^\top, \\
         \Sigma' &= 2V\,\bigl(I + (I + 4UV)^{1/2}\bigr)^{-1}, \quad
-        \mu' = \tfrac{1}{1+\lambda}\,\mu + \tfrac{\lambda}{1+\lambda}\,(\Sigma'\bar g + \bar z).
+        \mu' = \tfrac{\lambda}{1+\lambda}\,(\Sigma'\bar g + \bar z).
 
     The square root is taken of the symmetric :math:`L^\top U L`, where :math:`V = LL^\top`. Draws
     of zero density have no score and are left out. Where most of the batch is left out, the
     Gaussian is much too wide, and takes the moments of the other draws.
 
     Arguments:
-        loc, cov: Means and covariances, ``(K, d)`` and ``(K, d, d)``.
         z, score: Draws and the target's scores there, ``(K, B, d)``.
         inside: Which draws have positive density, ``(K, B)``.
         weight: :math:`\lambda`.
         min_inside: See :class:`GaussianFitOptions`.
 
     Returns:
-        The new means and covariances; NaN where no Gaussian fits.
+        The new means ``(K, d)`` and lower-triangular factors ``(K, d, d)``; NaN where no Gaussian
+        fits.
+
+    Example:
+        >>> z = torch.randn(1, 50, 2)
+        >>> mean, factor = match(z, 3 - z, torch.ones(1, 50) > 0, weight=1e4)
+        >>> bool((mean - 3).abs().max() < 0.01), bool((factor[0] - torch.eye(2)).abs().max() < 0.01)
+        (True, True)
     """
     share, part = weight / (1 + weight), inside.double().mean(-1)[:, None, None]
-    w = inside[..., None] / inside.sum(-1)[:, None, None]
+    w = (inside[..., None] / inside.sum(-1)[:, None, None]).to(z)
     z_bar, g_bar = (w * z).sum(-2), (w * score).sum(-2)
     z_centred, g_centred = z - z_bar[:, None], score - g_bar[:, None]
     z_cov = (w * z_centred).mT @ z_centred
     u = weight * (w * g_centred).mT @ g_centred + share * _outer(g_bar)
-    v = cov + weight * z_cov + share * _outer(loc - z_bar)
+    eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    v = eye + weight * z_cov + share * _outer(z_bar)
     chol, info = torch.linalg.cholesky_ex(v)
     inner = chol.mT @ u @ chol
     fine = (torch.isfinite(inner).all(-1).all(-1) & (info == 0))[:, None, None]
     eigenvalues, vectors = torch.linalg.eigh(torch.where(fine, inner, 0.0))
     shrink = (2 / (1 + (1 + 4 * eigenvalues.clamp(min=0)).sqrt())).sqrt()
-    factor = chol @ vectors * shrink[:, None]
-    cov = torch.where(fine, factor @ factor.mT, torch.nan)
-    moved = (1 - share) * loc + share * ((cov @ g_bar[..., None])[..., 0] + z_bar)
+    factor = lower_factor(torch.where(fine, chol @ vectors * shrink[:, None], eye))
+    factor = torch.where(fine, factor, torch.nan)
+    moved = share * ((factor @ (factor.mT @ g_bar[..., None]))[..., 0] + z_bar)
     narrow = part < min_inside
-    return torch.where(narrow[..., 0], z_bar, moved), torch.where(narrow, z_cov, cov)
+    usable = narrow & torch.isfinite(z_cov).all(-1).all(-1)[:, None, None]
+    z_root, info = torch.linalg.cholesky_ex(torch.where(usable, z_cov, eye))
+    z_root = torch.where(usable & (info == 0)[:, None, None], z_root, torch.nan)
+    return torch.where(narrow[..., 0], z_bar, moved), torch.where(narrow, z_root, factor)
 
 
 def _outer(v: Tensor) -> Tensor:
@@ -152,16 +168,21 @@ def fit_gaussian(
 ) -> tuple[Tensor, Tensor]:
     r"""Fits a full-covariance Gaussian to a target.
 
-    Several Gaussians are fitted side by side, from the highest points of each stage of the ascent,
-    with one batch of gradients an iteration. The result has the best evidence lower bound of them.
+    Several Gaussians are fitted side by side, with one batch of gradients an iteration. They start
+    as the best ones of paths that climb the density. The result has the best evidence lower bound
+    of them.
 
     Arguments:
         target: The target.
-        starts: Over-dispersed points of finite density, ``(N, d)``.
+        starts: Over-dispersed points of finite density, ``(N, d)``. The first
+            :attr:`~GaussianFitOptions.max_paths` of them are used.
         options: How to fit.
 
     Returns:
         The mean ``(d,)`` and the lower Cholesky factor of the covariance ``(d, d)``.
+
+    Raises:
+        ValueError: ``starts`` is not of shape ``(N, d)``, with one point at least.
 
     Example:
         >>> import pyro
@@ -173,52 +194,94 @@ def fit_gaussian(
         (True, True)
     """
     options = options or GaussianFitOptions()
+    paths = pathfinder(target, starts[: options.max_paths], options.pathfinder)
+    loc, scale_tril = fit_gaussian_to_paths(target, paths, options)
+    return loc.to(starts.dtype), scale_tril.to(starts.dtype)
+
+
+def fit_gaussian_to_paths(
+    target: Differentiable, paths: PathfinderResult, options: GaussianFitOptions | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Fits a full-covariance Gaussian to a target, from paths that have been climbed already.
+
+    Arguments:
+        target: The target.
+        paths: The paths.
+        options: How to fit.
+
+    Returns:
+        The mean ``(d,)`` and the lower Cholesky factor of the covariance ``(d, d)``, float64.
+    """
+    options = options or GaussianFitOptions()
     dim, batch_size = target.dim, options.batch_size
-    stages = ascend(target, starts, options.ascent_steps, options.ascent_rate)
-    loc = _candidates(target, stages).double()
-    eye = torch.eye(dim, dtype=loc.dtype, device=loc.device)
-    cov = (options.initial_variance * eye).repeat(len(loc), 1, 1)
-    kept_loc, kept_cov = loc, cov
+    loc, root = _candidates(paths, options)
+    kept_loc, kept_root, kept = loc, root, torch.zeros_like(loc[:, 0], dtype=torch.bool)
     for t in range(options.iterations):
-        z, score, inside, _ = _draw(target, loc, cov, batch_size)
+        z, score, inside, _ = _draw(target, loc, root, batch_size)
         keep = inside.double().mean(-1) >= options.min_inside
         kept_loc = torch.where(keep[:, None], loc, kept_loc)
-        kept_cov = torch.where(keep[:, None, None], cov, kept_cov)
-        weight = batch_size * dim / (t + 1)
-        new_loc, new_cov = match(loc, cov, z, score, inside, weight, options.min_inside)
-        fine = torch.isfinite(new_loc).all(-1) & (torch.linalg.cholesky_ex(new_cov).info == 0)
+        kept_root = torch.where(keep[:, None, None], root, kept_root)
+        kept = kept | keep
+        mean, factor = match(z, score, inside, batch_size * dim / (t + 1), options.min_inside)
+        new_loc, new_root = loc + (root @ mean[..., None])[..., 0], root @ factor
+        fine = torch.isfinite(new_loc).all(-1) & torch.isfinite(new_root).all(-1).all(-1)
+        fine = fine & (new_root.diagonal(dim1=-2, dim2=-1) > 0).all(-1)
         loc = torch.where(fine[:, None], new_loc, loc)
-        cov = torch.where(fine[:, None, None], new_cov, 0.25 * cov)
-    best = _draw(target, kept_loc, kept_cov, 4 * batch_size)[-1].argmax()
-    return kept_loc[best].to(starts.dtype), torch.linalg.cholesky(kept_cov[best]).to(starts.dtype)
+        root = torch.where(fine[:, None, None], new_root, 0.5 * root)
+    bound = _draw(target, kept_loc, kept_root, 4 * batch_size)[-1]
+    best = torch.where(kept, bound, bound - BEHIND).argmax()
+    return kept_loc[best], kept_root[best]
 
 
-def _candidates(target: Differentiable, stages: Tensor) -> Tensor:
-    """The highest point of each stage, and one of medium height at the last."""
-    log_p = torch.stack([target.log_prob_and_grad(x)[0] for x in stages])
-    half = stages.shape[1] // 2
-    best = [x[lp.argmax()] for x, lp in zip(stages, log_p)]
-    lower = log_p[-1].argsort(descending=True)[half // 2]
-    return torch.stack([*best, stages[-1, lower]])
+def distinct_paths(paths: PathfinderResult, most: int, distance: float) -> Tensor:
+    """Indices of the best paths whose Gaussians are apart, ``(K,)``, the best first.
+
+    A path is left out if the mean of its Gaussian is near that of a better one, in units of the
+    better one's standard deviations.
+
+    Arguments:
+        paths: The paths.
+        most: Number of paths at most.
+        distance: Root mean square of the standardised differences from which on two are apart.
+    """
+    left = torch.ones_like(paths.elbo, dtype=torch.bool)
+    found: list[Tensor] = []
+    lowest = torch.finfo(paths.elbo.dtype).min  # a path without a bound comes last, but may come
+    while len(found) < most and bool(left.any()):
+        index = torch.where(left, paths.elbo.clamp(min=lowest), -torch.inf).argmax()[None]
+        apart = (paths.loc - paths.loc[index]).mT[None]
+        apart = torch.linalg.solve_triangular(paths.scale_tril(index), apart, upper=False)[0]
+        left = left & (apart.square().mean(0).sqrt() > distance)
+        left[index] = False
+        found.append(index)
+    return torch.cat(found)
+
+
+def _candidates(paths: PathfinderResult, options: GaussianFitOptions) -> tuple[Tensor, Tensor]:
+    """Means and factors of the best Gaussians that are distinct, ``(K, d)`` and ``(K, d, d)``."""
+    index = distinct_paths(paths, options.candidates, options.distance)
+    return paths.loc[index], paths.scale_tril(index)
 
 
 def _draw(
-    target: Differentiable, loc: Tensor, cov: Tensor, size: int
+    target: Differentiable, loc: Tensor, root: Tensor, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draws from K Gaussians, their scores, which have positive density, and lower bounds.
 
-    The evidence lower bound, up to a constant, is that of the Gaussian restricted to the target's
+    Draws and scores are in the coordinates of the Gaussians, where these are standard normal. The
+    evidence lower bound, up to a constant, is that of the Gaussian restricted to the target's
     support.
     """
     count, dim = loc.shape
-    chol = torch.linalg.cholesky(cov)
     noise = torch.randn(count, size, dim, dtype=loc.dtype, device=loc.device)
-    z = loc[:, None] + noise @ chol.mT
-    log_p, score = target.log_prob_and_grad(z.reshape(-1, dim).to(target.dtype))
-    log_p, score = log_p.reshape(count, size).double(), score.reshape(z.shape).double()
+    x = (loc[:, None] + noise @ root.mT).to(target.dtype)
+    log_p, score = target.log_prob_and_grad(x.reshape(-1, dim))
+    log_p, score = log_p.reshape(count, size).double(), score.reshape(x.shape).double()
+    # where the draws really are, after rounding
+    z = torch.linalg.solve_triangular(root, (x.double() - loc[:, None]).mT, upper=False).mT
     inside = torch.isfinite(log_p)
-    log_w = torch.where(inside, log_p + 0.5 * noise.square().sum(-1), 0.0)
+    log_w = torch.where(inside, log_p + 0.5 * z.square().sum(-1), 0.0)
     part = inside.double().mean(-1)
-    bound = log_w.mean(-1) / part + part.log() + chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    score = torch.where(inside[..., None], score, 0.0)
-    return z, score, inside, bound.nan_to_num(nan=-torch.inf)
+    bound = log_w.mean(-1) / part + part.log() + root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    score = torch.where(inside[..., None], score, 0.0) @ root
+    return z, score, inside, torch.where(part > 0, bound, -torch.inf)

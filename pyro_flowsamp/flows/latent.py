@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log, pi, prod
+from math import inf, log, pi, prod
 from typing import Any
 
 import torch
@@ -86,6 +86,7 @@ class LatentBase(zuko.lazy.LazyDistribution):
 
     Attributes:
         used: The number of components in use.
+        df: The degrees of freedom of the components; infinite for Gaussians.
 
     Example:
         >>> LatentBase(2)(None).log_prob(torch.zeros(2))
@@ -95,6 +96,7 @@ class LatentBase(zuko.lazy.LazyDistribution):
     def __init__(self, features: int, angles: Tensor | None = None, components: int = 1) -> None:
         super().__init__()
         self.components = self.used = components
+        self.df = inf
         self.register_buffer("like", torch.zeros(features), persistent=False)
         self.register_buffer("angles", angles, persistent=False)
         if components > 1:
@@ -106,21 +108,22 @@ class LatentBase(zuko.lazy.LazyDistribution):
     @torch.no_grad()
     def initialize(self, mixture: Mixture) -> None:
         """Takes a mixture of at most ``components`` components; the others are not used."""
-        self.used = len(mixture.log_weights)
-        for buffer, value in zip((self.log_weights, self.locs, self.scale_trils), mixture):
+        self.used, self.df = len(mixture.log_weights), mixture.df
+        for buffer, value in zip((self.log_weights, self.locs, self.scale_trils), mixture[:3]):
             buffer[: self.used].copy_(value)
 
     def forward(self, c: Tensor | None = None) -> Distribution:
         """The distribution, the same at every context."""
         if self.components == 1:
             return LatentDistribution(self.like, self.angles)
-        parts = self.log_weights, self.locs, self.scale_trils
-        return MixtureDistribution(Mixture(*(part[: self.used] for part in parts)))
+        parts = (self.log_weights, self.locs, self.scale_trils)
+        log_weights, locs, scale_trils = (part[: self.used] for part in parts)
+        return MixtureDistribution(Mixture(log_weights, locs, scale_trils, self.df))
 
-    def get_extra_state(self) -> dict[str, int]:
-        """The number of components in use."""
-        return {"used": self.used}
+    def get_extra_state(self) -> dict[str, Any]:
+        """The number of components in use, and their degrees of freedom."""
+        return {"used": self.used, "df": self.df}
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes the state of :meth:`get_extra_state`."""
-        self.used = state["used"]
+        self.used, self.df = state["used"], state.get("df", inf)

@@ -1,21 +1,27 @@
-r"""A Gaussian mixture fitted to draws: a latent distribution for targets of several modes.
+r"""A mixture fitted to draws: a latent distribution for targets of several modes or heavy tails.
 
-:func:`fit_mixture` runs expectation-maximisation for several numbers of components and keeps the
-one that predicts held-out draws best.
+:func:`fit_mixture` runs expectation-maximisation for several numbers of components, Gaussian or
+Student-t, and keeps the mixture that predicts held-out draws best. For Student-t components of
+:math:`\nu` degrees of freedom the draws have the weights
+:math:`u = (\nu + d) / (\nu + \|L^{-1}(x - \mu)\|^2)` in the moments beside the responsibilities.
 
 References:
     Arthur Dempster, Nan Laird and Donald Rubin, *Maximum likelihood from incomplete data via the EM
     algorithm*, 1977, https://doi.org/10.1111/j.2517-6161.1977.tb01600.x.
+
+    David Peel and Geoffrey McLachlan, *Robust mixture modelling using the t distribution*, 2000,
+    https://doi.org/10.1023/A:1008981510081.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log, pi
+from math import inf, isinf, lgamma, log, pi
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Gamma
 
 __all__ = ["Mixture", "MixtureFitOptions", "fit_mixture"]
 
@@ -25,27 +31,36 @@ class MixtureFitOptions:
     """Options of :func:`fit_mixture`.
 
     Attributes:
-        steps: Iterations of expectation-maximisation for each number of components.
+        steps: Iterations of expectation-maximisation for each number of components, at most.
+        tolerance: Gain of the mean log density, in nats, below which they end; 0 makes all of them.
         held_out: One in this many draws is held out.
         min_gain: Standard errors by which more components must predict the held-out draws better.
         max_failures: The number of times in a row that they may fail to.
         ridge: Variance added to every component, relative to that of the draws.
+        degrees_of_freedom: Degrees of freedom of the components that are tried, infinite for
+            Gaussians.
+        min_tail_gain: Standard errors by which later ones of them must predict held-out draws
+            better.
     """
 
     steps: int = 50
+    tolerance: float = 0.0
     held_out: int = 5
     min_gain: float = 2.0
     max_failures: int = 2
     ridge: float = 1e-4
+    degrees_of_freedom: tuple[float, ...] = (inf,)
+    min_tail_gain: float = 0.0
 
 
 class Mixture(NamedTuple):
-    r""":math:`\sum_k \pi_k \mathcal N(\mu_k, L_k L_k^\top)`.
+    r""":math:`\sum_k \pi_k \mathcal N(\mu_k, L_k L_k^\top)`, or the same with Student-t components.
 
     Attributes:
         log_weights: :math:`\log\pi_k`, ``(K,)``.
         locs: :math:`\mu_k`, ``(K, d)``.
         scale_trils: :math:`L_k`, ``(K, d, d)``.
+        df: Degrees of freedom of all components; infinite for Gaussians.
 
     Example:
         >>> mixture = Mixture(torch.zeros(1), torch.zeros(1, 2), torch.eye(2)[None])
@@ -56,14 +71,52 @@ class Mixture(NamedTuple):
     log_weights: Tensor
     locs: Tensor
     scale_trils: Tensor
+    df: float = inf
 
-    def joint_log_prob(self, x: Tensor) -> Tensor:
-        r""":math:`\log \pi_k + \log \mathcal N(x; \mu_k, L_k L_k^\top)`, ``(N, d) → (N, K)``."""
+    def square_distances(self, x: Tensor) -> Tensor:
+        r""":math:`\|L_k^{-1}(x - \mu_k)\|^2`, ``(N, d) → (N, K)``."""
         centred = (x[None] - self.locs[:, None]).mT
         u = torch.linalg.solve_triangular(self.scale_trils, centred, upper=False)
+        return u.square().sum(-2).mT
+
+    def joint_log_prob(self, x: Tensor) -> Tensor:
+        r""":math:`\log \pi_k` plus the log density of component k, ``(N, d) → (N, K)``."""
+        return self.component_log_prob(self.square_distances(x))
+
+    def component_log_prob(self, square: Tensor) -> Tensor:
+        """:meth:`joint_log_prob` at given square distances ``(N, K)``."""
         half_log_det = self.scale_trils.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = self.log_weights - half_log_det - 0.5 * x.shape[-1] * log(2 * pi)
-        return (constant[:, None] - 0.5 * u.square().sum(-2)).mT
+        dim, df = self.locs.shape[-1], self.df
+        if isinf(df):
+            return self.log_weights - half_log_det - 0.5 * (dim * log(2 * pi) + square)
+        constant = lgamma(0.5 * (df + dim)) - lgamma(0.5 * df) - 0.5 * dim * log(df * pi)
+        kernel = -0.5 * (df + dim) * (square / df).log1p()
+        return self.log_weights - half_log_det + constant + kernel
+
+    def separated(self, x: Tensor, overlap: float) -> Tensor:
+        """Groups of components that do not overlap: the group of each, ``(K,)``.
+
+        Two components overlap if points that are most probably of the one are of the other with a
+        mean probability of more than ``overlap``. Groups are connected by such pairs.
+
+        Arguments:
+            x: Draws of the mixture, or nearly so, ``(N, d)``.
+            overlap: The probability.
+
+        Example:
+            >>> locs = torch.tensor([[0.0], [1.0], [50.0]])
+            >>> mixture = Mixture(torch.zeros(3).log_softmax(0), locs, torch.ones(3, 1, 1))
+            >>> points = (locs + torch.linspace(-1, 1, 9)).reshape(-1, 1)
+            >>> mixture.separated(points, overlap=0.01).tolist()
+            [0, 0, 1]
+        """
+        joint = self.joint_log_prob(x)
+        member = torch.nn.functional.one_hot(joint.argmax(-1), len(self.locs)).to(joint)
+        mean = member.mT @ joint.softmax(-1) / member.sum(0).clamp(min=1)[:, None]
+        linked = ((mean > overlap) | (mean.mT > overlap)).to(joint) + torch.eye(len(mean)).to(joint)
+        for _ in range(len(mean).bit_length()):
+            linked = (linked @ linked > 0).to(joint)
+        return linked.argmax(-1).unique(return_inverse=True)[1]
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density, ``(N, d) → (N,)``."""
@@ -73,18 +126,21 @@ class Mixture(NamedTuple):
         """Draws, ``(num, d)``."""
         k = self.log_weights.softmax(0).multinomial(num, replacement=True)
         noise = torch.randn(num, self.locs.shape[-1], dtype=self.locs.dtype, device=k.device)
+        if not isinf(self.df):
+            half = noise.new_tensor(0.5 * self.df)
+            noise = noise / Gamma(half, half).sample((num, 1)).sqrt()
         scaled = noise @ self.scale_trils.mT  # of every component: smaller than L for every draw
         return self.locs[k] + scaled[k, torch.arange(num, device=k.device)]
 
 
-def _maximize(x: Tensor, resp: Tensor, ridge: float) -> Mixture:
+def _maximize(x: Tensor, resp: Tensor, weights: Tensor, ridge: float, df: float) -> Mixture:
     """The M step: weighted moments, with a ridge that keeps every covariance positive."""
-    mass = resp.sum(0) + 1e-9
-    locs = resp.mT @ x / mass[:, None]
+    mass, each = resp.sum(0) + 1e-9, resp * weights
+    locs = each.mT @ x / (each.sum(0) + 1e-9)[:, None]
     centred = x[None] - locs[:, None]
-    cov = (resp.mT[..., None] * centred).mT @ centred / mass[:, None, None]
+    cov = (each.mT[..., None] * centred).mT @ centred / mass[:, None, None]
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    return Mixture((mass / mass.sum()).log(), locs, torch.linalg.cholesky(cov + ridge * eye))
+    return Mixture((mass / mass.sum()).log(), locs, torch.linalg.cholesky(cov + ridge * eye), df)
 
 
 def _spread_out(x: Tensor, count: int) -> Tensor:
@@ -96,13 +152,24 @@ def _spread_out(x: Tensor, count: int) -> Tensor:
     return centres
 
 
-def _expectation_maximisation(x: Tensor, components: int, steps: int, ridge: float) -> Mixture:
-    ridge *= float(x.var(0).mean())
+def _expectation_maximisation(
+    x: Tensor, components: int, df: float, options: MixtureFitOptions
+) -> Mixture:
+    ridge = options.ridge * float(x.var(0).mean())
     nearest = torch.cdist(x, _spread_out(x, components)).argmin(-1)
     resp = torch.nn.functional.one_hot(nearest, components).to(x)
-    mixture = _maximize(x, resp, ridge)
-    for _ in range(steps):
-        mixture = _maximize(x, mixture.joint_log_prob(x).softmax(-1), ridge)
+    mixture = _maximize(x, resp, torch.ones_like(resp), ridge, df)
+    reached = -inf
+    for _ in range(options.steps if components > 1 or not isinf(df) else 0):
+        square = mixture.square_distances(x)
+        joint = mixture.component_log_prob(square)
+        if options.tolerance:
+            level = float(joint.logsumexp(-1).mean())
+            if level < reached + options.tolerance:
+                break
+            reached = level
+        weights = torch.ones_like(square) if isinf(df) else (df + x.shape[-1]) / (df + square)
+        mixture = _maximize(x, joint.softmax(-1), weights, ridge, df)
     return mixture
 
 
@@ -111,8 +178,8 @@ def fit_mixture(
 ) -> Mixture:
     """Fits a mixture of one, two, four, … components to draws.
 
-    More components are taken where they predict the held-out draws better by some standard errors;
-    the search ends where that fails several times in a row.
+    More components, or components with heavier tails, are taken where they predict the held-out
+    draws better by some standard errors; the search ends where that fails several times in a row.
 
     Arguments:
         x: The draws, ``(N, d)``.
@@ -130,11 +197,30 @@ def fit_mixture(
     x = x[torch.randperm(len(x), device=x.device)].double()
     num = len(x) // options.held_out
     held_out, rest = x[:num], x[num:]
-    best, count, failed = _expectation_maximisation(rest, 1, 0, options.ridge), 2, 0
-    while count <= max_components and failed < options.max_failures:
-        mixture = _expectation_maximisation(rest, count, options.steps, options.ridge)
-        gain = mixture.log_prob(held_out) - best.log_prob(held_out)
-        better = bool(gain.mean() > options.min_gain * gain.std() / len(gain) ** 0.5)
+    best: Mixture | None = None
+    for df in options.degrees_of_freedom:  # heavier tails need no more components
+        most = max_components if best is None else len(best.locs)
+        found = _best_count(rest, held_out, most, df, options)
+        if best is None or _predicts_better(found, best, held_out, options.min_tail_gain):
+            best = found
+    assert best is not None
+    return best
+
+
+def _best_count(
+    rest: Tensor, held_out: Tensor, most: int, df: float, options: MixtureFitOptions
+) -> Mixture:
+    """The best mixture of components of one kind."""
+    best, count, failed = _expectation_maximisation(rest, 1, df, options), 2, 0
+    while count <= most and failed < options.max_failures:
+        mixture = _expectation_maximisation(rest, count, df, options)
+        better = _predicts_better(mixture, best, held_out, options.min_gain)
         best, failed = (mixture, 0) if better else (best, failed + 1)
         count *= 2
     return best
+
+
+def _predicts_better(one: Mixture, other: Mixture, held_out: Tensor, min_gain: float) -> bool:
+    """Whether the first mixture predicts held-out draws better, by some standard errors."""
+    gain = one.log_prob(held_out) - other.log_prob(held_out)
+    return bool(gain.mean() > min_gain * gain.std() / len(gain) ** 0.5)

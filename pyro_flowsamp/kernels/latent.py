@@ -8,16 +8,16 @@ is a Hamiltonian trajectory of one step, so that :class:`LatentMALA` only choose
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import log
 from typing import Any, ClassVar, Literal
 
 import torch
-from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor, nn
 
 from ..target.site import Values
 from ..transitions import hamiltonian
-from ..transitions.step_size import jitter, optimal_step_size
+from ..transitions.chees import LastPoint
+from ..transitions.step_size import FixedTrajectory, optimal_step_size
+from ..transitions.trajectory_length import TrajectoryAdaptation, TrajectoryOptions
 from .base import FlowKernel, Guide
 from .sharpened import SharpenedFlow, check_metric
 
@@ -25,6 +25,8 @@ __all__ = ["LatentHMC", "LatentMALA"]
 
 
 TINY = 1e-7  #: times the first step size: float32 positions do not change below
+FIXED_ACCEPTANCE = 0.8  #: default mean acceptance probability of trajectories of fixed length
+ADAPTED_ACCEPTANCE = 0.651  #: and of adapted ones, as in Hoffman, Radul & Sountsov (2021)
 
 
 class LatentHMC(FlowKernel):
@@ -57,6 +59,14 @@ class LatentHMC(FlowKernel):
     trajectory, which avoids resonance. A leapfrog step takes one gradient; the gradient at the
     state is kept.
 
+    With ``trajectory="adapted"`` trajectories have quasi-random lengths, uniform on
+    :math:`(0, 2\tau)` and the same in all chains, and no such factor. Warm-up finds the mean length
+    :math:`\tau` by the ChEES criterion (Hoffman, Radul & Sountsov, 2021); 50 steps of 64 chains are
+    enough. Where there are fewer than four chains of a context, as in Pyro's MCMC, there is no mean
+    over chains to compare with: then :math:`\tau` is ``num_steps`` times the step size. See
+    :mod:`pyro_flowsamp.transitions.trajectory_length` for the derivations, and why lengths that
+    differ are exact.
+
     Arguments:
         model, potential_fn, guide: See :class:`~pyro_flowsamp.FlowKernel`.
         flow: Any trained flow in zuko's convention, for the sharpened target only, in place of
@@ -65,8 +75,11 @@ class LatentHMC(FlowKernel):
         target: "pullback" or "sharpened".
         metric: "identity" or "jacobian".
         num_steps: Leapfrog steps of a trajectory; take few in the Jacobian metric.
+        trajectory: "fixed" or "adapted", or for the latter with other settings
+            :class:`~pyro_flowsamp.transitions.trajectory_length.TrajectoryOptions`.
         step_size: Step size at the start of warm-up; by default :math:`d^{-1/4}`.
-        target_accept_prob: Acceptance probability that the step size is adapted to.
+        target_accept_prob: Acceptance probability that the step size is adapted to, by default
+            0.8; for adapted trajectories the harmonic mean over chains, by default 0.651.
         global_prob: Probability of a proposal by the flow, in [0, 1).
 
     Raises:
@@ -75,6 +88,9 @@ class LatentHMC(FlowKernel):
         RuntimeError: At the end of warm-up, the step size has gone to zero.
 
     References:
+        Hoffman, Radul & Sountsov, *An Adaptive-MCMC Scheme for Setting Trajectory Lengths in
+        Hamiltonian Monte Carlo*, 2021, https://proceedings.mlr.press/v130/hoffman21a.html
+
         Hoffman et al., *NeuTra-lizing Bad Geometry in Hamiltonian Monte Carlo Using Neural
         Transport*, 2019, https://arxiv.org/abs/1903.03704
 
@@ -114,16 +130,22 @@ class LatentHMC(FlowKernel):
         target: Literal["pullback", "sharpened"] = "pullback",
         metric: Literal["identity", "jacobian"] = "identity",
         num_steps: int = 4,
+        trajectory: Literal["fixed", "adapted"] | TrajectoryOptions = "fixed",
         step_size: float | None = None,
-        target_accept_prob: float = 0.8,
+        target_accept_prob: float | None = None,
         global_prob: float = 0.0,
     ) -> None:
+        self.trajectory = TrajectoryOptions() if trajectory == "adapted" else trajectory
+        if target_accept_prob is None:
+            target_accept_prob = FIXED_ACCEPTANCE if trajectory == "fixed" else ADAPTED_ACCEPTANCE
         if target not in ("pullback", "sharpened"):
             raise ValueError(f"target must be 'pullback' or 'sharpened', got {target!r}")
         if metric not in ("identity", "jacobian"):
             raise ValueError(f"metric must be 'identity' or 'jacobian', got {metric!r}")
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        if self.trajectory != "fixed" and not isinstance(self.trajectory, TrajectoryOptions):
+            raise ValueError(f"trajectory must be 'fixed' or 'adapted', got {trajectory!r}")
         if not 0 < target_accept_prob < 1:
             raise ValueError(f"target_accept_prob must lie in (0, 1), got {target_accept_prob}")
         if step_size is not None and step_size <= 0:
@@ -156,8 +178,13 @@ class LatentHMC(FlowKernel):
         step = self.initial_step_size or self.first_step_size()
         self.step_size = torch.tensor(step, dtype=self.target.dtype, device=self.target.device)
         self._least = TINY * step
-        self._averaging = DualAveraging(prox_center=log(10 * step))
         self._seen: list[Tensor] = []
+        options = self.trajectory
+        self.lengths = (
+            TrajectoryAdaptation(step, self.num_steps, self.target_accept_prob, options)
+            if isinstance(options, TrajectoryOptions)
+            else FixedTrajectory(step, self.num_steps, self.target_accept_prob, self.jittered)
+        )
 
     # ---- the density in z -----------------------------------------------------------------------
 
@@ -212,25 +239,35 @@ class LatentHMC(FlowKernel):
     # ---- steps ----------------------------------------------------------------------------------
 
     def init(self, x: Tensor) -> hamiltonian.HMCState:
+        base = self.proposal.distribution(len(x)).base
+        self.lengths.begin(len(x), self._num_contexts, getattr(base, "angles", None))
         return self.density(self.proposal.pull(x))
 
     def step(self, state: hamiltonian.HMCState) -> tuple[hamiltonian.HMCState, Any]:
         noise = torch.randn_like(state.z)
         log_u = torch.rand_like(state.log_pi).log()
-        size = self.step_size
-        if self.jittered:
-            size = jitter(size.expand(len(log_u), 1).clone())
+        size, num_steps = self.lengths.next(self.step_size, len(log_u))
+        last = LastPoint(self.latent_metric)
         jump = self._jump(log_u) if self.global_prob else None
-        return hamiltonian.step(
-            state,
-            self.density,
-            size,
-            self.num_steps,
-            noise,
-            log_u,
-            metric=self.latent_metric,
-            jump=jump,
+        new, info = hamiltonian.step(
+            state, self.density, size, num_steps, noise, log_u, metric=last.metric, jump=jump
         )
+        self.lengths.observe(info, state.z, last, size)
+        return new, info
+
+    @property
+    def _num_contexts(self) -> int:
+        return 1 if self.target.contexts is None else len(self.target.contexts)
+
+    @property
+    def mean_leapfrog_steps(self) -> float:
+        """The mean number of leapfrog steps of a trajectory, as it is now."""
+        return self.lengths.mean_steps
+
+    @property
+    def mean_gradients(self) -> float:
+        """The mean number of gradients that a chain takes for one step of the kernel."""
+        return self.mean_leapfrog_steps
 
     def _jump(self, like: Tensor) -> hamiltonian.Jump:
         return hamiltonian.Jump(
@@ -238,23 +275,19 @@ class LatentHMC(FlowKernel):
         )
 
     def adapt(self, info: Any) -> None:
-        errors = (self.target_accept_prob - info.accept_prob) * ~info.jumped
-        self._averaging.step(errors.mean())
         self._seen.append(torch.stack([info.accept_prob.mean(), info.diverging.double().mean()]))
-        log_step, _ = self._averaging.get_state()
-        self.step_size = log_step.exp().to(self.step_size)
+        self.lengths.adapt(info)
+        self.step_size = self.lengths.value.to(self.step_size)
 
     def freeze(self) -> None:
-        if not self._seen:  # no warm-up
-            return
-        _, log_step = self._averaging.get_state()
-        self.step_size = log_step.exp().to(self.step_size)
-        if not float(self.step_size) > self._least:
-            self._refuse()
+        self.lengths.freeze()
+        self.step_size = self.lengths.value.to(self.step_size)
+        if self._seen and not float(self.step_size) > self._least:
+            raise self._refusal()
 
-    def _refuse(self) -> None:
+    def _refusal(self) -> RuntimeError:
         accepted, diverged = torch.stack(self._seen).mean(0).tolist()
-        raise RuntimeError(
+        return RuntimeError(
             f"warm-up drove the step size to {float(self.step_size):.1e}: {accepted:.1%} of its "
             f"moves were accepted, {diverged:.1%} met a density that was not finite or 1000 nats "
             f"lower; {int(self.target.nonfinite)} of the target's {self.target.evaluations} "
@@ -263,10 +296,12 @@ class LatentHMC(FlowKernel):
         )
 
     def logging(self) -> Any:
-        return {**super().logging(), "step size": f"{float(self.step_size):.2e}"}
+        lengths = {name: f"{value:.3g}" for name, value in self.lengths.report().items()}
+        return {**super().logging(), "step size": f"{float(self.step_size):.2e}", **lengths}
 
     def diagnostics(self) -> dict[str, Any]:
-        return {**super().diagnostics(), "step size": float(self.step_size)}
+        found = super().diagnostics()
+        return {**found, "step size": float(self.step_size), **self.lengths.report()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_seen": []}

@@ -177,8 +177,8 @@ class LocalGlobalHMC(LatentHMC):
 
     def adapt(self, info: LocalGlobalInfo) -> None:
         super().adapt(info.local)
-        contexts = 1 if self.target.contexts is None else len(self.target.contexts)
-        x, squared = (part.double().unflatten(0, (-1, contexts)) for part in (info.x, info.squared))
+        shape = -1, self._num_contexts
+        x, squared = (part.double().unflatten(0, shape) for part in (info.x, info.squared))
         alpha = info.accept_prob.mean().expand(x.shape[1:])
         moments = torch.stack([x.mean(0), x.square().mean(0), squared.mean(0), alpha])
         self._sums = self.search.memory * self._sums + moments
@@ -195,8 +195,12 @@ class LocalGlobalHMC(LatentHMC):
         rho = 1 - (squared.mean(0) / (2 * variance)).nan_to_num().clamp(0, 1).min()
         k = torch.arange(1, self.search.most + 1, device=rho.device)
         r = ((1 - alpha[0, 0]) * rho**k).clamp(max=1 - 1e-9)
-        cost = (k * self.num_steps + self.num_proposals + 1) * (1 + r) / (1 - r)
+        cost = (k * self.mean_leapfrog_steps + self.num_proposals + 1) * (1 + r) / (1 - r)
         return k[cost.argmin()]
+
+    @property
+    def mean_gradients(self) -> float:
+        return self.local_steps * self.mean_leapfrog_steps + 1
 
     def diagnostics(self) -> dict[str, Any]:
         return {**super().diagnostics(), "local steps": self.local_steps}

@@ -18,9 +18,12 @@ import torch
 from torch import Tensor
 
 from ..transitions import hamiltonian
+from ..transitions.step_size import robbins_monro
 from .particles import Particles, resample, reweight
 
 __all__ = ["SMCStep", "Stage", "log_mixture", "move", "move_and_tune", "run_smc", "transport"]
+
+GAIN = 0.5  #: change of a log step size for each unit by which the acceptance is off
 
 
 class Pushes(Protocol):
@@ -154,5 +157,5 @@ def _moved(
         if goal is not None:
             rate = info.accept_prob.view(islands, num).mean(-1)
             rate = rate if step_size.dim() else rate.mean()
-            step_size = step_size * (0.5 * (rate - goal)).exp().to(step_size)
+            step_size = robbins_monro(step_size, rate, goal, GAIN)
     return cloud._replace(state=state), step_size

@@ -45,16 +45,9 @@ import torch
 from torch import Tensor
 
 from ..transitions import hamiltonian
-from ..weights import Evidence, ess_fraction, log_evidence
+from ..weights import Estimate, ess_fraction, log_evidence
 
-__all__ = ["Particles", "Mean", "init", "resample", "reweight", "systematic"]
-
-
-class Mean(NamedTuple):
-    """A weighted mean and its standard error, of the shape of one value."""
-
-    value: Tensor
-    standard_error: Tensor
+__all__ = ["Particles", "init", "resample", "reweight", "systematic"]
 
 
 class Particles(NamedTuple):
@@ -88,11 +81,11 @@ class Particles(NamedTuple):
         return self.log_z + self.log_w.logsumexp(-1) - log(self.log_w.shape[-1])
 
     @property
-    def evidence(self) -> Evidence:
+    def evidence(self) -> Estimate:
         """The log of the mean over islands, whose mean is unbiased, and its standard error."""
         return log_evidence(self.evidences)
 
-    def mean(self, values: Tensor) -> Mean:
+    def mean(self, values: Tensor) -> Estimate:
         r"""Average of values ``(R·n, ...)`` under :math:`f_k`, with an error from the islands.
 
         With island averages :math:`m_r` and evidences :math:`Z_r`, the mean is :math:`m = \sum_r
@@ -110,7 +103,7 @@ class Particles(NamedTuple):
         mean = (share * means).sum(0)
         variance = (share * (means - mean)).square().sum(0)
         factor = islands / (islands - 1) if islands > 1 else float("nan")
-        return Mean(mean, (factor * variance).sqrt())
+        return Estimate(mean, (factor * variance).sqrt())
 
     def equally_weighted(self) -> Tensor:
         """Equally weighted draws, one for each particle, islands in a row, ``(R·n, d)``."""

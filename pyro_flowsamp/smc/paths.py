@@ -11,7 +11,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..target.density import Target
 from ..weights import ess_fraction
 
 __all__ = [
@@ -69,13 +68,13 @@ def at_beta(state: TemperedState, beta: Tensor, scale: Tensor) -> TemperedState:
 
 
 class HasScore(Protocol):
-    """A base density of a path, with its gradient."""
+    """A density at an end of a path, with its gradient."""
 
     def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 def density(
-    target: Target, base: HasScore, beta: Tensor, scale: Tensor
+    target: HasScore, base: HasScore, beta: Tensor, scale: Tensor
 ) -> Callable[[Tensor], TemperedState]:
     r""":math:`\pi_\beta`, with :math:`\beta` ``(N,)``, in the coordinates z = x / scale."""
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from math import log, pi
+from math import lgamma, log, pi
 
 import torch
 from torch import Tensor
+from torch.distributions import Gamma
 
 from ..flows.gaussian_fit import ascend
 from ..target.density import Target
+from .coordinates import WhitenedTarget, of_reals
 
-__all__ = ["TemperedStart", "overdispersed_base"]
+__all__ = ["PriorStart", "StudentStart", "TemperedStart", "overdispersed_base"]
 
 
 SLACK = 10.0  #: nats
@@ -49,3 +51,125 @@ def overdispersed_base(target: Target, num: int) -> TemperedStart:
     middle = log_p.sort(0, descending=True).values[len(log_p) // 2 - 1]
     x = x[(log_p >= middle - SLACK).flatten()]
     return TemperedStart(x.mean(0), 2 * x.std(0) + 1.0, target.angles)
+
+
+class StudentStart:
+    r"""A multivariate Student-t distribution on real coordinates, uniform on angles.
+
+    .. math:: b(x) \propto \Bigl(1 + \tfrac1\nu\,\|S^{-1}(x - m)\|^2\Bigr)^{-(\nu + k)/2}
+              \qquad\text{for the } k \text{ real coordinates.}
+
+    With a Gaussian base the weights of the last step to a target with heavier tails have an
+    infinite variance, however short the step is, and an effective sample size does not show it.
+    With a Student-t base of few degrees of freedom they are bounded for most targets.
+
+    Arguments:
+        loc: m, ``(d,)``, float64.
+        scale_tril: S, lower triangular ``(d, d)``; rows and columns of angles are not used.
+        angles: Mask ``(d,)`` of periodic coordinates.
+        df: Degrees of freedom :math:`\nu`.
+
+    References:
+        Samuel Kotz and Saralees Nadarajah, *Multivariate t Distributions and Their Applications*,
+        2004, https://doi.org/10.1017/CBO9780511550683
+
+    Example:
+        >>> start = StudentStart(torch.zeros(1), torch.eye(1), torch.tensor([False]), df=1.0)
+        >>> log_b, grad = start.log_prob_and_grad(torch.ones(1, 1))  # Cauchy: 1/(2 pi) at 1
+        >>> round(float(log_b.exp()), 4), float(grad)
+        (0.1592, -1.0)
+    """
+
+    def __init__(self, loc: Tensor, scale_tril: Tensor, angles: Tensor, df: float = 3.0) -> None:
+        self.angles, self.df = angles.to(loc.device), df
+        real = (~self.angles).to(loc)
+        self.loc = loc * real
+        self.scale_tril = of_reals(scale_tril, real)
+        self._real, self._count = real, int(real.sum())
+        k = self._count
+        self._constant = lgamma(0.5 * (df + k)) - lgamma(0.5 * df) - 0.5 * k * log(df * pi)
+        self._constant = self._constant - (len(loc) - k) * log(2 * pi)
+        self._log_det = self.scale_tril.diagonal().log().sum()
+
+    @classmethod
+    def covering(
+        cls, x: Tensor, angles: Tensor, widen: float = 2.0, jitter: float = 1e-9, df: float = 3.0
+    ) -> StudentStart:
+        """The distribution with the mean of points ``(N, d)``, and ``widen`` times their spread.
+
+        Arguments:
+            x: The points, float64.
+            angles: Mask ``(d,)`` of periodic coordinates.
+            widen: Scale in units of the points' standard deviation.
+            jitter: Weight of the identity beside the points' correlations. Where there are fewer
+                than two points for each dimension it has the weight d / (N + d).
+            df: Degrees of freedom.
+        """
+        std = x.std(0).clamp(min=torch.finfo(x.dtype).tiny)
+        standard = (x - x.mean(0)) / std
+        correlation = standard.mT @ standard / (len(x) - 1)
+        few = max(x.shape[1] / (len(x) + x.shape[1]), jitter) if len(x) < 2 * x.shape[1] else jitter
+        shrunk = (1 - few) * correlation + few * torch.eye(len(std)).to(x)
+        chol = torch.linalg.cholesky(shrunk)
+        return cls(x.mean(0), widen * std[:, None] * chol, angles, df)
+
+    def standardised(self, x: Tensor) -> Tensor:
+        r"""Points :math:`S^{-1}(x - m)`, ``(N, d)``, zero for angles."""
+        centred = ((x - self.loc) * self._real).mT
+        return torch.linalg.solve_triangular(self.scale_tril, centred, upper=False).mT
+
+    def outside(self, x: Tensor) -> Tensor:
+        r"""Mask of points that are farther out than nearly all draws of a Gaussian of this scale.
+
+        That is :math:`\|S^{-1}(x - m)\|^2 > k + 3 \sqrt{2 k}`, three standard deviations above the
+        mean of a chi-squared variate with k degrees of freedom.
+        """
+        bound = self._count + 3 * (2 * self._count) ** 0.5
+        return self.standardised(x).square().sum(-1) > bound
+
+    def sample(self, num: int) -> Tensor:
+        """Draws, ``(num, d)``."""
+        like = self.loc
+        noise = torch.randn(num, len(like), dtype=like.dtype, device=like.device)
+        gamma = Gamma(like.new_tensor(0.5 * self.df), like.new_tensor(0.5 * self.df))
+        noise = noise * self._real / gamma.sample((num, 1)).sqrt()
+        x = self.loc + noise @ self.scale_tril.mT
+        return torch.where(self.angles, torch.empty_like(x).uniform_(-pi, pi), x)
+
+    def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density ``(N,)`` and its gradient ``(N, d)``."""
+        u = self.standardised(x)
+        square = u.square().sum(-1, keepdim=True)
+        power = 0.5 * (self.df + self._count)
+        log_b = self._constant - self._log_det - power * (square[:, 0] / self.df).log1p()
+        slope = -2 * power / (self.df + square) * u
+        grad = torch.linalg.solve_triangular(self.scale_tril.mT, slope.mT, upper=True).mT
+        return log_b, grad * self._real
+
+
+class PriorStart:
+    """The prior of a model as the base of a path: particles start at draws of it.
+
+    The path from there tempers the likelihood alone, so that it follows the shape of the prior,
+    however narrow the prior is in places.
+
+    Arguments:
+        density: The prior's density.
+        draws: Draws of it, ``(N, d)``, in the coordinates of the density.
+    """
+
+    def __init__(self, density: WhitenedTarget, draws: Tensor) -> None:
+        self.density, self.draws = density, draws
+        self.loc = draws.mean(0)
+
+    def sample(self, num: int) -> Tensor:
+        """The first ``num`` draws, ``(num, d)``; they start anew where there are too few."""
+        return self.draws[torch.arange(num, device=self.draws.device) % len(self.draws)]
+
+    def outside(self, x: Tensor) -> Tensor:
+        """None of the points: a posterior has no mass outside of its prior."""
+        return torch.zeros_like(x[:, 0], dtype=torch.bool)
+
+    def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density ``(N,)`` and its gradient ``(N, d)``."""
+        return self.density.log_prob_and_grad(x)

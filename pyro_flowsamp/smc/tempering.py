@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,22 +23,30 @@ from torch import Tensor
 from ..target.density import Target
 from ..transitions.step_size import optimal_step_size
 from . import driver, particles, paths
+from .coordinates import WhitenedTarget
 from .driver import SMCStep
 from .particles import Particles
-from .starts import TemperedStart, overdispersed_base
+from .starts import PriorStart, StudentStart, TemperedStart, overdispersed_base
 
 __all__ = ["tempered_smc"]
 
+Start = TemperedStart | StudentStart | PriorStart
 NUM_STARTS = 512  #: points that are moved uphill to their modes; the base covers them
+SHORTEST_STAGE = (
+    1e-12  #: a prior may be a million times wider than the posterior, in each direction
+)
+SLOWEST_GROWTH = 0.02  #: of the inverse temperature in a stage, so that the stages come to an end
 
 
 def tempered_smc(
-    target: Target,
+    target: Target | WhitenedTarget,
     num_particles: int | None = None,
     *,
     mcmc_steps: int = 10,
     target_ess: float = 0.8,
     target_accept_prob: float = 0.574,
+    base: Start | None = None,
+    islands: int = 1,
 ) -> Particles:
     """Anneals particles from an over-dispersed Gaussian to a target.
 
@@ -50,6 +59,10 @@ def tempered_smc(
         mcmc_steps: MALA steps at each inverse temperature; each also tunes the step size.
         target_ess: ESS fraction of the weights that fixes the next inverse temperature.
         target_accept_prob: Acceptance that the step size is tuned to.
+        base: Distribution at which the path starts; by default a Gaussian that covers many points
+            moved uphill to their modes.
+        islands: Islands that the particles are shared out to, at one context. They never exchange
+            particles, so that the spread of their evidences is an honest error.
 
     Returns:
         Equally weighted particles of the target, with an estimate of its log evidence for each
@@ -57,18 +70,22 @@ def tempered_smc(
 
     Raises:
         ValueError: The target's density is not finite anywhere, or there are fewer than two
-            particles.
+            particles on an island.
     """
     contexts = target.contexts
     if num_particles is None:
         num_particles = 4096 if contexts is None else 500
     if num_particles < 2:
         raise ValueError(f"need at least two particles for each context, got {num_particles}")
-    islands = 1 if contexts is None else len(contexts)
-    base = overdispersed_base(target, islands * -(-NUM_STARTS // islands))
-    rows = target
-    if contexts is not None:
+    rows: Any = target
+    if isinstance(target, Target) and contexts is not None:
+        islands = len(contexts)
         rows = target.at_contexts(contexts.repeat_interleave(num_particles, 0))
+    else:
+        num_particles = max(2, num_particles // islands)
+    if base is None:
+        assert isinstance(target, Target)
+        base = overdispersed_base(target, islands * -(-NUM_STARTS // islands))
     tempering = _Tempering(rows, base, islands, mcmc_steps, target_ess, target_accept_prob)
     first = tempering.initial(num_particles)
     steps = driver.run_smc(first, tempering.next_step, torch.inf)
@@ -85,8 +102,8 @@ class _Tempering:
 
     def __init__(
         self,
-        target: Target,
-        base: TemperedStart,
+        target: Target | WhitenedTarget,
+        base: Start,
         islands: int,
         mcmc_steps: int,
         target_ess: float,
@@ -114,7 +131,9 @@ class _Tempering:
         if float(self.betas[-1].min()) == 1:
             return None
         log_ratio = self._by_island(current.state.log_ratio)
-        self.betas.append(paths.next_betas(log_ratio, self.betas[-1], self.target_ess))
+        shortest = SHORTEST_STAGE + SLOWEST_GROWTH * float(self.betas[-1].min())
+        later = paths.next_betas(log_ratio, self.betas[-1], self.target_ess, shortest)
+        self.betas.append(later)
         beta = self.betas[-1].repeat_interleave(log_ratio.shape[1])
         return SMCStep(partial(_reweighted, beta=beta), partial(self._moved, beta=beta))
 
@@ -137,7 +156,7 @@ def _reweighted(current: Particles, beta: Tensor) -> Particles:
     return particles.reweight(current, state)
 
 
-def _check_alive(log_ratio: Tensor, target: Target) -> None:
+def _check_alive(log_ratio: Tensor, target: Target | WhitenedTarget) -> None:
     dead = ~torch.isfinite(log_ratio).any(1)
     if bool(dead.any()):
         where = ""

@@ -3,5 +3,6 @@
 from .density import Target, as_target
 from .inspection import ModelStructureError
 from .site import Site, Values
+from .work import WorkCounter
 
-__all__ = ["ModelStructureError", "Site", "Target", "Values", "as_target"]
+__all__ = ["ModelStructureError", "Site", "Target", "Values", "WorkCounter", "as_target"]

@@ -14,6 +14,7 @@ import torch
 from torch import Size, Tensor
 
 from .batching import Density, choose_batching, warn_of_gradient, warn_of_loop
+from .evaluation import ChunkedDensity
 from .inspection import at_some_radius, inspect_model
 from .model import ModelDensity
 from .site import SiteLayout, Values, real_site
@@ -25,13 +26,14 @@ class BatchedDensity(NamedTuple):
     r"""A batched log density on :math:`\mathbb R^d`, and where it comes from.
 
     Attributes:
-        log_prob: Maps points ``(N, d)`` and contexts ``(N, c)`` or None to log densities ``(N,)``.
+        log_prob: Maps points ``(N, d)`` and contexts ``(N, c)`` or None to log densities ``(N,)``,
+            in chunks where a batch would need too much memory.
         layout: The blocks of coordinates, in order.
         batching: How a batch is evaluated: ``"vmap"``, ``"plate"``, ``"loop"`` or ``"native"``.
         model: The Pyro model behind it, or None.
     """
 
-    log_prob: Density
+    log_prob: ChunkedDensity
     layout: SiteLayout
     batching: str
     model: ModelDensity | None = None
@@ -74,7 +76,8 @@ def model_density(
     )
     warn_of_loop(chosen)
     warn_of_gradient(layout.sites, chosen.value, chosen.grad)
-    return BatchedDensity(evaluated[chosen.name], layout, chosen.name, program)
+    log_prob = ChunkedDensity.measured(evaluated[chosen.name], points, c)
+    return BatchedDensity(log_prob, layout, chosen.name, program)
 
 
 def potential_density(
@@ -98,9 +101,11 @@ def potential_density(
 
     ways: dict[str, Density] = {"vmap": vmapped, "loop": loop}
     point = torch.cat([prototype[s.name].reshape(-1) for s in sites]).detach()
-    chosen = choose_batching(ways, torch.stack([point, point + 0.1]), None)
+    points = torch.stack([point, point + 0.1])
+    chosen = choose_batching(ways, points, None)
     warn_of_loop(chosen)
-    return BatchedDensity(ways[chosen.name], layout, chosen.name)
+    log_prob = ChunkedDensity.measured(ways[chosen.name], points, None)
+    return BatchedDensity(log_prob, layout, chosen.name)
 
 
 def energy_density(
@@ -117,7 +122,8 @@ def energy_density(
         raise ValueError(f"angles are indices of {dim} coordinates, got {list(angles)}")
     mask = torch.zeros(dim, dtype=torch.bool, device="cpu")
     mask[list(angles)] = True
-    energies = fn(torch.zeros(2, dim, dtype=dtype, device=device))
+    points = torch.zeros(2, dim, dtype=dtype, device=device)
+    energies = fn(points)
     if not isinstance(energies, Tensor):
         raise ValueError(
             f"the energy returns a {type(energies).__name__}, not a tensor: write it with "
@@ -129,4 +135,5 @@ def energy_density(
             f"it must be (2,), one energy per row."
         )
     layout = SiteLayout([real_site("x", Size([dim]))], dtype, device, mask)
-    return BatchedDensity(lambda x, c: -fn(x), layout, "native")
+    log_prob = ChunkedDensity.measured(lambda x, c: -fn(x), points, None)
+    return BatchedDensity(log_prob, layout, "native")

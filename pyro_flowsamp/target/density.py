@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
-from math import pi
 from typing import Any
 
 import pyro
@@ -20,7 +18,9 @@ from torch import Tensor
 from .batching import Density
 from .construction import energy_density, model_density, potential_density
 from .context import ContextValues, every
+from .evaluation import ChunkedDensity, EvaluationCounter
 from .model import ModelDensity
+from .points import complete_groups, overdispersed_points, prior_points
 from .site import SiteLayout, Values
 
 __all__ = ["INITIAL_SCALES", "Target", "as_target"]
@@ -29,21 +29,14 @@ __all__ = ["INITIAL_SCALES", "Target", "as_target"]
 INITIAL_SCALES = 2.0, 2.0, 1.0, 0.1, 10.0, 1e-3  #: half widths of the boxes of initial points
 
 
-@dataclass
-class EvaluationCounter:
-    """The evaluations of a target and of those made from it by ``at_contexts``."""
-
-    nonfinite: Tensor
-    evaluations: int = 0
-
-
 class Target:
     r"""A batched unnormalised log density :math:`\log \tilde p(x)` on :math:`\mathbb R^d`.
 
     Make one with :meth:`from_model`, :meth:`from_potential` or :meth:`from_energy`.
 
     Arguments:
-        log_prob: Maps points ``(N, d)`` and contexts ``(N, c)`` or None to log densities ``(N,)``.
+        log_prob: Maps points ``(N, d)`` and contexts ``(N, c)`` or None to log densities ``(N,)``;
+            evaluated in chunks where it is a ``ChunkedDensity``.
         layout: The sites of the coordinates, with the dtype and device of points and densities.
         batching: How a batch is evaluated: ``"vmap"``, ``"plate"``, ``"loop"`` or ``"native"``.
         model: The Pyro model behind the density, or None.
@@ -54,6 +47,7 @@ class Target:
         angles: Mask ``(d,)`` of periodic coordinates.
         circular: Whether there are any.
         contexts: The rows ``(K, c)`` that were given to :meth:`at_contexts`; else None.
+        density, layout, model: What the target is made of, the density in chunks.
 
     Example:
         >>> def model(y):
@@ -74,7 +68,10 @@ class Target:
         batching: str,
         model: ModelDensity | None = None,
     ) -> None:
-        self._log_prob, self._layout, self._model = log_prob, layout, model
+        if not isinstance(log_prob, ChunkedDensity):
+            log_prob = ChunkedDensity(log_prob)
+        self.density: ChunkedDensity = log_prob
+        self.layout, self.model = layout, model
         self._context = ContextValues({}) if model is None else model.context
         self.batching = batching
         self.contexts: Tensor | None = None
@@ -160,9 +157,9 @@ class Target:
         Raises:
             ValueError: The target was not made from a model, or the model has no such arguments.
         """
-        if self._model is None:
+        if self.model is None:
             raise ValueError("only a target made from a Pyro model has named arguments")
-        known = self._model
+        known = self.model
         return type(self)(*model_density(known.model, known.args, known.kwargs, names))
 
     def at_contexts(self, contexts: Tensor) -> Target:
@@ -210,12 +207,12 @@ class Target:
     @property
     def enumerated(self) -> bool:
         """Whether discrete sites of the model are summed out."""
-        return self._model is not None and self._model.enumerated
+        return self.model is not None and self.model.enumerated
 
     @property
     def has_observations(self) -> bool:
         """Whether there is more than a model's prior: data, a factor, or no model at all."""
-        return self._model is None or self._model.has_observations
+        return self.model is None or self.model.has_observations
 
     # ---- evaluation ---------------------------------------------------------------------------
 
@@ -223,6 +220,9 @@ class Target:
         r""":math:`\log \tilde p(x)` up to a constant, ``(N, d) → (N,)``; never NaN.
 
         A conditional target without ``context`` uses the model arguments it was made with.
+
+        A batch that would need too much memory is evaluated in chunks, with the same results; see
+        :mod:`pyro_flowsamp.target.evaluation`.
 
         NaN, infinities and numerical domain errors become :math:`-\infty` with zero gradient, and
         are counted in :attr:`nonfinite`.
@@ -239,13 +239,19 @@ class Target:
         if x.requires_grad:
             x = x.view_as(x)
             x.register_hook(_finite_or_zero)
-        log_p = _without_bad_matrices(self._log_prob, x, context)
+        log_p = self.density(x, context)
         bad = ~torch.isfinite(log_p)
         self._counter.nonfinite = self._counter.nonfinite + bad.sum().detach()
         return torch.where(bad, -torch.inf, log_p)
 
     def log_prob_and_grad(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r""":math:`\log \tilde p(x)` and its gradient, ``(N,)`` and ``(N, d)``, detached."""
+        context = self._own_contexts(len(x)) if context is None else context
+        parts = [self._value_and_grad(*chunk) for chunk in self.density.split(x, context)]
+        values, grads = zip(*parts)
+        return (values[0], grads[0]) if len(parts) == 1 else (torch.cat(values), torch.cat(grads))
+
+    def _value_and_grad(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             log_p = self.log_prob(x, context)
@@ -265,7 +271,7 @@ class Target:
         Raises:
             ValueError: The model has discrete sites, given which its observations are scored.
         """
-        if self._model is None:
+        if self.model is None:
             return {}
         if self.enumerated:
             raise ValueError(
@@ -273,28 +279,28 @@ class Target:
                 "likelihood without them. Marginalise by hand (MixtureSameFamily) to have it."
             )
         with torch.no_grad():
-            return self._model.pointwise({s.name: samples[s.name] for s in self.sites})
+            return self.model.pointwise({s.name: samples[s.name] for s in self.sites})
 
     def observed_data(self) -> Values:
         """The data that the model conditions on, ``{observed site: value}``."""
-        if self._model is None:
+        if self.model is None:
             return {}
         zeros = torch.zeros(1, self.dim, dtype=self.dtype, device=self.device)
-        return self._model.observations({k: v[0] for k, v in self.unpack(zeros).items()})
+        return self.model.observations({k: v[0] for k, v in self.unpack(zeros).items()})
 
     # ---- coordinates --------------------------------------------------------------------------
 
     def wrap(self, x: Tensor) -> Tensor:
         r"""Brings periodic coordinates into :math:`[-\pi, \pi)`."""
-        return self._layout.wrap(x)
+        return self.layout.wrap(x)
 
     def unpack(self, x: Tensor) -> Values:
         """Points ``(..., d)`` as constrained values ``{site: (..., *value_shape)}``."""
-        return self._layout.unpack(x)
+        return self.layout.unpack(x)
 
     def unpack_unconstrained(self, x: Tensor) -> Values:
         """Points ``(..., d)`` as unconstrained blocks ``{site: (..., *shape)}``."""
-        return self._layout.split(x)
+        return self.layout.split(x)
 
     def pack(self, values: Mapping[str, Tensor]) -> Tensor:
         """The inverse of :meth:`unpack`: constrained values to points ``(..., d)``.
@@ -302,11 +308,11 @@ class Target:
         Raises:
             ValueError: A site is missing, or its shape or dtype is wrong.
         """
-        return self._layout.pack(values)
+        return self.layout.pack(values)
 
     def pack_unconstrained(self, values: Mapping[str, Tensor]) -> Tensor:
         """The inverse of :meth:`unpack_unconstrained`; the same errors as :meth:`pack`."""
-        return self._layout.pack(values, constrained=False)
+        return self.layout.pack(values, constrained=False)
 
     def initial_points(self, num: int, scales: Sequence[float] = INITIAL_SCALES) -> Tensor:
         r"""``num`` over-dispersed points of finite density, ``(num, d)``.
@@ -320,21 +326,35 @@ class Target:
         Raises:
             ValueError: The density is NaN or zero at all points.
         """
-        found = torch.empty(0, self.dim, dtype=self.dtype, device=self.device)
-        for scale in scales:
-            x = torch.empty(4 * num + 16, self.dim, dtype=self.dtype, device=self.device)
-            x = x.uniform_(-scale, scale)
-            x = torch.where(self.angles.to(x.device), x * (pi / scale), x)
-            with torch.no_grad():
-                found = torch.cat([found, x[torch.isfinite(self.log_prob(x))]])
-            if len(found) >= num:
-                return found[:num]
-        if len(found):
-            return every(found, num)
-        raise ValueError(
-            "the log density is NaN or -inf at every initial point: check the model's supports, "
-            "data for NaN, or give initial_params inside the support."
-        )
+        return overdispersed_points(self.log_prob, self.layout, num, scales)
+
+    def prior_points(self, num: int) -> Tensor | None:
+        r"""Draws from the prior of a model's latent sites, ``(num, d)``.
+
+        The model is run once for each draw; what it observes and its factors are left out of
+        account. Draws at which the log density is not finite are left out, and at K contexts
+        the K draws of which they are one.
+
+        Returns:
+            At most ``num`` points. None where the target has no model, where the prior is improper,
+            masked or scaled, or cannot be sampled, and where no draw has a finite density.
+
+        Example:
+            >>> def model():
+            ...     pyro.sample("x", dist.Normal(3.0, 0.1))
+            >>> x = Target.from_model(model).prior_points(100)
+            >>> x.shape, abs(float(x.mean()) - 3.0) < 0.1
+            (torch.Size([100, 1]), True)
+        """
+        if self.model is None:
+            return None
+        x = prior_points(self.model, self.layout, self._own_contexts(num), num)
+        if x is None:
+            return None
+        with torch.no_grad():
+            usable = torch.isfinite(self.log_prob(x)) & torch.isfinite(x).all(-1)
+        x = complete_groups(x, usable, 1 if self.contexts is None else len(self.contexts))
+        return x if len(x) else None
 
     # ---- as a Pyro model ----------------------------------------------------------------------
 
@@ -370,21 +390,6 @@ def as_target(source: Callable, *args: Any, **kwargs: Any) -> Target:
     if args or kwargs:
         raise ValueError("a Target has its data already: it takes no model arguments")
     return source
-
-
-def _without_bad_matrices(log_prob: Density, x: Tensor, context: Tensor | None) -> Tensor:
-    """The density, zero where a matrix cannot be factorised.
-
-    One such matrix makes the evaluation of a whole batch fail: it is searched for by halves.
-    """
-    try:
-        return log_prob(x, context)
-    except torch.linalg.LinAlgError:
-        if len(x) == 1:
-            return torch.full_like(x[:, 0], -torch.inf)
-    halves = [slice(None, len(x) // 2), slice(len(x) // 2, None)]
-    parts = [(x[half], None if context is None else context[half]) for half in halves]
-    return torch.cat([_without_bad_matrices(log_prob, *part) for part in parts])
 
 
 def _finite_or_zero(grad: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.distributions import Independent, Transform, biject_to, constraints
 from torch.distributions.constraints import Constraint
 
+from .simplex import with_logarithms
+
 __all__ = [
     "Guard",
     "bijection",
@@ -44,6 +46,8 @@ def unwrapped(fn: Any) -> Any:
 def bijection(site: dict) -> Transform:
     r"""The bijection from :math:`\mathbb R^n` onto a site's support.
 
+    It is that of ``torch.distributions.biject_to``; onto a simplex the same map in log space.
+
     Arguments:
         site: The site's node in a trace.
 
@@ -51,7 +55,7 @@ def bijection(site: dict) -> Transform:
         ValueError: There is none.
     """
     try:
-        return biject_to(site["fn"].support)
+        return with_logarithms(biject_to(site["fn"].support))
     except NotImplementedError as error:
         raise ValueError(
             f"site '{site['name']}': no bijection from R^n onto the support of "

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "objectives": "target",
     "transitions": "transitions target",
     "flows": "flows _zuko nn target weights",
-    "smc": "smc target flows transitions weights",
+    "smc": "smc target flows transitions weights options",
     "guides": "guides _zuko nn flows target transitions smc weights objectives options train",
     "kernels": "kernels target flows transitions",
     "expectations": "expectations _zuko nn flows guides objectives options smc target train "
@@ -33,11 +33,15 @@ MAY_IMPORT = {
     "problems": "problems target",
     "lattice": "lattice _zuko flows guides problems target",
     "export": "target",
-    "vectorized": "kernels target",
-    "pilot": "kernels options target vectorized",
+    "draw_buffer": "kernels target",
+    "vectorized": "draw_buffer kernels target",
+    "convergence": "",
+    "trust": "convergence kernels options target vectorized weights",
+    "pilot": "convergence kernels options target vectorized",
     "candidates": "flows guides options target",
-    "search": "candidates guides kernels options pilot smc target",
-    "sampling": "export options pilot search target",
+    "search": "candidates guides kernels options pilot smc target transitions trust",
+    "verdict": "convergence pilot smc",
+    "sampling": "convergence draw_buffer export options pilot search target vectorized verdict",
 }
 #: (file, part): imports that are made inside a function, when it is called
 WHEN_CALLED = {("kernels/base.py", "guides")}
@@ -145,8 +149,6 @@ MID_SENTENCE = re.compile(
     r"(What|Who|How|Where|Which|Of|As|With|Both|Everybody|The same|By|On|In|From|Beside|Also)\b"
 )
 MAX_CLASS, MAX_FILE, MAX_PARAMETERS, MAX_KERNEL_PARAMETERS = 160, 400, 8, 12
-#: constructors whose settings are still to be grouped
-LONG_CONSTRUCTORS = {"AutoAnnealingFlow", "AutoDeformationFlow"}
 
 
 def nodes(kinds):
@@ -196,7 +198,7 @@ def test_constructors_have_few_parameters():
             if isinstance(method, ast.FunctionDef) and method.name == "__init__":
                 count = len(method.args.args) + len(method.args.kwonlyargs) - 1
                 long |= {node.name} if count > most else set()
-    assert long == LONG_CONSTRUCTORS
+    assert long == set()
 
 
 def test_no_private_name_is_imported():

@@ -191,7 +191,14 @@ def test_each_context_has_particles_of_its_own():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kernel", [IMH, LatentMALA, LatentHMC, lambda **how: LocalGlobalHMC(**how, num_proposals=3)]
+    "kernel",
+    [
+        IMH,
+        LatentMALA,
+        LatentHMC,
+        partial(LatentHMC, trajectory="adapted"),
+        lambda **how: LocalGlobalHMC(**how, num_proposals=3),
+    ],
 )
 def test_every_chain_keeps_its_context(guide, kernel):
     """A chain that took another's proposal, or density, would have another's variance."""

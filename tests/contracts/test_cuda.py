@@ -17,6 +17,7 @@ from support import models
 from support.devices import started
 from support.scenarios import SCENARIOS, THRESHOLD, assert_exact, shake, spoil, starts
 from torch.testing import assert_close
+from variants import along_trajectories
 
 from pyro_flowsamp import (
     IMH,
@@ -24,6 +25,7 @@ from pyro_flowsamp import (
     AutoAnnealingFlow,
     AutoDeformationFlow,
     AutoFlow,
+    DeformationOptions,
     FitOptions,
     LatentHMC,
     LatentMALA,
@@ -39,7 +41,7 @@ from pyro_flowsamp import (
     tempered_smc,
     to_arviz,
 )
-from pyro_flowsamp.guides.deformation.losses import COLLOCATION_LOSSES, CollocationLoss
+from pyro_flowsamp.guides.deformation import CollocationLoss, at_smc_points
 from pyro_flowsamp.lattice import phi4, xy, xy_model
 from pyro_flowsamp.problems import funnel, mog4, rings4, unequal_pair
 from pyro_flowsamp.train import Stepper
@@ -234,19 +236,18 @@ def test_annealing():
     guide = _annealing()
     guide.fit()
     cloud = guide.particles(1024, islands=8)
-    assert on_cuda([cloud.x, cloud.evidence.log_z])
+    assert on_cuda([cloud.x, cloud.evidence.value])
 
 
-@pytest.mark.parametrize("collocation", COLLOCATION_LOSSES)
+@pytest.mark.parametrize("collocation", [at_smc_points, along_trajectories])
 def test_deformation(collocation):
     options = FitOptions(30, 64, 1e-2, stop_at_ess=1.0, progress=False)
     guide = AutoDeformationFlow(
         phi4(4, 0.5, device=DEVICE).target,
         base_power=4.0,
         base_scale=2.0,
-        hidden_features=16,
-        collocation=collocation,
         options=options,
+        settings=DeformationOptions(collocation, hidden_features=16),
     )
     guide.fit()
     draws, log_w = guide.weighted_samples(100)
@@ -297,16 +298,13 @@ def test_a_training_step_waits_for_nothing(flow, make):
     assert int(stepper.skipped) == 0
 
 
-@pytest.mark.parametrize("collocation", COLLOCATION_LOSSES)
+@pytest.mark.parametrize("collocation", [at_smc_points, along_trajectories])
 def test_training_a_deformation_waits_for_nothing(collocation):
-    guide = AutoDeformationFlow(
-        gaussian(), base_scale=1.5, time_grid=4, hidden_features=8, time_kernels=2
-    )
+    settings = DeformationOptions(time_grid=4, hidden_features=8, time_kernels=2)
+    guide = AutoDeformationFlow(gaussian(), base_scale=1.5, settings=settings)
     target = guide.target_for()
     flow, times = guide.flow, torch.tensor(guide.time_grid, device=DEVICE)
-    closure = COLLOCATION_LOSSES[collocation](
-        CollocationLoss(flow, target, times, "mixed", 24, 1.5, 8)
-    )
+    closure = collocation(CollocationLoss(flow, target, times, 24, 1.5, 8, settings))
     stepper = Stepper([*flow.velocity.parameters(), *flow.path.parameters()], guide.options)
     stepper.step(closure())
     with no_waiting():

@@ -3,19 +3,23 @@
 No GPU is needed: "meta" is the default device, so that a tensor made elsewhere breaks the step.
 """
 
-from functools import partial
+from copy import deepcopy
+from functools import cache, partial
 
 import pytest
 import torch
 from support import models
 from support.devices import NoWaiting, default_device_elsewhere, started
 from support.marks import slow
+from variants import along_trajectories, kl_loss, linear_loss
 
 from pyro_flowsamp import (
     IMH,
+    AnnealingOptions,
     AutoAnnealingFlow,
     AutoDeformationFlow,
     AutoFlow,
+    DeformationOptions,
     ForwardKL,
     LatentHMC,
     LatentMALA,
@@ -25,10 +29,9 @@ from pyro_flowsamp import (
     Target,
     WeightedSum,
 )
-from pyro_flowsamp.guides.annealing import training
+from pyro_flowsamp.guides.annealing import log_variance, training
 from pyro_flowsamp.guides.annealing.blocks import BaseDensity
-from pyro_flowsamp.guides.annealing.losses import LOSSES
-from pyro_flowsamp.guides.deformation.losses import COLLOCATION_LOSSES, CollocationLoss
+from pyro_flowsamp.guides.deformation import CollocationLoss, at_smc_points
 from pyro_flowsamp.nn.equivariant import group, tied
 from pyro_flowsamp.options import FitOptions
 from pyro_flowsamp.smc import driver, particles, paths
@@ -68,9 +71,8 @@ def _annealed(target, **arguments):
     return guide
 
 
-@pytest.fixture(params=slow(CASES, *SLOW), ids=" on ".join)
-def guide(request):
-    flow, name = request.param
+@cache
+def _trained(flow, name):
     options = FitOptions(max_steps=2, batch_size=8, stop_at_ess=1.0, progress=False)
     ensemble = None
     if flow == "annealing":
@@ -80,6 +82,12 @@ def guide(request):
     guide = AutoFlow(TARGETS[name](), flow=flow, ensemble=ensemble, options=options)
     guide.fit()
     return guide
+
+
+@pytest.fixture(params=slow(CASES, *SLOW), ids=" on ".join)
+def guide(request):
+    """A copy, which a test may change, of a guide that is trained once."""
+    return deepcopy(_trained(*request.param))
 
 
 SAMPLERS = {
@@ -129,11 +137,11 @@ def test_training(objective, guide, context):
 
 
 @pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
-@pytest.mark.parametrize("objective", LOSSES)
+@pytest.mark.parametrize("objective", [log_variance, kl_loss, linear_loss])
 @pytest.mark.parametrize("name", ["energy", "model"])
 def test_training_a_block(name, objective, context):
     target = TARGETS[name]()
-    guide = _annealed(target, objective=objective)
+    guide = _annealed(target, settings=AnnealingOptions(objective))
     start, block = BaseDensity(guide.flow.start), guide.flow.new_block()
     one = torch.ones(target.dim)
     cloud = particles.init(start.sample(128), paths.density(target, start, 0 * one[0], one))
@@ -156,7 +164,7 @@ def test_particles(name, context):
         cloud = guide.particles(128, islands=4)
         stage = guide._stage(target, guide.flow.blocks[-1], 0.0)
         cloud, _ = driver.move_and_tune(cloud, stage, 2, 0.574)
-        assert cloud.evidence.log_z.shape == () and cloud.draw(10).shape == (10, target.dim)
+        assert cloud.evidence.value.shape == () and cloud.draw(10).shape == (10, target.dim)
         assert cloud.mean(cloud.x).value.shape == (target.dim,)
 
 
@@ -165,21 +173,19 @@ def _deforming():
     guide = AutoDeformationFlow(
         TARGETS["energy"](),
         base_scale=1.5,
-        time_grid=4,
-        hidden_features=8,
-        time_kernels=2,
         symmetry=[([1, 0], [1, 1]), ([0, 1], [-1, -1])],
+        settings=DeformationOptions(time_grid=4, hidden_features=8, time_kernels=2),
     )
     return guide, guide.target_for()
 
 
 @pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
-@pytest.mark.parametrize("collocation", COLLOCATION_LOSSES)
+@pytest.mark.parametrize("collocation", [at_smc_points, along_trajectories])
 def test_training_a_deformation(collocation, context):
     guide, target = _deforming()
     flow, times = guide.flow, torch.tensor(guide.time_grid)
-    training = CollocationLoss(flow, target, times, "mixed", 24, 1.5, 8)
-    closure = COLLOCATION_LOSSES[collocation](training)
+    training = CollocationLoss(flow, target, times, 24, 1.5, 8, guide.settings)
+    closure = collocation(training)
     with tied([flow.velocity, flow.path.learned_term], group(guide.symmetry)), context():
         stepper = Stepper([*flow.velocity.parameters(), *flow.path.parameters()], guide.options)
         for _ in range(2):
@@ -191,7 +197,7 @@ def test_training_a_deformation(collocation, context):
 def test_deformed_particles(context):
     guide, target = _deforming()
     with context():
-        assert guide.particles(128, islands=4).evidence.log_z.shape == ()
+        assert guide.particles(128, islands=4).evidence.value.shape == ()
         assert guide.weighted_samples(8)[0].shape == (8, 2)
 
 

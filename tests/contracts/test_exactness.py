@@ -57,7 +57,7 @@ def _draws(name, kernel, seed=0, patience=1):
 
 @KERNELS
 @pytest.mark.parametrize(
-    "name", slow(SCENARIOS, "torus", "modes", "cylinder", "enumerated", "manifolds")
+    "name", slow(SCENARIOS, "torus", "modes", "conjugate", "cylinder", "enumerated", "manifolds")
 )
 def test_draws_are_exact_however_bad_the_flow(name, kernel):
     assert_exact(_draws(name, kernel), SCENARIOS[name])

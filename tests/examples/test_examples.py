@@ -88,7 +88,7 @@ def test_benchmark_stores_and_continues(tmp_path):
     assert first.count("s to 10 000\n") == 3
     second = run("benchmarks/suites/against_nuts.py", "--smoke", "--results", str(tmp_path))
     assert "s to 10 000\n" not in second  # nothing is measured twice
-    assert second.count("| radon |") == 3
+    assert second.count("| eight_schools |") == 3
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def test_short(path):
     assert "argparse" not in source and "sys.argv" not in source
 
 
+@pytest.mark.slow
 def test_eight_schools(run, tmp_path):
     pytest.importorskip("matplotlib")
     out = run("eight_schools.py")
@@ -67,6 +68,7 @@ def test_eight_schools(run, tmp_path):
     assert (tmp_path / "out" / "eight_schools.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_several_modes(run):
     _, exact, drawn, nuts = (numbers(line) for line in run("several_modes.py").splitlines())
     assert sum(exact) == pytest.approx(1, abs=0.002) and min(exact) > 0.1

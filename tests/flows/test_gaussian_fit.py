@@ -1,11 +1,16 @@
 """A Gaussian is fitted by matching scores."""
 
+from math import log
+
 import pytest
 import torch
+from support.models import year_regression
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.flows.gaussian_fit import fit_gaussian, match
+from pyro_flowsamp.flows.gaussian_fit import GaussianFitOptions, fit_gaussian, match
+from pyro_flowsamp.flows.pathfinder import PathfinderOptions
+from pyro_flowsamp.weights import ess_fraction, pareto_k
 
 
 @pytest.fixture(autouse=True)
@@ -15,9 +20,9 @@ def double_precision():
 
 def _batch(gaussians, size, dim):
     root = torch.randn(gaussians, dim, dim)
-    cov = root @ root.mT + torch.eye(dim)
+    root = torch.linalg.cholesky(root @ root.mT + torch.eye(dim))
     loc, z, score = (torch.randn(gaussians, *s) for s in ((dim,), (size, dim), (size, dim)))
-    return loc, cov, z, score
+    return loc, root, z, score
 
 
 def _objective(loc, cov, new_loc, new_cov, z, score, weight):
@@ -33,9 +38,13 @@ def _objective(loc, cov, new_loc, new_cov, z, score, weight):
 
 @pytest.mark.parametrize("size, dim, weight", [(7, 3, 2.3), (3, 4, 50.0), (5, 1, 0.1)])
 def test_the_update_minimises_the_objective(size, dim, weight):
-    loc, cov, z, score = _batch(2, size, dim)
+    loc, root, z, score = _batch(2, size, dim)
     inside = torch.ones(2, size, dtype=torch.bool)
-    new_loc, new_cov = match(loc, cov, z, score, inside, weight)
+    standard = torch.linalg.solve(root, (z - loc[:, None]).mT).mT
+    mean, factor = match(standard, score @ root, inside, weight)
+    assert torch.equal(factor, factor.tril())
+    new_loc, new_root = loc + (root @ mean[..., None])[..., 0], root @ factor
+    cov, new_cov = root @ root.mT, new_root @ new_root.mT
     for k in range(2):
         m, c = new_loc[k].requires_grad_(), new_cov[k].requires_grad_()
         _objective(loc[k], cov[k], m, c, z[k], score[k], weight).backward()
@@ -45,17 +54,18 @@ def test_the_update_minimises_the_objective(size, dim, weight):
 
 
 def test_draws_of_zero_density_do_not_count():
-    loc, cov, z, score = _batch(1, 10, 3)
+    _, _, z, score = _batch(1, 10, 3)
     inside = torch.arange(10)[None] < 6
-    some = match(loc, cov, z, torch.where(inside[..., None], score, 0.0), inside, 2.0)
-    alone = match(loc, cov, z[:, :6], score[:, :6], inside[:, :6], 2.0)
+    some = match(z, torch.where(inside[..., None], score, 0.0), inside, 2.0)
+    alone = match(z[:, :6], score[:, :6], inside[:, :6], 2.0)
     assert_close(some, alone)
 
 
 def test_a_batch_without_positive_density_yields_nan():
-    loc, cov, z, score = _batch(1, 10, 3)
+    _, _, z, score = _batch(1, 10, 3)
     nowhere = torch.zeros(1, 10, dtype=torch.bool)
-    assert not any(value.isfinite().any() for value in match(loc, cov, z, score, nowhere, 2.0))
+    mean, factor = match(z, score, nowhere, 2.0)
+    assert not mean.isfinite().any() and not factor.isfinite().all()
 
 
 def _normal(dim, stretch=1.0):
@@ -75,6 +85,43 @@ def test_a_gaussian_is_found(dim, stretch):
     assert torch.equal(root, root.tril()) and (root.diagonal() > 0).all()
 
 
+@pytest.mark.parametrize("scales", [[1e-6] * 3, [1e6] * 3, [1.0, 1e8, 1e3], [1e-4, 1e4]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gaussians_of_any_scale(scales, dtype):
+    scales = torch.tensor(scales, dtype=dtype)
+    target = Target.from_energy(
+        lambda x: 0.5 * (x / scales - 1).square().sum(-1), len(scales), dtype=dtype
+    )
+    loc, root = fit_gaussian(target, target.initial_points(128))
+    assert loc.dtype == root.dtype == dtype
+    assert_close(loc / scales, torch.ones_like(scales), rtol=0, atol=1e-3)
+    assert_close(root / scales[:, None], torch.eye(len(scales)).to(root), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_starts", [16, 128])
+def test_a_narrow_ridge_in_single_precision(num_starts):
+    target, loc, root = year_regression()
+    found, found_root = fit_gaussian(target, target.initial_points(num_starts))
+    gap = torch.linalg.solve_triangular(root, (found.double() - loc)[:, None], upper=False)
+    assert gap.abs().max() < 0.05
+    noise = torch.randn(4096, 2, dtype=torch.float32)
+    x = found + noise @ found_root.T
+    log_w = target.log_prob(x).double() + 0.5 * noise.double().square().sum(-1)
+    assert ess_fraction(log_w) > 0.9 and pareto_k(log_w) < 0.7
+
+
+def test_fewer_evaluations_than_paths_of_fixed_length():
+    target, _, _ = _normal(5)
+    starts = target.initial_points(128)
+    before = target.evaluations
+    options = GaussianFitOptions(
+        max_paths=4, pathfinder=PathfinderOptions(max_evaluations=20, draws=2), iterations=5
+    )
+    fit_gaussian(target, starts, options)
+    paths, updates = 4 * 20 * 3, 4 * 128 * (5 + 4)
+    assert target.evaluations - before <= paths + updates
+
+
 def test_the_higher_of_two_distant_modes_wins():
     def energy(x):
         one, two = 0.5 * (x - 6).square().sum(-1), 0.5 * (x + 6).square().sum(-1) + 3
@@ -82,6 +129,21 @@ def test_the_higher_of_two_distant_modes_wins():
 
     target = Target.from_energy(energy, 3)
     loc, root = fit_gaussian(target, target.initial_points(128))
+    assert_close(loc, torch.full((3,), 6.0), rtol=0, atol=0.05)
+    assert_close(root, torch.eye(3), rtol=0, atol=0.05)
+
+
+def test_the_heavier_of_two_modes_wins_not_the_higher():
+    """A hundredth of the mass on a scale of 1e-2 has the higher density, by 9 nats."""
+
+    def energy(x):
+        wide = 0.5 * (x - 6).square().sum(-1)
+        narrow = 0.5 * ((x + 6) / 1e-2).square().sum(-1) - 3 * log(100) + log(100)
+        return -torch.stack([-wide, -narrow]).logsumexp(0)
+
+    target = Target.from_energy(energy, 3)
+    starts = torch.cat([-6 + 1e-2 * torch.randn(8, 3), 6 + torch.randn(8, 3)])
+    loc, root = fit_gaussian(target, starts)
     assert_close(loc, torch.full((3,), 6.0), rtol=0, atol=0.05)
     assert_close(root, torch.eye(3), rtol=0, atol=0.05)
 

@@ -1,9 +1,18 @@
-"""The Gaussian mixture that flows start from is fitted to draws."""
+"""Mixtures of Gaussians and of Student-t distributions: their density, draws and fit."""
 
+from dataclasses import replace
+from math import inf
+
+import pyro.distributions as dist
+import pytest
 import torch
+from scipy.stats import f as fisher
+from support.mutations import must_fail, mutation
+from support.statistics import z_score
 from torch.testing import assert_close
 
 from pyro_flowsamp.flows import mixture_fit
+from pyro_flowsamp.flows.mixture_fit import Mixture
 from pyro_flowsamp.flows.recipes import coupling
 
 
@@ -39,3 +48,105 @@ def test_a_flow_evaluates_and_saves_only_what_it_uses():
     x = flow(None).sample((100,))
     assert len(other.base(None).mixture.log_weights) == used
     assert torch.equal(other(None).log_prob(x), flow(None).log_prob(x))
+
+
+# ---- Student-t components ------------------------------------------------------------------------
+
+TRILS = torch.stack([torch.eye(2), torch.tensor([[2.0, 0.0], [1.0, 0.5]])]).double()
+LOCS = torch.tensor([[-6.0, 0.0], [6.0, 1.0]]).double()
+
+
+def two_of_them(df):
+    return Mixture(torch.tensor([0.3, 0.7]).double().log(), LOCS, TRILS, df)
+
+
+@pytest.mark.parametrize("df", [1.0, 3.0, 10.0])
+def test_the_density_is_that_of_pyro(df):
+    parts = dist.MultivariateStudentT(torch.tensor(df).double(), LOCS, TRILS)
+    weights = dist.Categorical(torch.tensor([0.3, 0.7]).double())
+    x = 8 * torch.randn(200, 2).double()
+    truth = torch.distributions.MixtureSameFamily(weights, parts).log_prob(x)
+    assert_close(two_of_them(df).log_prob(x), truth)
+
+
+def error_of_mass(df=3.0):
+    x = torch.linspace(-3000, 3000, 600_001).double()
+    mixture = Mixture(torch.zeros(1).double(), torch.ones(1, 1).double(), TRILS[:1, :1, :1], df)
+    return abs(float(torch.trapezoid(mixture.log_prob(x[:, None]).exp(), x)) - 1)
+
+
+def test_the_density_integrates_to_one():
+    assert error_of_mass() < 1e-4
+    assert error_of_mass(inf) < 1e-9
+
+
+def draw_scores(df=3.0):
+    """Return z-scores of draws: shares of components, shares beyond a radius of each."""
+    mixture = two_of_them(df)
+    x = mixture.sample(20_000)
+    square = mixture.square_distances(x) / 2
+    scores = []
+    for k, share in enumerate((0.3, 0.7)):
+        own = mixture.joint_log_prob(x).softmax(-1)[:, k]  # its mean is the weight
+        scores.append(z_score(own[:, None], share))
+        beyond = own * (square[:, k] > 9)
+        scores.append(z_score(beyond[:, None], share * float(fisher.sf(9, 2, df))))
+    return torch.cat(scores)
+
+
+def test_draws_have_the_density():
+    assert draw_scores().abs().max() < 4
+
+
+@mutation(Mixture, "sample")
+def gaussian_draws(sample, self, num):
+    return sample(self._replace(df=inf), num)
+
+
+def test_draws_need_their_heavy_tails():
+    must_fail(gaussian_draws, score=lambda: draw_scores().abs().max(), above=10)
+
+
+TAILS = mixture_fit.MixtureFitOptions(degrees_of_freedom=(inf, 10.0, 3.0))
+
+
+def error_of_scale():
+    """Return the error of a fitted scale, relative to it, of draws of a Student-t."""
+    torch.manual_seed(0)
+    x = LOCS[0] + dist.StudentT(3.0).sample((8000, 1)).double() * torch.tensor([2.0]).double()
+    fit = mixture_fit.fit_mixture(x[:, :1], 1, replace(TAILS, degrees_of_freedom=(3.0,)))
+    return abs(float(fit.scale_trils) / 2 - 1)
+
+
+def test_tails_and_scale_are_recovered():
+    assert error_of_scale() < 0.05
+
+
+@mutation(mixture_fit, "_maximize")
+def plain_moments(_maximize, x, resp, weights, ridge, df):
+    return _maximize(x, resp, torch.ones_like(weights), ridge, df)
+
+
+def test_tails_need_weights():
+    must_fail(plain_moments, score=error_of_scale, above=0.2)
+
+
+def test_two_components_with_tails():
+    torch.manual_seed(0)
+    fit = mixture_fit.fit_mixture(two_of_them(3.0).sample(3000), 16, TAILS)
+    assert fit.df == 3.0
+    exact = two_of_them(3.0)
+    x = exact.sample(5000)
+    loss = (exact.log_prob(x) - fit.log_prob(x)).mean()
+    assert float(loss) < 0.02
+    assert mixture_fit.fit_mixture(two_of_them(inf).sample(3000), 16, TAILS).df >= 10
+
+
+def test_components_that_do_not_overlap_are_separate():
+    """A chain of overlapping components is one mode, whatever the distance of its ends."""
+    locs = torch.tensor([[0.0], [2.0], [4.0], [6.0], [50.0], [52.0]]).double()
+    mixture = Mixture(torch.zeros(6).double().log_softmax(0), locs, torch.ones(6, 1, 1).double())
+    groups = mixture.separated(mixture.sample(2000), overlap=0.01).tolist()
+    assert groups == [0, 0, 0, 0, 1, 1]
+    far = Mixture(mixture.log_weights, 10 * locs, mixture.scale_trils)
+    assert far.separated(far.sample(2000), overlap=0.01).tolist() == list(range(6))

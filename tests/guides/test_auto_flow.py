@@ -27,10 +27,8 @@ def data():
 
 
 @pytest.fixture
-def guide(data):
-    guide = AutoFlow(conjugate, options=QUICK)
-    guide.fit(*data)
-    return guide
+def guide():
+    return models.conjugate_guide()
 
 
 def assert_truth(samples, within=0.1):
@@ -128,7 +126,7 @@ def test_state_dict(data, guide, when):
     new.load_state_dict(torch.load(buffer, weights_only=True))
     assert_close(_draw(new, data), _draw(guide, data))
     assert new.trained
-    assert_truth(Predictive(conjugate, guide=new, num_samples=1000)(*data), within=0.3)
+    assert_truth(Predictive(conjugate, guide=new, num_samples=300)(*data), within=0.3)
 
 
 @pytest.mark.parametrize("how", ["pickle", "torch"])

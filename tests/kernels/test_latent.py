@@ -21,19 +21,40 @@ from torch.testing import assert_close
 
 from pyro_flowsamp import LatentHMC, LatentMALA, LocalGlobalHMC
 from pyro_flowsamp.transitions import hamiltonian, independence
+from pyro_flowsamp.transitions.trajectory_length import TrajectoryOptions
 
+SHORT = TrajectoryOptions(max_steps=8)
 # name → (kernel, chains, warm-up steps, draws)
 KERNELS = {
-    "MALA in the Jacobian metric": (partial(LatentMALA, metric="jacobian"), 500, 300, 10),
+    "MALA in the Jacobian metric": (partial(LatentMALA, metric="jacobian"), 500, 150, 10),
     "MALA and jumps": (partial(LatentMALA, global_prob=0.3), 1000, 200, 10),
     "HMC": (LatentHMC, 1000, 100, 10),
+    "adapted HMC": (partial(LatentHMC, trajectory=SHORT), 1000, 50, 10),
+    "adapted HMC in the Jacobian metric": (
+        partial(LatentHMC, trajectory=SHORT, metric="jacobian"),
+        500,
+        100,
+        10,
+    ),
+    "adapted HMC and jumps": (
+        partial(LatentHMC, trajectory=SHORT, global_prob=0.2),
+        500,
+        50,
+        10,
+    ),
+    "adapted HMC, jumps in turn": (
+        partial(LocalGlobalHMC, trajectory=SHORT, local_steps=2, num_proposals=2),
+        500,
+        50,
+        10,
+    ),
     "HMC in the Jacobian metric": (
         partial(LatentHMC, metric="jacobian", num_steps=2, global_prob=0.1),
         500,
-        200,
+        100,
         10,
     ),
-    "jumps": (partial(LocalGlobalHMC, num_steps=1, metric="jacobian"), 500, 100, 10),
+    "jumps": (partial(LocalGlobalHMC, num_steps=1, metric="jacobian"), 500, 50, 10),
     "jumps, one proposal": (
         partial(LocalGlobalHMC, num_steps=1, num_proposals=1, local_steps=3),
         500,
@@ -52,9 +73,18 @@ def _draws(name, kernel):
 
 
 @pytest.mark.parametrize(
-    "kernel", slow(KERNELS, "MALA in the Jacobian metric", "HMC in the Jacobian metric", "jumps")
+    "kernel",
+    slow(
+        KERNELS,
+        "MALA in the Jacobian metric",
+        "HMC in the Jacobian metric",
+        "jumps",
+        "adapted HMC in the Jacobian metric",
+        "adapted HMC and jumps",
+        "adapted HMC, jumps in turn",
+    ),
 )
-@pytest.mark.parametrize("name", slow(CASES, "modes", "cylinder"))
+@pytest.mark.parametrize("name", slow(CASES, "modes", "conjugate", "cylinder"))
 def test_draws_are_exact_however_bad_the_flow(name, kernel):
     assert_exact(_draws(name, kernel), SCENARIOS[name])
 
@@ -80,6 +110,13 @@ def no_volume(frame, kernel):
 def no_reverse_step(trajectory, *args, **options):
     end, _, finite = trajectory(*args, **options)
     return end, args[-1], finite
+
+
+@mutation(hamiltonian, "step")
+def lengths_by_state(step, state, density, step_size, *args, **options):
+    """Make trajectories longer where the first coordinate is positive."""
+    longer = 1 + 0.5 * (state.z[:, :1] > 0)
+    return step(state, density, step_size * longer, *args, **options)
 
 
 def _swap(state):
@@ -110,6 +147,10 @@ MISTAKES = {
     "no reverse step": (
         [no_reverse_step],
         ["MALA in the Jacobian metric", "HMC", "HMC in the Jacobian metric"],
+    ),
+    "lengths that depend on the state": (
+        [lengths_by_state],
+        ["adapted HMC", "adapted HMC, jumps in turn"],
     ),
     "jumps upside down": (
         [flipped_mixed_moves, flipped_moves_in_turn],
@@ -172,6 +213,7 @@ def test_the_state_is_never_stale(name, kernel):
         (LatentMALA, 1, 0),
         (partial(LatentMALA, metric="jacobian", global_prob=0.5), 1, 0),
         (partial(LatentHMC, num_steps=3), 3, 0),
+        (partial(LatentHMC, trajectory="adapted"), 1, 0),
         (partial(LocalGlobalHMC, num_steps=2, local_steps=3, num_proposals=5), 2 * 3 + 1, 5),
     ],
 )
@@ -183,6 +225,8 @@ def test_nothing_is_evaluated_twice(make, gradients, densities):
     before = kernel.target.evaluations
     kernel.step(state)
     assert kernel.target.evaluations - before == 10 * (gradients + densities)
+    if kernel.trajectory == "fixed":
+        assert kernel.mean_gradients == gradients
 
 
 # ---- jumps --------------------------------------------------------------------------------------

@@ -155,4 +155,4 @@ def test_tempering_on_the_circle():
     )
     assert all(abs(v) < 4.5 for v in z.values()), z
     evidence = draws.evidence
-    assert abs(evidence.log_z - truth.log_z) < 4.5 * evidence.standard_error
+    assert abs(evidence.value - truth.log_z) < 4.5 * evidence.standard_error

@@ -6,7 +6,7 @@ import torch
 from support.mutations import mutation
 from support.networks import roughened
 
-from pyro_flowsamp import AutoDeformationFlow, FitOptions, Target
+from pyro_flowsamp import AutoDeformationFlow, DeformationOptions, FitOptions, Target
 from pyro_flowsamp.guides.deformation.energy_path import BoltzmannPath, EnergyMLP
 from pyro_flowsamp.nn.mlp import VelocityMLP
 
@@ -18,7 +18,7 @@ QUICK = FitOptions(
     cosine_schedule=True,
     progress=False,
 )
-SMALL = {"time_grid": 4, "hidden_features": 16, "options": QUICK}
+SMALL = {"settings": DeformationOptions(time_grid=4, hidden_features=16), "options": QUICK}
 
 
 def sixteen_steps(block, *args, **options):
@@ -119,9 +119,7 @@ def bad_guide(kind, time_grid=8):
         Target.from_energy(narrow, 2),
         interpolation=shifted if kind == "given" else kind,
         base_scale=2**0.5,
-        time_grid=time_grid,
-        hidden_features=8,
-        time_kernels=2,
+        settings=DeformationOptions(time_grid=time_grid, hidden_features=8, time_kernels=2),
     )
     target = guide.target_for()
     roughened(guide.flow)

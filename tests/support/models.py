@@ -1,5 +1,7 @@
 """Small Pyro models that the tests share; module-level, so that spawned processes find them."""
 
+from copy import deepcopy
+from functools import cache
 from math import factorial, log, pi
 
 import pyro
@@ -7,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_flowsamp import FitOptions
+from pyro_flowsamp import AutoFlow, FitOptions, Target
 
 #: A short training that no Gaussian cuts shorter.
 QUICK = FitOptions(max_steps=60, stop_at_ess=1.0, progress=False)
@@ -46,6 +48,27 @@ CONJUGATE_LOG_EVIDENCE = (
 )
 
 
+@cache
+def _conjugate_guide():
+    assert torch.get_default_dtype() == torch.float32
+    guide = AutoFlow(conjugate, options=QUICK)
+    guide.fit(*conjugate_data())
+    return guide
+
+
+def conjugate_guide():
+    """A flow of the conjugate model in float32: a copy of one that is trained once."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return used(deepcopy(_conjugate_guide()), *conjugate_data())
+
+
+def used(guide, *args):
+    """The guide after its first call, which traces the model and so draws random numbers."""
+    guide(*args)
+    return guide
+
+
 def turned(angle):
     """A von Mises prior and observation of one direction, beside an unrelated real site."""
     height = pyro.sample("height", dist.Normal(angle.new_zeros(()), 2.0))
@@ -68,6 +91,28 @@ def normal_potential(params):
 def energy(x):
     """A correlated Gaussian, in units of kT."""
     return 0.5 * (x.square().sum(-1) + (x[:, 0] - x[:, 1]).square())
+
+
+def year_regression(dtype=torch.float32):
+    """A regression on years that are not centred, and its exact posterior.
+
+    The correlation of intercept and slope is -.99999.
+    """
+    year = torch.arange(1990, 2020, dtype=torch.float64)
+    noise = torch.randn(30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = -4933 + 2.466 * year + 3 * noise
+
+    def model(year, y):
+        a = pyro.sample("a", dist.Normal(y.new_zeros(()), 1e4))
+        b = pyro.sample("b", dist.Normal(y.new_zeros(()), 10.0))
+        with pyro.plate("years", len(y)):
+            pyro.sample("y", dist.Normal(a + b * year, 3.0), obs=y)
+
+    design = torch.stack([torch.ones_like(year), year], 1)
+    precision = design.T @ design / 9 + torch.diag(torch.tensor([1e-8, 1e-2], dtype=torch.float64))
+    loc = torch.linalg.solve(precision, design.T @ y / 9)
+    target = Target.from_model(model, year.to(dtype), y.to(dtype))
+    return target, loc, torch.linalg.cholesky(torch.linalg.inv(precision))
 
 
 # ---- models that exercise the batching ---------------------------------------------------------

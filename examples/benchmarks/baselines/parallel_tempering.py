@@ -38,7 +38,7 @@ from pyro_flowsamp.smc.starts import TemperedStart, overdispersed_base
 from pyro_flowsamp.transitions import hamiltonian
 from pyro_flowsamp.transitions.metropolis import MetropolisInfo, metropolis
 from pyro_flowsamp.transitions.step_size import StepSize, jitter
-from pyro_flowsamp.weights import Evidence
+from pyro_flowsamp.weights import Estimate
 
 from .hmc import spread
 
@@ -78,7 +78,7 @@ class TemperingDraws(NamedTuple):
     betas: Tensor
     swap_rates: Tensor
     accept_prob: Tensor
-    evidence: Evidence
+    evidence: Estimate
 
 
 def explore(
@@ -143,12 +143,12 @@ def _equalised(betas: Tensor, rejection: Tensor) -> Tensor:
     return torch.cat([betas[:1], inner, betas[-1:]])
 
 
-def _evidence(log_sums: Tensor, num: int) -> Evidence:
+def _evidence(log_sums: Tensor, num: int) -> Estimate:
     """Log evidence from the logs of sums of ``num`` weights, ``(R - 1, C)``."""
     log_means = log_sums - log(num)
     log_mean = log_means.logsumexp(1, keepdim=True) - log(log_means.shape[1])
     contributions = (log_means - log_mean).exp().sum(0)
-    return Evidence(log_mean.sum(), contributions.std() / sqrt(len(contributions)))
+    return Estimate(log_mean.sum(), contributions.std() / sqrt(len(contributions)))
 
 
 def parallel_tempering(

@@ -58,6 +58,7 @@ from pyro_flowsamp.lattice import (
     xy_model,
     xy_observables,
 )
+from pyro_flowsamp.smc.particles import Particles
 from pyro_flowsamp.transitions import hamiltonian
 
 STUDY = "advnf_xy.jsonl"  #: the file of its stored runs
@@ -88,6 +89,11 @@ class Size:
         self.ensemble = 30 if smoke else 500  # draws at each temperature
         self.chains, self.samples = (4, 10) if smoke else (256, 200)  # of Monte Carlo
         self.raw, self.imh = (64, (4, 10)) if smoke else (8192, (128, 100))
+        self.annealing: dict[str, Any] = {"mcmc_steps": 1, "target_ess": 0.2} if smoke else {}
+
+    def anneal(self, target: Target, num_particles: int) -> Particles:
+        """Returns tempered particles, so many at each temperature."""
+        return tempered_smc(target, num_particles, **self.annealing)
 
     def options(self, lattice: "Lattice") -> FitOptions:
         steps, warm_up = (self.fewer, 0.1) if lattice.large else (self.steps, 0.0)
@@ -136,8 +142,9 @@ class Lattice(NamedTuple):
 
 
 @cache
-def monte_carlo(lattice: Lattice, chains: int, samples: int) -> Tensor:
+def monte_carlo(lattice: Lattice, size: Size) -> Tensor:
     """Draws ``(K, chains, samples, d)`` by HMC in units of the square root of the temperature."""
+    chains, samples = size.chains, size.samples
     unit = grid().sqrt().repeat_interleave(chains)[:, None]
     target = lattice.target(grid().repeat_interleave(chains))
 
@@ -149,7 +156,7 @@ def monte_carlo(lattice: Lattice, chains: int, samples: int) -> Tensor:
 
     with torch.random.fork_rng():
         torch.manual_seed(12345)  # the same for all seeds of the flows
-        x = tempered_smc(lattice.target(grid()), chains).x
+        x = size.anneal(lattice.target(grid()), chains).x
         found = hmc.sample(density, x / unit, samples, max(20, samples // 4), 8)
     return found.x.view(len(grid()), chains, samples, -1)
 
@@ -169,9 +176,9 @@ def made(lattice: Lattice, options: FitOptions, weights: AdvNFWeights) -> AutoAd
     )
 
 
-def fitted(guide: AutoAdvNF, lattice: Lattice, temperatures: Tensor, num: int) -> float:
+def fitted(guide: AutoAdvNF, lattice: Lattice, temperatures: Tensor, num: int, size: Size) -> float:
     """Trains on an ensemble of ``num`` draws at each temperature; the seconds that it takes."""
-    start, draw = perf_counter(), partial(tempered_smc, num_particles=num)
+    start, draw = perf_counter(), partial(size.anneal, num_particles=num)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what goes wrong stands in the table
         guide.fit(**lattice.arguments, temperature=temperatures, ensemble=draw)
@@ -191,7 +198,7 @@ def run(lattice: Lattice, size: Size, save: Path) -> dict[str, Any]:
     """Trains one flow for all temperatures, and compares."""
     weights = AdvNFWeights(adversarial=0) if lattice.large else AdvNFWeights()
     guide = made(lattice, size.options(lattice), weights)
-    seconds = fitted(guide, lattice, grid(), size.ensemble)
+    seconds = fitted(guide, lattice, grid(), size.ensemble, size)
     if not save.exists():
         save.parent.mkdir(parents=True, exist_ok=True)
         torch.save(guide.state_dict(), save)
@@ -200,7 +207,7 @@ def run(lattice: Lattice, size: Size, save: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def judged(guide: AutoAdvNF, lattice: Lattice, size: Size) -> dict[str, Any]:
-    reference = monte_carlo(lattice, size.chains, size.samples)
+    reference = monte_carlo(lattice, size)
     proposal = guide.proposal(**lattice.arguments, temperature=grid())
     target, num = lattice.target(grid()), len(grid())
     x, log_q = by_temperature(*proposal.sample_and_log_prob(size.raw * num))
@@ -347,9 +354,9 @@ def scaling_run(
     guide.target_for(**lattice.arguments, temperature=temperatures[0])
     if before is not None:
         smaller = made(Lattice("xy", before), options, AdvNFWeights(adversarial=0))
-        fitted(smaller, Lattice("xy", before), temperatures, ensemble)
+        fitted(smaller, Lattice("xy", before), temperatures, ensemble, size)
         copy_levels(guide.flow, smaller.flow)
-    seconds = fitted(guide, lattice, temperatures, ensemble)
+    seconds = fitted(guide, lattice, temperatures, ensemble, size)
     log_w = log_weights(guide, lattice, temperatures, few)
     _, accepted = through_imh(guide, lattice, temperatures, few, 40)
     return {
@@ -388,7 +395,7 @@ def study_run(size: Size, weights: AdvNFWeights, num: int) -> dict[str, Any]:
         progress=False,
     )
     guide = made(lattice, options, weights)
-    seconds = fitted(guide, lattice, grid(), num)
+    seconds = fitted(guide, lattice, grid(), num, size)
     chains, samples = size.imh
     log_w = log_weights(guide, lattice, grid(), size.raw // 4)
     _, accepted = through_imh(guide, lattice, grid(), chains // 4, samples)
@@ -510,7 +517,7 @@ def draw(path: Path, store: Path, lattice: Lattice, size: Size) -> None:
     import matplotlib.pyplot as plt
 
     run = load(store, lattice.name)[0]
-    reference = observed(lattice, monte_carlo(lattice, size.chains, size.samples))
+    reference = observed(lattice, monte_carlo(lattice, size))
     figure, axes = plt.subplots(2, 4, figsize=(14, 6))
     t = grid()
     for axis, name in zip(axes.flat, reference):
@@ -637,7 +644,7 @@ def print_pretrained(size: Size) -> None:
 def print_thinned(lattice: Lattice, size: Size) -> None:
     """Prints the overlaps of thinned draws of a chain, and of as many exact draws."""
     guide = stored_flow(lattice, size)
-    reference = monte_carlo(lattice, size.chains, size.samples)
+    reference = monte_carlo(lattice, size)
     found = {}
     for thin in THIN:
         x, _ = through_imh(guide, lattice, grid(), *size.imh, thin=thin)

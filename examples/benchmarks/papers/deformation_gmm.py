@@ -25,8 +25,17 @@ from deformation_runs import options, through_imh, train, train_by_reverse_kl
 from metrics import ess_forward, ess_reverse, forward_kl, hausdorff, reverse_kl
 from stored_runs import DOCS, collect, load, markdown, spread
 from stored_runs import options as stored_options
+from torch import Tensor
+from variants import along_trajectories, polish
 
-from pyro_flowsamp import AutoDeformationFlow, FitOptions, diffusion, log_evidence
+from pyro_flowsamp import (
+    AutoDeformationFlow,
+    DeformationOptions,
+    FitOptions,
+    diffusion,
+    log_evidence,
+)
+from pyro_flowsamp.guides.deformation import CollocationLoss, at_smc_points
 from pyro_flowsamp.problems import Problem, mog4, unequal_pair
 
 matplotlib.use("Agg")
@@ -71,6 +80,7 @@ class Size:
         self.most = 10 if smoke else 10_000
         self.polish = 5 if smoke else 100
         self.chains, self.samples = (20, 20) if smoke else (200, 50)
+        self.grid: dict[str, Any] = {"time_grid": 4} if smoke else {}
 
 
 # ---- one run ------------------------------------------------------------------------------------
@@ -101,14 +111,22 @@ def chains(guide: Any, known: Problem, size: Size) -> dict[str, float]:
     return through_imh(guide, known, size.chains, size.samples)
 
 
-def made(known: Problem, scale: float, **how: Any) -> AutoDeformationFlow:
-    return AutoDeformationFlow(
-        known.target, base_scale=scale * 2**0.5, hidden_features=HIDDEN, **how
+def made(
+    known: Problem,
+    scale: float,
+    size: Size,
+    time_kernels: int = 1,
+    collocation: Callable[[CollocationLoss], Callable[[], Tensor]] | None = None,
+    **how: Any,
+) -> AutoDeformationFlow:
+    settings = DeformationOptions(
+        collocation, hidden_features=HIDDEN, time_kernels=time_kernels, **size.grid
     )
+    return AutoDeformationFlow(known.target, base_scale=scale * 2**0.5, settings=settings, **how)
 
 
-def trained(known: Problem, scale: float, **how: Any) -> AutoDeformationFlow:
-    guide = made(known, scale, **how)
+def trained(known: Problem, scale: float, size: Size, **how: Any) -> AutoDeformationFlow:
+    guide = made(known, scale, size, **how)
     train(guide)
     return guide
 
@@ -131,12 +149,18 @@ def exact_diffusion(known: Problem, scale: float) -> Any:
     return diffusion(weights, means, torch.ones_like(means), scale * 2**0.5)
 
 
-def by_smc_points(name: str, size: Size, steps: int, **how: Any) -> Result:
+def by_smc_points(name: str, size: Size, steps: int, polish_steps: int = 0, **how: Any) -> Result:
     make, scale, wider = TARGETS[name]
     known = make()
     how = {"exploration_scale": wider, "time_kernels": size.kernels, **how}
     how = {"options": options(steps, *SMC_TRAINING), **how}
-    guide = trained(known, scale, **how)
+    guide = trained(known, scale, size, **how)
+    if polish_steps:
+        first, more = guide.history, polish(guide, polish_steps)
+        assert first is not None
+        guide.history = first.updated(
+            seconds=first.seconds + more.seconds, evaluations=first.evaluations + more.evaluations
+        )
     return {**summary(guide, known, size), "steps": steps}
 
 
@@ -154,7 +178,7 @@ def briefly(name: str, size: Size) -> Result:
 
 
 def polished(name: str, size: Size) -> Result:
-    return by_smc_points(name, size, size.fewer, polish=size.polish)
+    return by_smc_points(name, size, size.fewer, polish_steps=size.polish)
 
 
 def distilled(name: str, size: Size) -> Result:
@@ -162,7 +186,9 @@ def distilled(name: str, size: Size) -> Result:
     make, scale, _ = TARGETS[name]
     known = make()
     path = exact_diffusion(known, scale)
-    guide = trained(known, scale, interpolation=path, options=options(size.fewer, *SMC_TRAINING))
+    guide = trained(
+        known, scale, size, interpolation=path, options=options(size.fewer, *SMC_TRAINING)
+    )
     short = FitOptions(max_steps=size.reverse, progress=False)
     student = guide.distill(num=size.learnt_from, options=short)
     assert student.history is not None
@@ -182,13 +208,13 @@ def by_trajectories(name: str, size: Size, store: Path, seed: int) -> Result:
     others = load(store, f"{name}-trainable")
     budget = others[seed]["fit_seconds"] if seed < len(others) else 1.0
     how: dict[str, Any] = {
-        "collocation": "trajectories",
+        "collocation": along_trajectories,
         "exploration_scale": wider,
         "time_kernels": size.kernels,
     }
-    short = trained(known, scale, options=options(10, 3e-3, 256), **how)
+    short = trained(known, scale, size, options=options(10, 3e-3, 256), **how)
     steps = min(size.most, max(10, int(budget / short.progress[-1].seconds * 10)))
-    guide = trained(known, scale, options=options(steps, 3e-3, 256), **how)
+    guide = trained(known, scale, size, options=options(steps, 3e-3, 256), **how)
     return {**summary(guide, known, size), "steps": steps}
 
 
@@ -196,7 +222,7 @@ def by_reverse_kl(name: str, size: Size) -> Result:
     """Trains an equal network and base by reverse KL alone."""
     make, scale, _ = TARGETS[name]
     known = make()
-    guide = made(known, scale)
+    guide = made(known, scale, size)
     guide.target_for()
     history = train_by_reverse_kl(guide, known, size.reverse)
     evaluations = known.target.evaluations  # before the result is measured
@@ -251,13 +277,14 @@ def cost_run(name: str, size: Size) -> Result:
         "options": options(steps, SMC_TRAINING[0], 256),
     }
     result = {}
-    for collocation in ("smc", "trajectories"):
+    points = {"smc": at_smc_points, "trajectories": along_trajectories}
+    for where, collocation in points.items():
         for interpolation in ("linear", "trainable"):
             guide = trained(
-                known, scale, collocation=collocation, interpolation=interpolation, **wide
+                known, scale, size, collocation=collocation, interpolation=interpolation, **wide
             )
-            result[f"{interpolation}, {collocation}"] = guide.progress[-1].seconds / steps
-    guide = made(known, scale)
+            result[f"{interpolation}, {where}"] = guide.progress[-1].seconds / steps
+    guide = made(known, scale, size)
     guide.target_for()
     guide.flow.block.method, guide.flow.block.steps = "euler", 32
     history = train_by_reverse_kl(guide, known, steps)
@@ -327,7 +354,7 @@ def draw(path: Path, size: Size) -> None:
     }
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.8), sharex=True, sharey=True)
     for axis, (title, how) in zip(axes, choices.items()):
-        guide = trained(known, scale, options=options(size.fewer, *SMC_TRAINING), **how)
+        guide = trained(known, scale, size, options=options(size.fewer, *SMC_TRAINING), **how)
         with torch.no_grad():
             u = [guide.get_base_dist().sample((2000,))]
             for k in range(20):

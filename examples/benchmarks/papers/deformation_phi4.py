@@ -27,7 +27,7 @@ from metrics import ess_forward, ess_reverse, hausdorff, reverse_kl
 from stored_runs import DOCS, collect, load, markdown, names, spread
 from stored_runs import options as stored_options
 
-from pyro_flowsamp import AutoDeformationFlow, log_evidence
+from pyro_flowsamp import AutoDeformationFlow, DeformationOptions, log_evidence
 from pyro_flowsamp.lattice import exact_phi4, lattice_symmetries, phi4
 from pyro_flowsamp.problems import Problem
 
@@ -128,8 +128,7 @@ def make(known: Problem, **more: Any) -> AutoDeformationFlow:
         base_power=4.0,
         base_scale=2.0,
         symmetry=lattice_symmetries(sites),
-        hidden_features=8 * sites,
-        time_kernels=4,
+        settings=DeformationOptions(hidden_features=8 * sites, time_kernels=4),
         **more,
     )
 

@@ -36,6 +36,7 @@ from pyro_flowsamp import (
     VectorizedMCMC,
     importance_flow,
 )
+from pyro_flowsamp.expectations import ImportanceOptions
 from pyro_flowsamp.problems import banana, truncated_normal
 
 STUDY = "importance_flow.jsonl"  #: the file of its stored runs
@@ -60,6 +61,9 @@ class Size:
                 steps, batch, 5e-3, cosine_schedule=True, stop_at_ess=0.999, progress=False
             ),
         }
+        if smoke:
+            brief = FitOptions(10, 64, progress=False)
+            self.options["settings"] = ImportanceOptions(data_fit=brief, classifier_fit=brief)
 
 
 def against(truth: float, found: ImportanceEstimate) -> Result:
@@ -151,7 +155,7 @@ def by_hmc(budget: int, bound: float, size: Size) -> float:
     """The share of an HMC run's draws that lie beyond the bound."""
     chains, leaps = (100, 3) if size.smoke else (1000, 10)
     target = Target.from_model(eight_schools, *load_eight_schools())
-    steps = max(20, budget // (chains * leaps))
+    steps = 20 if size.smoke else max(20, budget // (chains * leaps))
     x0 = target.initial_points(chains)
     draws = hmc.sample(target, x0, steps - steps // 4, steps // 4, leaps).x
     return float((first_school(target.unpack(draws)) > bound).double().mean())

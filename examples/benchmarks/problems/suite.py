@@ -76,13 +76,24 @@ def long_nuts(name: str) -> Truth:
     return {k: (mean(run[k] for run in flat), max(spread[k], typical)) for k in flat[0]}
 
 
-def schools(name: str) -> Truth:
+class SchoolQuadrature(NamedTuple):
+    r"""Posterior moments of eight schools on a grid of :math:`\tau`, with the grid's weights."""
+
+    tau: np.ndarray  #: ``(G,)``
+    weight: np.ndarray  #: ``(G,)``, of sum 1
+    mu_mean: np.ndarray  #: ``(G,)``
+    mu_sd: np.ndarray  #: ``(G,)``
+    theta_mean: np.ndarray  #: ``(G, 8)``
+    z_mean: np.ndarray  #: ``(G, 8)``, of the effects in units of :math:`\tau`
+
+
+def school_quadrature() -> SchoolQuadrature:
     r"""Exact: given :math:`\tau` all else is normal, and :math:`\tau` is one integral.
 
     With :math:`v_j = \sigma_j^2 + \tau^2` and the mean m of :math:`\mu` given :math:`\tau`, the
     effect :math:`\theta_j` has the mean :math:`m + (y_j - m) \tau^2 / v_j`.
     """
-    y, sigma = (x.double().numpy() for x in load(name)[1])
+    y, sigma = (x.double().numpy() for x in load("eight_schools")[1])
     log_tau = np.linspace(-14, 9, 100_001)
     tau = np.exp(log_tau)[:, None]
     v = sigma**2 + tau**2
@@ -91,10 +102,16 @@ def schools(name: str) -> Truth:
     log_p = -0.5 * (np.log(v) + y**2 / v).sum(1) - 0.5 * np.log(precision) + 0.5 * precision * m**2
     weight = np.exp(log_p - np.log1p((tau[:, 0] / 5) ** 2) + log_tau + 30)
     weight /= weight.sum()
-    pull = (y - m[:, None]) * tau / v  # of z, the effect in units of τ
-    effects = {"z": pull} if name == "eight_schools" else {"theta": m[:, None] + tau * pull}
-    values = {"mu": m[:, None], "tau": tau, **effects}
-    means = {k: weight @ value for k, value in values.items()}
+    pull = (y - m[:, None]) * tau / v
+    return SchoolQuadrature(tau[:, 0], weight, m, precision**-0.5, m[:, None] + tau * pull, pull)
+
+
+def schools(name: str) -> Truth:
+    """The means of eight schools, of ``z`` or of ``theta``."""
+    grid = school_quadrature()
+    effects = {"z": grid.z_mean} if name == "eight_schools" else {"theta": grid.theta_mean}
+    values = {"mu": grid.mu_mean[:, None], "tau": grid.tau[:, None], **effects}
+    means = {k: grid.weight @ value for k, value in values.items()}
     return {name: (float(x), 0.0) for name, x in by_component(means).items()}
 
 

@@ -123,7 +123,7 @@ def main() -> None:
         print(json.dumps(measure(*args.one, args.seed, args.smoke)))
         return
     if args.smoke:
-        args.models, args.samplers, args.seeds = ["radon"], list(OURS), 1
+        args.models, args.samplers, args.seeds = ["eight_schools"], list(OURS), 1
     if not args.table:
         runs = {
             f"{model}-{sampler}": partial(run, model, sampler, args.smoke)

@@ -27,14 +27,15 @@ def run(steps: int) -> dict[str, float]:
     """Seconds to train a flow for phi^4, and to draw 100 points a step from it, all at once."""
     import torch
 
-    from pyro_flowsamp import AutoDeformationFlow, FitOptions
+    from pyro_flowsamp import AutoDeformationFlow, DeformationOptions, FitOptions
     from pyro_flowsamp.lattice import phi4
 
     torch.manual_seed(0)
     options = FitOptions(
         steps, 600, 2e-2, eval_every=steps, cosine_schedule=True, stop_at_ess=1.0, progress=False
     )
-    guide = AutoDeformationFlow(phi4(16, 1.0).target, time_kernels=4, options=options)
+    settings = DeformationOptions(time_kernels=4)
+    guide = AutoDeformationFlow(phi4(16, 1.0).target, options=options, settings=settings)
     start = perf_counter()
     guide.fit()
     trained = perf_counter()

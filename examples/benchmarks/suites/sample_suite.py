@@ -60,27 +60,30 @@ def by_mala(problem: Problem, seed: int, smoke: bool) -> Measured:
     import torch
 
     from pyro_flowsamp import LatentMALA, VectorizedMCMC
-    from pyro_flowsamp.search import SamplerSearch
+    from pyro_flowsamp.candidates import better_gaussian, gaussian_guide
+    from pyro_flowsamp.smc.mode_search import ModeSearch
     from pyro_flowsamp.target import as_target
 
     pyro.set_rng_seed(seed)
     model, data = problem.make()
     chains, kept = (100, 5) if smoke else (1000, 100)
-    search = SamplerSearch(as_target(model, *data), kept, chains, progress=False)
-    search.run_smc()
-    starts = search.particles[torch.arange(chains) % len(search.particles)]
+    target = as_target(model, *data)
+    modes = ModeSearch(target).run()
+    starts = modes.x[torch.arange(chains) % len(modes.x)]
+    whitening = modes.coordinates.loc, modes.coordinates.scale_tril
+    affine = better_gaussian(modes.x.double(), *whitening)
     run = VectorizedMCMC(
-        LatentMALA(guide=search.fit_mixture_guide(1)),
+        LatentMALA(guide=gaussian_guide(target, *affine)),
         num_samples=kept,
         warmup_steps=kept,
         num_chains=chains,
         thin=10,
-        initial_params=search.target.unpack_unconstrained(starts),
+        initial_params=target.unpack_unconstrained(starts),
         disable_progbar=True,
     )
     run.run()
     draws = {name: x.numpy() for name, x in run.get_samples(group_by_chain=True).items()}
-    return draws, search.target.evaluations, {}
+    return draws, target.evaluations, {}
 
 
 def by_pyro(problem: Problem, seed: int, smoke: bool) -> Measured:

@@ -5,31 +5,33 @@ Between a start :math:`b` that can be sampled and the target lie the densities
 .. math:: \log\tilde f_k = (1 - \beta_k) \log b + \beta_k \log\tilde p, \qquad
           0 = \beta_0 < \dots < \beta_K = 1.
 
-Block k is a velocity field whose flow :math:`T_k` carries :math:`f_{k-1}` to :math:`f_k` (Annealing
-Flow: Wu & Xie, 2025, https://arxiv.org/abs/2409.20547). Three losses train it, on particles of
-:math:`f_{k-1}`, with :math:`E_k = -\log\tilde f_k`:
+Block k is a velocity field whose flow :math:`T_k` carries :math:`f_{k-1}` to :math:`f_k`. It is
+trained on particles of :math:`f_{k-1}` by the loss
 
-- ``"kl"``, the paper's dynamic optimal transport (its Eq. 7, type I),
-  :math:`\mathbb E[E_k(T_k x) - \log|\det T_k'| + \gamma\,\|T_k x - x\|^2]`: the KL divergence of
-  the block's output from :math:`f_k`, and the Wasserstein term;
-- ``"linear"``, its type II, with :math:`E_k(T_k x)` replaced by its linearisation
-  :math:`E_k(x) + \nabla E_k(x)\cdot(T_k x - x)`, which asks no density of the target;
-- ``"variance"``, :math:`\mathbb E\,h(\Delta\log w - c) + \gamma\,\mathbb E\|T_k x - x\|^2` of the
-  block's log weights :math:`\Delta\log w = \log\tilde f_k(T_k x) - \log\tilde f_{k-1}(x) +
-  \log|\det T_k'|`, with :math:`h(r) = 2\sqrt{1 + r^2} - 2`, a square that grows linearly far out,
-  and :math:`c` the log of the mean weight (after the log-variance divergence: Nüsken & Richter,
-  2021, https://arxiv.org/abs/2005.05409). It is zero where the block is perfect, and so is the
-  noise of its gradient, while a KL divergence estimated on a finite number of particles can be
-  driven below its infimum. It is the default.
+.. math:: \mathbb E\,h(\Delta\log w - c) + \gamma\,\mathbb E\|T_k x - x\|^2
+
+of its log weights :math:`\Delta\log w = \log\tilde f_k(T_k x) - \log\tilde f_{k-1}(x) + \log|\det
+T_k'|`, with :math:`h(r) = 2\sqrt{1 + r^2} - 2`, a square that grows linearly far out, and :math:`c`
+the log of the mean weight. The first term, after the log-variance divergence, is zero where the
+block is perfect, and so is the noise of its gradient. A KL divergence estimated on a finite number
+of particles can be driven below its infimum. Other losses, among them those of the paper, can be
+given (:class:`~pyro_flowsamp.guides.annealing.AnnealingOptions`).
 
 No block mends the errors of the block before it, and no transport moves mass between modes, which
 the tempered path does. So the particles are weighted, resampled and moved along the way, in
 training and, by :meth:`AutoAnnealingFlow.particles`, afresh with everything frozen, for an unbiased
 evidence and the right weight of every mode; see :mod:`pyro_flowsamp.smc.particles`. A share of
 them, the defensive weight, is left behind at every block, so that a block which moves particles
-away from an
-edge or a steep slope does not leave it empty: a small share where the block is good, and all where
-the block makes the weights worse.
+away from an edge or a steep slope does not leave it empty: a small share where the block is good,
+and all where the block makes the weights worse.
+
+References:
+    Wu and Xie, *Annealing Flow Generative Models Towards Sampling High-Dimensional and Multi-Modal
+    Distributions*, 2025, https://arxiv.org/abs/2409.20547
+
+    Nüsken and Richter, *Solving high-dimensional Hamilton–Jacobi–Bellman PDEs using neural
+    networks: perspectives from the theory of controlled diffusions and measures on path space*,
+    2021, https://arxiv.org/abs/2005.05409
 """
 
 from __future__ import annotations
@@ -53,22 +55,28 @@ from ...smc.starts import overdispersed_base
 from ...target.density import Target
 from ...train import History
 from ..path_guide import PathGuide
+from ..source import Unregistered
 from .blocks import AnnealedFlow, BaseDensity, Block, BlockReport
-from .losses import LOSSES, Loss, TransportBatch
+from .options import AnnealingOptions
 from .training import BlockTrainer, check_settings, double_steps, warn_of_uncovered, with_map
 
 __all__ = ["AutoAnnealingFlow"]
 
 
+TRAINING = FitOptions(
+    max_steps=100,
+    batch_size=512,
+    learning_rate=5e-3,
+    cosine_schedule=True,
+    stop_at_ess=0.999,
+)
+
+
 class AutoAnnealingFlow(PathGuide):
-    r"""A guide for many and distant modes, of which nobody has samples.
+    r"""A guide for targets with many or distant modes.
 
-    Example::
-
-        guide = AutoAnnealingFlow(model)
-        guide.fit(data)
-        cloud = guide.particles(20_000, data)      # corrected: right weights of modes
-        log_z, error = cloud.evidence
+    It builds a flow block by block along a path of tempered densities, without samples of the
+    target. :meth:`particles` returns weighted draws, which correct the errors of the flow.
 
     Arguments:
         model: A Pyro model, or a :class:`~pyro_flowsamp.Target`, on :math:`\mathbb R^d`.
@@ -77,21 +85,38 @@ class AutoAnnealingFlow(PathGuide):
             out.
         schedule: The :math:`\beta_k`, rising from 0 to 1; by default each next one is where the
             particles' weights keep the ESS fraction ``target_ess``, and blocks are added until 1.
-        target_ess: See ``schedule``.
-        refinement_blocks: Further blocks, trained on the flow's own draws at :math:`\beta = 1`:
-            they improve the flow as a proposal; corrected particles have no need of them.
-        objective: "variance", "kl" or "linear"; see the module's docstring.
-        transport_cost: :math:`\gamma`; by default 0 for "variance", else ½ (a block of unit time).
+        target_ess: ESS fraction of the weights that fixes the next :math:`\beta_k`.
         num_particles: Number of particles that the blocks are trained on.
-        mcmc_steps: Langevin moves of every particle after each block.
-        hidden_features: Width of the velocity networks.
-        method: The integrator, see :data:`pyro_flowsamp.flows.continuous.METHODS`.
-        options: How to train each block.
+        mcmc_steps: Number of MALA steps of every particle after each block.
+        options: Options of the training of each block.
+        settings: Settings of the blocks, and of their training.
 
     Attributes:
         reports: One :class:`~pyro_flowsamp.guides.annealing.blocks.BlockReport` for each block.
         warn_uncovered: Whether to warn where particles end in a region that the reference does not
             cover.
+
+    Raises:
+        ValueError: A number is out of range, or the schedule does not rise from 0 to 1.
+
+    References:
+        Wu and Xie, *Annealing Flow Generative Models Towards Sampling High-Dimensional and
+        Multi-Modal Distributions*, 2025, https://arxiv.org/abs/2409.20547
+
+    Example::
+
+        >>> import pyro
+        >>> from pyro_flowsamp.problems import unequal_pair
+        >>> pyro.set_rng_seed(0)
+        >>> problem = unequal_pair()  # its evidence is log Z = 0
+        >>> options = FitOptions(max_steps=10, batch_size=128, progress=False)
+        >>> guide = AutoAnnealingFlow(
+        ...     problem.target, reference=8.0, target_ess=0.5, num_particles=512, options=options
+        ... )
+        >>> history = guide.fit()
+        >>> log_z, error = guide.particles(2048).evidence
+        >>> bool(abs(log_z) < 4 * error < 1)
+        True
     """
 
     def __init__(
@@ -101,34 +126,17 @@ class AutoAnnealingFlow(PathGuide):
         reference: nn.Module | float | None = None,
         schedule: Sequence[float] | None = None,
         target_ess: float = 0.8,
-        refinement_blocks: int = 0,
-        objective: str = "variance",
-        transport_cost: float | None = None,
         num_particles: int = 16384,
         mcmc_steps: int = 5,
-        hidden_features: int = 64,
-        method: str = "rk4",
         options: FitOptions | None = None,
+        settings: AnnealingOptions | None = None,
     ) -> None:
-        default = FitOptions(
-            max_steps=100,
-            batch_size=512,
-            learning_rate=5e-3,
-            cosine_schedule=True,
-            stop_at_ess=0.999,
-        )
-        super().__init__(model, options=options or default)
-        if objective not in LOSSES:
-            raise ValueError(f"objective must be one of {sorted(LOSSES)}, got '{objective}'")
-        self._loss, gamma = LOSSES[objective]
-        self.transport_cost = gamma if transport_cost is None else transport_cost
-        if not self.transport_cost >= 0:
-            raise ValueError(f"transport_cost must not be negative, got {transport_cost}")
-        self._reference = (reference,)
+        super().__init__(model, options=options or TRAINING)
+        self._reference = Unregistered(reference)
         self.schedule = None if schedule is None else [float(beta) for beta in schedule]
-        self.target_ess, self.refinement_blocks = target_ess, refinement_blocks
+        self.target_ess = target_ess
         self.num_particles, self.mcmc_steps = num_particles, mcmc_steps
-        self.hidden_features, self.method = hidden_features, method
+        self.settings = settings or AnnealingOptions()
         check_settings(reference, self)
         self.warn_uncovered = True
         self.reports: list[BlockReport] = []
@@ -138,12 +146,12 @@ class AutoAnnealingFlow(PathGuide):
 
     def build_flow(self, target: Target, context_size: int) -> nn.Module:
         self.check_target(target)
-        (reference,) = self._reference
+        reference = self._reference.value
         start = deepcopy(reference) if isinstance(reference, nn.Module) else gaussian(target.dim)
-        return AnnealedFlow(start, target.dim, self.hidden_features)
+        return AnnealedFlow(start, target.dim, self.settings.hidden_features)
 
     def _initialize_start(self, target: Target) -> None:
-        (reference,) = self._reference
+        reference = self._reference.value
         if isinstance(reference, nn.Module):
             return
         assert isinstance(self.flow, AnnealedFlow)
@@ -179,8 +187,9 @@ class AutoAnnealingFlow(PathGuide):
                 bar.update(beta - bar.n)
                 bar.set_postfix(blocks=len(self.flow.blocks), ess=f"{self.reports[-1].ess:.3f}")
             if self.warn_uncovered:
-                warn_of_uncovered(BaseDensity(self._flow.start), cloud)
-            for _ in range(self.refinement_blocks - self.flow.count_refinements()):
+                most = self.settings.max_uncovered
+                warn_of_uncovered(BaseDensity(self._flow.start), cloud, most)
+            for _ in range(self.settings.refinement_blocks - self.flow.count_refinements()):
                 self.reports.append(trainer.add_refinement())
             double_steps(self._flow)
         except KeyboardInterrupt:
@@ -220,11 +229,6 @@ class AutoAnnealingFlow(PathGuide):
     def _reached(self) -> float:
         blocks = self._flow.annealing_blocks
         return blocks[-1].beta if blocks else 0.0
-
-    def block_loss(self, batch: TransportBatch) -> Loss:
-        """The loss of a block on a batch of particles, and the log weights of the batch."""
-        loss, log_w = self._loss(batch)
-        return loss + self.transport_cost * batch.cost(), log_w
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_led_to": None}

@@ -1,26 +1,36 @@
-"""Losses that train one block of an annealing flow."""
+r"""Losses that train one block of an annealing flow.
+
+A loss is a function of a :class:`TransportBatch`, see
+:class:`~pyro_flowsamp.guides.annealing.options.AnnealingOptions`. The losses of the paper are in
+``examples/benchmarks/variants.py``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...smc.paths import TemperedState
+
+__all__ = ["Loss", "TransportBatch", "log_variance"]
+
 
 class TransportBatch(NamedTuple):
-    """A minibatch carried by a block, differentiable.
+    r"""A minibatch carried by a block, differentiable.
 
     Attributes:
-        before: The states it started from.
+        before: The states that it started from.
         x: Where it ended, ``(N, d)``.
-        ladj: Log-dets, ``(N,)``.
-        log_f: :math:`\\log\\tilde f_k` there, ``(N,)``, float64; asked for only where it is needed.
-        beta: :math:`\\beta_k`.
+        ladj: Log-determinants, ``(N,)``.
+        log_f: Evaluates :math:`\log\tilde f_k` there, ``(N,)``, float64; called only where it is
+            needed.
+        beta: :math:`\beta_k`.
     """
 
-    before: Any
+    before: TemperedState
     x: Tensor
     ladj: Tensor
     log_f: Callable[[], Tensor]
@@ -35,28 +45,29 @@ class TransportBatch(NamedTuple):
         return (self.x - self.before.x).square().sum(-1).mean()
 
 
-Loss = tuple[Tensor, Tensor | None]
+Loss = tuple[Tensor, Tensor | None]  #: a loss, 0-d, and detached log weights ``(N,)`` or None
 
 
-def _variance(move: TransportBatch) -> Loss:
-    log_w = move.log_weights()
+def log_variance(batch: TransportBatch) -> Loss:
+    r"""The log-variance loss of a block, :math:`\mathbb E\,h(\Delta\log w - c)`.
+
+    Here :math:`h(r) = 2\sqrt{1 + r^2} - 2`, and c is the log of the mean weight. Weights that are
+    not finite are left out.
+
+    Arguments:
+        batch: The minibatch.
+
+    Returns:
+        The loss and the log weights.
+
+    References:
+        Nüsken and Richter, *Solving high-dimensional Hamilton–Jacobi–Bellman PDEs using neural
+        networks: perspectives from the theory of controlled diffusions and measures on path
+        space*, 2021, https://arxiv.org/abs/2005.05409
+    """
+    log_w = batch.log_weights()
     finite = torch.isfinite(log_w)
     known = torch.where(finite, log_w.detach(), -torch.inf)
     centre = known.logsumexp(0) - finite.sum().log()
     excess = torch.where(finite, log_w, centre) - centre
     return (2 * (1 + excess.square()).sqrt() - 2).sum() / finite.sum(), log_w.detach()
-
-
-def _kl(move: TransportBatch) -> Loss:
-    log_w = move.log_weights()
-    finite = torch.isfinite(log_w)
-    return -torch.where(finite, log_w, 0.0).sum() / finite.sum(), log_w.detach()
-
-
-def _linear(move: TransportBatch) -> Loss:
-    score = (1 - move.beta) * move.before.grad_b + move.beta * move.before.grad_p
-    gain = (score * (move.x - move.before.x)).sum(-1)
-    return -(gain + move.ladj).mean(), None
-
-
-LOSSES = {"variance": (_variance, 0.0), "kl": (_kl, 0.5), "linear": (_linear, 0.5)}

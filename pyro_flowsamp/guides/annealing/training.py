@@ -29,31 +29,26 @@ from ...train import History, fit
 from ...weights import ess_fraction
 from .blocks import AnnealedFlow, BaseDensity, Block, BlockReport, Standardized
 from .losses import Loss, TransportBatch
+from .options import AnnealingOptions
 
 __all__ = [
     "BlockTrainer",
     "check_settings",
+    "choose_defensive_weight",
     "double_steps",
     "path_density",
     "warn_of_uncovered",
     "with_map",
 ]
 
-MAX_BLOCKS = 300  #: blocks after which a path counts as endless
-RETRIES = 2  #: repeated trainings of a block that makes weights worse, each at a third of the rate
 SHORTEST_STAGE = 1e-5  #: relative to the beta that it starts from, or to 1e-6 where that is more
-GOOD_ESS = 0.9  #: ESS fraction of the weights without a block, from which no warning is given
-MIN_PARTICLES_LEFT = 10  #: effective particles that must be left after a stage
 NUM_REFINE = 1024  #: particles on which the integrator is checked
 NUM_WEIGHED = 4096  #: particles on which the defensive weight is chosen
-DEFENSIVE_GRID = 1.0, 0.4, 0.2, 0.1, 0.05, 0.02  #: the defensive weights to choose from
 TIE = 1e-9  #: nats, between shares that differ by rounding: a block may move nothing
 STEP_TOLERANCE = 2e-4  #: nats by which the integrator may be off in each block
 FLOW_TOLERANCE = 5e-4  #: nats by which the flow's sampling and scoring may differ
 DOUBLINGS = 3  #: times that the steps of all blocks may be doubled for that
-MAX_UNCOVERED = 0.01  #: share of particles that may end where the reference has no draws
-TARGET_ACCEPT_PROB = 0.574  #: acceptance that MALA's step size is tuned to
-MIN_PARTICLES = 10 * MIN_PARTICLES_LEFT  #: particles that blocks can be trained on
+MIN_RATIO = 10  #: number of particles over that of effective ones that must be left, at least
 
 
 class AnnealingSettings(Protocol):
@@ -61,13 +56,10 @@ class AnnealingSettings(Protocol):
 
     schedule: Sequence[float] | None
     target_ess: float
-    refinement_blocks: int
     num_particles: int
     mcmc_steps: int
-    method: str
     options: FitOptions
-
-    def block_loss(self, batch: TransportBatch) -> Loss: ...
+    settings: AnnealingOptions
 
 
 class BlockTrainer:
@@ -76,22 +68,23 @@ class BlockTrainer:
     Arguments:
         flow: The flow, to which the trained blocks are appended.
         target: The density at the end of the path.
-        settings: The settings of the guide.
+        guide: The guide, for its settings.
     """
 
-    def __init__(self, flow: AnnealedFlow, target: Target, settings: AnnealingSettings) -> None:
-        self.flow, self.target, self.settings = flow, target, settings
+    def __init__(self, flow: AnnealedFlow, target: Target, guide: AnnealingSettings) -> None:
+        self.flow, self.target = flow, target
+        self.guide, self.settings = guide, guide.settings
         self.base = BaseDensity(flow.start)
 
     def _next_beta(self, cloud: Particles, beta: float) -> float:
-        if self.settings.schedule is not None:
-            following = min(b for b in self.settings.schedule if b > beta)
+        if self.guide.schedule is not None:
+            following = min(b for b in self.guide.schedule if b > beta)
         else:
             following = paths.next_beta(
-                cloud.state.log_ratio, beta, self.settings.target_ess, shortest=0.0
+                cloud.state.log_ratio, beta, self.guide.target_ess, shortest=0.0
             )
         stalled = following - beta < SHORTEST_STAGE * max(beta, 1e-6)
-        if len(self.flow.annealing_blocks) >= MAX_BLOCKS or stalled:
+        if len(self.flow.annealing_blocks) >= self.settings.max_blocks or stalled:
             raise ValueError(
                 f"the path does not get beyond beta = {beta:.4g}: the next stage would be "
                 f"{following - beta:.1e} long. Either the target cannot be normalised (an improper "
@@ -120,12 +113,14 @@ class BlockTrainer:
         block, history, rollbacks = self._trained(cloud, following, before, stage.scale)
         density = path_density(self.target, self.base, beta)
         gap = refine(block, _spread_out(cloud.x), STEP_TOLERANCE, density)
-        block.defensive_weight = _choose_defensive_weight(block, cloud, unmoved, density)
+        block.defensive_weight = choose_defensive_weight(
+            block, cloud, unmoved, density, self.settings.defensive_grid
+        )
         stage = with_map(stage, block, beta)
         pushed = driver.transport(cloud, stage) if block.defensive_weight < 1 else unmoved
         ess = _ess(pushed)
-        num = self.settings.num_particles
-        if not ess * num >= MIN_PARTICLES_LEFT:
+        num = self.guide.num_particles
+        if not ess * num >= self.settings.min_effective:
             raise ValueError(
                 f"all but {max(1, round(ess * num))} of {num} "
                 f"particles lost their weight at beta = {following:.4g}: use more stages (a larger "
@@ -134,7 +129,7 @@ class BlockTrainer:
             )
         cloud = particles.resample(pushed, torch.inf)
         cloud, step_size = driver.move_and_tune(
-            cloud, stage, self.settings.mcmc_steps, TARGET_ACCEPT_PROB
+            cloud, stage, self.guide.mcmc_steps, self.settings.target_accept_prob
         )
         block.beta = following
         block.scale.copy_(stage.scale)
@@ -161,8 +156,9 @@ class BlockTrainer:
     ) -> tuple[Block, History, int]:
         """A block that makes the weights more even; after too many tries, one that stays put."""
         density = path_density(self.target, self.base, beta)
-        options = replace(self.settings.options, progress=False)
-        for rollbacks in range(RETRIES + 1 if before < options.stop_at_ess else 0):
+        options = replace(self.guide.options, progress=False)
+        tries = self.settings.retries + 1
+        for rollbacks in range(tries if before < options.stop_at_ess else 0):
             block = self.flow.new_block()
             assert isinstance(block.velocity, Standardized)
             block.velocity.standardize(cloud.x.mean(0), scale)
@@ -186,15 +182,15 @@ class BlockTrainer:
         block.method = self.settings.method
         if before >= options.stop_at_ess:
             return block, History(), 0
-        if before < GOOD_ESS:
+        if before < self.settings.good_ess:
             warnings.warn(
                 f"the block that ends at beta = {beta:.4g} made the weights worse, or was not "
-                f"finite, in {RETRIES + 1} trainings, down to a rate of "
+                f"finite, in {tries} trainings, down to a rate of "
                 f"{3 * options.learning_rate:.1e}: it is replaced by the identity. "
                 f"Try a lower options.learning_rate, or more options.max_steps.",
                 stacklevel=5,
             )
-        return block, history, RETRIES + 1
+        return block, history, tries
 
     def _closure(
         self,
@@ -203,14 +199,15 @@ class BlockTrainer:
         density: Callable[[Tensor], Tensor],
         beta: float,
     ) -> Callable[[], Loss]:
-        batch_size = self.settings.options.batch_size
+        batch_size = self.guide.options.batch_size
 
         def closure() -> Loss:
             index = torch.randint(len(cloud.x), (batch_size,), device=cloud.x.device)
             before = type(cloud.state)(*(value[index] for value in cloud.state))
             x, ladj = block(None).push(before.x)
             move = TransportBatch(before, x, ladj, lambda: density(x).double(), beta)
-            return self.settings.block_loss(move)
+            loss, log_w = self.settings.objective(move)
+            return loss + self.settings.transport_cost * move.cost(), log_w
 
         return closure
 
@@ -218,7 +215,7 @@ class BlockTrainer:
         """Trains a block from the flow's own draws, whose density is known, to the target."""
         clock = time.perf_counter()
         with torch.no_grad():
-            x, log_q = self.flow(None).rsample_and_log_prob((self.settings.num_particles,))
+            x, log_q = self.flow(None).rsample_and_log_prob((self.guide.num_particles,))
         log_p, grad = self.target.log_prob_and_grad(x)
         log_p, log_q = log_p.double(), log_q.double()
         state = paths.TemperedState(x, log_q, grad, x, log_p, log_q, grad, torch.zeros_like(grad))
@@ -252,27 +249,23 @@ def _report(
     )
 
 
-def check_settings(reference: object, settings: AnnealingSettings) -> None:
+def check_settings(reference: object, guide: AnnealingSettings) -> None:
     """Refuses settings out of range.
 
     Raises:
         ValueError: One is out of range.
     """
-    if settings.schedule is not None:
-        _check_schedule(settings.schedule)
-    if not 0 < settings.target_ess < 1:
-        raise ValueError(f"target_ess must lie between 0 and 1, got {settings.target_ess}")
+    if guide.schedule is not None:
+        _check_schedule(guide.schedule)
+    if not 0 < guide.target_ess < 1:
+        raise ValueError(f"target_ess must lie between 0 and 1, got {guide.target_ess}")
     if isinstance(reference, int | float) and not 0 < reference < torch.inf:
         raise ValueError(f"reference must be a positive standard deviation, got {reference}")
-    if settings.num_particles < MIN_PARTICLES:
-        raise ValueError(
-            f"num_particles must be at least {MIN_PARTICLES}, got {settings.num_particles}"
-        )
-    if settings.mcmc_steps < 0 or settings.refinement_blocks < 0:
-        raise ValueError(
-            f"mcmc_steps and refinement_blocks must not be negative, got {settings.mcmc_steps} "
-            f"and {settings.refinement_blocks}"
-        )
+    least = MIN_RATIO * guide.settings.min_effective
+    if guide.num_particles < least:
+        raise ValueError(f"num_particles must be at least {least:.0f}, got {guide.num_particles}")
+    if guide.mcmc_steps < 0:
+        raise ValueError(f"mcmc_steps must not be negative, got {guide.mcmc_steps}")
 
 
 def _check_schedule(schedule: Sequence[float]) -> None:
@@ -294,11 +287,17 @@ def double_steps(flow: AnnealedFlow) -> None:
             block.steps *= 2
 
 
-def warn_of_uncovered(base: BaseDensity, cloud: Particles) -> None:
-    """Warns of particles that ended in a region where the reference has no draws."""
+def warn_of_uncovered(base: BaseDensity, cloud: Particles, most: float) -> None:
+    """Warns where more than a share of particles ended in a region without draws of the reference.
+
+    Arguments:
+        base: The reference.
+        cloud: The particles.
+        most: The share.
+    """
     least = base.log_prob(base.sample(1000)).min()
     outside = float((cloud.state.log_q < least.detach()).double().mean())
-    if outside > MAX_UNCOVERED:
+    if outside > most:
         warnings.warn(
             f"{outside:.0%} of the particles ended where the reference has no draws: modes there "
             f"were found along the path, and other modes may have been missed. A wider "
@@ -316,16 +315,17 @@ def with_map(stage: driver.Stage, block: Block, beta: float) -> driver.Stage:
 
 
 @torch.no_grad()
-def _choose_defensive_weight(
+def choose_defensive_weight(
     block: Block,
     cloud: Particles,
     unmoved: Particles,
     density: Callable[[Tensor], Tensor],
+    grid: Sequence[float],
 ) -> float:
     r"""Chooses the share of particles to leave behind, for the most even weights.
 
     Let :math:`w = f_k / q_\epsilon` be the weights by the mixture. The chosen share, one of
-    :data:`DEFENSIVE_GRID`, has the least :math:`\mathbb E_{f_k} w^3`, a Rényi divergence of
+    a grid, has the least :math:`\mathbb E_{f_k} w^3`, a Rényi divergence of
     :math:`f_k` from :math:`q_\epsilon`. It is estimated on particles of :math:`f_{k-1}` that are
     weighted to :math:`f_k`, because particles that the block has moved do not show the regions that
     it has left.
@@ -335,15 +335,16 @@ def _choose_defensive_weight(
         cloud: Equally weighted particles where it starts.
         unmoved: The same at the next density, where they are.
         density: :math:`\log\tilde f_{k-1}`.
+        grid: The shares to choose from.
     """
     rows = slice(None, None, max(1, len(cloud.x) // NUM_WEIGHED))
     z, ladj = block(None).pull(cloud.x[rows])
     here, there = cloud.state.log_pi[rows], unmoved.state.log_pi[rows]
     carried = density(z).double() + ladj.double()
-    mixture = driver.log_mixture(carried.new_tensor(DEFENSIVE_GRID)[:, None], here, carried)
+    mixture = driver.log_mixture(carried.new_tensor(grid)[:, None], here, carried)
     cubes = (there - here) + 3 * (there - mixture)
     moments = torch.where(cubes.isnan(), -torch.inf, cubes).logsumexp(-1)
-    return DEFENSIVE_GRID[int((moments <= moments.min() + TIE).double().argmax())]
+    return grid[int((moments <= moments.min() + TIE).double().argmax())]
 
 
 def path_density(target: Target, start: BaseDensity, beta: float) -> Callable[[Tensor], Tensor]:

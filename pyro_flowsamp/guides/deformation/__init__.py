@@ -2,5 +2,14 @@
 
 from .energy_path import diffusion
 from .guide import AutoDeformationFlow
+from .losses import CollocationLoss, at_smc_points, residual
+from .options import DeformationOptions
 
-__all__ = ["AutoDeformationFlow", "diffusion"]
+__all__ = [
+    "AutoDeformationFlow",
+    "CollocationLoss",
+    "DeformationOptions",
+    "at_smc_points",
+    "diffusion",
+    "residual",
+]

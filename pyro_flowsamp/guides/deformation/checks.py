@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from math import inf
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ...target.density import Target
-from ...weights import Evidence
+from ...weights import Estimate
 from .collocation import TerminalParticles
 from .energy_path import Energy
-from .losses import COLLOCATION_LOSSES, LOSSES
 from .velocity_flow import DeformationFlow
 
 __all__ = [
+    "check_base",
     "check_gradient",
-    "check_settings",
-    "ends_of_slices",
     "log_weights",
     "missed_mass",
     "warn_of_missed_modes",
@@ -32,63 +28,31 @@ MAX_DENSITY_DEFICIT = 5.0  #: nats by which the flow's density may be too small 
 MAX_MISSED_MASS = 0.01  #: share of the evidence that may lie where the deficit is larger
 
 
-class CheckedSettings(Protocol):
-    """Settings of the guide that are checked, see AutoDeformationFlow."""
-
-    collocation: str
-    loss: str
-    base_power: float
-    base_scale: float | None
-    exploration_scale: float
-    polish: int
-
-
-def check_settings(interpolation: str | Energy, settings: CheckedSettings) -> None:
-    """Refuses settings out of their range.
+def check_base(
+    interpolation: str | Energy,
+    base_power: float,
+    base_scale: float | None,
+    exploration_scale: float,
+) -> None:
+    """Refuses arguments of the guide that are out of range, or that do not go together.
 
     Raises:
-        ValueError: A setting is out of its range.
+        ValueError: An argument is out of its range.
     """
     if not callable(interpolation) and interpolation not in ("trainable", "linear"):
         raise ValueError(
             f"interpolation must be 'trainable', 'linear' or a function, got '{interpolation}'"
         )
-    for name, allowed in (("collocation", COLLOCATION_LOSSES), ("loss", LOSSES)):
-        if getattr(settings, name) not in allowed:
-            raise ValueError(
-                f"{name} must be one of {sorted(allowed)}, got '{getattr(settings, name)}'"
-            )
-    for name in ("base_power", "base_scale", "exploration_scale"):
-        value = getattr(settings, name)
+    scales = {"base_scale": base_scale, "exploration_scale": exploration_scale}
+    for name, value in {"base_power": base_power, **scales}.items():
         if value is not None and not 0 < value < inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
-    own_base = settings.base_scale is not None and settings.exploration_scale == 1
+    own_base = base_scale is not None and exploration_scale == 1
     if callable(interpolation) and not own_base:
         raise ValueError(
             "a given interpolation has a base of its own: give its base_scale, and leave "
             "exploration_scale at 1"
         )
-    if settings.polish < 0:
-        raise ValueError(f"polish must not be negative, got {settings.polish}")
-
-
-def ends_of_slices(times: int | Sequence[float]) -> list[float]:
-    """Returns the ends of the slices of time, from 0 to 1.
-
-    Arguments:
-        times: A number of slices of equal length, or their ends.
-
-    Raises:
-        ValueError: The number is not positive, or the ends do not rise from 0 to 1.
-    """
-    if isinstance(times, int):
-        if times < 1:
-            raise ValueError(f"time_grid must be at least 1, got {times}")
-        return torch.linspace(0, 1, times + 1, dtype=torch.double).tolist()
-    grid = [float(t) for t in times]
-    if grid[:1] != [0] or grid[-1:] != [1] or not all(a < b for a, b in pairwise(grid)):
-        raise ValueError(f"time_grid must rise from 0 to 1, got {grid}")
-    return grid
 
 
 def check_gradient(target: Target) -> None:
@@ -137,17 +101,17 @@ def missed_mass(flow: DeformationFlow, population: TerminalParticles, own: Tenso
         population: Annealed particles.
         own: log Z by the flow's weights.
     """
-    if population.evidence.log_z == -inf:
+    if population.evidence.value == -inf:
         return 0.0
     log_q = flow(None).log_prob(population.x).double()
     # NaN, where the flow's inverse is not finite, counts as too small.
     sparse = ~(population.log_prob - log_q - own <= MAX_DENSITY_DEFICIT)
     share = (population.weights * sparse).sum().double().log()
-    return float((share + population.evidence.log_z - own).exp())
+    return float((share + population.evidence.value - own).exp())
 
 
 def warn_of_missed_modes(
-    evidences: Mapping[str, Evidence], missed: Mapping[str, float], given_path: bool
+    evidences: Mapping[str, Estimate], missed: Mapping[str, float], given_path: bool
 ) -> None:
     """Warns where annealed particles know of modes that the flow has missed.
 

@@ -37,8 +37,8 @@ from ...smc.particles import Particles
 from ...smc.starts import overdispersed_base
 from ...target.density import Target
 from ...transitions import hamiltonian
-from ...transitions.step_size import optimal_step_size
-from ...weights import Evidence
+from ...transitions.step_size import optimal_step_size, robbins_monro
+from ...weights import Estimate
 from .energy_path import BoltzmannPath, PathState
 from .velocity_flow import GeneralisedNormal
 
@@ -54,9 +54,9 @@ __all__ = [
 
 ACCEPT = 0.574  #: acceptance that Langevin steps are tuned to
 RESAMPLE_BELOW = 0.5  #: ESS fraction below which particles are resampled
-POINTS_PER_TIME = 16  #: of each kind, at each time
 NUM_SOURCES = 4
 SELECTIONS = 1.0, 0.5  #: powers of the history's weights
+GAIN = 0.3  #: change of a log step size for each unit by which the acceptance is off
 MOVES = 4  #: Langevin steps in each slice, for every 16 dimensions begun
 
 
@@ -75,7 +75,7 @@ class SMCHistory(NamedTuple):
     states: PathState
     weights: Tensor
     step_sizes: Tensor
-    evidence: Evidence
+    evidence: Estimate
 
 
 @torch.no_grad()
@@ -128,7 +128,7 @@ def smc_history(
     log_z = log_z + base.log_z + target.dim * log(width)
     states = PathState(*(torch.stack(values) for values in zip(*(p.state for p in history))))
     weights = torch.stack([p.log_weights.softmax(0) for p in history]).to(path.loc)
-    return SMCHistory(states, weights, torch.stack(sizes), Evidence(log_z, error))
+    return SMCHistory(states, weights, torch.stack(sizes), Estimate(log_z, error))
 
 
 def _joined(parts: Sequence[SMCHistory]) -> SMCHistory:
@@ -151,7 +151,7 @@ class TerminalParticles(NamedTuple):
     x: Tensor
     log_prob: Tensor
     weights: Tensor
-    evidence: Evidence
+    evidence: Estimate
 
 
 @torch.no_grad()
@@ -223,6 +223,7 @@ class CollocationPoints:
         base: Where from.
         times: From 0 to 1, ``(S,)``.
         width: Width of the history's base, in units of the base.
+        num: Number of points of each kind at each time, m.
 
     Raises:
         ValueError: No particle of the history has any weight at the target.
@@ -240,13 +241,14 @@ class CollocationPoints:
         base: GeneralisedNormal,
         times: Tensor,
         width: float,
+        num: int,
     ) -> None:
         self.path, self.velocity, self.target, self.base = path, velocity, target, base
-        self.times = times
+        self.times, self.num = times, num
         parts = [
             smc_history(path, target, base, times, width=width, selection=s) for s in SELECTIONS
         ]
-        if not all(torch.isfinite(part.evidence.log_z) for part in parts):
+        if not all(torch.isfinite(part.evidence.value) for part in parts):
             raise ValueError(
                 "no particle that was annealed from the base to the target has kept any weight: "
                 "the base must cover the target's support (give another scale), or the times lie "
@@ -254,7 +256,7 @@ class CollocationPoints:
             )
         self.history = _joined(parts)
         self.step_sizes = self.history.step_sizes[:, None]
-        self.t = times[:, None].expand(-1, POINTS_PER_TIME).reshape(-1)
+        self.t = times[:, None].expand(-1, self.num).reshape(-1)
         self.smc_points, self.trajectories, self.returning = (self._start() for _ in range(3))
         self._gather()
 
@@ -263,16 +265,16 @@ class CollocationPoints:
 
     @torch.no_grad()
     def _start(self) -> Particles:
-        index = self.history.weights.multinomial(POINTS_PER_TIME, replacement=True)
+        index = self.history.weights.multinomial(self.num, replacement=True)
         u = pick(self.history.states.x, index).flatten(0, 1)
         return particles.init(u, self._density, len(self.times))
 
     def _entering(self, back: bool) -> tuple[Tensor, Tensor]:
         """New points with their log densities, from the base or from the end of the history."""
         if not back:
-            u = self.base.sample((POINTS_PER_TIME,))
+            u = self.base.sample((self.num,))
             return u, -self.path.base(u)[0].double()
-        index = self.history.weights[-1].multinomial(POINTS_PER_TIME, replacement=True)
+        index = self.history.weights[-1].multinomial(self.num, replacement=True)
         return self.history.states.x[-1, index], self.history.states.log_pi[-1, index]
 
     def _carry(self, cloud: Particles, back: bool = False) -> Particles:
@@ -282,12 +284,12 @@ class CollocationPoints:
             """Shifts values by one slice of time, ``(S, ...)``."""
             return torch.cat([values[1:], fresh[None]] if back else [fresh[None], values[:-1]])
 
-        shape = (len(self.times), POINTS_PER_TIME)
+        shape = (len(self.times), self.num)
         x, log_prob = self._entering(back)
         u = on(cloud.x.unflatten(0, shape), x).flatten(0, 1)
         log_pi = on(cloud.state.log_pi.unflatten(0, shape), log_prob).flatten()
         before = on(self.times, self.times[-1 if back else 0])
-        before = before[:, None].expand(-1, POINTS_PER_TIME).reshape(-1)
+        before = before[:, None].expand(-1, self.num).reshape(-1)
         h = self.t - before
         middle = u + h[:, None] / 2 * self.velocity(before, u)
         v, divergence = self.velocity.with_divergence(before + h / 2, middle)
@@ -300,7 +302,7 @@ class CollocationPoints:
     def refresh(self) -> None:
         """Moves the points of all sources but the history on by one slice of time."""
         cloud = particles.resample(self._carry(self.smc_points), RESAMPLE_BELOW)
-        sizes = self.step_sizes.expand(-1, POINTS_PER_TIME).reshape(-1, 1)
+        sizes = self.step_sizes.expand(-1, self.num).reshape(-1, 1)
         noise, log_u = torch.randn_like(cloud.x), torch.rand_like(cloud.state.log_pi).log()
         state, info = hamiltonian.step(cloud.state, self._density, sizes, 1, noise, log_u)
         self.smc_points = cloud._replace(state=state)
@@ -308,12 +310,12 @@ class CollocationPoints:
         self.returning = self._carry(self.returning, back=True)
         self._gather()
         rate = info.accept_prob.unflatten(0, cloud.log_w.shape).mean(-1, keepdim=True)
-        self.step_sizes = self.step_sizes * (0.3 * (rate - ACCEPT)).exp().to(self.step_sizes)
+        self.step_sizes = robbins_monro(self.step_sizes, rate, ACCEPT, GAIN)
 
     def _gather(self) -> None:
         """Stores the points ``(S, 3·m, ...)`` for :meth:`sample`, and their weights."""
         populations = self.smc_points, self.trajectories, self.returning
-        shape = (len(self.times), POINTS_PER_TIME)
+        shape = (len(self.times), self.num)
         each = [
             [v.unflatten(0, shape) for v in _needed(population.state)] for population in populations
         ]
@@ -325,7 +327,7 @@ class CollocationPoints:
     def sample(self, num: int) -> Sample:
         """Samples ``num`` points of each source at each time, within half a slice of it."""
         chosen = self._sought.multinomial(num, replacement=True).split(len(self.times))
-        index = torch.cat([rows + k * POINTS_PER_TIME for k, rows in enumerate(chosen)], 1)
+        index = torch.cat([rows + k * self.num for k, rows in enumerate(chosen)], 1)
         index_history = self.history.weights.multinomial(num, replacement=True)
         u, denergy_dt, grad_energy, dgrad_dt = (
             torch.cat([pick(known, index_history), pick(place, index)], 1).flatten(0, 1)

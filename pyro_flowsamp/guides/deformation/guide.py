@@ -20,19 +20,18 @@ from torch import Tensor, nn
 from ...flows.continuous import ContinuousMap, integrate
 from ...nn.equivariant import SignedPermutation, group, tie
 from ...nn.mlp import VelocityMLP
-from ...objectives import Objective, PathGradient
 from ...options import FitOptions
 from ...smc import driver, particles
 from ...smc.particles import Particles
 from ...target.density import Target
 from ...train import History
-from ...weights import Evidence, log_evidence
+from ...weights import Estimate, log_evidence
 from ..auto_flow import AutoFlow
 from ..path_guide import PathGuide
+from ..source import Unregistered
 from .checks import (
+    check_base,
     check_gradient,
-    check_settings,
-    ends_of_slices,
     log_weights,
     missed_mass,
     warn_of_missed_modes,
@@ -40,55 +39,51 @@ from .checks import (
 from .collocation import anneal_from_bases
 from .energy_path import BoltzmannPath, Energy, EnergyMLP, PathState
 from .losses import residual
-from .training import STEPS, Progress, VelocityTrainer, networks
+from .options import DeformationOptions, ends_of_slices
+from .training import Progress, VelocityTrainer, networks
 from .velocity_flow import DeformationFlow, GeneralisedNormal
 
 __all__ = ["AutoDeformationFlow"]
 
 
-NUM_COMPARE = 4096  #: draws for the flow's own evidence
-DEFENSIVE_WEIGHT = 0.1  #: share of particles left behind in each slice, so that no region empties
+TRAINING = FitOptions(
+    max_steps=4000,
+    batch_size=300,
+    learning_rate=2e-2,
+    eval_every=200,
+    cosine_schedule=True,
+    warmup_fraction=0.1,
+    stop_at_ess=1.0,
+)
 
 
 class AutoDeformationFlow(PathGuide):
     r"""A guide for energies without samples, with exact weights along the path.
 
-    Example::
-
-        guide = AutoDeformationFlow(model)
-        guide.fit(data)
-        x, log_w = guide.weighted_samples(10_000, data)
-        log_z, error = log_evidence(log_w)
-        cloud = guide.particles(16_000, data)      # corrected on the way
-
-    References:
-        Máté & Fleuret: Learning Interpolations between Boltzmann Densities, 2023,
-        https://arxiv.org/abs/2301.07388
+    It learns a path of energies together with one velocity field along it. :meth:`weighted_samples`
+    returns draws of the flow with their weights, and :meth:`particles` draws that are corrected on
+    the way.
 
     Arguments:
         model: A Pyro model, or a :class:`~pyro_flowsamp.Target`, on :math:`\mathbb R^d`.
         interpolation: "linear"; "trainable", with a learned term that is added to the linear path
             early in training; or energies :math:`f_t(x)` of times ``(N,)`` and places ``(N, d)``,
             equal to those of the base at 0 and of the target at 1.
-        collocation: "smc", on points kept near the path; or "trajectories", the paper's, along the
-            flow's own, through which gradients go back.
-        loss: L(E): "mixed", :math:`|E| + E^2`, "absolute", "square", or "log".
         base_power: :math:`p` of the base :math:`e^{-\sum_i |(x_i - \mu_i) / \sigma|^p}`.
         base_scale: :math:`\sigma`, with :math:`\mu = 0`; by default both cover many points that
             were moved uphill to their modes, and the path's speed is that of an annealing from
             there.
-        exploration_scale: How much wider the base is from which training explores.
-        time_grid: How many slices of time, or the slices' ends, from 0 to 1.
-        hidden_features, time_kernels: Of both networks, see :class:`~pyro_flowsamp.nn.mlp.TimeMLP`.
+        exploration_scale: Factor by which the base from which training explores is wider.
         symmetry: Signed permutations of coordinates that leave base and target as they are, which
             the networks then respect, see :mod:`pyro_flowsamp.nn.equivariant`.
-        polish: Optimiser steps of ``objective`` afterwards, as for any other flow.
-        objective: By default :class:`~pyro_flowsamp.objectives.PathGradient`.
-        options: How to train; ``batch_size`` points are spread over all times, or carried along.
-            By default 4000 steps whose rate rises for a tenth of them, and then falls.
+        options: Options of the training; ``batch_size`` points are spread over all times. By
+            default 4000 steps whose rate rises for a tenth of them, and then falls.
+        settings: Settings of the networks, and of the points at which they are trained.
 
     Attributes:
-        progress: How the flow fared in training, :class:`Progress` after :class:`Progress`.
+        time_grid: The ends of the slices of time, from 0 to 1; may be set for :meth:`particles`.
+        progress: The state of the flow at the end of each window of training, a list of
+            :class:`~pyro_flowsamp.guides.deformation.training.Progress`.
         evidences: Estimates of log Z with standard errors: of the "flow", and by annealing from
             the path's "base", one "twice as wide", and "over-dispersed" starts.
         missed_mass: Of the same annealed particles, the evidence that lies where the flow has next
@@ -99,6 +94,26 @@ class AutoDeformationFlow(PathGuide):
             interpolation does not lead from base to target, the energy has no gradient, or more
             than 1 % of the points on the way have no finite energy, and warns where annealing finds
             more evidence than the flow, or some of it where the flow has no density.
+
+    References:
+        Máté and Fleuret, *Learning Interpolations between Boltzmann Densities*, 2023,
+        https://arxiv.org/abs/2301.07388
+
+    Example::
+
+        >>> import pyro
+        >>> from math import log, pi
+        >>> pyro.set_rng_seed(0)
+        >>> target = Target.from_energy(lambda x: 0.5 * (x - 1).square().sum(-1), 2)
+        >>> options = FitOptions(max_steps=50, eval_every=50, progress=False)
+        >>> settings = DeformationOptions(time_grid=8, hidden_features=32)
+        >>> guide = AutoDeformationFlow(
+        ...     target, base_scale=2.0, options=options, settings=settings
+        ... )
+        >>> history = guide.fit()
+        >>> log_z, error = guide.particles(4096).evidence
+        >>> bool(abs(log_z - log(2 * pi)) < 4 * error < 0.2)
+        True
     """
 
     def __init__(
@@ -106,54 +121,36 @@ class AutoDeformationFlow(PathGuide):
         model: Callable,
         *,
         interpolation: str | Energy = "trainable",
-        collocation: str = "smc",
-        loss: str = "mixed",
         base_power: float = 2.0,
         base_scale: float | None = None,
         exploration_scale: float = 1.0,
-        time_grid: int | Sequence[float] = 32,
-        hidden_features: int = 128,
-        time_kernels: int = 1,
         symmetry: Sequence[SignedPermutation] = (),
-        polish: int = 0,
-        objective: Objective | None = None,
         options: FitOptions | None = None,
+        settings: DeformationOptions | None = None,
     ) -> None:
-        default = FitOptions(
-            max_steps=4000,
-            batch_size=300,
-            learning_rate=2e-2,
-            eval_every=200,
-            cosine_schedule=True,
-            warmup_fraction=0.1,
-            stop_at_ess=1.0,
-        )
-        super().__init__(model, options=options or default)
-        self._interpolation = (interpolation,)
-        self.loss, self.collocation = loss, collocation
+        super().__init__(model, options=options or TRAINING)
+        check_base(interpolation, base_power, base_scale, exploration_scale)
+        self._interpolation = Unregistered(interpolation)
         self.base_power, self.base_scale = base_power, base_scale
-        self.exploration_scale = exploration_scale
-        self.time_grid = ends_of_slices(time_grid)
-        self.hidden_features, self.time_kernels = hidden_features, time_kernels
-        self.symmetry, self.polish = list(symmetry), polish
-        self.objective = objective or PathGradient()
+        self.exploration_scale, self.symmetry = exploration_scale, list(symmetry)
+        self.settings = settings or DeformationOptions()
+        self.time_grid = ends_of_slices(self.settings.time_grid)
         self.progress: list[Progress] = []
-        self.evidences: dict[str, Evidence] = {}
+        self.evidences: dict[str, Estimate] = {}
         self.missed_mass: dict[str, float] = {}
-        check_settings(interpolation, self)
 
     # ---- building -----------------------------------------------------------------------------
 
     def build_flow(self, target: Target, context_size: int) -> nn.Module:
         self.check_target(target)
-        (interpolation,) = self._interpolation
-        dim, hidden, kernels = target.dim, self.hidden_features, self.time_kernels
+        interpolation, settings = self._interpolation.value, self.settings
+        dim, hidden, kernels = target.dim, settings.hidden_features, settings.time_kernels
         velocity = VelocityMLP(dim, hidden, kernels, units=0)
         velocity.damping = 1.0
         learned_term = EnergyMLP(dim, hidden, kernels) if interpolation == "trainable" else None
         given = None if isinstance(interpolation, str) else interpolation
         path = BoltzmannPath(dim, self.base_power, learned_term, given)
-        flow = DeformationFlow(path, velocity, len(self.time_grid), STEPS)
+        flow = DeformationFlow(path, velocity, len(self.time_grid), settings.integration_steps)
         if self.symmetry:
             elements = group(self.symmetry)
             for net in networks(flow):
@@ -192,9 +189,9 @@ class AutoDeformationFlow(PathGuide):
         flow = self._flow
         found, step_sizes = anneal_from_bases(flow.path, target, self.get_base_dist(), times)
         flow.step_sizes.copy_(step_sizes)
-        own = log_evidence(log_weights(flow, target, NUM_COMPARE))
+        own = log_evidence(log_weights(flow, target, self.settings.evidence_draws))
         evidences = {name: population.evidence for name, population in found.items()}
-        self.evidences = {"flow": Evidence(*own)} | evidences
+        self.evidences = {"flow": own} | evidences
         self.missed_mass = {
             name: missed_mass(flow, population, own[0]) for name, population in found.items()
         }
@@ -225,7 +222,8 @@ class AutoDeformationFlow(PathGuide):
 
         with torch.no_grad():
             u = self.get_base_dist().sample((num,))
-            state, steps = (u, torch.zeros_like(u[:, 0])), max(STEPS, flow.block.steps)
+            state = (u, torch.zeros_like(u[:, 0]))
+            steps = max(self.settings.integration_steps, flow.block.steps)
             u, log_w = integrate(field, state, 0.0, 1.0, steps)
             return flow.path.loc + flow.path.scale * u, log_w.double() + self.get_base_dist().log_z
 
@@ -236,7 +234,7 @@ class AutoDeformationFlow(PathGuide):
         r"""Draws corrected on the way: weighted, resampled and moved after every slice of time.
 
         A slice from t to t' adds to the weight what it takes to get from :math:`e^{-f_t}` to
-        :math:`e^{-f_{t'}}`, a tenth of the particles staying behind, see
+        :math:`e^{-f_{t'}}`, a share of the particles staying behind, see
         :mod:`pyro_flowsamp.smc.particles`; Langevin moves leave the latter as it is and add
         nothing. All step sizes date from :meth:`fit`, so that the mean weight is an unbiased
         estimate of Z, on slices of any number and length.
@@ -261,7 +259,8 @@ class AutoDeformationFlow(PathGuide):
             steps = ceil(flow.block.steps * (end - start) - 1e-9)  # no longer than refined ones
             segment = ContinuousMap(flow.velocity, steps, flow.block.method, False, start, end)
             before = partial(path.log_prob_at, start, t=end)
-            return driver.Stage(segment, density(end), ones, step_size, DEFENSIVE_WEIGHT, before)
+            share = self.settings.defensive_weight
+            return driver.Stage(segment, density(end), ones, step_size, share, before)
 
         first = particles.init(self.get_base_dist().sample((num,)), density(0.0), islands)
         stages = (stage(*ends, size) for ends, size in zip(pairwise(times), flow.step_sizes[1:]))

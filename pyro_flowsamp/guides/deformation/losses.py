@@ -1,14 +1,17 @@
-r"""The deformation error as a loss: at points of sequential Monte Carlo, or along trajectories.
+r"""The deformation error as a loss.
 
 :math:`C_t` need not be learnt: the points come in groups of one time, and a group's mean is the
 :math:`-C_t` that makes its squared error least. (A network would have to reach :math:`\log Z_1 -
 \log Z_0`, which for a lattice of 16 sites is 43.)
+
+The points at which the error is made small are chosen by a function of a :class:`CollocationLoss`.
+:func:`at_smc_points` is the default. The points of the paper, along the flow's own trajectories,
+are in ``examples/benchmarks/variants.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import count, pairwise
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -17,28 +20,28 @@ from ...nn.mlp import VelocityMLP
 from ...target.density import Target
 from .collocation import NUM_SOURCES, CollocationPoints
 from .energy_path import BoltzmannPath
+from .options import LOSSES, Closure, DeformationOptions
 from .velocity_flow import DeformationFlow
 
-__all__ = ["LOSSES", "COLLOCATION_LOSSES", "CollocationLoss", "residual"]
-
-
-EVERY = 8  #: optimiser steps between two refreshes of the collocation points
-JOINS = 0.1, 0.2  #: parts of a training between which the learned term is added to the path
-MOST_DROPPED = 0.01  #: share of points whose energy may be NaN or infinite
-Closure = Callable[[], Tensor]
+__all__ = ["CollocationLoss", "at_smc_points", "residual"]
 
 
 class CollocationLoss:
-    """Makes closures that return a loss, and counts the points they had to drop.
+    """The parts of a deformation flow's loss, for a function that chooses collocation points.
 
     Arguments:
-        flow: What is being trained.
-        target: Where to.
-        times: From 0 to 1, ``(S,)``.
-        loss: L(E), a name in :data:`~pyro_flowsamp.guides.deformation.losses.LOSSES`.
-        batch_size: Points spread over all times, or trajectories.
-        width: Of the base from which training explores, in units of the base.
-        steps: How many are planned.
+        flow: The flow that is trained.
+        target: The density at the end of the path.
+        times: The ends of the slices of time, from 0 to 1, ``(S,)``.
+        batch_size: Number of points in all.
+        width: Width of the base from which training explores, in units of the base.
+        steps: Number of optimiser steps that are planned.
+        options: Settings of the guide.
+
+    Attributes:
+        path, velocity, base: The path, the velocity, and the base of the flow.
+        loss: The function L of the deformation error.
+        dropped, seen: Number of points whose error was not finite, 0-d, and number of all points.
     """
 
     def __init__(
@@ -46,14 +49,14 @@ class CollocationLoss:
         flow: DeformationFlow,
         target: Target,
         times: Tensor,
-        loss: str,
         batch_size: int,
         width: float,
         steps: int,
+        options: DeformationOptions,
     ) -> None:
         self.path, self.velocity, self.base = flow.path, flow.velocity, flow.base(None)
         self.target, self.times, self.width, self.steps = target, times, width, steps
-        self.loss, self.batch_size = LOSSES[loss], batch_size
+        self.loss, self.batch_size, self.options = LOSSES[options.loss], batch_size, options
         self.dropped, self.seen = times.new_zeros((), dtype=torch.long), 0
 
     def deviations(self, errors: Tensor) -> Tensor:
@@ -66,82 +69,56 @@ class CollocationLoss:
         return torch.where(finite, errors - mean, 0.0)
 
     def check_dropped(self) -> None:
-        """To be called now and then.
+        """Refuses a training that has to drop too many points.
 
         Raises:
-            ValueError: A larger share of points was dropped than :data:`MOST_DROPPED`.
+            ValueError: A larger share of points was dropped than ``options.max_dropped``.
         """
         share = float(self.dropped) / max(1, self.seen)
-        if share > MOST_DROPPED:
+        if share > self.options.max_dropped:
             raise ValueError(
                 f"the energy is NaN or infinite at {share:.1%} of the points on the way: the base "
                 f"reaches where the target has no density, or the learning rate is too high."
             )
 
-    def on_smc_points(self) -> Closure:
-        """The error at points that walk along the path by themselves.
 
-        At first the path is the straight one, on which no mode can be hidden. A learned term that
-        is free from the start may remove a mode that the velocity has not found yet. A training
-        that was cut short leaves it where it was, and the next goes on from there.
-        """
-        points = CollocationPoints(
-            self.path, self.velocity, self.target, self.base, self.times, self.width
-        )
-        num = max(1, self.batch_size // (NUM_SOURCES * len(self.times)))
-        begun, calls = self.path.learned_fraction, count()
-        start, end = (part * self.steps for part in JOINS)
+def at_smc_points(training: CollocationLoss) -> Closure:
+    """The deformation error at points of sequential Monte Carlo along the path.
 
-        def closure() -> Tensor:
-            call = next(calls)
-            self.path.learned_fraction = min(max(begun, (call - start) / (end - start)), 1.0)
-            if call % EVERY == 0:
-                points.refresh()
-            t, u, denergy_dt, grad_energy = points.sample(num)
-            errors, _ = residual(self.path, self.velocity, t, u, denergy_dt, grad_energy)
-            return self.loss(self.deviations(errors.view(len(self.times), -1))).mean()
+    At first the path is the straight one, on which no mode can be hidden. A learned term that is
+    free from the start may remove a mode that the velocity has not found yet. A training that was
+    cut short leaves it where it was, and the next goes on from there.
 
-        return closure
+    Arguments:
+        training: The flow, its path and its target.
 
-    def on_trajectories(self) -> Closure:
-        """The error along the flow's own trajectories, weighted, by Euler steps.
+    Returns:
+        The closure.
+    """
+    path, times, options = training.path, training.times, training.options
+    points = CollocationPoints(
+        path,
+        training.velocity,
+        training.target,
+        training.base,
+        times,
+        training.width,
+        options.points_per_time,
+    )
+    num = max(1, training.batch_size // (NUM_SOURCES * len(times)))
+    begun, calls = path.learned_fraction, count()
+    start, end = (part * training.steps for part in options.learned_term_joins)
 
-        The learned term is there from the first step, as in the paper.
-        """
-        path = self.path
-        path.learned_fraction = 1.0
+    def closure() -> Tensor:
+        call = next(calls)
+        path.learned_fraction = min(max(begun, (call - start) / (end - start)), 1.0)
+        if call % options.refresh_every == 0:
+            points.refresh()
+        t, u, denergy_dt, grad_energy = points.sample(num)
+        errors, _ = residual(path, training.velocity, t, u, denergy_dt, grad_energy)
+        return training.loss(training.deviations(errors.view(len(times), -1))).mean()
 
-        def closure() -> Tensor:
-            u = self.width * self.base.sample((self.batch_size,))
-            log_w = path.base(u, self.width)[0] - path.base(u)[0]
-            loss = torch.zeros_like(log_w)
-            for start, end in pairwise(self.times):
-                t, h = start.expand(len(u)), end - start
-                _, denergy_dt, grad_energy, _ = path.fixed_terms(self.target, t, u)
-                errors, v = residual(path, self.velocity, t, u, denergy_dt, grad_energy)
-                deviations = self.deviations(errors[None])[0]
-                loss = loss + h * self.loss(deviations)
-                log_w = log_w - h * torch.where(errors.isfinite(), deviations, torch.inf).detach()
-                u = u + h * v
-            return (log_w.softmax(0) * loss).sum()
-
-        return closure
-
-
-#: name → which closure
-COLLOCATION_LOSSES: dict[str, Callable[[CollocationLoss], Closure]] = {
-    "smc": CollocationLoss.on_smc_points,
-    "trajectories": CollocationLoss.on_trajectories,
-}
-
-
-#: L(E); the paper tried all four, and preferred the first.
-LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
-    "mixed": lambda e: e.abs() + e.square(),
-    "absolute": lambda e: e.abs(),
-    "square": lambda e: e.square(),
-    "log": lambda e: e.abs().log1p(),
-}
+    return closure
 
 
 def residual(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from itertools import count
 from math import gamma, log
 from typing import NamedTuple, Protocol
@@ -16,7 +15,6 @@ from torch import Tensor
 from ...flows.continuous import refine
 from ...nn.equivariant import SignedPermutation, group, tied
 from ...nn.mlp import TimeMLP
-from ...objectives import Objective
 from ...options import FitOptions
 from ...smc.starts import overdispersed_base
 from ...smc.tempering import tempered_smc
@@ -24,18 +22,17 @@ from ...target.density import Target
 from ...train import History, fit
 from ...weights import ess_fraction
 from .checks import log_weights
-from .losses import COLLOCATION_LOSSES, CollocationLoss
+from .losses import CollocationLoss, at_smc_points
+from .options import DeformationOptions
 from .velocity_flow import DeformationFlow
 
 __all__ = ["Progress", "VelocityTrainer", "networks"]
 
-STEPS = 16  #: of the integrator while training, and at least for weights along the path
 MIN_STEPS = 2  #: steps of the integrator of a trained flow, where they are enough
 NUM_BASE = 512  #: points that were moved uphill, which the base covers
 NUM_PACE = 512  #: particles annealed to find where the path changes most
 NUM_WATCH = 1024  #: draws with which training is watched
 NUM_REFINE = 256  #: draws on which the integrator is checked
-POLISH_RATE = 1e-4  #: learning rate of polishing
 
 
 class Progress(NamedTuple):
@@ -50,14 +47,11 @@ class Progress(NamedTuple):
 class DeformationSettings(Protocol):
     """Settings of the guide that training uses, see AutoDeformationFlow."""
 
-    collocation: str
-    loss: str
     base_power: float
     exploration_scale: float
     symmetry: Sequence[SignedPermutation]
-    polish: int
-    objective: Objective
     options: FitOptions
+    settings: DeformationOptions
 
 
 def networks(flow: DeformationFlow) -> list[TimeMLP]:
@@ -72,16 +66,14 @@ class VelocityTrainer:
     Arguments:
         flow: The flow.
         target: The density at the end of the path.
-        settings: The settings of the guide.
+        guide: The guide, for its settings.
 
     Attributes:
         progress: The state of the flow at the end of each window of training.
     """
 
-    def __init__(
-        self, flow: DeformationFlow, target: Target, settings: DeformationSettings
-    ) -> None:
-        self.flow, self.target, self.settings = flow, target, settings
+    def __init__(self, flow: DeformationFlow, target: Target, guide: DeformationSettings) -> None:
+        self.flow, self.target, self.guide = flow, target, guide
         self.progress: list[Progress] = []
 
     @torch.no_grad()
@@ -90,10 +82,10 @@ class VelocityTrainer:
 
         The path passes its middle where an annealing from there has gone half of its steps.
         """
-        wide, power = overdispersed_base(self.target, NUM_BASE), self.settings.base_power
+        wide, power = overdispersed_base(self.target, NUM_BASE), self.guide.base_power
         loc, scale = wide.loc, wide.scale
-        if self.settings.symmetry:  # chance must not break it
-            elements = group(self.settings.symmetry)
+        if self.guide.symmetry:  # chance must not break it
+            elements = group(self.guide.symmetry)
             loc = elements.act(loc).mean(0)
             scale = elements.act(scale).square().mean(0).sqrt()
         deviation = (gamma(3 / power) / gamma(1 / power)) ** 0.5
@@ -113,26 +105,31 @@ class VelocityTrainer:
             ValueError: The path does not lead from base to target, or too many points on the way
                 have no finite energy.
         """
-        settings, flow, base = self.settings, self.flow, self.flow.base(None)
+        guide, flow, base = self.guide, self.flow, self.flow.base(None)
+        options, settings = guide.options, guide.settings
         flow.path.check(self.target, base.sample((16,)))
-        flow.block.steps = STEPS
-        num, steps = settings.options.batch_size, settings.options.max_steps
+        flow.block.steps = settings.integration_steps
         collocation = CollocationLoss(
-            flow, self.target, times, settings.loss, num, settings.exploration_scale, steps
+            flow,
+            self.target,
+            times,
+            options.batch_size,
+            guide.exploration_scale,
+            options.max_steps,
+            settings,
         )
-        closure = self._watched(COLLOCATION_LOSSES[settings.collocation](collocation), collocation)
+        chosen = settings.collocation or at_smc_points
+        closure = self._watched(chosen(collocation), collocation)
         parameters = [*flow.velocity.parameters(), *flow.path.parameters()]
         with self._tied():
-            history = fit(parameters, closure, ess_fraction, settings.options)
+            history = fit(parameters, closure, ess_fraction, options)
             collocation.check_dropped()
-            if settings.polish:
-                self._polish()
         flow.block.steps = MIN_STEPS
         refine(flow.block, base.sample((NUM_REFINE,)), log_prob=base.log_prob)
         return history
 
     def _tied(self) -> AbstractContextManager[None]:
-        symmetry = self.settings.symmetry
+        symmetry = self.guide.symmetry
         return tied(networks(self.flow), group(symmetry)) if symmetry else nullcontext()
 
     def _watched(
@@ -143,7 +140,7 @@ class VelocityTrainer:
 
         def watched() -> tuple[Tensor, Tensor | None]:
             loss, steps = closure(), next(calls)
-            if steps % self.settings.options.eval_every:
+            if steps % self.guide.options.eval_every:
                 return loss, None
             collocation.check_dropped()
             log_w = log_weights(self.flow, self.target, NUM_WATCH)
@@ -152,13 +149,3 @@ class VelocityTrainer:
             return loss, log_w
 
         return watched
-
-    def _polish(self) -> None:
-        options = replace(
-            self.settings.options, max_steps=self.settings.polish, learning_rate=POLISH_RATE
-        )
-
-        def closure() -> tuple[Tensor, Tensor | None]:
-            return self.settings.objective(self.flow, self.target, options.batch_size, None)
-
-        fit(self.flow.velocity.parameters(), closure, ess_fraction, options)

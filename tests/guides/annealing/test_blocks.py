@@ -5,7 +5,7 @@ import torch
 from support.annealing import QUICK, SMALL, normal_target
 from torch.testing import assert_close
 
-from pyro_flowsamp import AutoAnnealingFlow, Target, train
+from pyro_flowsamp import AnnealingOptions, AutoAnnealingFlow, Target, train
 from pyro_flowsamp.guides.annealing import blocks, training
 from pyro_flowsamp.nn import mlp
 from pyro_flowsamp.smc import driver, particles, paths
@@ -75,8 +75,12 @@ def _toward(shift):
     cloud = particles.init(base.sample(20000), paths.density(target, base, 0 * ones[0], ones))
     density = paths.density(target, base, ones[0], ones)
     unmoved = driver.transport(cloud, driver.Stage(None, density, ones, ones[0]))
-    return training._choose_defensive_weight(
-        block, cloud, unmoved, lambda x: base.log_prob_and_grad(x)[0]
+    return training.choose_defensive_weight(
+        block,
+        cloud,
+        unmoved,
+        lambda x: base.log_prob_and_grad(x)[0],
+        AnnealingOptions().defensive_grid,
     )
 
 

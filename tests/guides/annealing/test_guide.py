@@ -3,6 +3,8 @@
 import copy
 import math
 import pickle
+from dataclasses import replace
+from functools import cache
 
 import pyro
 import pyro.distributions as dist
@@ -14,9 +16,16 @@ from support.annealing import QUICK, SMALL, normal_target
 from support.mutations import must_fail, mutation
 from torch.testing import assert_close
 
-from pyro_flowsamp import IMH, AutoAnnealingFlow, FitOptions, Target, VectorizedMCMC
+from pyro_flowsamp import (
+    IMH,
+    AnnealingOptions,
+    AutoAnnealingFlow,
+    FitOptions,
+    Target,
+    VectorizedMCMC,
+)
 from pyro_flowsamp.flows.recipes import gaussian
-from pyro_flowsamp.guides.annealing import training
+from pyro_flowsamp.guides.annealing import log_variance, training
 from pyro_flowsamp.problems import exp_gauss, gmm, unequal_pair
 from pyro_flowsamp.smc import driver
 from pyro_flowsamp.transitions import hamiltonian
@@ -28,6 +37,21 @@ def pair():
     guide = AutoAnnealingFlow(unequal_pair().target, **SMALL)
     guide.fit()
     return guide
+
+
+@cache
+def _of_conjugate(dtype):
+    assert torch.get_default_dtype() == dtype
+    guide = AutoAnnealingFlow(models.conjugate, **SMALL)
+    guide.fit(*models.conjugate_data())
+    return guide
+
+
+def of_conjugate(dtype=torch.float32):
+    """A copy, which a test may change, of a guide that is trained once."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return models.used(copy.deepcopy(_of_conjugate(dtype)), *models.conjugate_data())
 
 
 @pytest.mark.slow
@@ -74,7 +98,8 @@ def test_the_flow_s_own_draws_are_scored_right(monkeypatch):
     for doublings in (0, 5):
         torch.manual_seed(0)
         monkeypatch.setattr(training, "DOUBLINGS", doublings)
-        guide = AutoAnnealingFlow(unequal_pair().target, method="euler", **SMALL)
+        settings = AnnealingOptions(hidden_features=32, method="euler")
+        guide = AutoAnnealingFlow(unequal_pair().target, **{**SMALL, "settings": settings})
         gaps.append(guide.fit().log_q_error)
     assert gaps[1] < gaps[0] / 5
 
@@ -127,19 +152,15 @@ def test_an_interrupted_path_goes_on(monkeypatch):
     [
         ({"schedule": [0, 0.5]}, "rises from 0 to 1"),
         ({"schedule": [0, 0.6, 0.5, 1]}, "rises from 0 to 1"),
-        ({"objective": "reverse"}, "objective must be one of"),
         ({"reference": -1.0}, "positive standard deviation"),
         ({"target_ess": 1.5}, "between 0 and 1"),
-        ({"transport_cost": -1.0}, "must not be negative"),
-        ({"transport_cost": math.nan}, "must not be negative"),
         ({"schedule": [0, math.nan, 1]}, "rises from 0 to 1"),
         ({"schedule": [0.2, 1]}, "rises from 0 to 1"),
         ({"schedule": []}, "rises from 0 to 1"),
         ({"reference": math.nan}, "positive standard deviation"),
         ({"reference": math.inf}, "positive standard deviation"),
         ({"num_particles": 10}, "num_particles must be at least"),
-        ({"mcmc_steps": -1}, "mcmc_steps and refinement_blocks must not be negative"),
-        ({"refinement_blocks": -1}, "mcmc_steps and refinement_blocks must not be negative"),
+        ({"mcmc_steps": -1}, "mcmc_steps must not be negative"),
     ],
 )
 def test_bad_arguments(wrong, message):
@@ -221,8 +242,7 @@ def test_a_target_with_edges(energy, log_z):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_a_model_with_a_constrained_site(dtype):
     torch.set_default_dtype(dtype)
-    guide = AutoAnnealingFlow(models.conjugate, **SMALL)
-    guide.fit(*models.conjugate_data())
+    guide = of_conjugate(dtype)
     cloud = guide.particles(16384, *models.conjugate_data(), islands=32)
     assert cloud.x.dtype == dtype
     log_z, error = cloud.evidence
@@ -308,12 +328,11 @@ def test_a_start_of_ones_own_is_left_alone():
 
 @pytest.mark.slow
 def test_a_refinement_is_for_the_flow_alone():
-    guide = AutoAnnealingFlow(models.conjugate, **SMALL)
-    data = models.conjugate_data()
+    guide, data = AutoAnnealingFlow(models.conjugate, **SMALL), models.conjugate_data()
     guide.fit(*data)
     torch.manual_seed(3)
     expected = guide.particles(512, *data)
-    guide.refinement_blocks = 1
+    guide.settings = replace(guide.settings, refinement_blocks=1)
     history = guide.fit(*data)
     assert [block.refinement for block in guide.flow.blocks][-2:] == [False, True]
     report = guide.reports[-1]
@@ -326,16 +345,15 @@ def test_a_refinement_is_for_the_flow_alone():
 
 @pytest.mark.slow
 def test_pyro_takes_it_as_a_guide():
-    guide, data = AutoAnnealingFlow(models.conjugate, **SMALL), models.conjugate_data()
-    guide.fit(*data)
+    guide, data = of_conjugate(), models.conjugate_data()
     elbo = Trace_ELBO(num_particles=256, vectorize_particles=True, max_plate_nesting=1)
     loss = elbo.loss(models.conjugate, guide, *data)
     assert loss == pytest.approx(-models.CONJUGATE_LOG_EVIDENCE, abs=0.2)
-    draws = Predictive(models.conjugate, guide=guide, num_samples=500)(*data)
+    draws = Predictive(models.conjugate, guide=guide, num_samples=200)(*data)
     for name, (mean, sd) in models.CONJUGATE_TRUTH.items():
         assert abs(float(draws[name].mean()) - mean) < 0.3 * sd
-    posterior = Importance(models.conjugate, guide, num_samples=200).run(*data)
-    assert posterior.get_ESS() > 100
+    posterior = Importance(models.conjugate, guide, num_samples=100).run(*data)
+    assert posterior.get_ESS() > 50
 
 
 def test_particles_move_by_frozen_steps(pair, monkeypatch):
@@ -395,19 +413,19 @@ def test_one_seed_one_flow():
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_an_interrupted_block_is_trained_again(monkeypatch):
+def test_an_interrupted_block_is_trained_again():
     """Ctrl-C amid the second block keeps the first."""
     guide = AutoAnnealingFlow(normal_target(4.0), reference=1.0, schedule=[0, 0.5, 1], **SMALL)
-    loss, calls = guide._loss, []
+    calls = []
 
     def interrupt(move):
         calls.append(move)
         if len(calls) == QUICK.max_steps + 5:
             raise KeyboardInterrupt
-        return loss(move)
+        return log_variance(move)
 
     guide.options = FitOptions(**{**vars(QUICK), "stop_at_ess": 1.0})
-    monkeypatch.setattr(guide, "_loss", interrupt)
+    guide.settings = replace(guide.settings, objective=interrupt)
     with pytest.warns(UserWarning, match="beta = 0.500: 1 finished blocks are kept"):
         guide.fit()
     assert not guide.trained and [block.beta for block in guide.flow.blocks] == [0.5]

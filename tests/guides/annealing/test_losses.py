@@ -1,47 +1,41 @@
-"""Losses of annealing blocks: the trained block is the known optimal map."""
+"""The loss of annealing blocks: the trained block is the whole map."""
 
 import pytest
 import torch
-from support.annealing import normal_target
+from support.annealing import trained_displacement
+from torch.testing import assert_close
 
-from pyro_flowsamp import AutoAnnealingFlow, FitOptions
-
-
-def _block(a, b, **options):
-    """Slope and residual of the trained displacement, against x."""
-    guide = AutoAnnealingFlow(
-        normal_target(b),
-        reference=a**0.5,
-        schedule=[0, 1],
-        num_particles=8192,
-        options=FitOptions(300, 1024, 2e-3, cosine_schedule=True, stop_at_ess=1.0, progress=False),
-        **options,
-    )
-    guide.fit()
-    x = a**0.5 * torch.randn(4000, 2)
-    moved = (guide.flow.blocks[0](None).push(x)[0] - x).detach()
-    slope = float((x * moved).sum() / x.square().sum())
-    return slope, float((moved - slope * x).norm() / x.norm())
-
-
-@pytest.mark.slow
-def test_an_infinitesimal_block_is_the_difference_of_scores():
-    """Theorem 3.3: as h → 0, v = ∇log f_k − ∇log f_{k−1} = x (1/a − 1/b)."""
-    a, b, h = 2.0, 1.0, 0.02
-    slope, residual = _block(a, b, objective="linear", transport_cost=1 / (2 * h))
-    assert slope / h == pytest.approx(1 / a - 1 / b, rel=0.08)
-    assert residual < 0.1 * abs(slope)
-
-
-@pytest.mark.slow
-def test_a_block_of_finite_time_is_the_optimal_map():
-    """s a/b − 1/s + (s − 1) a/h = 0 for x → s x, with γ = 1/(2h)."""
-    slope, residual = _block(2.0, 1.0, objective="kl", transport_cost=0.5)
-    assert 1 + slope == pytest.approx((1 + 5**0.5) / 4, rel=0.02)
-    assert residual < 0.05
+from pyro_flowsamp.guides.annealing import log_variance
 
 
 @pytest.mark.slow
 def test_the_default_block_is_the_whole_map():
-    slope, _ = _block(2.0, 1.0)
+    slope, _ = trained_displacement(2.0, 1.0)
     assert 1 + slope == pytest.approx(0.5**0.5, rel=0.02)
+
+
+class Weights:
+    """A batch with given log weights."""
+
+    def __init__(self, *values):
+        self.log_w = torch.tensor(values, dtype=torch.double, requires_grad=True)
+
+    def log_weights(self):
+        return 1 * self.log_w
+
+
+def test_equal_weights_have_no_loss_and_no_gradient():
+    batch = Weights(3.0, 3.0, 3.0)
+    loss, log_w = log_variance(batch)
+    loss.backward()
+    assert_close(loss.detach(), torch.zeros(()).double())
+    assert_close(batch.log_w.grad, torch.zeros(3).double())
+    assert not log_w.requires_grad
+
+
+def test_weights_that_are_not_finite_are_left_out():
+    alone, among = Weights(0.0, 1.0, -2.0), Weights(0.0, -torch.inf, 1.0, torch.nan, -2.0)
+    losses = [log_variance(batch)[0] for batch in (alone, among)]
+    assert_close(*losses)
+    losses[1].backward()
+    assert among.log_w.grad.isfinite().all() and (among.log_w.grad[[1, 3]] == 0).all()

@@ -8,7 +8,6 @@ import pytest
 import torch
 from support.deformation import (
     LOG_Z,
-    QUICK,
     SMALL,
     SURE,
     bad_guide,
@@ -19,11 +18,11 @@ from support.deformation import (
     spreading,
 )
 from support.mutations import Mutation, must_fail
-from support.networks import roughened
 from support.particles import stale_log_pi, weights_kept
 from torch.testing import assert_close
+from variants import along_trajectories
 
-from pyro_flowsamp import AutoDeformationFlow, FitOptions, Target, log_evidence
+from pyro_flowsamp import AutoDeformationFlow, Target
 from pyro_flowsamp.guides.deformation import collocation, losses
 from pyro_flowsamp.guides.deformation.energy_path import BoltzmannPath
 from pyro_flowsamp.guides.deformation.losses import residual
@@ -32,11 +31,11 @@ from pyro_flowsamp.guides.deformation.velocity_flow import GeneralisedNormal
 # ---- walkers -------------------------------------------------------------------------------------
 
 
-def populations(width=1.0):
+def populations(width=1.0, num=16):
     guide = bad_guide("trainable")
     flow, times = guide.flow, torch.tensor(guide.time_grid)
     return guide, collocation.CollocationPoints(
-        flow.path, flow.velocity, guide.target_for(), guide.get_base_dist(), times, width
+        flow.path, flow.velocity, guide.target_for(), guide.get_base_dist(), times, width, num
     )
 
 
@@ -52,16 +51,16 @@ def test_explorers_know_the_evidence(width):
     assert_close(spot.log_pi, population.history.states.log_pi[4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mistake, below",
     [(None, 0), (None, 1.1), (flipped_divergence, 0), (stale_log_pi, 1.1), (weights_kept, 1.1)],
 )
 def test_crowds_are_small_runs_of_particles(mistake, below, monkeypatch):
     """From base to target they take a refresh for each time; their evidence is unbiased."""
-    monkeypatch.setattr(collocation, "POINTS_PER_TIME", 1024)
     monkeypatch.setattr(collocation, "RESAMPLE_BELOW", below)
     pyro.set_rng_seed(1)  # whose velocity spreads the weights little
-    _, population = populations()
+    _, population = populations(num=1024)
     population.step_sizes = torch.full_like(population.step_sizes, 0.5)
 
     def largest_gap():
@@ -91,7 +90,7 @@ def test_weights_along_a_solution(mistake, double):
     times, base = torch.linspace(0, 1, 65), GeneralisedNormal(path.loc, 2.0)
 
     def largest_gaps():
-        population = collocation.CollocationPoints(path, velocity, target, base, times, 1.0)
+        population = collocation.CollocationPoints(path, velocity, target, base, times, 1.0, 16)
         for _ in times:
             population.refresh()
         arrived = population.history.states.x[-1]
@@ -156,7 +155,7 @@ def test_returning_weights_are_densities(double):
     guide = bad_guide("trainable")
     flow, times = guide.flow, torch.linspace(0, 1, 129) ** 1.3
     population = collocation.CollocationPoints(
-        flow.path, flow.velocity, guide.target_for(), guide.get_base_dist(), times, 1.5
+        flow.path, flow.velocity, guide.target_for(), guide.get_base_dist(), times, 1.5, 16
     )
     for step in range(132):
         flow.path.learned_fraction = min(1.0, step / 40)
@@ -185,45 +184,13 @@ def test_rare_modes_are_explored(double):
     for found, share in ((fair, 1 / (1 + math.exp(7))), (root, 1 / (1 + math.exp(3.5)))):
         rare = found.states.x[-1, :, 0] < 0
         assert share / 3 < found.weights[-1, rare].sum() < 3 * share
-    both = collocation.CollocationPoints(path, None, target, base, times, 1.0).history
+    both = collocation.CollocationPoints(path, None, target, base, times, 1.0, 16).history
     assert_close(both.weights.sum(-1), torch.ones(17))
     assert not both.weights[both.states.log_pi.isneginf()].any()
     assert both.weights[-1, both.states.x[-1, :, 0] < 0].sum() > 0.005
 
 
 # ---- training ------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_other_trainer():
-    options = FitOptions(80, 128, 1e-2, eval_every=40, cosine_schedule=True, progress=False)
-    target = Target.from_energy(narrow, 2)
-    start = {"base_scale": 2.0, "exploration_scale": 1.2, "collocation": "trajectories"}
-    guide = AutoDeformationFlow(target, **start, **{**SMALL, "options": options})
-    guide.fit()
-    assert guide.progress[-1].ess > 0.7
-    log_z, error = log_evidence(guide.weighted_samples(4000)[1])
-    assert abs(log_z - LOG_Z) < 4.5 * error < 0.1
-
-
-def test_the_weight_of_a_wider_start(monkeypatch):
-    """With no error anywhere it is the ratio of both bases, which averages give away."""
-    target = Target.from_energy(lambda x: x.square().sum(-1), 1)
-    guide = AutoDeformationFlow(target, base_scale=1.0, interpolation="linear", time_grid=1)
-    guide.target_for()
-    times = torch.tensor([0.0, 1.0])
-    collocation = losses.CollocationLoss(guide.flow, target, times, "mixed", 100_000, 1.5, 1)
-    collocation.loss = lambda deviations: collocation.drawn.square().sum(-1)  # whose mean is 1/2
-    sample = guide.flow.base(None).sample
-
-    class TemperedStart:
-        def sample(self, shape):
-            u = sample(shape)
-            collocation.drawn = 1.5 * u
-            return u
-
-    collocation.base = TemperedStart()
-    assert float(collocation.on_trajectories()()) == pytest.approx(0.5, abs=0.02)
 
 
 def test_when_the_detour_joins(monkeypatch):
@@ -262,44 +229,19 @@ def test_a_detour_that_had_not_joined(monkeypatch):
     assert shares[4:] == [0.5] * 4 + [1.0] * 16
 
 
-def test_trajectories_take_the_detour_at_once():
-    how = {"collocation": "trajectories", "options": replace(QUICK, max_steps=1, eval_every=1)}
-    guide = AutoDeformationFlow(Target.from_energy(narrow, 2), base_scale=2.0, **{**SMALL, **how})
-    assert guide.target_for() and guide.flow.path.learned_fraction == 0
-    guide.fit()
-    assert guide.flow.path.learned_fraction == 1
-
-
 # ---- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("collocation", losses.COLLOCATION_LOSSES)
+@pytest.mark.parametrize("collocation", [losses.at_smc_points, along_trajectories])
 def test_points_without_a_density(collocation):
-    guide = AutoDeformationFlow(edged(0.5), collocation=collocation, **SMALL, **SURE)
+    how = {**SMALL, **SURE, "settings": replace(SMALL["settings"], collocation=collocation)}
+    guide = AutoDeformationFlow(edged(0.5), **how)
     with pytest.raises(ValueError, match=r"NaN or infinite at \d+.\d% of the points on the way"):
         guide.fit()
-    guide = AutoDeformationFlow(edged(2.3), collocation=collocation, **SMALL, **SURE)
+    guide = AutoDeformationFlow(edged(2.3), **how)
     history = guide.fit()
     assert history.skipped == 0 and history.final_ess > 0.9
     assert float(guide.target_for().nonfinite) > 0
-
-
-def test_dropped_trajectories_have_no_weight(double):
-    """Two of three points are off the support: all is as if they had never been."""
-    guide = AutoDeformationFlow(edged(0.0), interpolation="linear", time_grid=2, **SURE)
-    roughened(guide.target_for() and guide.flow.velocity)
-    inside = torch.tensor([[-1.0, 0.5], [-0.3, 0.2], [-2.0, -0.5]])
-
-    def loss(u):
-        times = torch.tensor([0.0, 0.01])
-        collocation = losses.CollocationLoss(guide.flow, edged(0.0), times, "mixed", len(u), 1.0, 1)
-        collocation.base = type("TemperedStart", (), {"sample": lambda self, shape: u})()
-        return collocation, collocation.on_trajectories()()
-
-    alone = loss(inside)[1]
-    collocation, among = loss(torch.cat([inside, inside.abs(), inside.abs() + 1]))
-    assert_close(among, alone)
-    assert (collocation.dropped, collocation.seen) == (6, 9)
 
 
 @pytest.mark.parametrize("interpolation", ["trainable", shifted])
@@ -323,7 +265,7 @@ def test_where_annealed_particles_arrive(interpolation):
         mean = (population.weights[:, None] * population.x).sum(0)
         assert_close(mean, torch.full((2,), 0.5), atol=0.16, rtol=0)
         assert (
-            abs(population.evidence.log_z - LOG_Z) < 4.5 * population.evidence.standard_error < 0.4
+            abs(population.evidence.value - LOG_Z) < 4.5 * population.evidence.standard_error < 0.4
         )
 
 
@@ -336,4 +278,4 @@ def test_all_anneal_at_the_path_s_pace():
     base = GeneralisedNormal(path.loc, 2.0)
     found, _ = collocation.anneal_from_bases(path, target, base, torch.linspace(0, 1, 33))
     for name in ("base", "twice as wide"):
-        assert abs(found[name].evidence.log_z - 5 * math.log(2 * math.pi)) < 0.5
+        assert abs(found[name].evidence.value - 5 * math.log(2 * math.pi)) < 0.5

@@ -1,6 +1,7 @@
 """Losses of the deformation flow: an exact solution has no error."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch.testing import assert_close
 
 from pyro_flowsamp import AutoDeformationFlow, FitOptions, Target, diffusion
 from pyro_flowsamp.guides.deformation.energy_path import BoltzmannPath
-from pyro_flowsamp.guides.deformation.losses import LOSSES, residual
+from pyro_flowsamp.guides.deformation.losses import residual
+from pyro_flowsamp.guides.deformation.options import LOSSES
 
 # ---- the equation --------------------------------------------------------------------------------
 
@@ -93,7 +95,11 @@ def test_every_loss(loss):
     target = Target.from_energy(narrow, 2)
     options = FitOptions(80, 192, 1e-2, eval_every=80, cosine_schedule=True, progress=False)
     guide = AutoDeformationFlow(
-        target, loss=loss, interpolation="linear", base_scale=2.0, **{**SMALL, "options": options}
+        target,
+        interpolation="linear",
+        base_scale=2.0,
+        options=options,
+        settings=replace(SMALL["settings"], loss=loss),
     )
     guide.fit()
     assert guide.history.final_ess > 0.7

@@ -20,7 +20,7 @@ from support.mutations import must_fail
 from support.particles import stale_log_pi, weights_kept
 from torch.testing import assert_close
 
-from pyro_flowsamp import AutoDeformationFlow, Target, log_evidence
+from pyro_flowsamp import AutoDeformationFlow, DeformationOptions, Target, log_evidence
 from pyro_flowsamp.flows import continuous
 from pyro_flowsamp.guides.deformation import guide as deformation_guide
 from pyro_flowsamp.guides.deformation import training
@@ -55,7 +55,7 @@ def by_uneven_slices(guide):
 
 
 def z_score(evidence):
-    return abs(math.exp(evidence.log_z - LOG_Z) - 1) / float(evidence.standard_error)
+    return abs(math.exp(evidence.value - LOG_Z) - 1) / float(evidence.standard_error)
 
 
 WAYS = [by_path, by_flow, by_particles, by_one_slice, by_uneven_slices]
@@ -151,9 +151,7 @@ def test_a_symmetric_flow(scale, double):
         phi4(4, alpha=0.0).target,
         symmetry=generators,
         base_scale=scale,
-        time_kernels=2,
-        time_grid=4,
-        hidden_features=16,
+        settings=DeformationOptions(time_kernels=2, time_grid=4, hidden_features=16),
         options=QUICK,
     )
     for _ in range(2):
@@ -172,7 +170,9 @@ def test_a_symmetric_flow(scale, double):
 
 def test_a_width_that_symmetry_does_not_divide():
     guide = AutoDeformationFlow(
-        phi4(4, alpha=0.0).target, symmetry=phi4_symmetries(4), hidden_features=20
+        phi4(4, alpha=0.0).target,
+        symmetry=phi4_symmetries(4),
+        settings=DeformationOptions(hidden_features=20),
     )
     with pytest.raises(ValueError, match="multiple of the symmetry's 16 elements, got 20"):
         guide.target_for()

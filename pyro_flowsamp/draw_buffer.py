@@ -1,0 +1,130 @@
+"""Starting values of chains, and memory for the draws that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kernels.statistics import STATISTICS, KernelState, StepInfo, statistics
+from .target.density import Target
+from .target.site import Values
+
+__all__ = ["DrawBuffer", "KeptSites", "given_points", "starting_values"]
+
+
+MAX_GIVEN = 256  #: draws of an earlier result that a search begins at
+TYPES = {"accepted": torch.bool, "diverging": torch.bool}  #: of statistics; else float64
+
+
+def starting_values(params: Values | None, num_chains: int) -> Values | None:
+    """Values as tensors; raises a ValueError unless there is one of each site for each chain."""
+    if params is None:
+        return None
+    starts = {name: torch.as_tensor(value) for name, value in params.items()}
+    for name, value in starts.items():
+        if value.shape[:1] != (num_chains,):
+            raise ValueError(
+                f"initial_params['{name}'] has shape {tuple(value.shape)}; its leading "
+                f"dimension must be num_chains={num_chains}"
+            )
+    return starts
+
+
+def given_points(target: Target, initial_params: Values | None, start: Any) -> Tensor | None:
+    """Points of a caller's starting values and of the draws of an earlier result, ``(N, d)``.
+
+    Arguments:
+        target: The target.
+        initial_params: Unconstrained values ``{site: (N, ...)}``, or None.
+        start: An ArviZ object with the group "posterior", or None.
+
+    Raises:
+        ValueError: A site is missing or has another shape; the density is zero at all points.
+    """
+    found = []
+    if initial_params is not None:
+        values = {k: torch.as_tensor(v).to(target.device) for k, v in initial_params.items()}
+        found.append(target.pack_unconstrained(values).reshape(-1, target.dim))
+    if start is not None:
+        posterior = start["posterior"]
+        missing = {s.name for s in target.sites} - {str(name) for name in posterior.data_vars}
+        if missing:
+            raise ValueError(f"start has no draws of the sites {sorted(missing)}")
+        values = {
+            s.name: torch.as_tensor(posterior[s.name].values).flatten(0, 1).to(target.device)
+            for s in target.sites
+        }
+        draws = target.pack({name: v.to(target.dtype) for name, v in values.items()})
+        found.append(draws[:: max(1, len(draws) // MAX_GIVEN)][:MAX_GIVEN])
+    if not found:
+        return None
+    x = torch.cat(found)
+    with torch.no_grad():
+        x = x[torch.isfinite(target.log_prob(x)) & torch.isfinite(x).all(-1)]
+    if not len(x):
+        raise ValueError("the density is zero or NaN at all points of initial_params and start")
+    return x
+
+
+class KeptSites:
+    """The sites whose draws are kept, and their columns of packed points ``(..., d)``.
+
+    Arguments:
+        target: The target that is drawn from.
+        names: The sites to keep, or None for all.
+
+    Raises:
+        ValueError: A name is not a site.
+    """
+
+    def __init__(self, target: Target, names: Sequence[str] | None) -> None:
+        sites = target.sites
+        unknown = set(names or ()) - {s.name for s in sites}
+        if unknown:
+            raise ValueError(f"save_params: {sorted(unknown)} are not sites of the model")
+        self.sites = [s for s in sites if names is None or s.name in names]
+        kept = {s.name for s in self.sites}
+        keep = torch.tensor([s.name in kept for s in sites for _ in range(s.size)])
+        self.columns = keep.nonzero()[:, 0].to(target.device)
+
+    def unpack(self, draws: Tensor) -> Values:
+        """Constrained values ``{site: (chains, draws, ...)}`` of kept columns."""
+        blocks = draws.split([s.size for s in self.sites], -1)
+        return {
+            site.name: site.transform(block.reshape(block.shape[:2] + site.shape))
+            for site, block in zip(self.sites, blocks)
+        }
+
+
+class DrawBuffer:
+    """Memory for the draws of C chains and their statistics, one row for each draw.
+
+    Arguments:
+        num_samples: Draws that there is room for.
+        state: The chains' state.
+        columns: Columns of the positions to keep.
+    """
+
+    def __init__(self, num_samples: int, state: KernelState, columns: Tensor) -> None:
+        shape = num_samples, len(state.x)
+        self.columns, self.count = columns, 0
+        self.x = state.x.new_empty((*shape, len(columns)))
+        self.statistics = {
+            name: torch.empty(shape, dtype=TYPES.get(name, torch.double), device=self.x.device)
+            for name in STATISTICS
+        }
+
+    def add(self, state: KernelState, info: StepInfo) -> None:
+        """Stores the draw that a step has led to."""
+        self.x[self.count] = state.x.index_select(-1, self.columns)
+        for name, value in statistics(state, info).items():
+            self.statistics[name][self.count] = value
+        self.count += 1
+
+    def by_chain(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The draws so far, ``(chains, draws, d)``, and statistics ``(chains, draws)``."""
+        stats = {name: value[: self.count].mT for name, value in self.statistics.items()}
+        return self.x[: self.count].transpose(0, 1), stats

@@ -1,0 +1,129 @@
+"""A first look at a target: quasi-Newton paths from over-dispersed points and from the prior."""
+
+from __future__ import annotations
+
+from math import log
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..flows.gaussian_fit import distinct_paths, fit_gaussian_to_paths
+from ..flows.pathfinder import PathfinderResult, overdispersed_starts, pathfinder
+from ..options import ModeSearchOptions
+from ..target.density import Target
+from ..target.prior import prior_target
+from .coordinates import WhitenedTarget
+from .particles import systematic
+from .paths import next_beta
+
+__all__ = ["Exploration", "explore"]
+
+
+class Exploration(NamedTuple):
+    """The coordinates, points and prior that the paths have found.
+
+    Attributes:
+        coordinates: Coordinates in which the best Gaussian is standard.
+        points: Draws of the Gaussians of all good paths, in these coordinates, ``(N, d)``.
+        prior: The prior's density in these coordinates, or None where it cannot be drawn from.
+        finite: Whether any path has a finite evidence lower bound.
+    """
+
+    coordinates: WhitenedTarget
+    points: Tensor
+    prior: WhitenedTarget | None
+    finite: bool
+
+
+def explore(
+    target: Target, options: ModeSearchOptions, points: Tensor | None = None
+) -> Exploration:
+    """Climbs from over-dispersed points and from draws of the prior, and covers what is found.
+
+    Arguments:
+        target: The target, at one context.
+        options: Counts of paths and points, and which paths are good.
+        points: Points ``(N, d)`` of finite density from which paths start too; the base covers them
+            as well. Where the density is zero at all over-dispersed points, they start alone.
+
+    Raises:
+        ValueError: The density is not finite anywhere, or does not fall in any direction.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> target = Target.from_energy(lambda x: 0.5 * ((x - 3e6) / 1e5).square().sum(-1), 2)
+        >>> found = explore(target, ModeSearchOptions())
+        >>> bool((found.coordinates.loc - 3e6).abs().max() < 1e5), found.prior is None
+        (True, True)
+    """
+    prior = target.prior_points(options.paths)
+    if prior is not None and len(prior) < options.paths // 2:
+        prior = None
+    from_prior = 0 if prior is None else options.paths // 2
+    starts = [] if prior is None else [prior[:from_prior]]
+    if points is not None:
+        starts.append(points)
+    try:
+        starts.append(overdispersed_starts(target, options.paths - from_prior, options.octaves))
+    except ValueError:  # the density is zero at all of them
+        if not starts:
+            raise
+    paths = pathfinder(target, torch.cat(starts))
+    finite = bool(torch.isfinite(paths.elbo).any())
+    loc, scale_tril = fit_gaussian_to_paths(target, paths)
+    coordinates = WhitenedTarget(target, loc, scale_tril)
+    _check_that_it_falls(coordinates, options)
+    bound = paths.elbo.max() - (options.slack + options.slack_per_dimension * target.dim)
+    best = distinct_paths(paths, len(paths.elbo), options.distance)
+    good = best[paths.elbo[best] >= bound]
+    near = _weighted_draws(target, paths, good, options) if finite else paths.end
+    if points is not None:
+        near = torch.cat([near, points.to(near)])
+    density = None if prior is None else prior_target(target)
+    whitened = None if density is None else WhitenedTarget(density, loc, scale_tril)
+    return Exploration(coordinates, coordinates.to_u(near), whitened, finite)
+
+
+def _weighted_draws(
+    target: Target, paths: PathfinderResult, good: Tensor, options: ModeSearchOptions
+) -> Tensor:
+    """Draws of the Gaussians of some paths, resampled by tempered importance weights, ``(N, d)``.
+
+    A Gaussian of the wrong scale has draws where the density is low, and a base that covered them
+    would be too wide: particles of a heavy-tailed target do not find back from there. The weights
+    are taken to a power at which enough draws count, since in many dimensions a few would have all
+    the weight.
+    """
+    x, log_q = (v.flatten(0, 1) for v in paths.sample(options.points_per_path, good))
+    with torch.no_grad():
+        log_w = target.log_prob(x.to(target.dtype)).double() - log_q
+    log_w = torch.nan_to_num(log_w, nan=-torch.inf)
+    power = next_beta(log_w, 0.0, options.weighted_ess)
+    return x[systematic((power * log_w)[None])[0]]
+
+
+def _check_that_it_falls(coordinates: WhitenedTarget, options: ModeSearchOptions) -> None:
+    r"""Raises a ValueError where the density has no integral in any of many directions.
+
+    Along a direction of d dimensions it has one only if :math:`d \log p / d \log r < -d` far out.
+    Distances are in units of the largest scale, and at least of 1, since a first Gaussian may be
+    much too narrow.
+    """
+    target, real = coordinates.target, int((~coordinates.angles).sum())
+    noise = torch.randn(options.paths, target.dim, dtype=torch.double).to(coordinates.device)
+    unit = coordinates.scale_tril.norm(dim=-1).max().clamp(min=1.0)
+    near, far = options.far_distances
+    with torch.no_grad():
+        low, high = (
+            target.log_prob((coordinates.loc + r * unit * noise).to(target.dtype)).double()
+            for r in (near, far)
+        )
+    slope = (high - low) / log(far / near)
+    if real and bool((slope > -real).all()):
+        raise ValueError(
+            f"the log density falls too slowly to have an integral: from {near:g} to {far:g} "
+            f"standard deviations its slope against the log distance is "
+            f"{float(slope.mean()):.2g}, and it must be below {-real}. The posterior may be "
+            f"improper: give every site a proper prior."
+        )

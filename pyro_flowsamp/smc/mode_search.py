@@ -1,0 +1,344 @@
+r"""A search for all modes of a target, and for the scale that it lives on.
+
+1. *Paths.* Many quasi-Newton paths climb from over-dispersed points and from draws of the prior
+   (:mod:`pyro_flowsamp.flows.pathfinder`). The best Gaussian along them gives whitened coordinates.
+2. *A base that covers.* A Student-t distribution, twice as wide as the Gaussians of all good paths
+   together, starts a tempered path. Where its particles end outside it, a wider one that covers
+   them starts anew.
+3. *A second search.* A second set of particles, that shares none with the first, starts from the
+   prior where that can be drawn from, and else from a base that is three times wider.
+4. *Agreement.* A mixture is fitted to all particles; components that do not overlap are different
+   modes. A mode that only one of both searches has found shows that each of them can miss modes.
+   Then both are made anew with more particles, and only the new pair is judged. The share of the
+   mass that one search alone has found estimates the share that none has found, as the species seen
+   once do in Good's and Turing's estimate. Each search counts in proportion to its evidence: the
+   estimate of the evidence is unbiased, and one that has missed mass is too low.
+
+All counts are evaluations of the density. Nothing depends on the time that they take.
+
+References:
+    I. J. Good, *The Population Frequencies of Species and the Estimation of Population Parameters*,
+    1953, https://doi.org/10.1093/biomet/40.3-4.237
+"""
+
+from __future__ import annotations
+
+from math import ceil, log, nan
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..flows.mixture_fit import Mixture, MixtureFitOptions, fit_mixture
+from ..options import ModeSearchOptions
+from ..target.density import Target
+from ..weights import Estimate, log_evidence
+from .coordinates import WhitenedTarget
+from .exploration import Exploration, explore
+from .particles import Particles
+from .starts import PriorStart, StudentStart
+from .tempering import tempered_smc
+
+__all__ = ["Agreement", "FoundModes", "ModeSearch", "particle_mixture"]
+
+
+class Agreement(NamedTuple):
+    """The agreement of two searches.
+
+    Attributes:
+        counts: Particles of each search in each component of the mixture, ``(2, K)``.
+        modes: The mode of each component, ``(K,)``.
+        unseen: Share of the mass in modes that one search alone has found; the share of the mass
+            that neither has found is about as large, or smaller.
+        log_evidence, error: Log evidence of each search and its standard error, ``(2,)``.
+    """
+
+    counts: Tensor
+    modes: Tensor
+    unseen: float
+    log_evidence: Tensor
+    error: Tensor
+
+    @property
+    def num_modes(self) -> int:
+        """The number of modes, of components that do not overlap."""
+        return len(self.modes[self.counts.sum(0) > 0].unique())
+
+    @property
+    def best_evidence(self) -> Estimate:
+        """The log evidence of the search with the smaller standard error."""
+        best = int(self.error.argmin())
+        return Estimate(self.log_evidence[best], self.error[best])
+
+    @property
+    def evidence_gap(self) -> float:
+        """The difference of the log evidences, in combined standard errors."""
+        difference = float(self.log_evidence[0] - self.log_evidence[1])
+        return abs(difference) / float(self.error.square().sum().sqrt().clamp(min=1e-12))
+
+
+class FoundModes(NamedTuple):
+    """The result of the search.
+
+    Attributes:
+        x: Particles of both searches, ``(N, d)``, in random order.
+        second: Which of them come of the second search, ``(N,)``.
+        coordinates: Whitened coordinates.
+        mixture: A mixture fitted to the particles, in these coordinates.
+        agreement: How far the last two searches agree.
+        covered: Whether all particles ended inside of the distribution they started from.
+        settled: Whether the searches agree and are covered.
+        evaluations: Evaluations of the density.
+    """
+
+    x: Tensor
+    second: Tensor
+    coordinates: WhitenedTarget
+    mixture: Mixture
+    agreement: Agreement
+    covered: bool
+    settled: bool
+    evaluations: int
+
+
+class ModeSearch:
+    """The search for all modes of a target.
+
+    Arguments:
+        target: The target, at one context.
+        options: Options of the search.
+        points: Points ``(N, d)`` of finite density from which paths start too, or None.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> def energy(x):  # two modes far apart, on a scale of a million
+        ...     near, far = (((x / 1e6 - s).square().sum(-1) / 2) for s in (-30.0, 30.0))
+        ...     return -torch.logaddexp(-near, -far)
+        >>> found = ModeSearch(Target.from_energy(energy, 2)).run()
+        >>> found.settled, bool((found.x[:, 0] > 0).any()), bool((found.x[:, 0] < 0).any())
+        (True, True, True)
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        options: ModeSearchOptions = ModeSearchOptions(),
+        points: Tensor | None = None,
+    ) -> None:
+        self.target, self.options, self.points = target, options, points
+
+    def run(self) -> FoundModes:
+        """Searches until two searches agree, or the budget is spent.
+
+        Raises:
+            ValueError: The density is not finite anywhere.
+        """
+        options, before = self.options, self.target.evaluations
+        start = explore(self.target, options, self.points)
+        self.coordinates = start.coordinates
+        if self._first_size() < options.min_particles:
+            return _from_paths(self.target, start, self.target.evaluations - before)
+        base = self._base(start.points)
+        num, moves = self._first_size(), options.mcmc_steps
+        while True:
+            spent = self.target.evaluations
+            first, second, base = self._pair(base, start.prior, num, moves)
+            spent = self.target.evaluations - spent
+            mixture = particle_mixture(torch.cat([first.x, second.x]), self.options)
+            agreement = self._compare(mixture, first, second)
+            settled = self._settled(agreement)
+            left = options.max_evaluations - (self.target.evaluations - before)
+            larger = self._next_size(agreement, settled, num, moves)
+            if larger is None or spent * (larger[0] * larger[1]) / (num * moves) > left:
+                break
+            num, moves = larger
+            base = self._base(torch.cat([first.x, second.x]))
+        u = torch.cat([first.x, second.x])
+        return self._result(u, mixture, agreement, settled, before)
+
+    # ---- sizes -----------------------------------------------------------------------------------
+
+    def _first_size(self) -> int:
+        """Particles that the first searches can afford: fewer in many dimensions."""
+        options = self.options
+        stages = options.stages + options.stages_per_root * self.target.dim**0.5
+        affordable = int(options.first_evaluations / (stages * options.mcmc_steps))
+        return min(options.particles, affordable)
+
+    def _next_size(
+        self, agreement: Agreement, settled: bool, num: int, moves: int
+    ) -> tuple[int, int] | None:
+        """Particles and moves of another pair; None where it is not needed.
+
+        Several modes need many particles for their shares, and a mode that one search has missed
+        needs more. Where only the evidences differ, one pair with more particles decides.
+        """
+        options = self.options
+        many = options.particles_many_modes, options.mcmc_steps_many_modes
+        if agreement.num_modes > 1 and num < many[0]:
+            return many
+        if settled:
+            return None
+        if agreement.unseen > options.max_unseen or not self._covered:
+            return max(ceil(options.growth * num), many[0]), many[1]
+        if moves > options.mcmc_steps:
+            return None
+        return ceil(options.growth * num), ceil(options.growth * moves)
+
+    def _base(self, u: Tensor) -> StudentStart:
+        options = self.options
+        return StudentStart.covering(
+            u, self.target.angles, options.widen, df=options.degrees_of_freedom
+        )
+
+    # ---- searches --------------------------------------------------------------------------------
+
+    def _tempered(self, start: StudentStart | PriorStart, num: int, moves: int) -> Particles:
+        islands = self.options.islands
+        return tempered_smc(self.coordinates, num, mcmc_steps=moves, base=start, islands=islands)
+
+    def _anneal(self, base: StudentStart, num: int, moves: int) -> tuple[Particles, StudentStart]:
+        """Particles from a base that covers them, and the base."""
+        options = self.options
+        before = self.target.evaluations
+        for _ in range(options.max_rounds):
+            found = self._tempered(base, num, moves)
+            outside = float(base.outside(found.x).double().mean())
+            self._covered = outside <= options.max_outside
+            if self._covered or self.target.evaluations - before > options.max_evaluations // 4:
+                break
+            base = self._base(torch.cat([found.x, base.sample(len(found.x))]))
+        return found, base
+
+    def _pair(
+        self, base: StudentStart, prior: WhitenedTarget | None, num: int, moves: int
+    ) -> tuple[Particles, Particles, StudentStart]:
+        """Particles of two searches that share nothing, and the base of the first."""
+        first, base = self._anneal(base, num, moves)
+        covered = self._covered
+        draws = None if prior is None else self.target.prior_points(num)
+        self._inside_error = 0.0
+        if prior is None or draws is None or len(draws) < num // 2:
+            widen = self.options.second_widen
+            wide = StudentStart(base.loc, widen * base.scale_tril, base.angles, base.df)
+            second, _ = self._anneal(wide, num, moves)
+        else:
+            start = PriorStart(prior, self.coordinates.to_u(draws))
+            second = self._tempered(start, len(draws), moves)
+            inside = len(draws) / num  # the share of the prior where the density is positive
+            second = second._replace(log_z=second.log_z + log(inside))
+            self._inside_error = ((1 - inside) / (inside * num)) ** 0.5
+        self._covered = covered and self._covered
+        return first, second, base
+
+    # ---- agreement -------------------------------------------------------------------------------
+
+    def _compare(self, mixture: Mixture, *searches: Particles) -> Agreement:
+        count = len(mixture.locs)
+        counts = torch.stack(
+            [mixture.joint_log_prob(s.x).argmax(-1).bincount(minlength=count) for s in searches]
+        )
+        x = torch.cat([s.x for s in searches])
+        modes = mixture.separated(x, self.options.overlap)
+        of_modes = torch.zeros(2, int(modes.max()) + 1, dtype=counts.dtype, device=counts.device)
+        of_modes.index_add_(1, modes, counts)
+        few, many = of_modes.min(0).values, of_modes.max(0).values
+        enough = max(self.options.min_lone, self.options.min_lone_share * len(searches[0].x))
+        lone = (few == 0) & (many >= enough)
+        evidences = [log_evidence(s.evidences) for s in searches]
+        log_z = torch.stack([e.value for e in evidences])
+        error = torch.stack([e.standard_error for e in evidences])
+        error[1] = (error[1].square() + self._inside_error**2).sqrt()
+        spread = error * self.options.islands**0.5  # errors are not known where islands differ much
+        error = torch.where(spread > self.options.max_island_spread, spread, error)
+        # A search that has missed mass has the smaller evidence, and counts for as much less.
+        shares = log_z.softmax(0)[:, None] * of_modes / of_modes.sum(1, keepdim=True)
+        unseen = float((shares.sum(0) * lone).sum())
+        return Agreement(counts, modes, unseen, log_z, error)
+
+    def _settled(self, agreement: Agreement) -> bool:
+        options = self.options
+        difference = abs(float(agreement.log_evidence[0] - agreement.log_evidence[1]))
+        close = (
+            difference <= options.evidence_tolerance or agreement.evidence_gap <= options.max_gap
+        )
+        known = float(agreement.error.max()) <= options.max_evidence_error
+        return self._covered and agreement.unseen <= options.max_unseen and close and known
+
+    def _result(
+        self,
+        u: Tensor,
+        mixture: Mixture,
+        agreement: Agreement,
+        settled: bool,
+        before: int,
+    ) -> FoundModes:
+        second = torch.arange(len(u), device=u.device) >= len(u) // 2
+        order = torch.randperm(len(u), device=u.device)
+        return FoundModes(
+            self.target.wrap(self.coordinates.to_x(u[order])),
+            second[order],
+            self.coordinates,
+            mixture,
+            agreement,
+            self._covered,
+            settled,
+            self.target.evaluations - before,
+        )
+
+
+def particle_mixture(u: Tensor, options: ModeSearchOptions) -> Mixture:
+    """A mixture of particles, or the standard normal where that fits better.
+
+    In many dimensions particles are too few for a covariance, and the Gaussian that the paths have
+    found is standard normal in these coordinates. So where there are few, the mixture is fitted to
+    one half of them, and compared on the other.
+
+    Arguments:
+        u: Particles ``(N, d)``, float64.
+        options: How to fit.
+    """
+    u = u[torch.randperm(len(u), device=u.device)]
+    if len(u) >= options.many_draws * u.shape[1]:
+        return _fitted(u, options)
+    one, other = u.chunk(2)
+    normal, found = _standard_normal(u), _fitted(one, options)
+    better = bool(found.log_prob(other).mean() > normal.log_prob(other).mean())
+    return _fitted(u, options) if better else normal
+
+
+def _standard_normal(u: Tensor) -> Mixture:
+    """A mixture of one component, in the coordinates of points."""
+    eye = torch.eye(u.shape[1]).to(u)
+    return Mixture(torch.zeros(1).to(u), torch.zeros_like(u[:1]), eye[None])
+
+
+def _fitted(u: Tensor, options: ModeSearchOptions) -> Mixture:
+    low, high = u.quantile(torch.tensor([0.25, 0.75]).to(u), 0)
+    centre, scale = u.median(0).values, (high - low).clamp(min=torch.finfo(u.dtype).tiny)
+    standard = (u - centre) / scale
+    most = max(1, int(len(u) / (options.draws_per_dimension * u.shape[1])))
+    fit = MixtureFitOptions(
+        ridge=options.ridge / float(standard.var(0).mean()),  # a few far out do not widen it
+        tolerance=options.fit_tolerance,
+        degrees_of_freedom=options.mixture_degrees_of_freedom,
+    )
+    found = fit_mixture(standard, min(options.max_components, most), fit)
+    locs = centre + scale * found.locs
+    return found._replace(locs=locs, scale_trils=scale[:, None] * found.scale_trils)
+
+
+def _from_paths(target: Target, start: Exploration, evaluations: int) -> FoundModes:
+    """The result of the paths alone, where particles are too few for so many dimensions.
+
+    Whether modes have been missed is then for chains to show, which start at points of all paths:
+    those from the prior and those from over-dispersed points. The unseen mass is not known.
+    """
+    u = start.points
+    order = torch.randperm(len(u), device=u.device)
+    counts = torch.full((2, 1), len(u) // 2, device=u.device)
+    unknown = torch.full((2,), nan, dtype=torch.double, device=u.device)
+    agreement = Agreement(counts, torch.zeros_like(counts[0]), nan, unknown, unknown)
+    x = target.wrap(start.coordinates.to_x(u[order]))
+    mixture, second = _standard_normal(u), order % 2 == 1
+    return FoundModes(x, second, start.coordinates, mixture, agreement, True, True, evaluations)

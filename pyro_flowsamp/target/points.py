@@ -1,0 +1,126 @@
+"""Points at which a target has a density: over-dispersed ones, and draws from a model's prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import pi
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import Independent
+
+from .context import every
+from .missing_data import Imputed
+from .model import ModelDensity
+from .site import SiteLayout, Values
+
+__all__ = ["complete_groups", "overdispersed_points", "prior_points"]
+
+
+def overdispersed_points(
+    log_prob: Callable[[Tensor], Tensor], layout: SiteLayout, num: int, scales: Sequence[float]
+) -> Tensor:
+    """Points of finite density, see :meth:`Target.initial_points`."""
+    dim, dtype, device = layout.dim, layout.dtype, layout.device
+    found = torch.empty(0, dim, dtype=dtype, device=device)
+    for scale in scales:
+        x = torch.empty(4 * num + 16, dim, dtype=dtype, device=device).uniform_(-scale, scale)
+        x = torch.where(layout.angles, x * (pi / scale), x)
+        with torch.no_grad():
+            found = torch.cat([found, x[torch.isfinite(log_prob(x))]])
+        if len(found) >= num:
+            return found[:num]
+    if len(found):
+        return every(found, num)
+    raise ValueError(
+        "the log density is NaN or -inf at every initial point: check the model's supports, "
+        "data for NaN, or give initial_params inside the support."
+    )
+
+
+# ---- the prior -----------------------------------------------------------------------------------
+
+
+def prior_points(
+    model: ModelDensity, layout: SiteLayout, contexts: Tensor | None, num: int
+) -> Tensor | None:
+    r"""Draws of a model's latent sites, given nothing, as points ``(num, d)``.
+
+    The model is run once for each draw, with the data in their places. What it observes changes no
+    draw, and its factors are ignored. Discrete sites are drawn and dropped, so that the others are
+    draws from their marginal.
+
+    Arguments:
+        model: The density of a Pyro model.
+        layout: The sites of the points.
+        contexts: The contexts ``(num, c)`` of the draws, or None.
+        num: The number of draws.
+
+    Returns:
+        The points, with NaN where a matrix could not be factorised; or None where the prior cannot
+        be sampled, since it is improper, its terms are masked or scaled, or the model fails.
+    """
+    rows = [None] * num if contexts is None else contexts
+    try:
+        draws = [_draw(model, layout, model.context.arguments(row)) for row in rows]
+        values = {s.name: torch.stack([draw[s.name] for draw in draws]) for s in layout.sites}
+        return layout.pack({name: value.to(layout.dtype) for name, value in values.items()})
+    except Exception:  # whatever the model's code raises on draws from its prior
+        return None
+
+
+def _draw(model: ModelDensity, layout: SiteLayout, context: Values) -> Values:
+    """One draw of the continuous latent sites, of NaN where a matrix cannot be factorised.
+
+    Raises:
+        ValueError: A site has no proper prior.
+    """
+    try:
+        with torch.no_grad(), poutine.block(), Imputed(), pyro.validation_enabled(False):
+            traced = poutine.trace(model.model)
+            trace = traced.get_trace(*model.args, **{**model.kwargs, **context})
+    except torch.linalg.LinAlgError:
+        nan = torch.full((), torch.nan, device=layout.device)
+        return {site.name: nan.expand(site.value_shape) for site in layout.sites}
+    for site in layout.sites:
+        if not _is_drawn_from_its_prior(trace.nodes[site.name]):
+            raise ValueError(f"the prior of site '{site.name}' is masked or scaled")
+    return {site.name: trace.nodes[site.name]["value"] for site in layout.sites}
+
+
+def _is_drawn_from_its_prior(node: dict) -> bool:
+    """Whether a site's term of the log density is that of the distribution that it is drawn from.
+
+    It is not where it is masked, wholly or in part, or scaled.
+    """
+    fn: Any = node["fn"]
+    masks = [node["mask"]]
+    while isinstance(fn, Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+        masks.append(getattr(fn, "_mask", None))
+        fn = fn.base_dist
+    shown = all(bool(torch.as_tensor(mask).all()) for mask in masks if mask is not None)
+    return shown and bool((torch.as_tensor(node["scale"]) == 1).all())
+
+
+def complete_groups(x: Tensor, usable: Tensor, size: int) -> Tensor:
+    """The points of the groups, of so many rows in turn, in which all rows are usable.
+
+    At K contexts row i of a batch is at that of i mod K, and groups of K rows can be left out.
+
+    Arguments:
+        x: Points ``(N, d)``.
+        usable: Mask ``(N,)``.
+        size: The number of rows of a group.
+
+    Example:
+        >>> x = torch.arange(5)[:, None]
+        >>> complete_groups(x, x[:, 0] != 1, 2)[:, 0].tolist()
+        [2, 3]
+    """
+    num = len(x) // size * size
+    whole = usable[:num].reshape(-1, size).all(1).repeat_interleave(size)
+    return x[:num][whole]

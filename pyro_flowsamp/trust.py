@@ -1,0 +1,240 @@
+r"""Checks of a sampler that jumps by a flow: the tails of its weights, and local moves.
+
+An independence sampler never shows the regions that its flow does not reach. Two checks do not
+share this blind spot.
+
+*Tails.* Of states :math:`x \sim p` the weights :math:`w = p(x) / q(x)` show where the flow is too
+thin. If those of draws of q have a Pareto tail of shape k, those of draws of p have the shape
+:math:`k / (1 - k)`. Where it is 0.7 or more, averages converge too slowly to be seen to. (Weights
+that hardly vary have no tail to speak of: their shape is not asked for.)
+
+*Local moves.* If states are distributed as the target, then moves that leave the target invariant
+leave the distribution of every function of them as it is. The mean change of functions over many
+chains is compared with its standard error.
+"""
+
+from __future__ import annotations
+
+from math import isnan, log
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .convergence import iqr
+from .kernels.base import FlowKernel
+from .kernels.latent import LatentHMC
+from .options import SearchOptions
+from .target.density import Target
+from .vectorized import VectorizedMCMC
+from .weights import pareto_k
+
+__all__ = [
+    "LocalChange",
+    "growth_without_bound",
+    "jumps_problem",
+    "local_change",
+    "log_weights",
+    "immobile_problem",
+    "weights_problem",
+]
+
+
+def log_weights(kernel: FlowKernel, target: Target, x: Tensor, tolerance: float) -> Tensor:
+    r"""Log weights :math:`\log\tilde p - \log q` at points ``(N, d)``, by the pass that samples.
+
+    NaN where the flow does not lead back to the point, by more than ``tolerance`` of the points'
+    interquartile ranges: its density there is not known.
+    """
+    proposal = kernel.proposal
+    with torch.no_grad():
+        z = proposal.pull(x)
+        back, ladj = proposal.push(z)
+        log_q = proposal.base_log_prob(z).double() - ladj.double()
+        log_p = target.log_prob(x).double()
+        spread = x.quantile(0.75, 0) - x.quantile(0.25, 0)
+        off = ((target.wrap(back - x)).abs() > tolerance * spread).any(-1)
+    return torch.where(off, torch.nan, log_p - log_q)
+
+
+def weights_problem(log_w: Tensor, options: SearchOptions) -> str:
+    """Why jumps cannot be trusted, by the weights of states; empty where they can.
+
+    Arguments:
+        log_w: Log weights of states of different chains, and of particles, ``(N,)``.
+        options: Bounds.
+
+    Example::
+
+        >>> options = SearchOptions()
+        >>> weights_problem(torch.zeros(2000), options)
+        ''
+        >>> steep = -3 * torch.rand(2000, generator=torch.Generator().manual_seed(0)).log()
+        >>> weights_problem(steep, options)[:30]
+        'the weights of states have a P'
+    """
+    bad = int(torch.isnan(log_w).sum())
+    if bad:
+        return f"the flow does not invert at {bad} of {len(log_w)} states"
+    unreached = int((log_w == torch.inf).sum())
+    if unreached:
+        return f"the flow has no density at {unreached} of {len(log_w)} states"
+    finite = log_w[torch.isfinite(log_w)]
+    if not len(finite):
+        return "the target has no density at any state"
+    if float(finite.max() - finite.median()) <= options.flat_log_weights:
+        return ""
+    k = pareto_k(finite)
+    if isnan(k) or k >= options.max_pareto_k:
+        return f"the weights of states have a Pareto k of {k:.2f}"
+    return ""
+
+
+def jumps_problem(
+    kernel: FlowKernel, target: Target, x: Tensor, particles: Tensor, options: SearchOptions
+) -> str:
+    """Why a sampler that only jumps cannot be trusted; empty where it can.
+
+    Arguments:
+        kernel: The sampler.
+        target: Its target.
+        x: Its draws ``(chains, draws, d)``.
+        particles: Points ``(N, d)`` that are distributed nearly as the target.
+        options: Counts and bounds.
+    """
+    chains, draws, _ = x.shape
+    each = max(1, min(draws, -(-options.check_states // chains)))
+    states = x[:, :: max(1, draws // each)][:, :each]
+    both = torch.cat([states.flatten(0, 1), particles])
+    log_w = log_weights(kernel, target, both, options.inversion_tolerance)
+    if problem := weights_problem(log_w, options):
+        return problem
+    if float(log_w.max() - log_w.median()) <= options.flat_log_weights:
+        return ""
+    return local_change(kernel, target, states, options).problem
+
+
+def immobile_problem(
+    kernel: FlowKernel, target: Target, particles: Tensor, options: SearchOptions
+) -> str:
+    """Why a sampler with local moves cannot be trusted; empty where it can.
+
+    A place that chains hardly leave is a place that they hardly enter, by detailed balance. So the
+    kernel makes a few steps from every particle, also from those in regions that its own chains
+    have not visited, such as the neck of a funnel.
+
+    Arguments:
+        kernel: The sampler, after its warm-up.
+        target: Its target.
+        particles: Points ``(N, d)`` that are distributed nearly as the target.
+        options: The number of steps, and the share of particles that may not move.
+    """
+    start = state = kernel.state_at(target.unpack_unconstrained(particles))
+    for _ in range(options.check_immobile_steps):
+        state, _ = kernel.step(state)
+    immobile = float((state.x == start.x).all(-1).double().mean())
+    if immobile <= options.max_immobile:
+        return ""
+    return f"it does not move {immobile:.2%} of the particles, and hardly enters their places"
+
+
+def growth_without_bound(
+    target: Target, particles: Tensor, x: Tensor, options: SearchOptions
+) -> float | None:
+    r"""The growth of chains that spread without bound, if the density has no integral there.
+
+    Along a direction in which k dimensions grow, :math:`\int r^{k - 1} p(r)\,dr` is finite only if
+    :math:`d \log p / d \log r < -k`. The slope is measured between the chains that are farthest
+    out and points four times as far. The other dimensions stay where they are.
+
+    Arguments:
+        target: The target.
+        particles: Points ``(N, d)`` that the chains started at.
+        x: Where the chains are, ``(C, d)``.
+        options: The growth from which on the density is asked.
+
+    Returns:
+        The largest growth of an interquartile range; None where it is small, or the density falls.
+    """
+    growth = iqr(x) / iqr(particles)
+    growing = growth > options.max_spread
+    if not bool(growing.any()):
+        return None
+    centre = particles.double().median(0).values
+    far = x.double() - centre
+    order = far[:, growing].abs().amax(-1).argsort(descending=True)
+    far = far[order[: len(far) // 4 + 1]]
+    low, high = (
+        target.log_prob((centre + torch.where(growing, s, 1.0) * far).to(target.dtype)).double()
+        for s in (1.0, 4.0)
+    )
+    slope = (high - low) / log(4.0)
+    finite = slope[torch.isfinite(slope)]
+    if not len(finite) or float(finite.median()) <= -float(growing.sum()):
+        return None
+    return float(growth.max())
+
+
+class LocalChange(NamedTuple):
+    """The change of a distribution by local moves.
+
+    Attributes:
+        z: z-scores of the mean changes of functions, ``(m,)``.
+        bound: What the largest of them does not exceed for draws of the target.
+    """
+
+    z: Tensor
+    bound: float
+
+    @property
+    def problem(self) -> str:
+        """A sentence that says by how much they have changed it; empty where they have not."""
+        largest = float(self.z.abs().max())
+        if largest <= self.bound:
+            return ""
+        return f"local moves change the distribution of the states, by {largest:.1f} errors"
+
+
+def local_change(
+    kernel: FlowKernel, target: Target, x: Tensor, options: SearchOptions
+) -> LocalChange:
+    """Moves states by HMC in the latent space of a kernel's flow, and compares before and after.
+
+    The functions are the latent coordinates, their squares, their squared length, and the log
+    density of the target.
+
+    Arguments:
+        kernel: A kernel with a frozen flow.
+        target: Its target.
+        x: States, ``(C, n, d)``: n of each chain, whose changes are averaged.
+        options: Lengths of the warm-up and of the moves, and the error that is allowed.
+    """
+    local = LatentHMC(guide=kernel.guide, num_steps=options.check_leapfrogs)
+    tuned, x = x[: options.check_warmup_chains, 0], x[options.check_warmup_chains :]
+    run = VectorizedMCMC(
+        local,
+        1,
+        options.check_warmup,
+        len(tuned),
+        initial_params=target.unpack_unconstrained(tuned),
+        disable_progbar=True,
+    )
+    run.min_acceptance = 0.0
+    run.run()
+    if run.interrupted:
+        raise KeyboardInterrupt
+    before = state = local.state_at(target.unpack_unconstrained(x.flatten(0, 1)))
+    for _ in range(options.check_moves):
+        state, _ = local.step(state)
+    change = (_functions(state) - _functions(before)).unflatten(0, x.shape[:2]).mean(1)
+    error = change.std(0) / len(change) ** 0.5
+    z = torch.where(error > 0, change.mean(0) / error, 0.0)
+    level = options.check_error / (2 * len(z))
+    return LocalChange(z, NormalDist().inv_cdf(1 - level))
+
+
+def _functions(state: object) -> Tensor:
+    z, log_p = state.z.double(), state.log_p.double()  # type: ignore[attr-defined]
+    square = z.square()
+    return torch.cat([z, square, square.sum(-1, keepdim=True), log_p[:, None]], -1)
