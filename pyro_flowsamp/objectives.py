@@ -5,6 +5,11 @@ r"""Training objectives: small callables of one signature,
 ``num`` is the batch size, and ``context`` is None or has the shape ``(num, c)``. ``log_weights``
 are those of the flow's draws, detached, from which the training loop computes the effective sample
 size; None where the objective makes no draws. To add an objective, write a callable here.
+
+``target.log_prob`` is minus infinity outside the support: leave such draws out. Draws at different
+contexts are of targets with different normalisation, so that weights must not be normalised over
+them together. A loss that is not linear in the mean over draws may have no lower bound on a batch
+of reparametrised draws: hold the draws fixed then, as :class:`ForwardKL` does.
 """
 
 from __future__ import annotations

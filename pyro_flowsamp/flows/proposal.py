@@ -94,7 +94,11 @@ class Proposal:
         return self.distribution(len(x)).log_prob(x)
 
     def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        r""":math:`x = f(z)` and :math:`\log|\det \partial f/\partial z|`; differentiable."""
+        r""":math:`x = f(z)` and :math:`\log|\det \partial f/\partial z|`; differentiable.
+
+        Only where :meth:`base_log_prob` is finite is f a bijection: the latent space of angles is
+        one period. A chain that moves in z must give z a density of zero elsewhere.
+        """
         return self.distribution(len(z)).transform.inv.call_and_ladj(z)
 
     @torch.no_grad()

@@ -52,6 +52,12 @@ class FlowKernel(MCMCKernel):
     A kernel corrects the flow's draws by MCMC, so that they come from the exact posterior even when
     the flow fits poorly.
 
+    The order of calls is ``setup``, ``prepare``, :meth:`reset`, :meth:`init`, then :meth:`step` and
+    :meth:`adapt` in turn, :meth:`freeze`, and :meth:`step` alone. :attr:`target` and
+    :attr:`proposal` exist from :meth:`reset` on. :meth:`freeze` is called without any
+    :meth:`adapt` where there is no warm-up. A kernel that tunes a step size has an attribute
+    ``step_size``.
+
     Arguments:
         model: A Pyro model, or a :class:`~pyro_flowsamp.Target`.
         potential_fn: A potential over ``{name: unconstrained tensor}``, as in Pyro's HMC; needs
@@ -106,12 +112,18 @@ class FlowKernel(MCMCKernel):
     # ---- for subclasses -----------------------------------------------------------------------
 
     def init(self, x: Tensor) -> Any:
-        """Returns the state of chains at ``x`` ``(C, d)``."""
+        """Returns the state of chains at ``x`` ``(C, d)``.
+
+        It is a named tuple with the fields of
+        :class:`~pyro_flowsamp.kernels.statistics.KernelState`, log densities in float64, and the
+        chains along the first dimension of each field.
+        """
         raise NotImplementedError
 
     def step(self, state: Any) -> tuple[Any, Any]:
         """Makes one transition of every chain, and returns the new state and a report of it.
 
+        The report has the fields of :class:`~pyro_flowsamp.kernels.statistics.StepInfo`.
         It must not make the host wait for the device.
         """
         raise NotImplementedError

@@ -18,6 +18,20 @@ class StepSize:
     """Step sizes of any shape, by dual averaging towards an acceptance; all on their device.
 
     A mean over many chains has little noise: steps are a third of those for a single one.
+
+    Arguments:
+        start: The step sizes at the start, a tensor of any shape.
+        target_accept_prob: The acceptance that they are adapted to.
+
+    Attributes:
+        value: The step sizes, of the type and on the device of ``start``.
+
+    Example::
+
+        >>> size = StepSize(torch.tensor(1.0), 0.8)
+        >>> size.adapt(torch.tensor(0.1))  # too few are accepted
+        >>> bool(size.value < 10)
+        True
     """
 
     def __init__(self, start: Tensor, target_accept_prob: float) -> None:
