@@ -45,9 +45,8 @@ from .draw_buffer import given_points
 from .export import to_arviz
 from .options import SearchOptions
 from .pilot import Candidate, Goal
-from .search import SamplerSearch
+from .search import SamplerSearch, precise_enough
 from .target.density import Target, as_target
-from .target.precision import as_double, rounding_error
 from .target.site import Values
 from .vectorized import VectorizedMCMC
 from .verdict import advice, problems_of_draws, problems_of_search
@@ -131,8 +130,9 @@ def sample(
           of float32 were too large and the model allowed it;
         - ``evaluations``: evaluations of the posterior density; ``evaluations_start``: those of the
           search for modes;
-        - ``modes``: components of the mixture that was fitted to all modes; ``unseen_mass``: the
-          share of the mass that one of two searches has found alone;
+        - ``modes``: number of modes, which are components of a mixture that do not overlap;
+          ``unseen_mass``: the share of the mass that one of two searches has found alone, NaN
+          where there are too many dimensions for two searches;
         - ``log_evidence``, ``log_evidence_error``: log evidence by the annealed particles, and its
           standard error;
         - ``seconds_start``, ``seconds_training``, ``seconds_pilot``, ``seconds_sampling``:
@@ -140,9 +140,10 @@ def sample(
           warm-up, and the draws with their burn-in.
 
     Raises:
-        ValueError: The model has no continuous site, or no point of finite density; a count is out
-            of range; both ``ess`` and ``num_samples`` are given; a
-            :class:`~pyro_flowsamp.Target` is given arguments, or is at several contexts.
+        ValueError: The model has no continuous site, or no point of finite density; the density
+            does not fall in any direction; a count is out of range; both ``ess`` and
+            ``num_samples`` are given; a :class:`~pyro_flowsamp.Target` is given arguments, or is at
+            several contexts.
         RuntimeError: No kernel runs on the posterior; the cause is the last one's error.
 
     Warns:
@@ -170,7 +171,11 @@ def sample(
         1
     """
     if candidates or exclude:
-        search = replace(search, candidates=tuple(candidates), exclude=tuple(exclude))
+        search = replace(
+            search,
+            candidates=tuple(candidates) or search.candidates,
+            exclude=tuple(exclude) or search.exclude,
+        )
     goal = _goal(ess, num_samples, num_chains, search)._replace(deadline=_deadline(max_seconds))
     target = as_target(model, *args, **kwargs)
     if target.contexts is not None:
@@ -184,7 +189,7 @@ def sample(
         points = given_points(target, initial_params, start)
         sampler = SamplerSearch(target, goal, progress, search, points)
         sampler.find_modes()
-        sampler, problems = _precise_enough(sampler)
+        sampler, problems = precise_enough(sampler)
         best = sampler.search()
         problems += problems_of_search(best, sampler.modes)
         log.info("%s: about %.1g operations or elements for the draws", best.name, best.at_least)
@@ -224,26 +229,6 @@ def _deadline(max_seconds: float | None) -> float | None:
     if not max_seconds > 0:
         raise ValueError(f"max_seconds must be positive, got {max_seconds}")
     return perf_counter() + max_seconds
-
-
-def _precise_enough(sampler: SamplerSearch) -> tuple[SamplerSearch, list[str]]:
-    """The search itself, or one in float64 where the density has too large rounding errors."""
-    target, options = sampler.target, sampler.options
-    x = sampler.particles[: options.rounding_points]
-    error = rounding_error(target, x)
-    if target.dtype == torch.float64 or error <= options.max_rounding_error:
-        return sampler, []
-    double = as_double(target)
-    if double is None:
-        return sampler, [
-            f"the log density has rounding errors of {error:.2g} nats: give the model its data in "
-            f"float64 and call torch.set_default_dtype(torch.float64) first"
-        ]
-    log.info("rounding errors of %.2g nats: the density is evaluated in float64", error)
-    points = None if sampler.points is None else sampler.points.double()
-    again = SamplerSearch(double, sampler.goal, sampler.progress, options, points)
-    again.find_modes()
-    return again, []
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,11 +30,14 @@ from .options import FitOptions, SearchOptions
 from .pilot import Candidate, Goal, run_pilot
 from .smc.mode_search import FoundModes, ModeSearch
 from .target.density import Target
+from .target.precision import as_double, rounding_error
 from .target.work import WorkCounter
 from .transitions.trajectory_length import TrajectoryOptions
 from .trust import growth_without_bound, immobile_problem, jumps_problem
 
-__all__ = ["SamplerSearch"]
+__all__ = ["SamplerSearch", "precise_enough"]
+
+log = logging.getLogger(__name__)
 
 
 class PhaseTimes:
@@ -307,3 +311,31 @@ class SamplerSearch:
 def _evaluations_per_step(kernel: FlowKernel, options: SearchOptions) -> float:
     """Target gradients of a step in a pilot run, for each chain; a density counts as a third."""
     return 1 / 3 if isinstance(kernel, IMH) else options.expected_leapfrogs
+
+
+def precise_enough(sampler: SamplerSearch) -> tuple[SamplerSearch, list[str]]:
+    """The search itself, or one in float64 where the density has too large rounding errors.
+
+    Arguments:
+        sampler: A search that has found the modes.
+
+    Returns:
+        The search, and what is wrong where float64 is needed and cannot be had.
+    """
+    target, options = sampler.target, sampler.options
+    if target.dtype == torch.float64:
+        return sampler, []
+    error = rounding_error(target, sampler.particles[: options.rounding_points])
+    if error <= options.max_rounding_error:
+        return sampler, []
+    double = as_double(target)
+    if double is None:
+        return sampler, [
+            f"the log density has rounding errors of {error:.2g} nats: give the model its data in "
+            f"float64 and call torch.set_default_dtype(torch.float64) first"
+        ]
+    log.info("rounding errors of %.2g nats: the density is evaluated in float64", error)
+    points = None if sampler.points is None else sampler.points.double()
+    again = SamplerSearch(double, sampler.goal, sampler.progress, options, points)
+    again.find_modes()
+    return again, []

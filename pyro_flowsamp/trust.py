@@ -33,10 +33,10 @@ from .weights import pareto_k
 __all__ = [
     "LocalChange",
     "growth_without_bound",
+    "immobile_problem",
     "jumps_problem",
     "local_change",
     "log_weights",
-    "immobile_problem",
     "weights_problem",
 ]
 
@@ -53,8 +53,7 @@ def log_weights(kernel: FlowKernel, target: Target, x: Tensor, tolerance: float)
         back, ladj = proposal.push(z)
         log_q = proposal.base_log_prob(z).double() - ladj.double()
         log_p = target.log_prob(x).double()
-        spread = x.quantile(0.75, 0) - x.quantile(0.25, 0)
-        off = ((target.wrap(back - x)).abs() > tolerance * spread).any(-1)
+        off = ((target.wrap(back - x)).abs() > tolerance * iqr(x)).any(-1)
     return torch.where(off, torch.nan, log_p - log_q)
 
 

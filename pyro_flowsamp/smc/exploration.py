@@ -25,7 +25,7 @@ class Exploration(NamedTuple):
 
     Attributes:
         coordinates: Coordinates in which the best Gaussian is standard.
-        points: Draws of the Gaussians of all good paths, in these coordinates, ``(N, d)``.
+        points: Weighted draws of the Gaussians of good paths, in these coordinates, ``(N, d)``.
         prior: The prior's density in these coordinates, or None where it cannot be drawn from.
         finite: Whether any path has a finite evidence lower bound.
     """
@@ -122,8 +122,8 @@ def _check_that_it_falls(coordinates: WhitenedTarget, options: ModeSearchOptions
     slope = (high - low) / log(far / near)
     if real and bool((slope > -real).all()):
         raise ValueError(
-            f"the log density falls too slowly to have an integral: from {near:g} to {far:g} "
-            f"standard deviations its slope against the log distance is "
+            f"the log density falls too slowly to have an integral: from {near:g} to {far:g} times "
+            f"the largest scale its slope against the log distance is "
             f"{float(slope.mean()):.2g}, and it must be below {-real}. The posterior may be "
             f"improper: give every site a proper prior."
         )

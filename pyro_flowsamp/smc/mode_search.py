@@ -2,9 +2,9 @@ r"""A search for all modes of a target, and for the scale that it lives on.
 
 1. *Paths.* Many quasi-Newton paths climb from over-dispersed points and from draws of the prior
    (:mod:`pyro_flowsamp.flows.pathfinder`). The best Gaussian along them gives whitened coordinates.
-2. *A base that covers.* A Student-t distribution, twice as wide as the Gaussians of all good paths
-   together, starts a tempered path. Where its particles end outside it, a wider one that covers
-   them starts anew.
+2. *A base that covers.* Draws of the Gaussians of all good paths are weighted by the density. A
+   Student-t distribution, twice as wide as these together, starts a tempered path. Where its
+   particles end outside it, a wider one that covers them starts anew.
 3. *A second search.* A second set of particles, that shares none with the first, starts from the
    prior where that can be drawn from, and else from a base that is three times wider.
 4. *Agreement.* A mixture is fitted to all particles; components that do not overlap are different
@@ -131,7 +131,7 @@ class ModeSearch:
         """Searches until two searches agree, or the budget is spent.
 
         Raises:
-            ValueError: The density is not finite anywhere.
+            ValueError: The density is not finite anywhere, or does not fall in any direction.
         """
         options, before = self.options, self.target.evaluations
         start = explore(self.target, options, self.points)
