@@ -4,6 +4,7 @@ import random
 import sys
 import time
 import warnings
+from dataclasses import replace
 from time import perf_counter
 
 import arviz
@@ -747,3 +748,49 @@ def test_interrupting_the_draws_keeps_all_that_were_appended(monkeypatch):
     with pytest.warns(UserWarning, match="interrupted: 3 of"):
         data = pf.sample(mixture(2), ess=2000, search=SMALL, **QUIET)
     assert dict(data["posterior"].sizes)["draw"] == asked[0] + 3
+
+
+# ---- control -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_candidates_and_exclude():
+    data = pf.sample(mixture(2), search=SMALL, num_samples=5, candidates=["IMH"], **QUIET)
+    assert data.attrs["candidates"].startswith("IMH") and ";" not in data.attrs["candidates"]
+    options = replace(SMALL, candidates=("IMH", "HMC"))
+    data = pf.sample(mixture(2), search=options, num_samples=5, exclude=["IMH"], **QUIET)
+    assert data.attrs["method"] == "HMC"
+    with pytest.raises(ValueError, match="no kernels or flows"):
+        pf.sample(mixture(2), candidates=["NUTS"])
+
+
+@pytest.mark.slow
+def test_initial_params_lead_to_a_density_that_is_zero_elsewhere():
+    def energy(x):
+        inside = (x - 3000).abs().amax(-1) < 5
+        return torch.where(inside, 0.5 * (x - 3000).square().sum(-1), torch.inf)
+
+    target = Target.from_energy(energy, 2)
+    near = {"x": 3000 + torch.randn(8, 2).clamp(-2, 2)}
+    data = pf.sample(target, search=SMALL, num_samples=5, initial_params=near, **QUIET)
+    assert abs(float(values(data, "x").mean()) - 3000) < 0.2
+    with pytest.raises(ValueError, match="zero or NaN at all points"):
+        pf.sample(target, initial_params={"x": torch.zeros(2, 2)}, **QUIET)
+
+
+@pytest.mark.slow
+def test_an_earlier_result_as_a_start():
+    first = pf.sample(conjugate, *conjugate_data(), search=SMALL, num_samples=5, **QUIET)
+    again = pf.sample(
+        conjugate, *conjugate_data(), search=SMALL, num_samples=5, start=first, **QUIET
+    )
+    for name, (mean, _) in CONJUGATE_TRUTH.items():
+        assert abs(z_score(values(again, name), mean)) < 4
+    with pytest.raises(ValueError, match="no draws of the sites"):
+        pf.sample(mixture(2), start=first, **QUIET)
+
+
+@pytest.mark.slow
+def test_time_ends_the_doubling():
+    data = pf.sample(mixture(2), search=SMALL, ess=10**7, max_seconds=1e-3, **QUIET)
+    assert data.attrs["reliable"] == 0 and "max_seconds are over" in data.attrs["problems"]
