@@ -251,6 +251,9 @@ class SearchOptions:
         check_states: States whose weights are looked at, and that local moves must not change.
         check_leapfrogs, check_moves, check_warmup, check_warmup_chains: Leapfrog steps of a local
             move of this check, moves, and steps and chains of its warm-up.
+        max_stay: Steps that an independence sampler may stay at a draw where its weights have heavy
+            tails, as a share of the steps of a chain.
+        evidence_draws: Draws of a flow that its estimate of the evidence takes.
         check_immobile_steps: Steps of a sampler with local moves from every particle.
         max_immobile: Share of the particles that may not move in these steps.
         check_error: Probability that a right sampler fails this check.
@@ -277,6 +280,7 @@ class SearchOptions:
         min_region: Particles of each search that make a region.
         max_spread: Largest interquartile range of pilot chains, as a multiple of that of the
             particles, before the density is asked whether it is improper.
+        growth_factor: Ratio of the distances between which it must fall then.
 
     Raises:
         ValueError: An option is out of range.
@@ -312,9 +316,11 @@ class SearchOptions:
     inversion_tolerance: float = 1e-2
     check_states: int = 1024
     check_leapfrogs: int = 4
-    check_moves: int = 2
+    check_moves: int = 4
     check_warmup: int = 20
     check_warmup_chains: int = 64
+    max_stay: float = 1.0
+    evidence_draws: int = 2048
     check_immobile_steps: int = 6
     max_immobile: float = 4e-3
     check_error: float = 1e-3
@@ -338,6 +344,7 @@ class SearchOptions:
     min_share: float = 0.25
     min_region: int = 10
     max_spread: float = 30.0
+    growth_factor: float = 4.0
 
     def __post_init__(self) -> None:
         _check_at_least(self, SearchOptions)

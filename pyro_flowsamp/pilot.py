@@ -54,7 +54,7 @@ class Goal(NamedTuple):
         ess: Effective draws of every parameter; None where a number of draws is wanted.
         num_samples: Draws of each chain; None where effective draws are wanted.
         num_chains: Number of chains; None for a number that suits the kernel's work.
-        options: Bounds for the number of chains.
+        options: Options of the search, with bounds for the number of chains.
         deadline: Time of :func:`time.perf_counter` after which draws are not doubled; or None.
     """
 
@@ -98,7 +98,6 @@ class Candidate(NamedTuple):
         work: Work of a step.
         never_accepted_fraction: Share of its chains that never moved.
         goal: The draws that are wanted.
-        options: Bounds by which the pilot run is judged.
         distrust: Why it cannot be trusted; empty where it can.
     """
 
@@ -109,8 +108,12 @@ class Candidate(NamedTuple):
     work: StepWork
     never_accepted_fraction: float
     goal: Goal
-    options: SearchOptions = SearchOptions()
     distrust: str = ""
+
+    @property
+    def options(self) -> SearchOptions:
+        """Bounds by which the pilot run is judged."""
+        return self.goal.options
 
     @property
     def num_chains(self) -> int:
@@ -189,7 +192,6 @@ def run_pilot(
     starts: Tensor,
     goal: Goal,
     work: float,
-    options: SearchOptions = SearchOptions(),
 ) -> Candidate:
     """Runs a kernel until its work per effective draw is known, or known to be too high.
 
@@ -198,9 +200,8 @@ def run_pilot(
         kernel: The kernel.
         target: Its target.
         starts: Starting points of the chains, ``(C, d)``.
-        goal: The draws that are wanted in the end.
+        goal: The draws that are wanted in the end, and options of the run.
         work: Work with which another kernel would make them.
-        options: Lengths of the run, and bounds by which it is judged.
 
     Returns:
         The kernel with its estimates.
@@ -221,6 +222,7 @@ def run_pilot(
         >>> found.reliable, found.thin, found.ess_per_draw > 0.8
         (True, 1, True)
     """
+    options = goal.options
     run = VectorizedMCMC(
         kernel,
         1,
@@ -242,7 +244,6 @@ def run_pilot(
             step,
             never_accepted_fraction(run.statistics["accepted"]),
             goal,
-            options,
         )
         slow = candidate.at_least >= work or run.num_samples >= options.max_pilot_steps
         costly = target.evaluations - before >= options.max_pilot_evaluations

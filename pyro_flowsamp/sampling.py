@@ -187,15 +187,14 @@ def sample(
         warnings.warn("nothing is observed: the draws are of the model's prior", stacklevel=2)
     with _seeded(seed):
         points = given_points(target, initial_params, start)
-        sampler = SamplerSearch(target, goal, progress, search, points)
+        sampler = SamplerSearch(target, goal, progress, points)
         sampler.find_modes()
         sampler, problems = precise_enough(sampler)
         best = sampler.search()
-        problems += problems_of_search(best, sampler.modes)
+        problems += problems_of_search(best, sampler.target, sampler.modes)
         log.info("%s: about %.1g operations or elements for the draws", best.name, best.at_least)
         with sampler.timed("sampling"):
-            before = sampler.target.evaluations - sampler.evaluations
-            problems += finish(best, sampler.target, progress, before)
+            problems += finish(best, sampler.target, progress, sampler.evaluations_before)
         problems += problems_of_draws(best, sampler.modes)
     if problems:
         warnings.warn(advice(problems), stacklevel=2)

@@ -76,14 +76,15 @@ class SamplerSearch:
 
     Arguments:
         target: The target.
-        goal: The draws that are wanted.
+        goal: The draws that are wanted, and options of the search.
         progress: Whether to show progress bars.
-        options: Options of the search.
         points: Points ``(N, d)`` that the search for modes looks at too, or None.
+        before: Evaluations of the target before all began; by default those so far.
 
     Attributes:
         modes: What the search for modes has found; set by :meth:`find_modes`.
         particles: Its particles ``(N, d)``, in random order.
+        evaluations_before: Evaluations of the target before the search began.
         timed: Times of the "start", the "training", the "pilot" runs and the "sampling".
         compared: The candidates so far, with their work and what is wrong with them.
 
@@ -103,14 +104,14 @@ class SamplerSearch:
         target: Target,
         goal: Goal,
         progress: bool,
-        options: SearchOptions = SearchOptions(),
         points: Tensor | None = None,
+        before: int | None = None,
     ) -> None:
         self.target, self.goal, self.points = target, goal, points
-        self.progress, self.options = progress, options
+        self.progress, self.options = progress, goal.options
         self.timed = PhaseTimes("start", "training", "pilot", "sampling")
         self.compared: list[str] = []
-        self._evaluations_before = target.evaluations
+        self.evaluations_before = target.evaluations if before is None else before
         self._stopped = False  # by Ctrl-C, or because the posterior seems to be improper
         self._failure: Exception | None = None
         self._searched = 0.0  # work since the first reliable candidate
@@ -118,7 +119,7 @@ class SamplerSearch:
     @property
     def evaluations(self) -> int:
         """Evaluations of the target since the search began."""
-        return self.target.evaluations - self._evaluations_before
+        return self.target.evaluations - self.evaluations_before
 
     # ---- the search -----------------------------------------------------------------------------
 
@@ -235,7 +236,7 @@ class SamplerSearch:
         """
         options = self.options
         starts = self.particles[: self._pilot_chains(kernel)]
-        candidate = run_pilot(name, kernel, self.target, starts, self.goal, work, options)
+        candidate = run_pilot(name, kernel, self.target, starts, self.goal, work)
         if candidate.reliable:
             x = candidate.run.unconstrained
             if candidate.is_independence_sampler:
@@ -336,6 +337,7 @@ def precise_enough(sampler: SamplerSearch) -> tuple[SamplerSearch, list[str]]:
         ]
     log.info("rounding errors of %.2g nats: the density is evaluated in float64", error)
     points = None if sampler.points is None else sampler.points.double()
-    again = SamplerSearch(double, sampler.goal, sampler.progress, options, points)
+    before = sampler.evaluations_before  # the target in float64 counts on
+    again = SamplerSearch(double, sampler.goal, sampler.progress, points, before)
     again.find_modes()
     return again, []

@@ -10,12 +10,13 @@ that hardly vary have no tail to speak of: their shape is not asked for.)
 
 *Local moves.* If states are distributed as the target, then moves that leave the target invariant
 leave the distribution of every function of them as it is. The mean change of functions over many
-chains is compared with its standard error.
+chains is compared with its standard error. And the moves lead to places that the flow hardly ever
+proposes, if there are such: there the weights are large. They are looked at too.
 """
 
 from __future__ import annotations
 
-from math import isnan, log
+from math import isnan
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -27,11 +28,13 @@ from .kernels.base import FlowKernel
 from .kernels.latent import LatentHMC
 from .options import SearchOptions
 from .target.density import Target
+from .target.tails import radial_slope
 from .vectorized import VectorizedMCMC
-from .weights import pareto_k
+from .weights import Estimate, ess_fraction, log_evidence, pareto_k
 
 __all__ = [
     "LocalChange",
+    "flow_evidence",
     "growth_without_bound",
     "immobile_problem",
     "jumps_problem",
@@ -111,7 +114,28 @@ def jumps_problem(
         return problem
     if float(log_w.max() - log_w.median()) <= options.flat_log_weights:
         return ""
-    return local_change(kernel, target, states, options).problem
+    change = local_change(kernel, target, states, options)
+    if problem := weights_problem(change.log_weights, options):
+        return f"local moves lead to places that the flow hardly ever proposes: {problem}"
+    return change.problem
+
+
+def flow_evidence(kernel: FlowKernel, target: Target, options: SearchOptions) -> Estimate | None:
+    """The log evidence by importance sampling from a kernel's flow; None where it is not known.
+
+    Arguments:
+        kernel: The kernel, whose flow is trained.
+        target: Its target.
+        options: The number of draws, and what their weights must be like: an effective sample size
+            as of proposals that an independence sampler may have, and a small Pareto k.
+    """
+    x, log_q = kernel.proposal.sample_and_log_prob(options.evidence_draws)
+    with torch.no_grad():
+        log_w = target.log_prob(x).double() - log_q.double()
+    if float(ess_fraction(log_w)) < options.min_independence_ess:
+        return None
+    flat = float(log_w.max() - log_w.median()) <= options.flat_log_weights
+    return log_evidence(log_w) if flat or pareto_k(log_w) < options.max_pareto_k else None
 
 
 def immobile_problem(
@@ -143,15 +167,16 @@ def growth_without_bound(
 ) -> float | None:
     r"""The growth of chains that spread without bound, if the density has no integral there.
 
-    Along a direction in which k dimensions grow, :math:`\int r^{k - 1} p(r)\,dr` is finite only if
-    :math:`d \log p / d \log r < -k`. The slope is measured between the chains that are farthest
-    out and points four times as far. The other dimensions stay where they are.
+    The slope of the log density (:func:`~pyro_flowsamp.target.tails.radial_slope`) is measured
+    between the chains that are farthest out and points that are farther by
+    :attr:`~pyro_flowsamp.SearchOptions.growth_factor`. The dimensions that do not grow stay where
+    they are.
 
     Arguments:
         target: The target.
         particles: Points ``(N, d)`` that the chains started at.
         x: Where the chains are, ``(C, d)``.
-        options: The growth from which on the density is asked.
+        options: The growth from which on the density is asked, and how far out.
 
     Returns:
         The largest growth of an interquartile range; None where it is small, or the density falls.
@@ -164,11 +189,8 @@ def growth_without_bound(
     far = x.double() - centre
     order = far[:, growing].abs().amax(-1).argsort(descending=True)
     far = far[order[: len(far) // 4 + 1]]
-    low, high = (
-        target.log_prob((centre + torch.where(growing, s, 1.0) * far).to(target.dtype)).double()
-        for s in (1.0, 4.0)
-    )
-    slope = (high - low) / log(4.0)
+    farther = torch.where(growing, options.growth_factor, 1.0) * far
+    slope = radial_slope(target, centre + far, centre + farther, options.growth_factor)
     finite = slope[torch.isfinite(slope)]
     if not len(finite) or float(finite.median()) <= -float(growing.sum()):
         return None
@@ -181,10 +203,12 @@ class LocalChange(NamedTuple):
     Attributes:
         z: z-scores of the mean changes of functions, ``(m,)``.
         bound: What the largest of them does not exceed for draws of the target.
+        log_weights: Log weights of the states after the later half of the moves.
     """
 
     z: Tensor
     bound: float
+    log_weights: Tensor
 
     @property
     def problem(self) -> str:
@@ -224,13 +248,16 @@ def local_change(
     if run.interrupted:
         raise KeyboardInterrupt
     before = state = local.state_at(target.unpack_unconstrained(x.flatten(0, 1)))
-    for _ in range(options.check_moves):
+    log_weights = []
+    for move in range(options.check_moves):
         state, _ = local.step(state)
+        if move >= options.check_moves // 2:
+            log_weights.append(state.log_p - state.log_q)
     change = (_functions(state) - _functions(before)).unflatten(0, x.shape[:2]).mean(1)
     error = change.std(0) / len(change) ** 0.5
     z = torch.where(error > 0, change.mean(0) / error, 0.0)
     level = options.check_error / (2 * len(z))
-    return LocalChange(z, NormalDist().inv_cdf(1 - level))
+    return LocalChange(z, NormalDist().inv_cdf(1 - level), torch.cat(log_weights))
 
 
 def _functions(state: object) -> Tensor:

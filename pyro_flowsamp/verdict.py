@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from math import exp, log
+
 import torch
 
 from .convergence import r_hat
 from .pilot import Candidate
-from .smc.mode_search import FoundModes
+from .smc.mode_search import Agreement, FoundModes
+from .target.density import Target
+from .trust import flow_evidence, weights_problem
 
 __all__ = ["advice", "problems_of_draws", "problems_of_search"]
 
 
 MAX_COMPARED = 20_000  #: draws that are sorted into regions
+LONGEST = 500.0  #: log steps of a stay, lest its exponential overflow
 
 
-def problems_of_search(best: Candidate, modes: FoundModes) -> list[str]:
+def problems_of_search(best: Candidate, target: Target, modes: FoundModes) -> list[str]:
     """Problems that the search shows: no kernel that mixes, and searches for modes that disagree.
 
     Arguments:
         best: The kernel that makes the draws.
+        target: Its target.
         modes: The result of the search for modes.
     """
     problems = []
@@ -35,13 +41,40 @@ def problems_of_search(best: Candidate, modes: FoundModes) -> list[str]:
             f"{agreement.unseen:.2%} of the mass, and about as much may be in regions that none "
             f"has found"
         )
-    elif not modes.settled and modes.covered:
-        one, two = agreement.log_evidence.tolist()
-        problems.append(
-            f"two searches for modes disagree: their log evidences are {one:.2f} and {two:.2f}, "
-            f"{agreement.evidence_gap:.1f} standard errors apart"
-        )
+    elif not modes.settled and modes.covered and not _flow_has_all(best, target, agreement):
+        problems.append(_evidence_problem(agreement, best.options.modes.max_evidence_error))
     return problems
+
+
+def _flow_has_all(best: Candidate, target: Target, agreement: Agreement) -> bool:
+    """Whether the flow of the best kernel has as much mass as either search has found.
+
+    Annealed particles often miss mass in many dimensions, and rarely find too much: the estimate of
+    the evidence is unbiased, so that it exceeds the truth c-fold with a probability of at most 1/c.
+    """
+    options = best.options
+    own = flow_evidence(best.run.kernel, target, options)
+    if own is None:
+        return False
+    more = agreement.log_evidence - own.value
+    error = (agreement.error.square() + own.standard_error.square()).sqrt()
+    bound = (options.modes.max_gap * error).clamp(min=options.modes.evidence_tolerance)
+    return bool((more <= bound).all())
+
+
+def _evidence_problem(agreement: Agreement, most: float) -> str:
+    """The sentence for two evidences that differ, or that are not known well enough."""
+    one, two = agreement.log_evidence.tolist()
+    error = float(agreement.error.max())
+    if error > most:
+        return (
+            f"two searches for modes cannot be compared: the log evidence of one has an error of "
+            f"{error:.2g}, so that missed modes would not be seen"
+        )
+    return (
+        f"two searches for modes disagree: their log evidences are {one:.2f} and {two:.2f}, "
+        f"{agreement.evidence_gap:.1f} standard errors apart"
+    )
 
 
 def problems_of_draws(best: Candidate, modes: FoundModes) -> list[str]:
@@ -56,10 +89,28 @@ def problems_of_draws(best: Candidate, modes: FoundModes) -> list[str]:
         problems.append(f"the chains disagree: R-hat is {found:.2f}")
     if lost := _lost_regions(best, modes):
         problems.append(lost)
+    if best.is_independence_sampler and best.reliable and (wrong := _jumps_that_stay(best)):
+        problems.append(wrong)
     diverging = float(best.run.statistics["diverging"].double().mean())
     if diverging > best.options.max_diverging:
         problems.append(f"{diverging:.2%} of the trajectories diverged")
     return problems
+
+
+def _jumps_that_stay(best: Candidate) -> str:
+    """Draws of heavy weights, at which an independence sampler stays too long for its chains.
+
+    At a state of weight w, relative to the mean over proposals, it stays for about w steps.
+    """
+    log_w = best.run.statistics["log_weight"].double()
+    log_w = log_w[log_w.isfinite()]
+    if not len(log_w) or not (wrong := weights_problem(log_w, best.options)):
+        return ""
+    mean = log(len(log_w)) - float((-log_w).logsumexp(0))  # over proposals, by those of the draws
+    longest = exp(min(float(log_w.max()) - mean, LONGEST))
+    if longest <= best.options.max_stay * best.run.num_samples * best.thin:
+        return ""
+    return f"chains stay at single draws for up to {longest:.2g} steps: {wrong}"
 
 
 def _lost_regions(best: Candidate, modes: FoundModes) -> str:

@@ -4,7 +4,7 @@ import arviz
 import numpy as np
 import pytest
 import torch
-from support.mutations import must_fail, mutation
+from support.mutations import broken, must_fail, mutation
 
 from pyro_flowsamp import convergence
 
@@ -139,6 +139,32 @@ def test_r_hat_sees_chains_that_disagree():
     assert convergence.r_hat(x) < 1.05
     x[:, :, 1] += 0.7 * torch.randn(50, 1)
     assert convergence.r_hat(x) > 1.1
+
+
+def test_r_hat_of_heavy_tails():
+    """A few far draws do not decide it; the variances of their chains differ without bound."""
+    x = torch.distributions.StudentT(1.0).sample((200, 50, 1))
+    assert convergence.r_hat(x) < 1.02
+
+
+def test_r_hat_sees_chains_of_different_spread():
+    x = torch.randn(50, 100, 1)
+    x[:25] *= 3
+    assert convergence.r_hat(x) > 1.1
+
+
+@mutation(convergence, "_normalised_ranks")
+def no_ranks(_normalised_ranks, x):
+    return x
+
+
+def test_ranks_are_needed_in_heavy_tails():
+    """A chain stays far out for a while, as it must in a heavy tail."""
+    x = torch.randn(200, 200, 1)
+    x[0, :40] = 1e6
+    assert convergence.r_hat(x) < 1.02
+    with broken(no_ranks):
+        assert convergence.r_hat(x) > 1.05
 
 
 def nested(num_groups=8, chains=64, draws=20, offset=0.0):

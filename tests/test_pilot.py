@@ -52,7 +52,9 @@ def steps(work, options=OPTIONS):
     """Return the number of steps of a pilot run of jumps by the right Gaussian."""
     target = standard(4)
     starts = torch.randn(64, 4)
-    return run_pilot("IMH", jumping(target), target, starts, GOAL, work, options).length
+    return run_pilot(
+        "IMH", jumping(target), target, starts, GOAL._replace(options=options), work
+    ).length
 
 
 def test_a_pilot_run_is_doubled_until_it_is_known():

@@ -25,7 +25,8 @@ def student(df=3):
 
 def searched(target, options=None, goal=GOAL):
     """Return a search that has found the modes."""
-    steps = SamplerSearch(target, goal, progress=False, options=options or SearchOptions())
+    goal = goal._replace(options=options or SearchOptions())
+    steps = SamplerSearch(target, goal, progress=False)
     steps.find_modes()
     return steps
 

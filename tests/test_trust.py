@@ -1,5 +1,6 @@
 """Checks of jumps: tails of weights, inversion, and moves that must change no distribution."""
 
+import math
 from types import SimpleNamespace
 
 import pyro
@@ -9,7 +10,7 @@ from scipy.stats import binom
 from support.mutations import broken, must_fail, mutation
 from torch.testing import assert_close
 
-from pyro_flowsamp import IMH, LatentHMC, SearchOptions, Target, trust
+from pyro_flowsamp import IMH, LatentHMC, SearchOptions, Target, VectorizedMCMC, trust
 from pyro_flowsamp.candidates import gaussian_guide, mixture_guide
 from pyro_flowsamp.flows.mixture_fit import Mixture
 from pyro_flowsamp.weights import pareto_k
@@ -189,7 +190,7 @@ def test_states_of_the_target():
 def false_alarms(seeds=100, level=0.2):
     """Return the number of runs in which states of the target are said to have changed."""
     options = SearchOptions(
-        check_error=level, check_states=256, check_warmup=5, check_warmup_chains=16
+        check_error=level, check_states=256, check_moves=2, check_warmup=5, check_warmup_chains=16
     )
     count = 0
     for seed in range(seeds):
@@ -224,3 +225,89 @@ def coordinates_only(_functions, state):
 def test_squares_are_needed_to_see_the_spread():
     with broken(coordinates_only):
         assert changed(0.8 * torch.randn(1024, 2), standard()).problem == ""
+
+
+def crescent(x):
+    """A ridge along x[:, 0] with a tail to one side that a Gaussian of the ridge lacks."""
+    ridge = -0.5 * x.square().sum(-1)
+    tail = -0.5 * ((x[:, 0] - 5) / 2).square() - 0.5 * x[:, 1].square() - 3
+    return -torch.logaddexp(ridge, tail)
+
+
+def test_moved_states_show_a_tail_that_the_flow_lacks():
+    """All states are where the flow is, and local moves lead on to where it is not."""
+    target = Target.from_energy(crescent, 2)
+    x = torch.randn(2048, 2)[:, None]
+    x = x[x[:, 0, 0] < 1.5]
+    kernel = jumping(target)
+    log_w = trust.log_weights(kernel, target, x[:, 0], OPTIONS.inversion_tolerance)
+    assert trust.weights_problem(log_w, OPTIONS) == ""
+    moved = trust.local_change(kernel, target, x, OPTIONS).log_weights
+    assert "Pareto k" in trust.weights_problem(moved, OPTIONS)
+
+
+def test_moved_states_of_a_good_flow_show_nothing():
+    x = torch.randn(1024, 2)[:, None]
+    target = Target.from_energy(lambda x: 0.5 * (x / 0.9).square().sum(-1), 2)
+    moved = trust.local_change(jumping(target), target, 0.9 * x, OPTIONS).log_weights
+    assert trust.weights_problem(moved, OPTIONS) == ""
+
+
+# ---- evidence of a flow --------------------------------------------------------------------------
+
+
+def test_the_evidence_of_a_flow():
+    """Of a Gaussian of width 0.9, with one of width 1."""
+    target = Target.from_energy(lambda x: 0.5 * (x / 0.9).square().sum(-1), 2)
+    scores = []
+    for seed in range(50):
+        torch.manual_seed(seed)
+        found = trust.flow_evidence(jumping(target), target, OPTIONS)
+        truth = math.log(2 * math.pi * 0.81)
+        scores.append(float((found.value - truth) / found.standard_error))
+    assert abs(sum(scores) / 50) < 0.5 and max(map(abs, scores)) < 4
+
+
+def test_the_evidence_of_a_flow_that_is_too_narrow_is_not_known():
+    target = Target.from_energy(lambda x: 0.5 * (x / 3).square().sum(-1), 2)
+    assert trust.flow_evidence(jumping(target), target, OPTIONS) is None
+
+
+# ---- particles that do not move ------------------------------------------------------------------
+
+
+def local(target):
+    """Return a kernel with local moves, after its warm-up."""
+    guide = gaussian_guide(target, torch.zeros(target.dim), torch.eye(target.dim))
+    kernel = LatentHMC(guide=guide, num_steps=4)
+    starts = target.unpack_unconstrained(torch.randn(64, target.dim))
+    VectorizedMCMC(kernel, 1, 20, 64, initial_params=starts, disable_progbar=True).run()
+    return kernel
+
+
+def needle(x):
+    """A standard normal, and a needle that no step of the same size leaves."""
+    wide = -0.5 * x.square().sum(-1)
+    return -torch.logaddexp(wide, -0.5 * ((x - 6) / 1e-3).square().sum(-1) + 8)
+
+
+def test_particles_that_do_not_move():
+    target = Target.from_energy(needle, 2)
+    kernel = local(target)
+    particles = torch.cat([torch.randn(900, 2), 6 + 1e-3 * torch.randn(100, 2)])
+    assert "10.00%" in trust.immobile_problem(kernel, target, particles, OPTIONS)
+    assert trust.immobile_problem(kernel, target, particles[:900], OPTIONS) == ""
+
+
+@mutation(LatentHMC, "step")
+def everything_moves(step, self, state):
+    new, info = step(self, state)
+    return new._replace(x=new.x + 1e-6), info
+
+
+def test_particles_that_do_not_move_must_be_compared():
+    target = Target.from_energy(needle, 2)
+    kernel, particles = local(target), 6 + 1e-3 * torch.randn(100, 2)
+    assert trust.immobile_problem(kernel, target, particles, OPTIONS)
+    with broken(everything_moves):
+        assert trust.immobile_problem(kernel, target, particles, OPTIONS) == ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import log
 from typing import NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from ..flows.pathfinder import PathfinderResult, overdispersed_starts, pathfinde
 from ..options import ModeSearchOptions
 from ..target.density import Target
 from ..target.prior import prior_target
+from ..target.tails import radial_slope
 from .coordinates import WhitenedTarget
 from .particles import systematic
 from .paths import next_beta
@@ -27,13 +27,11 @@ class Exploration(NamedTuple):
         coordinates: Coordinates in which the best Gaussian is standard.
         points: Weighted draws of the Gaussians of good paths, in these coordinates, ``(N, d)``.
         prior: The prior's density in these coordinates, or None where it cannot be drawn from.
-        finite: Whether any path has a finite evidence lower bound.
     """
 
     coordinates: WhitenedTarget
     points: Tensor
     prior: WhitenedTarget | None
-    finite: bool
 
 
 def explore(
@@ -82,7 +80,7 @@ def explore(
         near = torch.cat([near, points.to(near)])
     density = None if prior is None else prior_target(target)
     whitened = None if density is None else WhitenedTarget(density, loc, scale_tril)
-    return Exploration(coordinates, coordinates.to_u(near), whitened, finite)
+    return Exploration(coordinates, coordinates.to_u(near), whitened)
 
 
 def _weighted_draws(
@@ -104,9 +102,8 @@ def _weighted_draws(
 
 
 def _check_that_it_falls(coordinates: WhitenedTarget, options: ModeSearchOptions) -> None:
-    r"""Raises a ValueError where the density has no integral in any of many directions.
+    """Raises a ValueError where the density has no integral in any of many directions.
 
-    Along a direction of d dimensions it has one only if :math:`d \log p / d \log r < -d` far out.
     Distances are in units of the largest scale, and at least of 1, since a first Gaussian may be
     much too narrow.
     """
@@ -114,12 +111,8 @@ def _check_that_it_falls(coordinates: WhitenedTarget, options: ModeSearchOptions
     noise = torch.randn(options.paths, target.dim, dtype=torch.double).to(coordinates.device)
     unit = coordinates.scale_tril.norm(dim=-1).max().clamp(min=1.0)
     near, far = options.far_distances
-    with torch.no_grad():
-        low, high = (
-            target.log_prob((coordinates.loc + r * unit * noise).to(target.dtype)).double()
-            for r in (near, far)
-        )
-    slope = (high - low) / log(far / near)
+    one, other = (coordinates.loc + r * unit * noise for r in (near, far))
+    slope = radial_slope(target, one, other, far / near)
     if real and bool((slope > -real).all()):
         raise ValueError(
             f"the log density falls too slowly to have an integral: from {near:g} to {far:g} times "

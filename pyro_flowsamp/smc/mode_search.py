@@ -6,7 +6,8 @@ r"""A search for all modes of a target, and for the scale that it lives on.
    Student-t distribution, twice as wide as these together, starts a tempered path. Where its
    particles end outside it, a wider one that covers them starts anew.
 3. *A second search.* A second set of particles, that shares none with the first, starts from the
-   prior where that can be drawn from, and else from a base that is three times wider.
+   prior where that can be drawn from, and else from a base that is three times wider. A search
+   from the prior that has missed mass of the first is followed by one of the other kind.
 4. *Agreement.* A mixture is fitted to all particles; components that do not overlap are different
    modes. A mode that only one of both searches has found shows that each of them can miss modes.
    Then both are made anew with more particles, and only the new pair is judged. The share of the
@@ -139,10 +140,10 @@ class ModeSearch:
         if self._first_size() < options.min_particles:
             return _from_paths(self.target, start, self.target.evaluations - before)
         base = self._base(start.points)
-        num, moves = self._first_size(), options.mcmc_steps
+        prior, num, moves = start.prior, self._first_size(), options.mcmc_steps
         while True:
             spent = self.target.evaluations
-            first, second, base = self._pair(base, start.prior, num, moves)
+            first, second, base = self._pair(base, prior, num, moves)
             spent = self.target.evaluations - spent
             mixture = particle_mixture(torch.cat([first.x, second.x]), self.options)
             agreement = self._compare(mixture, first, second)
@@ -152,7 +153,9 @@ class ModeSearch:
             if larger is None or spent * (larger[0] * larger[1]) / (num * moves) > left:
                 break
             num, moves = larger
-            base = self._base(torch.cat([first.x, second.x]))
+            poor = prior is not None and self._second_has_missed(agreement)
+            prior = None if poor else prior
+            base = self._base(first.x if poor else torch.cat([first.x, second.x]))
         u = torch.cat([first.x, second.x])
         return self._result(u, mixture, agreement, settled, before)
 
@@ -255,6 +258,19 @@ class ModeSearch:
         shares = log_z.softmax(0)[:, None] * of_modes / of_modes.sum(1, keepdim=True)
         unseen = float((shares.sum(0) * lone).sum())
         return Agreement(counts, modes, unseen, log_z, error)
+
+    def _second_has_missed(self, agreement: Agreement) -> bool:
+        """Whether the second search has missed mass that the first one has found.
+
+        Then its evidence is smaller, or has a large error. From a prior that is much wider than the
+        posterior a few moves at each temperature may not find the way. Another such search would
+        tell no more.
+        """
+        less = float(agreement.log_evidence[0] - agreement.log_evidence[1])
+        options = self.options
+        unknown = float(agreement.error[1]) > options.max_evidence_error
+        missed = unknown or agreement.evidence_gap > options.max_gap
+        return less > options.evidence_tolerance and missed
 
     def _settled(self, agreement: Agreement) -> bool:
         options = self.options

@@ -48,6 +48,7 @@ class Target:
         circular: Whether there are any.
         contexts: The rows ``(K, c)`` that were given to :meth:`at_contexts`; else None.
         density, layout, model: What the target is made of, the density in chunks.
+        counter: Counts evaluations; targets made from this one have the same.
 
     Example:
         >>> def model(y):
@@ -78,7 +79,7 @@ class Target:
         self.sites, self.dim = layout.sites, layout.dim
         self.dtype, self.device = layout.dtype, layout.device
         self.angles, self.circular = layout.angles, layout.circular
-        self._counter = EvaluationCounter(torch.zeros((), dtype=torch.long, device=layout.device))
+        self.counter = EvaluationCounter(torch.zeros((), dtype=torch.long, device=layout.device))
 
     # ---- construction -------------------------------------------------------------------------
 
@@ -197,12 +198,12 @@ class Target:
     @property
     def evaluations(self) -> int:
         """The number of densities that have been evaluated so far."""
-        return self._counter.evaluations
+        return self.counter.evaluations
 
     @property
     def nonfinite(self) -> Tensor:
         """The number of densities that were NaN or infinite, as a 0-d tensor on ``device``."""
-        return self._counter.nonfinite
+        return self.counter.nonfinite
 
     @property
     def enumerated(self) -> bool:
@@ -234,14 +235,14 @@ class Target:
             raise ValueError(f"expected points of shape (N, {self.dim}), got {tuple(x.shape)}")
         if not len(x):
             return x.sum(-1)
-        self._counter.evaluations += len(x)
+        self.counter.evaluations += len(x)
         context = self._own_contexts(len(x)) if context is None else context
         if x.requires_grad:
             x = x.view_as(x)
             x.register_hook(_finite_or_zero)
         log_p = self.density(x, context)
         bad = ~torch.isfinite(log_p)
-        self._counter.nonfinite = self._counter.nonfinite + bad.sum().detach()
+        self.counter.nonfinite = self.counter.nonfinite + bad.sum().detach()
         return torch.where(bad, -torch.inf, log_p)
 
     def log_prob_and_grad(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

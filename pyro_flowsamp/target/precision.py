@@ -194,7 +194,8 @@ def as_double(target: Target) -> Target | None:
     it must be at most :data:`LESS_NOISE` of that in float32. Densities must agree within
     :data:`AGREEMENT` at some initial points.
 
-    torch's global random state does not change.
+    torch's global random state does not change. Evaluations are counted together with the
+    target's.
 
     Arguments:
         target: A target.
@@ -216,6 +217,7 @@ def as_double(target: Target) -> Target | None:
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
             double = _attempt(target)
+            double.counter = target.counter
             return double if _agree(target, double) else None
         except Exception:  # whatever the user's function raises on float64
             return None

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "pilot": "convergence kernels options target vectorized",
     "candidates": "flows guides options target",
     "search": "candidates guides kernels options pilot smc target transitions trust",
-    "verdict": "convergence pilot smc",
+    "verdict": "convergence pilot smc target trust",
     "sampling": "convergence draw_buffer export options pilot search target vectorized verdict",
 }
 #: (file, part): imports that are made inside a function, when it is called
