@@ -32,7 +32,7 @@ test-fast: $(VENV)/.installed  ## run the tests without the slow ones
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m $(PYTEST) -m "not slow"
 
 test-arviz1: $(ARVIZ1)/.installed  ## run the export tests with ArviZ 1.x on Python 3.12
-	OMP_NUM_THREADS=1 $(ARVIZ1)/bin/python -m $(PYTEST) tests/test_export.py
+	OMP_NUM_THREADS=1 $(ARVIZ1)/bin/python -m $(PYTEST) tests/export
 
 bench: $(VENV)/.bench  ## compare with NumPyro's NUTS
 	$(VENV)/bin/python examples/benchmarks/suites/against_nuts.py

@@ -28,34 +28,31 @@ from __future__ import annotations
 import logging
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from math import ceil
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
-from torch import Tensor
 
-from .convergence import bulk_and_tail_ess, group_by_start, nested_r_hat
 from .draw_buffer import given_points
-from .export import to_arviz
+from .export import check_groups, check_names, to_arviz
+from .final_run import finish
 from .options import SearchOptions
 from .pilot import Candidate, Goal
 from .search import SamplerSearch, precise_enough
-from .target.density import Target, as_target
+from .target.density import as_target
 from .target.site import Values
-from .vectorized import VectorizedMCMC
-from .verdict import advice, problems_of_draws, problems_of_search
+from .verdict import advice, evidence_of_all, problems_of_draws, problems_of_search
+from .weights import Estimate
 
-__all__ = ["burn_in", "finish", "sample"]
+__all__ = ["sample"]
 
 log = logging.getLogger(__name__)
 DEFAULT_ESS = 4000  #: effective draws of every parameter, where the caller asks for nothing
-FEWEST_DRAWS = 8  #: draws of a chain from which on its two halves can be compared
 
 
 def sample(
@@ -73,6 +70,9 @@ def sample(
     initial_params: Values | None = None,
     start: Any = None,
     max_seconds: float | None = None,
+    groups: Sequence[str] = (),
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Sequence] | None = None,
     **kwargs: Any,
 ) -> Any:
     r"""Draws from the posterior of a model, with the MCMC method that takes the least work.
@@ -115,6 +115,10 @@ def sample(
             search for modes begins at draws of it too.
         max_seconds: Time after which the number of draws is not doubled any more; the only use of
             the clock.
+        groups: Further groups of the result, such as "posterior_predictive" and "prior", see
+            :func:`~pyro_flowsamp.to_arviz`.
+        dims, coords: Names of the dimensions of a site, and labels along them, see
+            :func:`~pyro_flowsamp.to_arviz`. A dimension inside a plate has the plate's name.
 
     Returns:
         An ArviZ object, ``InferenceData`` or (ArviZ 1.x) ``DataTree``, with the dimensions chain
@@ -133,8 +137,9 @@ def sample(
         - ``modes``: number of modes, which are components of a mixture that do not overlap;
           ``unseen_mass``: the share of the mass that one of two searches has found alone, NaN
           where there are too many dimensions for two searches;
-        - ``log_evidence``, ``log_evidence_error``: log evidence by the annealed particles, and its
-          standard error;
+        - ``log_evidence``, ``log_evidence_error``: log evidence and its standard error, by weights
+          of the flow's draws where these are good and have as much mass as the particles, else by
+          the annealed particles;
         - ``seconds_start``, ``seconds_training``, ``seconds_pilot``, ``seconds_sampling``:
           wall-clock time of the search for modes, the training of flows, the pilot runs with their
           warm-up, and the draws with their burn-in.
@@ -143,7 +148,7 @@ def sample(
         ValueError: The model has no continuous site, or no point of finite density; the density
             does not fall in any direction; a count is out of range; both ``ess`` and
             ``num_samples`` are given; a :class:`~pyro_flowsamp.Target` is given arguments, or is at
-            several contexts.
+            several contexts; ``dims`` or ``coords`` do not suit the sites.
         RuntimeError: No kernel runs on the posterior; the cause is the last one's error.
 
     Warns:
@@ -183,6 +188,8 @@ def sample(
             "sample() draws at one context, and the target is at several: give a target at one, or "
             "train a guide for all of them and use VectorizedMCMC"
         )
+    check_names(target, dims, coords)
+    check_groups(groups)
     if not target.has_observations:
         warnings.warn("nothing is observed: the draws are of the model's prior", stacklevel=2)
     with _seeded(seed):
@@ -191,15 +198,19 @@ def sample(
         sampler.find_modes()
         sampler, problems = precise_enough(sampler)
         best = sampler.search()
-        problems += problems_of_search(best, sampler.target, sampler.modes)
+        evidence = evidence_of_all(best, sampler.target, sampler.modes.agreement)
+        problems += problems_of_search(best, sampler.modes, evidence)
         log.info("%s: about %.1g operations or elements for the draws", best.name, best.at_least)
         with sampler.timed("sampling"):
             problems += finish(best, sampler.target, progress, sampler.evaluations_before)
         problems += problems_of_draws(best, sampler.modes)
+        attributes = _attributes(sampler, best, problems, evidence)
+        data = to_arviz(
+            best.run, log_likelihood=log_likelihood, groups=groups, dims=dims, coords=coords
+        )
     if problems:
         warnings.warn(advice(problems), stacklevel=2)
-    data = to_arviz(best.run, log_likelihood=log_likelihood)
-    data.attrs.update(_attributes(sampler, best, problems))
+    data.attrs.update(attributes)
     return data
 
 
@@ -247,124 +258,12 @@ def _seeded(seed: int | None) -> Iterator[None]:
             np.random.set_state(states[1])
 
 
-# ---- draws ---------------------------------------------------------------------------------------
-def finish(best: Candidate, target: Target, progress: bool, before: int = 0) -> list[str]:
-    """Makes the draws that were asked for, by chains that continue from those of the pilot run.
-
-    Arguments:
-        best: The candidate; the draws replace those of its run.
-        target: Its target.
-        progress: Whether to show a progress bar.
-        before: Evaluations of the target before the search began.
-
-    Returns:
-        What is wrong with the draws, in words.
-    """
-    run, goal, chains = best.run, best.goal, best.num_chains
-    x = run.unconstrained.flatten(0, 1)
-    x = x[torch.randperm(len(x), device=x.device)]
-    x = x[torch.arange(chains, device=x.device) % len(x)]  # equal where there are too few
-    planned = goal.num_samples or ceil(goal.steps(chains, best.ess_per_draw) / best.thin)
-    if not best.reliable and goal.num_samples is None:
-        planned = min(planned, best.options.unreliable_draws)
-    problems = burn_in(best, target, planned, target.unpack_unconstrained(x), before)
-    if run.interrupted:
-        return problems
-    run.disable_progbar = not progress
-    if goal.num_samples is not None:
-        run.resume(goal.num_samples, best.thin)
-        return problems
-    groups = group_by_start(_standardised(x), best.options.start_groups)
-    return problems + _draw_until_enough(best, max(FEWEST_DRAWS, planned // 2), groups)
-
-
-def _standardised(x: Tensor) -> Tensor:
-    return (x - x.mean(0)) / x.std(0).clamp(min=torch.finfo(x.dtype).tiny)
-
-
-def _draw_until_enough(best: Candidate, draws: int, groups: Tensor) -> list[str]:
-    """Draws, and doubles the draws until they are enough; returns what is wrong at the end.
-
-    Chains are looked at when their number of draws has doubled, and not more often: a run that is
-    stopped at the first moment at which it looks good looks better than it is.
-    """
-    run, options = best.run, best.options
-    run.resume(draws, best.thin)
-    for left in range(options.max_doublings, -1, -1):
-        if run.interrupted:
-            return []
-        wrong = _shortfall(run, best, groups)
-        if not wrong or not best.reliable and run.num_samples >= options.unreliable_draws:
-            return wrong
-        if best.goal.deadline is not None and perf_counter() > best.goal.deadline:
-            return [*wrong, "max_seconds are over"]
-        if left:
-            run.resume(run.num_samples, best.thin, append=True)
-    return wrong
-
-
-def _shortfall(run: VectorizedMCMC, best: Candidate, groups: Tensor) -> list[str]:
-    """Effective draws that are missing so far, and chains that depend on their start, in words."""
-    goal, options = best.goal, best.options
-    assert goal.ess is not None
-    x = _columns(run)
-    bulk, tail = (found[~found.isnan()] for found in bulk_and_tail_ess(x))
-    wanted = max(goal.ess, int(options.times_per_chain * run.num_chains))
-    wrong = []
-    for name, found in (("bulk", bulk), ("tails", tail)):
-        least = float(found.min()) if len(found) else float(wanted)
-        if least < wanted:
-            wrong.append(f"the {name} has an effective sample size of {least:.0f}, not {wanted}")
-    nested = nested_r_hat(run.unconstrained, groups)
-    if nested > options.max_nested_r_hat:
-        wrong.append(f"chains depend on where they started: nested R-hat is {nested:.3f}")
-    return wrong
-
-
-def _columns(run: VectorizedMCMC) -> Tensor:
-    """The constrained draws, ``(chains, draws, D)``."""
-    values = run.get_samples(group_by_chain=True).values()
-    return torch.cat(
-        [value.flatten(2) if value.dim() > 2 else value[..., None] for value in values], -1
-    )
-
-
-def burn_in(
-    best: Candidate, target: Target, num_samples: int, starts: Values, before: int = 0
-) -> list[str]:
-    """Runs the chains until every one has moved, and then as long again.
-
-    Particles give modes and tails the wrong weights, with an error that all chains share and that
-    their spread does not show. A tail that a flow draws too seldom from is entered as seldom as it
-    is left. So where steps are cheap it takes more of them, for a tenth of the evaluations so far,
-    without those ``before`` the search began.
-
-    Returns:
-        What is wrong, in words.
-    """
-    run, block, found = best.run, best.options.burn_in_block, target.evaluations
-    run.resume(block * best.thin, 1, starts)
-    moved, blocks = run.statistics["accepted"].any(1), 1
-    while not (run.interrupted or bool(moved.all()) or blocks >= num_samples // block):
-        run.resume(block * best.thin)
-        moved, blocks = moved | run.statistics["accepted"].any(1), blocks + 1
-    if run.interrupted:
-        return []
-    spent = max(1, target.evaluations - found)
-    more = best.options.burn_in_fraction * (found - before) / spent
-    run.resume(ceil(blocks * max(1.0, more)), block * best.thin)
-    if bool(moved.all()):
-        return []
-    return [
-        f"{int((~moved).sum())} of {len(moved)} chains have never moved: {best.name} hardly ever "
-        f"proposes points near where they started, so that the probability of that region is not "
-        f"well known"
-    ]
-
-
-def _attributes(sampler: SamplerSearch, best: Candidate, problems: list[str]) -> dict[str, Any]:
+def _attributes(
+    sampler: SamplerSearch, best: Candidate, problems: list[str], own: Estimate | None
+) -> dict[str, Any]:
     """The attributes of the result, of types that ArviZ can store."""
     agreement = sampler.modes.agreement
+    evidence = own or agreement.best_evidence
     return {
         "method": best.name,
         "candidates": "; ".join(sampler.compared),
@@ -376,7 +275,7 @@ def _attributes(sampler: SamplerSearch, best: Candidate, problems: list[str]) ->
         "evaluations_start": sampler.modes.evaluations,
         "modes": agreement.num_modes,
         "unseen_mass": agreement.unseen,
-        "log_evidence": float(agreement.best_evidence.value),
-        "log_evidence_error": float(agreement.best_evidence.standard_error),
+        "log_evidence": float(evidence.value),
+        "log_evidence_error": float(evidence.standard_error),
         **{f"seconds_{name}": value for name, value in sampler.timed.seconds.items()},
     }

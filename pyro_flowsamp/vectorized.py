@@ -50,6 +50,13 @@ def warn_of_rejections(accepted: Tensor, least: float, proposals: int) -> None:
         )
 
 
+def _points(kernel: FlowKernel, params: Values | None, state: Any) -> Tensor:
+    """The starting points ``(C, d)``; those given, since passing through a flow rounds them."""
+    if params is None:
+        return state.x
+    return kernel.target.pack_unconstrained(params).reshape(len(state.x), -1)
+
+
 class VectorizedMCMC:
     """Runs many chains of a kernel as one tensor; otherwise used as :class:`pyro.infer.MCMC`.
 
@@ -69,6 +76,7 @@ class VectorizedMCMC:
         statistics: Statistics of each draw, ``{name: (num_chains, num_samples)}``.
         unconstrained: The draws of the kept sites in R^d, ``(num_chains, num_samples, d)``.
         target: The posterior that they are drawn from.
+        starts: The points where the chains began, in R^d, ``(num_chains, d)``.
         step_size: Step size of the kernel's moves, 0-d; None where it has none.
         num_samples, num_chains, thin: Counts of the draws there are; :meth:`run` makes as many as
             the constructor was asked for.
@@ -130,12 +138,12 @@ class VectorizedMCMC:
         self.save_params, self.disable_progbar = save_params, disable_progbar
         self.statistics: dict[str, Tensor] = {}
         self.seconds: dict[str, float] = {}
-        self.unconstrained, self.interrupted = torch.empty(0), False
+        self.unconstrained, self.starts, self.interrupted = torch.empty(0), torch.empty(0), False
         self.target: Target | None = None
         self.step_size: Tensor | None = None
         self._proposal: Any = None
         self._samples: Values | None = None
-        self._state: Any = None
+        self._state = None
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Trains the guide unless it is trained, warms up, and draws.
@@ -171,9 +179,11 @@ class VectorizedMCMC:
         kernel.prepare(self.warmup_steps, progress=not self.disable_progbar)
         self.target, self._proposal = kernel.target, kernel.proposal
         clock.append(perf_counter())
-        state = self._warm_up(kernel.start(self.num_chains, starts))
+        state = kernel.start(self.num_chains, starts)
+        points = _points(kernel, starts, state)
+        state = self._warm_up(state)
         clock.append(perf_counter())
-        self._state = self._draw(state, self.num_samples, self.thin)
+        self._state = self._draw(state, points, self.num_samples, self.thin)
         clock.append(perf_counter())
         spans = (b - a for a, b in pairwise(clock))
         self.seconds = dict(zip(("training", "warmup", "sampling"), spans))
@@ -220,10 +230,11 @@ class VectorizedMCMC:
             )
         clock = perf_counter()
         with pyro.validation_enabled(False):
-            state = self._state
+            state, starts = self._state, self.starts
             if initial_params is not None:
                 state = self.kernel.state_at(initial_params)
-            self._state = self._draw(state, num_samples, thin, append)
+                starts = _points(self.kernel, initial_params, state)
+            self._state = self._draw(state, starts, num_samples, thin, append)
         self.seconds["sampling"] = perf_counter() - clock
 
     def _warm_up(self, state: Any) -> Any:
@@ -236,29 +247,32 @@ class VectorizedMCMC:
     def _bar(self, steps: int, name: str) -> Any:
         return trange(steps, desc=name, disable=self.disable_progbar or steps == 0)
 
-    def _draw(self, state: Any, num_samples: int, thin: int, append: bool = False) -> Any:
-        buffer, self.interrupted = DrawBuffer(num_samples, state, self._kept.columns), False
+    def _draw(self, state: Any, starts: Tensor, num: int, thin: int, append: bool = False) -> Any:
+        buffer, self.interrupted = DrawBuffer(num, state, self._kept.columns), False
         try:
-            for _ in self._bar(num_samples, "Sample"):
+            for _ in self._bar(num, "Sample"):
                 for _ in range(thin):
                     state, info = self.kernel.step(state)
                 buffer.add(state, info)
         except KeyboardInterrupt:
             self.interrupted = True
-            warnings.warn(f"interrupted: {buffer.count} of {num_samples} draws kept", stacklevel=3)
+            warnings.warn(f"interrupted: {buffer.count} of {num} draws kept", stacklevel=3)
         self.step_size = getattr(self.kernel, "step_size", None)
         if buffer.count or self._samples is None:
             x, found = buffer.by_chain()
             if append:
                 x = torch.cat([self.unconstrained, x], 1)
                 found = {k: torch.cat([self.statistics[k], v], 1) for k, v in found.items()}
-            self.unconstrained, self.statistics = x, found
+            self.unconstrained, self.statistics, self.starts = x, found, starts
             self.num_chains, self.num_samples, self.thin = len(x), x.shape[1], thin
             self._samples = self._kept.unpack(self.unconstrained)
         return state
 
     def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> Values:
         """Constrained draws ``{site: (draws, ...)}``, or ``(chains, draws, ...)`` by chain.
+
+        They are those of latent sites, as in Pyro. Deterministic sites are made of them by Pyro's
+        ``Predictive`` and by :func:`~pyro_flowsamp.to_arviz`.
 
         Arguments:
             num_samples: Resample this many with replacement.

@@ -11,21 +11,24 @@ from .pilot import Candidate
 from .smc.mode_search import Agreement, FoundModes
 from .target.density import Target
 from .trust import flow_evidence, weights_problem
+from .weights import Estimate
 
-__all__ = ["advice", "problems_of_draws", "problems_of_search"]
+__all__ = ["advice", "evidence_of_all", "problems_of_draws", "problems_of_search"]
 
 
 MAX_COMPARED = 20_000  #: draws that are sorted into regions
 LONGEST = 500.0  #: log steps of a stay, lest its exponential overflow
 
 
-def problems_of_search(best: Candidate, target: Target, modes: FoundModes) -> list[str]:
+def problems_of_search(
+    best: Candidate, modes: FoundModes, evidence: Estimate | None = None
+) -> list[str]:
     """Problems that the search shows: no kernel that mixes, and searches for modes that disagree.
 
     Arguments:
         best: The kernel that makes the draws.
-        target: Its target.
         modes: The result of the search for modes.
+        evidence: That of :func:`evidence_of_all`.
     """
     problems = []
     if not best.reliable:
@@ -41,25 +44,30 @@ def problems_of_search(best: Candidate, target: Target, modes: FoundModes) -> li
             f"{agreement.unseen:.2%} of the mass, and about as much may be in regions that none "
             f"has found"
         )
-    elif not modes.settled and modes.covered and not _flow_has_all(best, target, agreement):
+    elif not modes.settled and modes.covered and evidence is None:
         problems.append(_evidence_problem(agreement, best.options.modes.max_evidence_error))
     return problems
 
 
-def _flow_has_all(best: Candidate, target: Target, agreement: Agreement) -> bool:
-    """Whether the flow of the best kernel has as much mass as either search has found.
+def evidence_of_all(best: Candidate, target: Target, agreement: Agreement) -> Estimate | None:
+    """The log evidence by draws of the flow; None where it misses mass, or is not known.
 
-    Annealed particles often miss mass in many dimensions, and rarely find too much: the estimate of
-    the evidence is unbiased, so that it exceeds the truth c-fold with a probability of at most 1/c.
+    It must not be smaller than those of the searches. Annealed particles often miss mass in many
+    dimensions, and rarely find too much: the estimate of the evidence is unbiased, so that it
+    exceeds the truth c-fold with a probability of at most 1/c.
+
+    Arguments:
+        best: The kernel that makes the draws.
+        target: Its target.
+        agreement: The evidences of two searches.
     """
-    options = best.options
-    own = flow_evidence(best.run.kernel, target, options)
+    own, options = flow_evidence(best.run.kernel, target, best.options), best.options.modes
     if own is None:
-        return False
+        return None
     more = agreement.log_evidence - own.value
     error = (agreement.error.square() + own.standard_error.square()).sqrt()
-    bound = (options.modes.max_gap * error).clamp(min=options.modes.evidence_tolerance)
-    return bool((more <= bound).all())
+    bound = (options.max_gap * error).clamp(min=options.evidence_tolerance)
+    return None if bool((more > bound).any()) else own
 
 
 def _evidence_problem(agreement: Agreement, most: float) -> str:

@@ -1,5 +1,6 @@
 """sample() is right whatever kernel it chooses, it says what is wrong, and it ends in time."""
 
+import math
 import random
 import sys
 import time
@@ -26,10 +27,18 @@ from support.modes import second_search_loses_a_mode, two_modes
 from support.mutations import broken, must_fail, mutation
 
 import pyro_flowsamp as pf
-from pyro_flowsamp import ModeSearchOptions, SearchOptions, Target, pilot, sampling, search, verdict
+from pyro_flowsamp import (
+    ModeSearchOptions,
+    SearchOptions,
+    Target,
+    final_run,
+    pilot,
+    sampling,
+    search,
+)
 from pyro_flowsamp.flows.recipes import LayeredFlow
 from pyro_flowsamp.pilot import Goal
-from pyro_flowsamp.verdict import problems_of_draws, problems_of_search
+from pyro_flowsamp.verdict import evidence_of_all, problems_of_draws, problems_of_search
 
 QUIET = {"progress": False, "seed": 0}
 #: a search of little work
@@ -143,7 +152,7 @@ def test_training_does_not_depend_on_the_clock(monkeypatch):
     assert torch.equal(first, trained())
 
 
-@mutation(sampling, "ceil")
+@mutation(final_run, "ceil")
 def by_the_clock(ceil, x):
     return max(1, ceil(x) + int(1e3 * time.perf_counter()) % 7)
 
@@ -329,7 +338,7 @@ def test_the_effective_sample_size_is_met(ess):
     assert effective(data) < 6 * max(ess, 20 * data["posterior"].sizes["chain"])
 
 
-@mutation(sampling, "_shortfall")
+@mutation(final_run, "_shortfall")
 def never_short(_shortfall, *args):
     return []
 
@@ -362,7 +371,7 @@ def stops(monkeypatch, size, **options):
 
     monkeypatch.setattr(pf.VectorizedMCMC, "resume", spy)
     monkeypatch.setattr(
-        sampling, "bulk_and_tail_ess", lambda x: (size(x) * torch.ones(2), size(x) * torch.ones(2))
+        final_run, "bulk_and_tail_ess", lambda x: (size(x) * torch.ones(2), size(x) * torch.ones(2))
     )
     search = SearchOptions(modes=SMALL.modes, **options)
     data = pf.sample(standard(), ess=10, num_chains=64, search=search, **QUIET)
@@ -385,7 +394,7 @@ def test_draws_that_are_never_enough(monkeypatch):
 
 
 def test_chains_that_depend_on_their_starts(monkeypatch):
-    wrong = mutation(sampling, "nested_r_hat")(lambda *args: 1.2)
+    wrong = mutation(final_run, "nested_r_hat")(lambda *args: 1.2)
     options = SearchOptions(modes=SMALL.modes, max_doublings=1)
     with broken(wrong), pytest.warns(UserWarning, match="depend on where they started"):
         data = pf.sample(standard(), ess=100, search=options, **QUIET)
@@ -437,7 +446,7 @@ def found(target):
     steps = search.SamplerSearch(target, goal._replace(options=SMALL), progress=False)
     steps.find_modes()
     best = steps.search()
-    sampling.finish(best, target, progress=False)
+    final_run.finish(best, target, progress=False)
     return steps, best
 
 
@@ -621,7 +630,7 @@ def test_chains_go_on_from_where_they_were():
     candidate.run.kernel.init = lambda x: (
         starts.append(x) or type(candidate.run.kernel).init(candidate.run.kernel, x)
     )
-    sampling.finish(candidate, target, progress=False)
+    final_run.finish(candidate, target, progress=False)
     distance = torch.cdist(starts[0].double(), before.double()).min(-1).values
     assert float(distance.max()) < 1e-4
 
@@ -651,7 +660,7 @@ def forgotten():
     assert best.is_independence_sampler
     x = best.run.unconstrained
     x[:] = x[x.sum(-1) > 0][:1]
-    sampling.finish(best, target, progress=False)
+    final_run.finish(best, target, progress=False)
     return z_score((best.run.unconstrained.sum(-1) > 0).double(), 1 / 3)
 
 
@@ -660,7 +669,7 @@ def test_starts_are_forgotten():
     assert abs(forgotten()) < 4
 
 
-@mutation(sampling, "burn_in")
+@mutation(final_run, "burn_in")
 def no_burn_in(burn_in, best, target, num_samples, starts, before):
     state = best.run.kernel.state_at(starts)
     best.run._state = state
@@ -680,7 +689,7 @@ def test_chains_that_never_move():
     starts[:3] += 2 * c
     goal = Goal(None, 6, 256)
     best = pilot.run_pilot("IMH", pf.IMH(guide=flow), target, starts, goal, torch.inf)
-    problems = sampling.finish(best, target, progress=False)
+    problems = final_run.finish(best, target, progress=False)
     assert any("have never moved" in problem for problem in problems)
 
 
@@ -810,22 +819,18 @@ def test_draws_at_which_chains_stay_too_long():
     assert problems_of_draws(best, steps.modes) == []
 
 
-@mutation(verdict, "flow_evidence")
-def too_little(flow_evidence, *args):
-    estimate = flow_evidence(*args)
-    return estimate._replace(value=estimate.value - 2.0)
-
-
 def test_searches_that_miss_mass_which_the_flow_has():
     """The evidence of the flow decides, and only if it is not smaller than that of a search."""
     steps, best = found(standard())
     less = steps.modes.agreement.log_evidence - torch.tensor([0.0, 3.0])
     agreement = steps.modes.agreement._replace(log_evidence=less)
     modes = steps.modes._replace(agreement=agreement, settled=False)
-    assert problems_of_search(best, steps.target, modes) == []
-    with broken(too_little):
-        assert "log evidences are" in problems_of_search(best, steps.target, modes)[0]
+    evidence = evidence_of_all(best, steps.target, agreement)
+    assert abs(float(evidence.value) - math.log(2 * math.pi)) < 0.1
+    assert problems_of_search(best, modes, evidence) == []
+    more = agreement._replace(log_evidence=less + 2)
+    assert evidence_of_all(best, steps.target, more) is None
+    assert "log evidences are" in problems_of_search(best, modes, None)[0]
     unknown = agreement._replace(error=torch.tensor([0.1, 3.0], dtype=torch.double))
     modes = modes._replace(agreement=unknown)
-    with broken(too_little):
-        assert "cannot be compared" in problems_of_search(best, steps.target, modes)[0]
+    assert "cannot be compared" in problems_of_search(best, modes, None)[0]

@@ -142,6 +142,26 @@ def test_an_interrupted_append_keeps_all(guide, monkeypatch):
     assert torch.equal(mcmc.unconstrained[:, :5], before)
 
 
+def test_starts_are_those_of_the_draws_that_there_are(guide, monkeypatch):
+    mcmc = VectorizedMCMC(IMH(guide=guide), 5, warmup_steps=5, num_chains=8, disable_progbar=True)
+    mcmc.run(*conjugate_data())
+    first = mcmc.starts.clone()
+    assert first.shape == (8, 2) and len(first.unique(dim=0)) == 8
+    mcmc.resume(3)
+    assert torch.equal(mcmc.starts, first)
+
+    def interrupted(self, state):
+        raise KeyboardInterrupt
+
+    params = {"mean": torch.zeros(4), "rate": torch.ones(4)}
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="0 of 3 draws kept"):
+        patch.setattr(IMH, "step", interrupted)
+        mcmc.resume(3, initial_params=params)
+    assert torch.equal(mcmc.starts, first) and len(mcmc.unconstrained) == 8
+    mcmc.resume(3, initial_params=params)
+    assert mcmc.starts.tolist() == [[1.0, 0.0]] * 4  # in the model's order
+
+
 def test_resume_with_other_chains(guide):
     mcmc = VectorizedMCMC(IMH(guide=guide), 5, warmup_steps=5, num_chains=8, disable_progbar=True)
     with pytest.raises(RuntimeError, match="no run to go on from"):

@@ -23,6 +23,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import config_enumerate
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
@@ -206,12 +207,18 @@ class ModelDensity:
 
     @_unvalidated
     def pointwise(self, values: Values) -> Values:
-        """Log-likelihood of every observation: ``{observed site: (N, *batch_shape)}``."""
+        """Log-likelihood of every observation: ``{observed site: (N, *batch_shape)}``.
+
+        Terms that a mask hides are 0. ``poutine.scale`` is left out: it weighs observations, and
+        is no part of their likelihood.
+        """
 
         def single(values: Values) -> Values:
             trace = self._trace(self.model, values, {})
-            trace.compute_log_prob()  # with masks and scales
-            return {n["name"]: n["log_prob"] for n in self.observed(trace)}
+            return {
+                n["name"]: scale_and_mask(n["fn"].log_prob(n["value"]), mask=n["mask"])
+                for n in self.observed(trace)
+            }
 
         try:
             return torch.func.vmap(single, chunk_size=1024)(values)

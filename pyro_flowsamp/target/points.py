@@ -18,7 +18,12 @@ from .missing_data import Imputed
 from .model import ModelDensity
 from .site import SiteLayout, Values
 
-__all__ = ["complete_groups", "overdispersed_points", "prior_points"]
+__all__ = [
+    "complete_groups",
+    "is_drawn_from_its_prior",
+    "overdispersed_points",
+    "prior_points",
+]
 
 
 def overdispersed_points(
@@ -87,12 +92,12 @@ def _draw(model: ModelDensity, layout: SiteLayout, context: Values) -> Values:
         nan = torch.full((), torch.nan, device=layout.device)
         return {site.name: nan.expand(site.value_shape) for site in layout.sites}
     for site in layout.sites:
-        if not _is_drawn_from_its_prior(trace.nodes[site.name]):
+        if not is_drawn_from_its_prior(trace.nodes[site.name]):
             raise ValueError(f"the prior of site '{site.name}' is masked or scaled")
     return {site.name: trace.nodes[site.name]["value"] for site in layout.sites}
 
 
-def _is_drawn_from_its_prior(node: dict) -> bool:
+def is_drawn_from_its_prior(node: dict) -> bool:
     """Whether a site's term of the log density is that of the distribution that it is drawn from.
 
     It is not where it is masked, wholly or in part, or scaled.

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "weights",
     "problems": "problems target",
     "lattice": "lattice _zuko flows guides problems target",
-    "export": "target",
+    "export": "export target",
     "draw_buffer": "kernels target",
     "vectorized": "draw_buffer kernels target",
     "convergence": "",
@@ -40,8 +40,9 @@ MAY_IMPORT = {
     "pilot": "convergence kernels options target vectorized",
     "candidates": "flows guides options target",
     "search": "candidates guides kernels options pilot smc target transitions trust",
-    "verdict": "convergence pilot smc target trust",
-    "sampling": "convergence draw_buffer export options pilot search target vectorized verdict",
+    "verdict": "convergence pilot smc target trust weights",
+    "final_run": "convergence pilot target vectorized",
+    "sampling": "draw_buffer export final_run options pilot search target verdict weights",
 }
 #: (file, part): imports that are made inside a function, when it is called
 WHEN_CALLED = {("kernels/base.py", "guides")}

@@ -181,7 +181,7 @@ def test_a_step_waits_for_nothing(make, kernel):
         kernel.adapt(info)
     kernel.freeze()
     with no_waiting():
-        mcmc._draw(state, mcmc.num_samples, mcmc.thin)
+        mcmc._draw(state, state.x, mcmc.num_samples, mcmc.thin)
 
 
 @pytest.mark.parametrize("kernel", [IMH, LatentMALA])

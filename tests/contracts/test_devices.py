@@ -111,7 +111,7 @@ def test_sampling(kernel, guide, context):
         kernel.adapt(info)
     kernel.freeze()  # may wait, once: for a step size gone to zero, for how many steps in turn
     with context():
-        mcmc._draw(state, mcmc.num_samples, mcmc.thin)
+        mcmc._draw(state, state.x, mcmc.num_samples, mcmc.thin)
     assert mcmc.get_samples(group_by_chain=True).popitem()[1].shape[:2] == (8, 5)
 
 

@@ -81,7 +81,7 @@ def test_steps_wait_for_nothing(make, context):
     kernel.adapt(info)  # waits, once, for the next number of steps
     kernel.freeze()
     with context():
-        mcmc._draw(state, mcmc.num_samples, mcmc.thin)
+        mcmc._draw(state, state.x, mcmc.num_samples, mcmc.thin)
 
 
 def test_adaptation_waits_once_a_step(monkeypatch):

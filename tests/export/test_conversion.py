@@ -23,7 +23,8 @@ from support.models import (
 )
 from support.models import normal_potential as potential
 
-from pyro_flowsamp import IMH, AutoFlow, LatentMALA, Target, VectorizedMCMC, export, to_arviz
+from pyro_flowsamp import IMH, AutoFlow, LatentMALA, Target, VectorizedMCMC, to_arviz
+from pyro_flowsamp.export import groups as groups_module
 
 ARVIZ_0 = az.__version__.startswith("0.")
 CHAINS, DRAWS = 3, 40
@@ -239,10 +240,10 @@ def test_unsaved_sites(run):
 
 def test_too_large_a_log_likelihood(monkeypatch):
     run = vectorized()
-    monkeypatch.setattr(export, "MAX_NUMBERS", 6 * CHAINS * DRAWS - 1)
+    monkeypatch.setattr(groups_module, "MAX_NUMBERS", 6 * CHAINS * DRAWS - 1)
     with pytest.warns(UserWarning, match="log_likelihood=False"):
         assert "log_likelihood" not in groups(to_arviz(run))
-    monkeypatch.setattr(export, "MAX_NUMBERS", 6 * CHAINS * DRAWS)
+    monkeypatch.setattr(groups_module, "MAX_NUMBERS", 6 * CHAINS * DRAWS)
     assert "log_likelihood" in groups(to_arviz(run))
 
 
@@ -255,7 +256,9 @@ def test_discrete_sites_have_no_draws_to_condition_on():
 
 def test_a_model_without_observations():
     run = vectorized(model=factored, args=(data(1.0, 0.0),))
-    assert groups(to_arviz(run)) == {"posterior", "sample_stats"}
+    idata = to_arviz(run)
+    assert groups(idata) == {"posterior", "sample_stats", "constant_data"}
+    np.testing.assert_array_equal(idata.constant_data["y"], data(1.0, 0.0))
 
 
 def test_a_potential_has_neither_data_nor_likelihood():

@@ -1,0 +1,133 @@
+"""The final run of ``sample()``: its burn-in, and draws until they are enough."""
+
+from __future__ import annotations
+
+from math import ceil
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from .convergence import bulk_and_tail_ess, group_by_start, nested_r_hat
+from .pilot import Candidate
+from .target.density import Target
+from .target.site import Values
+from .vectorized import VectorizedMCMC
+
+__all__ = ["burn_in", "finish"]
+
+FEWEST_DRAWS = 8  #: draws of a chain from which on its two halves can be compared
+
+
+def finish(best: Candidate, target: Target, progress: bool, before: int = 0) -> list[str]:
+    """Makes the draws that were asked for, by chains that continue from those of the pilot run.
+
+    Arguments:
+        best: The candidate; the draws replace those of its run.
+        target: Its target.
+        progress: Whether to show a progress bar.
+        before: Evaluations of the target before the search began.
+
+    Returns:
+        What is wrong with the draws, in words.
+    """
+    run, goal, chains = best.run, best.goal, best.num_chains
+    x = run.unconstrained.flatten(0, 1)
+    x = x[torch.randperm(len(x), device=x.device)]
+    x = x[torch.arange(chains, device=x.device) % len(x)]  # equal where there are too few
+    planned = goal.num_samples or ceil(goal.steps(chains, best.ess_per_draw) / best.thin)
+    if not best.reliable and goal.num_samples is None:
+        planned = min(planned, best.options.unreliable_draws)
+    problems = burn_in(best, target, planned, target.unpack_unconstrained(x), before)
+    if run.interrupted:
+        return problems
+    run.disable_progbar = not progress
+    if goal.num_samples is not None:
+        run.resume(goal.num_samples, best.thin)
+        return problems
+    groups = group_by_start(_standardised(x), best.options.start_groups)
+    return problems + _draw_until_enough(best, max(FEWEST_DRAWS, planned // 2), groups)
+
+
+def _standardised(x: Tensor) -> Tensor:
+    return (x - x.mean(0)) / x.std(0).clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def _draw_until_enough(best: Candidate, draws: int, groups: Tensor) -> list[str]:
+    """Draws, and doubles the draws until they are enough; returns what is wrong at the end.
+
+    Chains are looked at when their number of draws has doubled, and not more often: a run that is
+    stopped at the first moment at which it looks good looks better than it is.
+    """
+    run, options = best.run, best.options
+    run.resume(draws, best.thin)
+    for left in range(options.max_doublings, -1, -1):
+        if run.interrupted:
+            return []
+        wrong = _shortfall(run, best, groups)
+        if not wrong or not best.reliable and run.num_samples >= options.unreliable_draws:
+            return wrong
+        if best.goal.deadline is not None and perf_counter() > best.goal.deadline:
+            return [*wrong, "max_seconds are over"]
+        if left:
+            run.resume(run.num_samples, best.thin, append=True)
+    return wrong
+
+
+def _shortfall(run: VectorizedMCMC, best: Candidate, groups: Tensor) -> list[str]:
+    """Effective draws that are missing so far, and chains that depend on their start, in words."""
+    goal, options = best.goal, best.options
+    assert goal.ess is not None
+    x = _columns(run)
+    bulk, tail = (found[~found.isnan()] for found in bulk_and_tail_ess(x))
+    wanted = max(goal.ess, int(options.times_per_chain * run.num_chains))
+    wrong = []
+    for name, found in (("bulk", bulk), ("tails", tail)):
+        least = float(found.min()) if len(found) else float(wanted)
+        if least < wanted:
+            wrong.append(f"the {name} has an effective sample size of {least:.0f}, not {wanted}")
+    nested = nested_r_hat(run.unconstrained, groups)
+    if nested > options.max_nested_r_hat:
+        wrong.append(f"chains depend on where they started: nested R-hat is {nested:.3f}")
+    return wrong
+
+
+def _columns(run: VectorizedMCMC) -> Tensor:
+    """The constrained draws, ``(chains, draws, D)``."""
+    values = run.get_samples(group_by_chain=True).values()
+    return torch.cat(
+        [value.flatten(2) if value.dim() > 2 else value[..., None] for value in values], -1
+    )
+
+
+def burn_in(
+    best: Candidate, target: Target, num_samples: int, starts: Values, before: int = 0
+) -> list[str]:
+    """Runs the chains until every one has moved, and then as long again.
+
+    Particles give modes and tails the wrong weights, with an error that all chains share and that
+    their spread does not show. A tail that a flow draws too seldom from is entered as seldom as it
+    is left. So where steps are cheap it takes more of them, for a tenth of the evaluations so far,
+    without those ``before`` the search began.
+
+    Returns:
+        What is wrong, in words.
+    """
+    run, block, found = best.run, best.options.burn_in_block, target.evaluations
+    run.resume(block * best.thin, 1, starts)
+    moved, blocks = run.statistics["accepted"].any(1), 1
+    while not (run.interrupted or bool(moved.all()) or blocks >= num_samples // block):
+        run.resume(block * best.thin)
+        moved, blocks = moved | run.statistics["accepted"].any(1), blocks + 1
+    if run.interrupted:
+        return []
+    spent = max(1, target.evaluations - found)
+    more = best.options.burn_in_fraction * (found - before) / spent
+    run.resume(ceil(blocks * max(1.0, more)), block * best.thin)
+    if bool(moved.all()):
+        return []
+    return [
+        f"{int((~moved).sum())} of {len(moved)} chains have never moved: {best.name} hardly ever "
+        f"proposes points near where they started, so that the probability of that region is not "
+        f"well known"
+    ]
