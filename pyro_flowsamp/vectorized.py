@@ -17,7 +17,7 @@ from tqdm.auto import trange
 
 from .draw_buffer import DrawBuffer, KeptSites, starting_values
 from .kernels.base import FlowKernel
-from .kernels.statistics import proposal_diagnostics
+from .kernels.statistics import StillChainOptions, proposal_diagnostics, warn_of_still_chains
 from .target.density import Target
 from .target.site import Values
 
@@ -35,12 +35,20 @@ def _check_counts(least: int = 1, **counts: int) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def warn_of_rejections(accepted: Tensor, least: float, proposals: int) -> None:
-    """Warns where less than a share ``least`` of so many proposals or more was accepted."""
-    if accepted.numel() < proposals:
-        return
+def warn_of_rejections(
+    found: Values, least: float, proposals: int, options: StillChainOptions
+) -> None:
+    """Warns where chains hardly move, or some of them never, unless ``least`` is 0.
+
+    Arguments:
+        found: Statistics of the draws by name, ``(C, n)`` each.
+        least: The share of accepted proposals below which all chains together hardly move.
+        proposals: The number of proposals from which on this is told.
+        options: Where single chains that never move are told.
+    """
+    accepted = found["accepted"]
     rate = float(accepted.double().mean())
-    if rate < least:
+    if rate < least and accepted.numel() >= proposals:
         warnings.warn(
             f"only {rate:.2%} of the proposals were accepted, none by "
             f"{int((~accepted).all(1).sum())} of {len(accepted)} chains: the flow does not fit "
@@ -48,6 +56,8 @@ def warn_of_rejections(accepted: Tensor, least: float, proposals: int) -> None:
             f"other data, call guide.fit(...) on these; diagnostics() has more.",
             stacklevel=3,
         )
+    elif least > 0:
+        warn_of_still_chains(found, options)
 
 
 def _points(kernel: FlowKernel, params: Values | None, state: Any) -> Tensor:
@@ -66,8 +76,8 @@ class VectorizedMCMC:
         warmup_steps: Steps per chain before the first draw that is kept; the first of them trains
             the guide unless it is trained. By default ``num_samples``, as in Pyro.
         num_chains: Number of chains.
-        initial_params: Unconstrained starting values, ``{site: (num_chains, ...)}``; by default
-            draws of the flow.
+        initial_params: Unconstrained starting values, ``{site: (num_chains, ...)}``, near which a
+            training of the guide looks for the density too; by default draws of the flow.
         thin: Keep every ``thin``-th draw.
         save_params: Sites to keep; all by default.
         disable_progbar: Whether to hide the progress bars of sampling and training.
@@ -83,7 +93,8 @@ class VectorizedMCMC:
         interrupted: Whether Ctrl-C ended the sampling early.
         seconds: Wall-clock time of the run's "training", "warmup" and "sampling".
         min_acceptance: Share of accepted proposals below which :meth:`run` warns; set it to 0 to
-            silence the warning.
+            silence the warning, and that of single chains that never move
+            (``kernel.still_chains``).
         min_proposals: Number of proposals from which on it may warn.
 
     Raises:
@@ -169,11 +180,15 @@ class VectorizedMCMC:
                 self._run(starts)
         finally:
             kernel.cleanup()  # or the next run would begin at this one's initial_params
-        warn_of_rejections(self.statistics["accepted"], self.min_acceptance, self.min_proposals)
+        warn_of_rejections(
+            self.statistics, self.min_acceptance, self.min_proposals, kernel.still_chains
+        )
 
     def _run(self, starts: Values | None) -> None:
         kernel = self.kernel
         kernel.setup(self.warmup_steps, *self._args, **self._kwargs)
+        if starts is not None:
+            kernel.binding.starts = kernel.target.pack_unconstrained(starts)
         self._kept = KeptSites(kernel.target, self.save_params)
         clock = [perf_counter()]
         kernel.prepare(self.warmup_steps, progress=not self.disable_progbar)
@@ -297,15 +312,8 @@ class VectorizedMCMC:
             ValueError: There are fewer than four draws a chain.
         """
         self._check_enough()
-        result: dict[str, Any] = diagnostics(self._summarised())
-        diverging = self.statistics["diverging"]
-        result["divergences"] = {
-            f"chain {i}": row.nonzero()[:, 0].tolist() for i, row in enumerate(diverging)
-        }
-        accepted = self.statistics["accepted"].double().mean(-1)
-        result["acceptance rate"] = {f"chain {i}": float(a) for i, a in enumerate(accepted)}
-        result.update(self._flow_diagnostics())
-        return result
+        by_site: dict[str, Any] = diagnostics(self._summarised())
+        return {**by_site, **_of_chains(self.statistics), **self._flow_diagnostics()}
 
     def _summarised(self) -> Values:
         """Draws by chain of the sites that are not empty, which Pyro's summaries cannot treat."""
@@ -339,3 +347,15 @@ class VectorizedMCMC:
     def __getstate__(self) -> dict[str, Any]:
         """The run's draws and statistics, without target, flow and chains."""
         return {**self.__dict__, "target": None, "_proposal": None, "_state": None}
+
+
+def _of_chains(statistics: dict[str, Tensor]) -> dict[str, Any]:
+    """Divergences and acceptance rates of each chain, named as in Pyro's diagnostics."""
+    diverging = statistics["diverging"]
+    accepted = statistics["accepted"].double().mean(-1)
+    return {
+        "divergences": {
+            f"chain {i}": row.nonzero()[:, 0].tolist() for i, row in enumerate(diverging)
+        },
+        "acceptance rate": {f"chain {i}": float(a) for i, a in enumerate(accepted)},
+    }

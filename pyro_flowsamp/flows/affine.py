@@ -53,8 +53,9 @@ class Affine(zuko.lazy.LazyTransform):
             scale_tril: The Cholesky factor ``(d, d)``, or scales ``(d,)``. A full one is reduced to
                 marginal scales where the layer is diagonal.
         """
-        for parameter in self.parameters():
-            parameter.zero_()
+        for correction in (self.shift, self.log_diagonal, self.lower):
+            if correction is not None:
+                correction.zero_()
         self.loc.copy_(loc)
         if scale_tril.dim() < self.scale.dim():
             scale_tril = scale_tril.diag()

@@ -29,7 +29,8 @@ from ..flows.proposal import DiagnosticOptions, FlowDiagnostics, FlowDistributio
 from ..options import FitOptions
 from ..target.context import ContextArguments, ContextRange
 from ..target.density import Target
-from ..target.inspection import init_to_unconstrained, is_discrete
+from ..target.inspection import init_to_unconstrained
+from ..target.nodes import is_discrete
 from ..target.site import Values
 from ..train import History
 from .source import ModelSource
@@ -183,6 +184,13 @@ class FlowGuide(AutoContinuous):
         self._build(target, rows, args, kwargs)
         return target if rows is None or len(rows) == 1 else target.at_contexts(rows)
 
+    def _sites_of(self, args: tuple, kwargs: dict) -> Target:
+        """The target at one context, or its sites alone, see :meth:`ModelSource.sites`."""
+        args, kwargs, rows, _ = self.context_arguments.for_use(self._source.required, args, kwargs)
+        target = self._source.sites(args, kwargs, self.context_names)
+        self._build(target, rows, args, kwargs)
+        return target
+
     def _build(self, target: Target, rows: Tensor | None, args: tuple, kwargs: dict) -> None:
         row = None if rows is None else rows[0]
         sites = [(s.name, tuple(s.shape)) for s in target.sites]
@@ -215,7 +223,7 @@ class FlowGuide(AutoContinuous):
             return Proposal(flow)
         rows = self.context_arguments.for_use(self._source.required, args, kwargs).rows
         assert rows is not None
-        rows = rows.to(next(flow.parameters()))
+        rows = rows.to(_first_tensor(flow))
         return Proposal(flow, rows if len(rows) > 1 else rows[0])
 
     # ---- Pyro's side --------------------------------------------------------------------------
@@ -226,7 +234,7 @@ class FlowGuide(AutoContinuous):
             super()._setup_prototype(*args, **kwargs)
             self._create_plates(*args, **kwargs)  # NeuTraReparam wants them of one never called
         if self._source.last_target is None:
-            self.target_for(*args, **kwargs)
+            self._sites_of(args, kwargs)
 
     def _distribution(self, args: tuple, kwargs: dict) -> Any:
         """The flow's own distribution at the one context of a call."""
@@ -234,7 +242,7 @@ class FlowGuide(AutoContinuous):
         if not self.context_names:
             return flow(None)
         row = self.context_arguments.single_row(self._source.required, args, kwargs)
-        return flow(row.to(next(flow.parameters())))
+        return flow(row.to(_first_tensor(flow)))
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """The flow as a Pyro distribution over the packed unconstrained latents."""
@@ -242,7 +250,7 @@ class FlowGuide(AutoContinuous):
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """The standard normal distribution that the flow transports."""
-        like = next(self.trained_flow.parameters()).new_zeros(self.latent_dim)
+        like = _first_tensor(self.trained_flow).new_zeros(self.latent_dim)
         return dist.Normal(like, 1).to_event(1)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Transform:
@@ -253,7 +261,7 @@ class FlowGuide(AutoContinuous):
     def _sampled(self, args: tuple, kwargs: dict) -> Values:
         target = self._source.last_target
         if args or kwargs or target is None:
-            target = self.target_for(*args, **kwargs)
+            target = self._sites_of(args, kwargs)
         num = self.guide_options.num_summary
         return target.unpack(self.get_posterior(*args, **kwargs).sample((num,)))
 
@@ -341,8 +349,13 @@ def judge(
     return found
 
 
+def _first_tensor(flow: nn.Module) -> Tensor:
+    """A tensor of a flow's dtype and device; a flow may have no parameters, all of it fixed."""
+    return next(value for value in flow.state_dict().values() if isinstance(value, Tensor))
+
+
 def _check_flow(flow: nn.Module, target: Target, row: Tensor | None) -> None:
-    distribution = flow(None if row is None else row.to(next(flow.parameters())))
+    distribution = flow(None if row is None else row.to(_first_tensor(flow)))
     if not hasattr(distribution, "rsample_and_log_prob"):
         raise ValueError(
             f"the flow returns a {type(distribution).__name__}, which cannot draw and score in one "

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from ..target.construction import sites_alone
 from ..target.context import same_objects
 from ..target.density import Target, as_target
+from ..target.inspection import RandomDensityError
 
 __all__ = ["ModelSource", "Unregistered"]
 
@@ -44,6 +46,7 @@ class ModelSource:
     def __init__(self, model: Callable | None) -> None:
         self.model = model
         self._last: tuple[tuple, Target] | None = None
+        self._part: Target | None = None
 
     @property
     def required(self) -> Callable:
@@ -76,10 +79,24 @@ class ModelSource:
         self._last = key, target
         return target
 
+    def sites(self, args: tuple, kwargs: dict, context: Sequence[str]) -> Target:
+        """The target, or one of the same sites without a density where that is random.
+
+        A part of a larger model, such as ``poutine.block(model, hide=["z"])``, draws what it hides
+        at each run. Pyro's SVI can train a guide of it beside guides of the other parts.
+        """
+        if self._part is not None:
+            return self._part
+        try:
+            return self.target(args, kwargs, context)
+        except RandomDensityError:
+            self._part = Target(*sites_alone(self.required, args, kwargs))
+            return self._part
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": None, "_last": None}
+        return {"model": None, "_last": None, "_part": None}
 
     def __deepcopy__(self, memo: dict) -> ModelSource:
         made = ModelSource(self.model)
-        made._last = self._last
+        made._last, made._part = self._last, self._part
         return made

@@ -28,7 +28,14 @@ from ..target.context import check_number_of_chains
 from ..target.density import Target
 from ..target.site import Values
 from .binding import Guide, ModelBinding
-from .statistics import STATISTICS, on_one_period, proposal_diagnostics, statistics
+from .statistics import (
+    STATISTICS,
+    StillChainOptions,
+    on_one_period,
+    proposal_diagnostics,
+    statistics,
+    warn_of_still_chains,
+)
 
 __all__ = ["FlowKernel", "Guide"]
 
@@ -66,6 +73,7 @@ class FlowKernel(MCMCKernel):
 
     Attributes:
         binding: The model, guide and arguments, and the target and frozen flow made of them.
+        still_chains: Options of the warning of chains that never move; may be set.
 
     Raises:
         ValueError: Not exactly one of model, potential_fn, guide, or a model with its guide, is
@@ -101,6 +109,7 @@ class FlowKernel(MCMCKernel):
         self._initial_params: Values | None = None
         self._user_start = False
         self._save_params: list[str] | None = None
+        self.still_chains = StillChainOptions()
         self._warmup_steps = 0
         self._begin_chain()
 
@@ -288,7 +297,7 @@ class FlowKernel(MCMCKernel):
         self.bind(*args, **kwargs)
         self.binding.proposal = None  # the guide may have been trained further since
         self._begin_chain()
-        self._warmup_steps = warmup_steps
+        self._warmup_steps, self.binding.starts = warmup_steps, None
         if self._user_start:
             x = self.target.pack_unconstrained(self.initial_params)
             if x.dim() > 1:
@@ -296,6 +305,7 @@ class FlowKernel(MCMCKernel):
                     f"initial_params have leading dimensions {tuple(x.shape[:-1])}; for one chain "
                     f"their shapes must be { {s.name: tuple(s.shape) for s in self.target.sites} }"
                 )
+            self.binding.starts = x[None]
         else:
             first = self.target.initial_points(1)[0]
             self._initial_params = self.target.unpack_unconstrained(first)
@@ -320,7 +330,9 @@ class FlowKernel(MCMCKernel):
             self._statistics[name].append(float(value[0]))
 
     def cleanup(self) -> None:
-        """Ends a chain; Pyro calls this twice."""
+        """Ends a chain, and warns where it never moved; Pyro calls this twice."""
+        found = {k: torch.tensor(v)[None] for k, v in self._statistics.items()}
+        warn_of_still_chains(found, self.still_chains)
         self._begin_chain()
         self._initial_params, self._user_start = None, False
 

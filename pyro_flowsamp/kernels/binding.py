@@ -51,6 +51,8 @@ class ModelBinding:
         guide: The guide; None before :meth:`bind` where none was given.
         target: The target of the bound arguments; None before :meth:`bind`.
         proposal: The frozen flow; None before :meth:`prepare`.
+        starts: Points ``(N, d)`` at which chains will start, near which a training looks for the
+            density too; or None.
 
     Raises:
         ValueError: Not exactly one of model, potential_fn, guide, or a model with its guide, is
@@ -76,6 +78,7 @@ class ModelBinding:
     def _release(self) -> None:
         self.target: Target | None = None
         self.proposal: Proposal | None = None
+        self.starts: Tensor | None = None
         self._key: tuple | None = None
         self._args: tuple = ()
         self._kwargs: dict = {}
@@ -90,7 +93,8 @@ class ModelBinding:
         """Makes the target of these arguments, unless they are the ones already bound.
 
         Arguments:
-            args, kwargs: Arguments of the model.
+            args, kwargs: Arguments of the model; a potential takes none, and ignores them, as it
+                does in Pyro's HMC.
             initial_params: Unconstrained values whose names, shapes and dtypes are those of a
                 potential's arguments; not used for a model.
             default_guide: Makes a guide of a model or target, where none was given.
@@ -99,6 +103,8 @@ class ModelBinding:
             ValueError: The guide was trained for another model, or is amortised and untrained, or a
                 potential comes without ``initial_params``.
         """
+        if self.potential_fn is not None:
+            args, kwargs = (), {}
         key = (*args, *sorted(kwargs), *(kwargs[k] for k in sorted(kwargs)))
         layout = self._layout
         if self.potential_fn is not None and initial_params is not None:
@@ -152,18 +158,20 @@ class ModelBinding:
             self.proposal = self.guide.proposal(*self._args, **self._kwargs)
 
     def _train(self, guide: Guide, progress: bool) -> None:
+        assert self.target is not None
         options = guide.options
         if not progress:
             guide.options = replace(options, progress=False)
+        self.target.starts = self.starts
         try:
             guide.fit(*self._args, **self._kwargs)
         finally:
-            guide.options = options
+            guide.options, self.target.starts = options, None
 
     def __getstate__(self) -> dict[str, Any]:
         """The model and the guide; :meth:`bind` makes target and flow again."""
         state = self.__dict__.copy()
-        state.update(target=None, proposal=None, _key=None, _args=(), _kwargs={})
+        state.update(target=None, proposal=None, starts=None, _key=None, _args=(), _kwargs={})
         return state
 
 

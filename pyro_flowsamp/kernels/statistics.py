@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import pi
 from typing import Protocol
 
@@ -11,10 +14,33 @@ from torch import Tensor
 from ..flows.proposal import Proposal
 from ..target.density import Target
 
-__all__ = ["KernelState", "StepInfo", "on_one_period", "proposal_diagnostics", "statistics"]
+__all__ = [
+    "KernelState",
+    "StepInfo",
+    "StillChainOptions",
+    "on_one_period",
+    "proposal_diagnostics",
+    "statistics",
+    "warn_of_still_chains",
+]
 
 
 STATISTICS = ("lp", "log_weight", "accepted", "acceptance_rate", "diverging")
+
+
+@dataclass(frozen=True)
+class StillChainOptions:
+    """Options of the warning of chains that never move.
+
+    Attributes:
+        max_expected: The number of such chains, expected of chance alone, below which a run that
+            has one warns.
+        least_rate: The acceptance rate that this chance is computed with, where that of the run is
+            lower. With 0.05 a chain that is alone needs 90 draws.
+    """
+
+    max_expected: float = 0.01
+    least_rate: float = 0.05
 
 
 class KernelState(Protocol):
@@ -79,3 +105,41 @@ def statistics(state: KernelState, info: StepInfo) -> dict[str, Tensor]:
         "acceptance_rate": info.accept_prob,
         "diverging": info.diverging,
     }
+
+
+def warn_of_still_chains(found: Mapping[str, Tensor], options: StillChainOptions) -> None:
+    r"""Warns of chains that never move, where chance does not explain them.
+
+    If all of C chains accepted at the rate a, :math:`C (1 - a)^n` of them would make n draws at one
+    point.
+
+    Arguments:
+        found: Statistics of the draws by name, ``(C, n)`` each, see :func:`statistics`.
+        options: How rare these chains must be.
+
+    Example:
+        >>> import warnings
+        >>> accepted = torch.tensor([[True], [True], [False]]).expand(3, 50)
+        >>> lp = torch.randn(3, 50) * accepted
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn_of_still_chains({"accepted": accepted, "lp": lp}, StillChainOptions())
+        >>> str(caught[0].message)[:35]
+        'chains [2] accepted no proposal in '
+    """
+    accepted, lp = found["accepted"].double(), found["lp"]
+    chains, draws = accepted.shape
+    if not draws:
+        return
+    still = (accepted == 0).all(1) & (lp == lp[:, :1]).all(1)
+    rate = accepted.mean().clamp(min=options.least_rate)
+    if bool(still.any() & (chains * (1 - rate) ** draws < options.max_expected)):
+        where = still.nonzero()[:, 0].tolist()
+        named = f"{where[:10]}" if len(where) <= 10 else f"{where[:10]} and {len(where) - 10} more"
+        warnings.warn(
+            f"chains {named} accepted no proposal in any of {draws} draws. Where they are, the "
+            f"flow has far less density than the posterior, and their draws are no sample of it. "
+            f"Leave out initial_params that lie far out in a tail. If they lie in a mode, train "
+            f"the guide for longer, or with an ensemble that has it (AutoFlow(ensemble=...)).",
+            stacklevel=3,
+        )

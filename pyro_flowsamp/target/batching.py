@@ -14,10 +14,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .inspection import ModelStructureError
+from .inspection import ModelStructureError, RandomDensityError
 from .site import Site
 
-__all__ = ["ChosenBatching", "Density", "choose_batching", "warn_of_gradient", "warn_of_loop"]
+__all__ = [
+    "RANDOM_DENSITY",
+    "ChosenBatching",
+    "Density",
+    "choose_batching",
+    "warn_of_gradient",
+    "warn_of_loop",
+]
 
 
 Density = Callable[[Tensor, Tensor | None], Tensor]
@@ -97,6 +104,13 @@ def warn_of_gradient(sites: Sequence[Site], value: Tensor, grad: Tensor) -> None
     )
 
 
+RANDOM_DENSITY = (
+    "the density is random: two evaluations at the same points differ, and no exact sampler or "
+    "training can use it. Give the whole model, if poutine.block hides some of its latent sites "
+    "here; else draw random numbers once, outside the model."
+)
+
+
 class ChosenBatching(NamedTuple):
     """A way of batching, and the reasons against the faster ways.
 
@@ -121,16 +135,13 @@ def choose_batching(ways: dict[str, Density], points: Tensor, c: Tensor | None) 
         c: Their contexts ``(N, c)``, or None.
 
     Raises:
-        ModelStructureError: Two evaluations at the same points differ.
+        RandomDensityError: Two evaluations at the same points differ.
         ValueError: The density depends on no latent site.
     """
     *fast, (slow_name, slow) = ways.items()
     reference = _value_and_grad(slow, points, c)
     if not _close(_value_and_grad(slow, points, c), reference):
-        raise ModelStructureError(
-            "the density is random: two evaluations at the same points differ, and no exact "
-            "sampler can use it. Draw random numbers once, outside the model."
-        )
+        raise RandomDensityError(RANDOM_DENSITY)
     reasons = []
     for name, density in fast:
         try:

@@ -13,13 +13,19 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor
 
-from .batching import Density, choose_batching, warn_of_gradient, warn_of_loop
+from .batching import (
+    RANDOM_DENSITY,
+    Density,
+    choose_batching,
+    warn_of_gradient,
+    warn_of_loop,
+)
 from .evaluation import ChunkedDensity
-from .inspection import at_some_radius, inspect_model
+from .inspection import Prototype, RandomDensityError, at_some_radius, inspect_model
 from .model import ModelDensity
 from .site import SiteLayout, Values, real_site
 
-__all__ = ["BatchedDensity", "energy_density", "model_density", "potential_density"]
+__all__ = ["BatchedDensity", "energy_density", "model_density", "potential_density", "sites_alone"]
 
 
 class BatchedDensity(NamedTuple):
@@ -33,7 +39,7 @@ class BatchedDensity(NamedTuple):
         model: The Pyro model behind it, or None.
     """
 
-    log_prob: ChunkedDensity
+    log_prob: Density
     layout: SiteLayout
     batching: str
     model: ModelDensity | None = None
@@ -54,9 +60,8 @@ def model_density(
     if context or program.enumerated:
         program.check_supports(prototype.values)
     dtypes = {name: value.dtype for name, value in prototype.values.items()}
-    dtype = reduce(torch.promote_types, dtypes.values())
-    device = next(iter(prototype.values.values())).device
-    layout = SiteLayout(prototype.sites, dtype, device)
+    layout = _layout(prototype)
+    dtype, device = layout.dtype, layout.device
 
     def density(evaluate: Callable) -> Density:
         def log_prob(x: Tensor, c: Tensor | None) -> Tensor:
@@ -78,6 +83,29 @@ def model_density(
     warn_of_gradient(layout.sites, chosen.value, chosen.grad)
     log_prob = ChunkedDensity.measured(evaluated[chosen.name], points, c)
     return BatchedDensity(log_prob, layout, chosen.name, program)
+
+
+def _layout(prototype: Prototype) -> SiteLayout:
+    values = prototype.values.values()
+    dtype = reduce(torch.promote_types, [value.dtype for value in values])
+    return SiteLayout(prototype.sites, dtype, next(iter(values)).device)
+
+
+def sites_alone(model: Callable, args: tuple, kwargs: dict) -> BatchedDensity:
+    """The sites of a model whose density is random, as those of a part of a larger model.
+
+    A guide of the part can be built on them, and be trained by Pyro's SVI together with guides of
+    the other parts. The density raises RandomDensityError.
+
+    Arguments:
+        model: A Pyro model.
+        args, kwargs: Its arguments.
+    """
+
+    def log_prob(x: Tensor, c: Tensor | None) -> Tensor:
+        raise RandomDensityError(RANDOM_DENSITY)
+
+    return BatchedDensity(log_prob, _layout(inspect_model(model, args, kwargs)), "none")
 
 
 def potential_density(

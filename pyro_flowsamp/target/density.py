@@ -47,6 +47,7 @@ class Target:
         angles: Mask ``(d,)`` of periodic coordinates.
         circular: Whether there are any.
         contexts: The rows ``(K, c)`` that were given to :meth:`at_contexts`; else None.
+        starts: Points ``(N, d)`` near which :meth:`initial_points` looks too, or None; may be set.
         density, layout, model: What the target is made of, the density in chunks.
         counter: Counts evaluations; targets made from this one have the same.
 
@@ -76,6 +77,7 @@ class Target:
         self._context = ContextValues({}) if model is None else model.context
         self.batching = batching
         self.contexts: Tensor | None = None
+        self.starts: Tensor | None = None
         self.sites, self.dim = layout.sites, layout.dim
         self.dtype, self.device = layout.dtype, layout.device
         self.angles, self.circular = layout.angles, layout.circular
@@ -316,7 +318,7 @@ class Target:
         return self.layout.pack(values, constrained=False)
 
     def initial_points(self, num: int, scales: Sequence[float] = INITIAL_SCALES) -> Tensor:
-        r"""``num`` over-dispersed points of finite density, ``(num, d)``.
+        r"""``num`` over-dispersed points of finite density, ``(num, d)``, :attr:`starts` first.
 
         Arguments:
             num: The number of points.
@@ -327,7 +329,7 @@ class Target:
         Raises:
             ValueError: The density is NaN or zero at all points.
         """
-        return overdispersed_points(self.log_prob, self.layout, num, scales)
+        return overdispersed_points(self.log_prob, self.layout, num, scales, self.starts)
 
     def prior_points(self, num: int) -> Tensor | None:
         r"""Draws from the prior of a model's latent sites, ``(num, d)``.

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
@@ -15,10 +14,20 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Size
+from torch.distributions import transform_to
 
-from .missing_data import Imputed
+from .missing_data import Imputed, refuse_missing_counts, summed_out, without_influence
+from .nodes import is_data, is_discrete, is_random, latent_nodes
 from .site import Site, Values, site_of
-from .support import bijection, has_bounds, inside, is_transformed, moves, same_bijection, unwrapped
+from .support import (
+    bijection,
+    edges,
+    has_bounds,
+    inside,
+    is_transformed,
+    moves,
+    same_bijection,
+)
 
 T = TypeVar("T")
 RADII = 1.0, 1.0, 0.5, 0.1, 0.01  #: half widths of boxes: nearer 0 more matrices are definite
@@ -26,6 +35,10 @@ RADII = 1.0, 1.0, 0.5, 0.1, 0.01  #: half widths of boxes: nearer 0 more matrice
 
 class ModelStructureError(RuntimeError):
     """The model's sites, shapes or supports are not the same from call to call."""
+
+
+class RandomDensityError(ModelStructureError):
+    """Two evaluations of the density at the same points differ."""
 
 
 class Prototype(NamedTuple):
@@ -38,6 +51,7 @@ class Prototype(NamedTuple):
         enumerated: Whether there are discrete latent sites, which are summed out.
         has_observations: Whether there are data.
         guarded: Names of sites whose values may lie outside their support.
+        summed_out: Values of discrete missing data on which nothing depends.
     """
 
     sites: list[Site]
@@ -46,6 +60,7 @@ class Prototype(NamedTuple):
     enumerated: bool
     has_observations: bool
     guarded: frozenset[str]
+    summed_out: Values
 
 
 def at_some_radius(attempt: Callable[[float], T]) -> T:
@@ -71,41 +86,34 @@ def at_some_radius(attempt: Callable[[float], T]) -> T:
     ) from failure
 
 
-def is_discrete(fn: Any) -> bool:
-    """Whether a Pyro distribution is discrete (enumerable or not)."""
-    try:
-        return fn.has_enumerate_support or fn.support.is_discrete
-    except NotImplementedError:
-        return False
-
-
 def init_to_unconstrained(site: dict | None = None, radius: float = 2.0) -> Any:
     r"""Initialises a site at :math:`\mathrm{Uniform}(-r, r)` in unconstrained space.
 
-    Unlike :func:`pyro.infer.autoguide.init_to_uniform` it accepts distributions that cannot be
-    sampled, such as :class:`pyro.distributions.ImproperUniform`.
+    The map onto the support is that of :func:`torch.distributions.transform_to`, as in
+    :func:`pyro.infer.autoguide.init_to_uniform`. It need not be a bijection, so that a site has an
+    initial value even where ``poutine.reparam`` is about to replace it. Unlike Pyro's function this
+    one accepts distributions that cannot be sampled, such as
+    :class:`pyro.distributions.ImproperUniform`.
+
+    Raises:
+        ValueError: Nothing is known to map R^n onto the support.
     """
     if site is None:
         return partial(init_to_unconstrained, radius=radius)
     fn = site["fn"]
     if is_discrete(fn):
         return fn.sample().detach()
-    transform = bijection(site)
+    try:
+        transform = transform_to(fn.support)
+    except NotImplementedError:
+        transform = bijection(site)  # raises, and says what to do
     try:
         u = transform.inv(fn.sample().detach())
     except NotImplementedError:
         u = torch.empty(transform.inverse_shape(fn.shape()))
-    return transform(torch.empty_like(u).uniform_(-radius, radius))
-
-
-def is_random(node: dict) -> bool:
-    """Whether a node of a trace is a sample statement, and no subsample of a plate."""
-    return node["type"] == "sample" and not site_is_subsample(node)
-
-
-def latent_nodes(trace: Trace) -> list[dict]:
-    """The nodes of latent sites, discrete ones included."""
-    return [n for _, n in trace.iter_stochastic_nodes() if not site_is_subsample(n)]
+    value = transform(torch.empty_like(u).uniform_(-radius, radius))
+    value._pyro_custom_init = False  # or reparametrisations warn that they do not keep it
+    return value
 
 
 def _check_supported(trace: Trace) -> None:
@@ -159,11 +167,6 @@ def check_support(name: str, stays: bool) -> None:
         )
 
 
-def is_data(node: dict) -> bool:
-    """Whether a site has observed data; ``pyro.deterministic`` makes an observed Delta, no data."""
-    return node["is_observed"] and not isinstance(unwrapped(node["fn"]), dist.Delta)
-
-
 def _guarded(first: Trace, second: Trace, all_move: bool) -> Iterable[str]:
     """Names of sites whose values may lie outside their supports in some evaluation.
 
@@ -180,6 +183,7 @@ def _guarded(first: Trace, second: Trace, all_move: bool) -> Iterable[str]:
             suspect = all_move or moves(node, second.nodes[name])
             if not suspect:
                 _check_data(node)
+                _check_edges(node, second.nodes[name])
         if suspect:
             yield name
 
@@ -194,6 +198,19 @@ def _check_data(node: dict) -> None:
             f"site '{node['name']}': {int(outside.sum())} of {outside.numel()} observed values are "
             f"NaN, or lie outside the support of {fn}, {fn.support}, where the density is zero: "
             f"correct them, or leave them out (obs_mask=)."
+        )
+
+
+def _check_edges(node: dict, again: dict) -> None:
+    on_edge = edges(node["fn"], node["value"]) & edges(again["fn"], again["value"])
+    if node["mask"] is not None:
+        on_edge = on_edge & torch.as_tensor(node["mask"], device=on_edge.device)
+    if bool(on_edge.any()):
+        raise ValueError(
+            f"site '{node['name']}': {int(on_edge.sum())} of {on_edge.numel()} observed values lie "
+            f"on an edge of the support of {node['fn']}, {node['fn'].support}, where the density "
+            f"is zero or infinite: move them inside, by half the precision of the data, or leave "
+            f"them out (obs_mask=)."
         )
 
 
@@ -241,7 +258,15 @@ def inspect_model(
         with poutine.block(), Imputed(), pyro.validation_enabled(False):
             return [poutine.trace(start(model)).get_trace(*args, **kwargs) for _ in range(2)]
 
-    trace, again = at_some_radius(run)
+    traces = at_some_radius(run)
+    with poutine.block(), pyro.validation_enabled(False):
+        fixed = without_influence(model, args, kwargs, traces)
+    if fixed:
+        model = summed_out(model, fixed)
+        traces = at_some_radius(run)
+    with poutine.block(), pyro.validation_enabled(False):
+        refuse_missing_counts(model, args, kwargs, traces)
+    trace, again = traces
     _check_supported(trace)
     _check_same_structure(trace, again)
     nodes = latent_nodes(trace)
@@ -261,4 +286,5 @@ def inspect_model(
         enumerated=enumerated,
         has_observations=any(is_data(n) for n in trace.nodes.values() if is_random(n)),
         guarded=guarded,
+        summed_out=fixed,
     )

@@ -31,16 +31,9 @@ from torch import Tensor
 
 from .context import ContextValues, named_arguments
 from .enumeration import Enumerate, marginal_log_prob
-from .inspection import (
-    ModelStructureError,
-    Prototype,
-    check_support,
-    is_data,
-    is_discrete,
-    is_random,
-    latent_nodes,
-)
-from .missing_data import DATA_KEY, Imputed
+from .inspection import ModelStructureError, Prototype, check_support
+from .missing_data import DATA_KEY, Imputed, summed_out
+from .nodes import is_data, is_discrete, is_random, latent_nodes
 from .site import Site, Values
 from .support import Guard, bijection, same_bijection
 
@@ -86,6 +79,7 @@ class ModelDensity:
         prototype: Prototype,
         context: Sequence[str] = (),
     ) -> None:
+        model = summed_out(model, prototype.summed_out)
         self.model, self.args, self.kwargs = model, args, kwargs
         self.sites = prototype.sites
         self.max_plate_nesting = prototype.max_plate_nesting

@@ -27,18 +27,46 @@ __all__ = [
 
 
 def overdispersed_points(
-    log_prob: Callable[[Tensor], Tensor], layout: SiteLayout, num: int, scales: Sequence[float]
+    log_prob: Callable[[Tensor], Tensor],
+    layout: SiteLayout,
+    num: int,
+    scales: Sequence[float],
+    starts: Tensor | None = None,
 ) -> Tensor:
-    """Points of finite density, see :meth:`Target.initial_points`."""
+    """Points of finite density, see :meth:`Target.initial_points`.
+
+    Arguments:
+        log_prob: The log density.
+        layout: The sites of the points.
+        num: The number of points.
+        scales: Half widths of the boxes around the origin in which points are drawn, until there
+            are enough; and then of boxes around ``starts``.
+        starts: Points ``(N, d)`` that are among the result, up to half of it; or None.
+
+    Raises:
+        ValueError: No point has a finite density.
+    """
     dim, dtype, device = layout.dim, layout.dtype, layout.device
-    found = torch.empty(0, dim, dtype=dtype, device=device)
-    for scale in scales:
-        x = torch.empty(4 * num + 16, dim, dtype=dtype, device=device).uniform_(-scale, scale)
-        x = torch.where(layout.angles, x * (pi / scale), x)
+
+    def finite(x: Tensor) -> Tensor:
         with torch.no_grad():
-            found = torch.cat([found, x[torch.isfinite(log_prob(x))]])
-        if len(found) >= num:
-            return found[:num]
+            return x[torch.isfinite(log_prob(x))]
+
+    def boxes(scale: float) -> Tensor:
+        x = torch.empty(4 * num + 16, dim, dtype=dtype, device=device).uniform_(-scale, scale)
+        return torch.where(layout.angles, x * (pi / scale), x)
+
+    found = torch.empty(0, dim, dtype=dtype, device=device)
+    centres: list[Tensor | None] = [None]
+    if starts is not None and len(given := finite(starts.to(found))):
+        found = every(given, min(len(given), (num + 1) // 2))
+        centres = [None, every(given, 4 * num + 16)]
+    for centre in centres:
+        for scale in scales:
+            x = boxes(scale)
+            found = torch.cat([found, finite(x if centre is None else x + centre)])
+            if len(found) >= num:
+                return found[:num]
     if len(found):
         return every(found, num)
     raise ValueError(

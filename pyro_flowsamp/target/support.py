@@ -17,11 +17,14 @@ from torch import Tensor
 from torch.distributions import Independent, Transform, biject_to, constraints
 from torch.distributions.constraints import Constraint
 
+from .batchable import Rewritten, batchable
 from .simplex import with_logarithms
 
 __all__ = [
+    "WRAPPERS",
     "Guard",
     "bijection",
+    "edges",
     "has_bounds",
     "inside",
     "is_transformed",
@@ -31,14 +34,16 @@ __all__ = [
 ]
 
 
-_WRAPPERS = (Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+#: distributions that mask another one, expand it or regroup its dimensions
+WRAPPERS = (Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 _TRANSFORMED = (dist.TransformedDistribution, torch.distributions.TransformedDistribution)
 PROBES = -1.0, 0.0, 1.0  #: points where bijections are compared; 0 alone fits every (-s, s)
+FARTHEST = 16.0  #: coordinates, in R^n, of values that are as near to an edge as float32 can tell
 
 
 def unwrapped(fn: Any) -> Any:
     """A distribution without the wrappers that mask it, expand it or regroup its dimensions."""
-    while isinstance(fn, _WRAPPERS):
+    while isinstance(fn, WRAPPERS):
         fn = fn.base_dist
     return fn
 
@@ -123,6 +128,9 @@ def inside(fn: Any, value: Any) -> Tensor:
         return _all_of(inside(fn.base_dist, value), fn.reinterpreted_batch_ndims)
     if isinstance(fn, dist.ExpandedDistribution):
         return inside(fn.base_dist, value)
+    if isinstance(fn, dist.MaskedMixture):
+        # torch's constraint cannot have more dimensions than the value, as enumerated masks have
+        return torch.where(fn.mask, inside(fn.component1, value), inside(fn.component0, value))
     if not is_transformed(fn):
         return fn.support.check(value)
     for transform in reversed(fn.transforms):
@@ -130,39 +138,45 @@ def inside(fn: Any, value: Any) -> Tensor:
     return inside(fn.base_dist, value)
 
 
+def edges(fn: Any, value: Tensor) -> Tensor:
+    """Whether values lie on an edge of the support where the density is zero or infinite.
+
+    The density there is not finite, and finite at the nearest value inside.
+
+    Arguments:
+        fn: A distribution of real values.
+        value: Values in its support.
+
+    Returns:
+        A mask of shape ``batch_shape``; none where there is no bijection onto the support.
+
+    Example:
+        >>> edges(dist.Beta(2.0, 0.5), torch.tensor([0.5, 1.0])).tolist()
+        [False, True]
+    """
+    infinite = fn.log_prob(value).isinf()
+    try:
+        transform = bijection({"name": "", "fn": fn})
+        near = transform(transform.inv(value).clamp(-FARTHEST, FARTHEST))
+    except (NotImplementedError, ValueError):
+        return torch.zeros_like(infinite)
+    return infinite & fn.log_prob(near).isfinite()
+
+
 def _all_of(ok: Tensor, dims: int) -> Tensor:
     return ok.flatten(-dims).all(-1) if dims else ok
 
 
-class _Bounded(dist.TorchDistribution):
+class _Bounded(Rewritten):
     """A distribution whose density outside its support is zero, whatever its formula gives."""
-
-    arg_constraints: dict[str, Any] = {}
-
-    def __init__(self, base_dist: Any) -> None:
-        self.base_dist = base_dist
-        super().__init__(base_dist.batch_shape, base_dist.event_shape, validate_args=False)
-
-    @property
-    def support(self) -> Any:
-        return self.base_dist.support
 
     def log_prob(self, value: Any) -> Tensor:
         log_prob = self.base_dist.log_prob(value)
         return torch.where(inside(self.base_dist, value), log_prob, -torch.inf)
 
 
-class _Counts(_Bounded):
-    """A multinomial whose density vmap can batch; torch's own writes at a mask of booleans."""
-
-    def log_prob(self, value: Any) -> Tensor:
-        logits = torch.where(value == 0, 0.0, self.base_dist.logits)  # 0 log 0 = 0
-        coefficient = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
-        return coefficient + (value * logits).sum(-1)
-
-
 class Guard(Messenger):
-    """Makes densities of some sites zero outside their supports, and batches those of multinomials.
+    """Makes densities of some sites zero outside their supports, and lets vmap batch others.
 
     Arguments:
         names: The names of these sites.
@@ -173,7 +187,6 @@ class Guard(Messenger):
         self.names = names
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if type(msg["fn"]) is dist.Multinomial:
-            msg["fn"] = _Counts(msg["fn"])
+        msg["fn"] = batchable(msg["fn"])
         if msg["name"] in self.names:
             msg["fn"] = _Bounded(msg["fn"])

@@ -173,3 +173,26 @@ def test_a_model_that_fails_on_its_prior():
 
 def test_no_model_has_no_prior():
     assert Target.from_energy(models.energy, 2).prior_points(3) is None
+
+
+# ---- initial points near starts -----------------------------------------------------------------
+
+
+def test_initial_points_near_starts():
+    """The starts with a density come first, up to half of the points; the others are elsewhere."""
+    everywhere = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+    everywhere.starts = torch.tensor([[7.0, 7.0], [8.0, 8.0]])
+    found = everywhere.initial_points(12)
+    assert_close(found[:2], everywhere.starts)
+    assert (found[2:].abs() <= 2).all()
+    everywhere.starts = torch.full((50, 2), 7.0)
+    assert ((everywhere.initial_points(12) == 7).all(1).sum()) == 6
+
+    box = Target.from_energy(lambda x: torch.where((x - 50).abs() < 3, 0.0, torch.inf).sum(-1), 2)
+    box.starts = torch.tensor([[51.0, 49.0], [0.0, 0.0]])
+    found = box.initial_points(64)
+    assert_close(found[:1], box.starts[:1])
+    assert len(found.unique(dim=0)) == 64 and ((found - 50).abs() < 3).all()
+    box.starts = torch.zeros(1, 2)
+    with pytest.raises(ValueError, match="NaN or -inf at every initial point"):
+        box.initial_points(4)

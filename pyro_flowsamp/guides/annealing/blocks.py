@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...flows.continuous import ContinuousTransform, TransportFlow
+from ...flows.frozen import frozen
 from ...nn.mlp import VelocityMLP
 from ...smc import driver
 from ...transitions.step_size import optimal_step_size
@@ -107,7 +108,7 @@ class AnnealedFlow(TransportFlow):
     like: Tensor
 
     def __init__(self, start: nn.Module, features: int, hidden_features: int) -> None:
-        super().__init__(start.requires_grad_(False))
+        super().__init__(frozen(start))
         self.sizes = features, hidden_features
         self.register_buffer("like", torch.empty(0), persistent=False)
 

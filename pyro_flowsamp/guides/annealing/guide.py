@@ -47,6 +47,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ...flows.proposal import FlowDistribution
 from ...flows.recipes import gaussian
 from ...options import FitOptions
 from ...smc import driver, particles, paths
@@ -167,6 +168,16 @@ class AutoAnnealingFlow(PathGuide):
     def _flow(self) -> AnnealedFlow:
         assert isinstance(self.flow, AnnealedFlow)
         return self.flow
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
+        """The flow as a Pyro distribution; warns where it is only the reference as yet."""
+        if not self._flow.blocks:
+            warnings.warn(
+                "this AutoAnnealingFlow is its reference as long as fit(...) has built no blocks, "
+                "and SVI can train none of it: call fit first.",
+                stacklevel=2,
+            )
+        return super().get_posterior(*args, **kwargs)
 
     # ---- training -----------------------------------------------------------------------------
 

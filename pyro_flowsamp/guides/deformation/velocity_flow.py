@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from ..._zuko import zuko
 from ...flows.affine import Affine
 from ...flows.continuous import ContinuousTransform, Inverse
+from ...flows.frozen import frozen
 from ...nn.mlp import VelocityMLP
 from .energy_path import BoltzmannPath
 
@@ -74,7 +75,8 @@ class DeformationFlow(zuko.lazy.Flow):
     step_sizes: Tensor
 
     def __init__(self, path: BoltzmannPath, velocity: VelocityMLP, slices: int, steps: int) -> None:
-        affine = Affine(len(path.loc)).requires_grad_(False)
+        affine = Affine(len(path.loc))
+        frozen(affine)
         block = ContinuousTransform(velocity, steps)
         base = GeneralisedNormalBase(len(path.loc), path.power)
         super().__init__([Inverse(affine), Inverse(block)], base)
