@@ -130,6 +130,7 @@ class ModeSearchOptions:
             which they are taken.
         particles, mcmc_steps: Particles of each of the first two searches, and MALA steps of each
             at every temperature.
+        scale_moves: Moves of each that scale it about the centre, at every temperature.
         min_particles: The least number of particles. Where so many are too expensive, in many
             dimensions, the paths alone give the starting points.
         first_evaluations: Evaluations that each of the first two searches should take at most.
@@ -181,13 +182,14 @@ class ModeSearchOptions:
     points_per_path: int = 32
     weighted_ess: float = 0.2
     particles: int = 512
-    mcmc_steps: int = 3
+    mcmc_steps: int = 2
+    scale_moves: int = 1
     min_particles: int = 128
     first_evaluations: int = 25_000
     stages: float = 10.0
     stages_per_root: float = 3.0
     particles_many_modes: int = 2048
-    mcmc_steps_many_modes: int = 5
+    mcmc_steps_many_modes: int = 4
     growth: float = 2.0
     max_evaluations: int = 500_000
     islands: int = 4

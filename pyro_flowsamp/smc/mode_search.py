@@ -165,7 +165,9 @@ class ModeSearch:
         """Particles that the first searches can afford: fewer in many dimensions."""
         options = self.options
         stages = options.stages + options.stages_per_root * self.target.dim**0.5
-        affordable = int(options.first_evaluations / (stages * options.mcmc_steps))
+        affordable = int(
+            options.first_evaluations / (stages * (options.mcmc_steps + options.scale_moves))
+        )
         return min(options.particles, affordable)
 
     def _next_size(
@@ -198,7 +200,15 @@ class ModeSearch:
 
     def _tempered(self, start: StudentStart | PriorStart, num: int, moves: int) -> Particles:
         islands = self.options.islands
-        return tempered_smc(self.coordinates, num, mcmc_steps=moves, base=start, islands=islands)
+        scale_moves = self.options.scale_moves
+        return tempered_smc(
+            self.coordinates,
+            num,
+            mcmc_steps=moves,
+            scale_moves=scale_moves,
+            base=start,
+            islands=islands,
+        )
 
     def _anneal(self, base: StudentStart, num: int, moves: int) -> tuple[Particles, StudentStart]:
         """Particles from a base that covers them, and the base."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import lgamma, log, pi
 
 import torch
+from scipy.special import fdtri
 from torch import Tensor
 from torch.distributions import Gamma
 
@@ -16,6 +17,7 @@ __all__ = ["PriorStart", "StudentStart", "TemperedStart", "overdispersed_base"]
 
 
 SLACK = 10.0  #: nats
+OUTER_SHARE = 0.1  #: of the mass of a Student-t distribution that is called its outside
 
 
 class TemperedStart:
@@ -119,12 +121,16 @@ class StudentStart:
         return torch.linalg.solve_triangular(self.scale_tril, centred, upper=False).mT
 
     def outside(self, x: Tensor) -> Tensor:
-        r"""Mask of points that are farther out than nearly all draws of a Gaussian of this scale.
+        r"""Mask of points that are farther out than most draws of this distribution.
 
-        That is :math:`\|S^{-1}(x - m)\|^2 > k + 3 \sqrt{2 k}`, three standard deviations above the
-        mean of a chi-squared variate with k degrees of freedom.
+        For a draw, :math:`\|S^{-1}(x - m)\|^2 / k` has Fisher's distribution with k and
+        :math:`\nu` degrees of freedom. The bound is its quantile at 1 - :data:`OUTER_SHARE`.
+        Particles of a target that is not wider than this distribution are mostly inside, however
+        heavy its tails are.
         """
-        bound = self._count + 3 * (2 * self._count) ** 0.5
+        if not self._count:
+            return torch.zeros_like(x[:, 0], dtype=torch.bool)
+        bound = self._count * float(fdtri(self._count, self.df, 1 - OUTER_SHARE))
         return self.standardised(x).square().sum(-1) > bound
 
     def sample(self, num: int) -> Tensor:
@@ -156,11 +162,14 @@ class PriorStart:
     Arguments:
         density: The prior's density.
         draws: Draws of it, ``(N, d)``, in the coordinates of the density.
+
+    Attributes:
+        loc: The origin of these coordinates, about which particles are scaled.
     """
 
     def __init__(self, density: WhitenedTarget, draws: Tensor) -> None:
-        self.density, self.draws = density, draws
-        self.loc = draws.mean(0)
+        self.density, self.draws, self.angles = density, draws, density.angles
+        self.loc = torch.zeros_like(draws[0])
 
     def sample(self, num: int) -> Tensor:
         """The first ``num`` draws, ``(num, d)``; they start anew where there are too few."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..target.density import Target
+from ..transitions.scaling import log_factors, scale_step
 from ..transitions.step_size import optimal_step_size
 from . import driver, particles, paths
 from .coordinates import WhitenedTarget
@@ -45,6 +46,7 @@ def tempered_smc(
     mcmc_steps: int = 10,
     target_ess: float = 0.8,
     target_accept_prob: float = 0.574,
+    scale_moves: int = 0,
     base: Start | None = None,
     islands: int = 1,
 ) -> Particles:
@@ -59,6 +61,9 @@ def tempered_smc(
         mcmc_steps: MALA steps at each inverse temperature; each also tunes the step size.
         target_ess: ESS fraction of the weights that fixes the next inverse temperature.
         target_accept_prob: Acceptance that the step size is tuned to.
+        scale_moves: Moves at each inverse temperature that scale particles about the base's centre
+            (:mod:`pyro_flowsamp.transitions.scaling`): with them, particles find back from far out
+            to a target with heavy tails, or of many scales.
         base: Distribution at which the path starts; by default a Gaussian that covers many points
             moved uphill to their modes.
         islands: Islands that the particles are shared out to, at one context. They never exchange
@@ -86,7 +91,9 @@ def tempered_smc(
     if base is None:
         assert isinstance(target, Target)
         base = overdispersed_base(target, islands * -(-NUM_STARTS // islands))
-    tempering = _Tempering(rows, base, islands, mcmc_steps, target_ess, target_accept_prob)
+    tempering = _Tempering(
+        rows, base, islands, mcmc_steps, target_ess, target_accept_prob, scale_moves
+    )
     first = tempering.initial(num_particles)
     steps = driver.run_smc(first, tempering.next_step, torch.inf)
     result = deque(chain([first], steps), maxlen=1).pop()
@@ -108,10 +115,12 @@ class _Tempering:
         mcmc_steps: int,
         target_ess: float,
         target_accept_prob: float,
+        scale_moves: int,
     ) -> None:
         self.target, self.base, self.islands = target, base, islands
         self.mcmc_steps, self.target_ess = mcmc_steps, target_ess
-        self.target_accept_prob = target_accept_prob
+        self.target_accept_prob, self.scale_moves = target_accept_prob, scale_moves
+        self.real = ~base.angles.to(base.loc.device)
         like = base.loc.new_ones(islands)
         self.betas = [torch.zeros_like(like, dtype=torch.double)]
         self.step_size = like * optimal_step_size(target.dim)
@@ -138,6 +147,7 @@ class _Tempering:
         return SMCStep(partial(_reweighted, beta=beta), partial(self._moved, beta=beta))
 
     def _moved(self, current: Particles, beta: Tensor) -> Particles:
+        current = self._scaled(current, beta)
         split = self._by_island(current.state.grad), self._by_island(current.x)
         scale = torch.stack([paths.local_scale(*island) for island in zip(*split)])
         scale = scale.repeat_interleave(split[0].shape[1], 0)
@@ -149,6 +159,18 @@ class _Tempering:
             current, stage, count, self.target_accept_prob
         )
         return current
+
+    def _scaled(self, current: Particles, beta: Tensor) -> Particles:
+        """Particles after moves that scale them."""
+        state, ones = current.state, torch.ones_like(current.x)
+        density = paths.density(self.target, self.base, beta, ones)
+        if self.scale_moves:
+            state = paths.at_beta(state, beta, ones)
+        for _ in range(self.scale_moves):
+            log_factor = log_factors(len(state.x), int(self.real.sum()), state.x)
+            log_u = torch.rand_like(state.log_pi).log()
+            state, _ = scale_step(state, density, self.base.loc, self.real, log_factor, log_u)
+        return current._replace(state=state)
 
 
 def _reweighted(current: Particles, beta: Tensor) -> Particles:
