@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from .kernels.statistics import STATISTICS, KernelState, StepInfo, statistics
 from .target.density import Target
 from .target.site import Values
+from .validation import as_tensor, shown
 
 __all__ = ["DrawBuffer", "KeptSites", "given_points", "starting_values"]
 
@@ -23,7 +24,12 @@ def starting_values(params: Values | None, num_chains: int) -> Values | None:
     """Values as tensors; raises a ValueError unless there is one of each site for each chain."""
     if params is None:
         return None
-    starts = {name: torch.as_tensor(value) for name, value in params.items()}
+    if not isinstance(params, Mapping) or not params:
+        raise ValueError(
+            f"initial_params must be a dict of unconstrained values, {{site: (num_chains, ...)}}, "
+            f"got {shown(params)}"
+        )
+    starts = {name: _as_value(name, value) for name, value in params.items()}
     for name, value in starts.items():
         if value.shape[:1] != (num_chains,):
             raise ValueError(
@@ -31,6 +37,12 @@ def starting_values(params: Values | None, num_chains: int) -> Values | None:
                 f"dimension must be num_chains={num_chains}"
             )
     return starts
+
+
+def _as_value(name: str, value: Any) -> Tensor:
+    """A starting value as a tensor; arrays and lists get torch's default dtype."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    return as_tensor(f"initial_params['{name}']", value, dtype, device)
 
 
 def given_points(target: Target, initial_params: Values | None, start: Any) -> Tensor | None:
@@ -42,15 +54,30 @@ def given_points(target: Target, initial_params: Values | None, start: Any) -> T
         start: An ArviZ object with the group "posterior", or None.
 
     Raises:
-        ValueError: A site is missing or has another shape; the density is zero at all points.
+        ValueError: A site is missing, unknown or has another shape; ``start`` is no such object;
+            the density is zero at all points.
     """
     found = []
     if initial_params is not None:
-        values = {k: torch.as_tensor(v).to(target.device) for k, v in initial_params.items()}
+        if not isinstance(initial_params, Mapping):
+            raise ValueError(
+                f"initial_params must be a dict of unconstrained values, {{site: (N, ...)}}, got "
+                f"{shown(initial_params)}"
+            )
+        unknown = set(initial_params) - {s.name for s in target.sites}
+        if unknown:
+            raise ValueError(f"initial_params: {sorted(unknown)} are not sites of the model")
+        values = {k: _as_value(k, v).to(target.device) for k, v in initial_params.items()}
         found.append(target.pack_unconstrained(values).reshape(-1, target.dim))
     if start is not None:
-        posterior = start["posterior"]
-        missing = {s.name for s in target.sites} - {str(name) for name in posterior.data_vars}
+        try:
+            posterior = start["posterior"]
+            missing = {s.name for s in target.sites} - {str(name) for name in posterior.data_vars}
+        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            raise ValueError(
+                f"start must be a result of sample() or another ArviZ object with the group "
+                f"'posterior', got {shown(start)}"
+            ) from error
         if missing:
             raise ValueError(f"start has no draws of the sites {sorted(missing)}")
         values = {

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .target.density import Target
+from .validation import as_tensor, check_number, shown
 
 __all__ = ["ForwardKL", "Loss", "Objective", "PathGradient", "ReverseKL", "WeightedSum", "draw"]
 
@@ -183,6 +184,9 @@ class ForwardKL:
         contexts: Their contexts ``(M, c)``, or None.
         log_weights: Unnormalised log weights ``(M,)`` of the draws, or None for equal weights.
 
+    Raises:
+        ValueError: The draws are no points ``(M, d)``.
+
     Example::
 
         >>> import zuko
@@ -196,7 +200,14 @@ class ForwardKL:
     def __init__(
         self, draws: Tensor, contexts: Tensor | None = None, log_weights: Tensor | None = None
     ) -> None:
-        self.draws, self.contexts = draws, contexts
+        self.draws = as_tensor(
+            "draws", draws, torch.get_default_dtype(), torch.get_default_device()
+        )
+        if self.draws.dim() != 2 or not len(self.draws):
+            raise ValueError(
+                f"draws must be points (M, d), one or more, got {tuple(self.draws.shape)}"
+            )
+        self.contexts = contexts
         self.weights = None if log_weights is None else log_weights.softmax(0)
 
     def _pick(self, num: int) -> Tensor:
@@ -221,7 +232,7 @@ class WeightedSum:
         terms: Pairs of weight and objective.
 
     Raises:
-        ValueError: There is no term.
+        ValueError: There is no term, or one is no pair of a number and an objective.
 
     Example::
 
@@ -234,8 +245,18 @@ class WeightedSum:
     """
 
     def __init__(self, terms: Sequence[tuple[float, Objective]]) -> None:
-        if not terms:
-            raise ValueError("a weighted sum needs at least one term")
+        if not isinstance(terms, list | tuple) or not terms:
+            raise ValueError(
+                f"a weighted sum needs at least one term, as [(1.0, ReverseKL())], got "
+                f"{shown(terms)}"
+            )
+        for term in terms:
+            if not isinstance(term, list | tuple) or len(term) != 2 or not callable(term[1]):
+                raise ValueError(
+                    f"a term is a pair of weight and objective, as (1.0, ReverseKL()), got "
+                    f"{shown(term)}"
+                )
+            check_number("a weight", term[0])
         self.terms = list(terms)
 
     def __call__(

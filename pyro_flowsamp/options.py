@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .validation import check_at_least_one, check_count, check_number, check_options
+
 __all__ = ["FitOptions", "ModeSearchOptions", "SearchOptions"]
 
 
@@ -62,16 +64,15 @@ class FitOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        check_options(self)
         for name in ("max_steps", "batch_size", "eval_every", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"FitOptions.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"FitOptions.{name} must be positive, got {getattr(self, name)}")
-        if self.max_lr_decays < 0:
-            raise ValueError(
-                f"FitOptions.max_lr_decays must not be negative, got {self.max_lr_decays}"
-            )
+            check_count(f"FitOptions.{name}", getattr(self, name))
+        check_number(
+            "FitOptions.learning_rate", self.learning_rate, 0, open_least=True, open_most=True
+        )
+        check_number("FitOptions.clip_norm", self.clip_norm, 0, open_least=True)
+        for name in ("max_lr_decays", "tolerance", "min_growth", "stop_at_ess"):
+            check_number(f"FitOptions.{name}", getattr(self, name), 0)
         if not 0 < self.lr_decay < 1:
             raise ValueError(f"FitOptions.lr_decay must lie between 0 and 1, got {self.lr_decay}")
         if not 0 <= self.warmup_fraction <= 1:
@@ -100,16 +101,6 @@ CANDIDATES = (
     "spline",
     "circular",
 )
-
-
-def _check_at_least(options: object, kind: type) -> None:
-    """Raises a ValueError unless whole numbers are at least 1, and others not negative."""
-    for name, value in vars(options).items():
-        if not isinstance(value, int | float):
-            continue
-        least = 1 if isinstance(getattr(kind, name), int) else 0
-        if not value >= least:
-            raise ValueError(f"{kind.__name__}.{name} must be at least {least}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -214,7 +205,7 @@ class ModeSearchOptions:
     mixture_degrees_of_freedom: tuple[float, ...] = (math.inf, 3.0, 1.0)
 
     def __post_init__(self) -> None:
-        _check_at_least(self, ModeSearchOptions)
+        check_at_least_one(self)
 
 
 @dataclass(frozen=True)
@@ -349,7 +340,7 @@ class SearchOptions:
     growth_factor: float = 4.0
 
     def __post_init__(self) -> None:
-        _check_at_least(self, SearchOptions)
+        check_at_least_one(self)
         unknown = {*self.candidates, *self.exclude} - set(CANDIDATES)
         if unknown:
             raise ValueError(

@@ -26,17 +26,11 @@ their starting points.
 from __future__ import annotations
 
 import logging
-import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
-
-import numpy as np
-import pyro
-import torch
 
 from .draw_buffer import given_points
 from .export import check_groups, check_names, to_arviz
@@ -44,8 +38,11 @@ from .final_run import finish
 from .options import SearchOptions
 from .pilot import Candidate, Goal
 from .search import SamplerSearch, precise_enough
+from .seeding import seeded
+from .target.arguments import check_shared_names
 from .target.density import as_target
 from .target.site import Values
+from .validation import check_count, check_flag, check_number, check_seed, public_call, shown
 from .verdict import advice, evidence_of_all, problems_of_draws, problems_of_search
 from .weights import Estimate
 
@@ -57,6 +54,7 @@ DEFAULT_ESS = 4000  #: effective draws of every parameter, where the caller asks
 
 def sample(
     model: Callable,
+    /,
     *args: Any,
     ess: int | None = None,
     num_samples: int | None = None,
@@ -102,7 +100,8 @@ def sample(
         num_samples: Draws kept of each chain, in place of ``ess``.
         num_chains: Number of chains; by default a number that suits the work of a step, and 1000
             with ``num_samples``.
-        seed: Seed for :func:`pyro.set_rng_seed`. The global random state is then left as it was.
+        seed: Seed of all random numbers, from 0 to 2⁶⁴ − 1; below 2³² it is that of
+            :func:`pyro.set_rng_seed`. The global random state is left as it was.
         progress: Whether to show progress bars.
         log_likelihood: Whether the result has the log-likelihood of each observation, see
             :func:`~pyro_flowsamp.to_arviz`.
@@ -145,8 +144,10 @@ def sample(
           warm-up, and the draws with their burn-in.
 
     Raises:
+        TypeError: The model is no function, or the arguments do not fit it.
         ValueError: The model has no continuous site, or no point of finite density; the density
-            does not fall in any direction; a count is out of range; both ``ess`` and
+            does not fall in any direction; an option is out of range, has a wrong type, or has the
+            name of an argument of the model that is not given by position; both ``ess`` and
             ``num_samples`` are given; a :class:`~pyro_flowsamp.Target` is given arguments, or is at
             several contexts; ``dims`` or ``coords`` do not suit the sites.
         RuntimeError: No kernel runs on the posterior; the cause is the last one's error.
@@ -164,6 +165,7 @@ def sample(
 
     Example::
 
+        >>> import pyro, torch
         >>> import pyro.distributions as dist
         >>> import pyro_flowsamp
         >>> def model(y):
@@ -175,6 +177,13 @@ def sample(
         >>> data.attrs["reliable"]
         1
     """
+    options: dict[str, Any] = {"ess": ess, "num_samples": num_samples, "num_chains": num_chains}
+    options |= {"seed": seed, "progress": progress, "log_likelihood": log_likelihood}
+    options |= {"search": search, "candidates": candidates, "exclude": exclude, "start": start}
+    options |= {"initial_params": initial_params, "max_seconds": max_seconds, "groups": groups}
+    options |= {"dims": dims, "coords": coords}
+    check_shared_names(sample, model, args, options)
+    _check_options(seed, progress, log_likelihood, search, candidates, exclude)
     if candidates or exclude:
         search = replace(
             search,
@@ -192,7 +201,7 @@ def sample(
     check_groups(groups)
     if not target.has_observations:
         warnings.warn("nothing is observed: the draws are of the model's prior", stacklevel=2)
-    with _seeded(seed):
+    with public_call(), seeded(seed):
         points = given_points(target, initial_params, start)
         sampler = SamplerSearch(target, goal, progress, points)
         sampler.find_modes()
@@ -228,34 +237,30 @@ def _goal(
         ("num_samples", num_samples, 1),
         ("num_chains", num_chains, 2),
     ):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+        if value is not None:
+            check_count(name, value, least)
     return Goal(ess, num_samples, num_chains, options)
 
 
 def _deadline(max_seconds: float | None) -> float | None:
     if max_seconds is None:
         return None
-    if not max_seconds > 0:
-        raise ValueError(f"max_seconds must be positive, got {max_seconds}")
-    return perf_counter() + max_seconds
+    return perf_counter() + check_number("max_seconds", max_seconds, 0, open_least=True)
 
 
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Seeds all generators, and gives them their states back at the end; nothing without seed."""
-    if seed is None:
-        yield
-        return
-    states = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        try:
-            pyro.set_rng_seed(seed)
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+def _check_options(
+    seed: Any, progress: Any, log_likelihood: Any, search: Any, candidates: Any, exclude: Any
+) -> None:
+    """Raises a ValueError where an option of :func:`sample` has a value of the wrong type."""
+    if seed is not None:
+        check_seed(seed)
+    check_flag("progress", progress)
+    check_flag("log_likelihood", log_likelihood)
+    if not isinstance(search, SearchOptions):
+        raise ValueError(f"search must be SearchOptions(...), got {shown(search)}")
+    for name, value in (("candidates", candidates), ("exclude", exclude)):
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise ValueError(f"{name} must be a list of names, such as ['HMC'], got {shown(value)}")
 
 
 def _attributes(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
-from numbers import Integral
 from time import perf_counter
 from typing import Any
 
 import pyro
 import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from torch import Tensor
 from tqdm.auto import trange
@@ -20,6 +20,7 @@ from .kernels.base import FlowKernel
 from .kernels.statistics import StillChainOptions, proposal_diagnostics, warn_of_still_chains
 from .target.density import Target
 from .target.site import Values
+from .validation import check_count, check_flag, public_call, shown
 
 __all__ = ["VectorizedMCMC"]
 
@@ -27,12 +28,26 @@ __all__ = ["VectorizedMCMC"]
 FEWEST_DRAWS = 4  #: draws of a chain for which effective sample sizes and R-hat are defined
 
 
-def _check_counts(least: int = 1, **counts: int) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, Integral):
-            raise ValueError(f"{name} must be a whole number, got {value}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+def _check_kernel(kernel: Any) -> None:
+    """Raises a TypeError unless this is a kernel of the package, or a subclass's instance."""
+    if isinstance(kernel, FlowKernel):
+        return
+    if isinstance(kernel, type):
+        name = kernel.__name__
+        raise TypeError(f"the kernel is the class {name}: give an instance, {name}(model)")
+    remedy = "such as IMH(model)"
+    if isinstance(kernel, MCMCKernel):
+        remedy = "such as LatentHMC(model), or run this one by pyro.infer.MCMC"
+    raise TypeError(f"the kernel must be one of this package, {remedy}, got {shown(kernel)}")
+
+
+def _check_names(names: Any) -> None:
+    """Raises a ValueError unless these are names of sites in a list, or None."""
+    if names is None:
+        return
+    listed = isinstance(names, list | tuple | set | frozenset) and len(names) > 0
+    if not listed or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"save_params must be a list of one site or more, got {names!r}")
 
 
 def warn_of_rejections(
@@ -98,6 +113,7 @@ class VectorizedMCMC:
         min_proposals: Number of proposals from which on it may warn.
 
     Raises:
+        TypeError: ``kernel`` is no kernel of this package.
         ValueError: A count is no whole number or out of range, or ``save_params`` is no list of
             names; in :meth:`run`, one of them is no site.
 
@@ -137,14 +153,15 @@ class VectorizedMCMC:
         save_params: Sequence[str] | None = None,
         disable_progbar: bool = False,
     ) -> None:
-        _check_counts(num_samples=num_samples, num_chains=num_chains, thin=thin)
-        if warmup_steps is not None:
-            _check_counts(0, warmup_steps=warmup_steps)
-        if isinstance(save_params, str) or (save_params is not None and not len(save_params)):
-            raise ValueError(f"save_params must be a list of one site or more, got {save_params!r}")
-        self.kernel, self._asked = kernel, (num_samples, num_chains, thin)
-        self.num_samples, self.num_chains, self.thin = self._asked
-        self.warmup_steps = num_samples if warmup_steps is None else warmup_steps
+        _check_kernel(kernel)
+        self.num_samples = check_count("num_samples", num_samples)
+        self.num_chains = check_count("num_chains", num_chains)
+        self.thin = check_count("thin", thin)
+        warmup_steps = num_samples if warmup_steps is None else warmup_steps
+        self.warmup_steps = check_count("warmup_steps", warmup_steps, 0)
+        check_flag("disable_progbar", disable_progbar)
+        _check_names(save_params)
+        self.kernel, self._asked = kernel, (self.num_samples, self.num_chains, self.thin)
         self.initial_params = initial_params
         self.save_params, self.disable_progbar = save_params, disable_progbar
         self.statistics: dict[str, Tensor] = {}
@@ -172,14 +189,15 @@ class VectorizedMCMC:
         self._args, self._kwargs, self._samples, self._state = args, kwargs, None, None
         self.num_samples, self.num_chains, self.thin = self._asked
         kernel = self.kernel
-        starts = starting_values(self.initial_params, self.num_chains)
-        try:
-            if starts is not None:
-                kernel.initial_params = {k: v[0] for k, v in starts.items()}
-            with pyro.validation_enabled(False):
-                self._run(starts)
-        finally:
-            kernel.cleanup()  # or the next run would begin at this one's initial_params
+        with public_call():
+            starts = starting_values(self.initial_params, self.num_chains)
+            try:
+                if starts is not None:
+                    kernel.initial_params = {k: v[0] for k, v in starts.items()}
+                with pyro.validation_enabled(False):
+                    self._run(starts)
+            finally:
+                kernel.cleanup()  # or the next run would begin at this one's initial_params
         warn_of_rejections(
             self.statistics, self.min_acceptance, self.min_proposals, kernel.still_chains
         )
@@ -237,14 +255,15 @@ class VectorizedMCMC:
                 "the kernel has made another run since, with another flow and step size: a run "
                 "that is to be resumed needs a kernel of its own"
             )
-        _check_counts(num_samples=num_samples, thin=thin)
+        num_samples, thin = check_count("num_samples", num_samples), check_count("thin", thin)
+        append = check_flag("append", append)
         if append and (initial_params is not None or thin != self.thin):
             raise ValueError(
                 f"append=True goes on with the same chains: give no initial_params, and "
                 f"thin={self.thin}"
             )
         clock = perf_counter()
-        with pyro.validation_enabled(False):
+        with public_call(), pyro.validation_enabled(False):
             state, starts = self._state, self.starts
             if initial_params is not None:
                 state = self.kernel.state_at(initial_params)
@@ -295,10 +314,12 @@ class VectorizedMCMC:
 
         Raises:
             RuntimeError: There has been no run.
+            ValueError: ``num_samples`` is no whole number, or below 1.
         """
         if self._samples is None:
             raise RuntimeError("there are no draws yet: call run(...) first")
         if num_samples is not None:
+            num_samples = check_count("num_samples", num_samples)
             return select_samples(self._samples, num_samples, group_by_chain)
         return {k: v if group_by_chain else v.flatten(0, 1) for k, v in self._samples.items()}
 

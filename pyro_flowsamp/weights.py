@@ -8,11 +8,13 @@ shows whether it can be trusted, and the mean weight is the evidence. None of th
 from __future__ import annotations
 
 from math import log, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
+
+from .validation import as_tensor
 
 __all__ = ["Estimate", "ess_fraction", "log_evidence", "pareto_k"]
 
@@ -38,6 +40,19 @@ class Estimate(NamedTuple):
     standard_error: Tensor
 
 
+def _as_doubles(log_weights: Any) -> Tensor:
+    """Log weights in float64; raises a ValueError where there are none."""
+    if not isinstance(log_weights, Tensor):
+        cpu = torch.device("cpu")
+        log_weights = as_tensor("log weights", log_weights, torch.double, cpu)
+    if not log_weights.dim() or not len(log_weights):
+        raise ValueError(
+            f"log weights must have a leading dimension of one draw or more, got "
+            f"{tuple(log_weights.shape)}"
+        )
+    return log_weights.double()
+
+
 def ess_fraction(log_weights: Tensor) -> Tensor:
     r"""The effective sample size of importance weights over their number, in [0, 1].
 
@@ -49,6 +64,9 @@ def ess_fraction(log_weights: Tensor) -> Tensor:
     Returns:
         The fraction in each column, ``(...)``; 0 where all weights are zero.
 
+    Raises:
+        ValueError: There are no weights.
+
     References:
         Augustine Kong, *A note on importance sampling using standardized weights*, Technical Report
         348, University of Chicago, 1992.
@@ -57,7 +75,7 @@ def ess_fraction(log_weights: Tensor) -> Tensor:
         >>> ess_fraction(torch.tensor([0.0, 0.0, -torch.inf, -torch.inf]))
         tensor(0.5000, dtype=torch.float64)
     """
-    log_w = log_weights.double()
+    log_w = _as_doubles(log_weights)
     square = 2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)
     return torch.nan_to_num(square.exp() / len(log_w), nan=0.0)
 
@@ -74,12 +92,15 @@ def log_evidence(log_weights: Tensor) -> Estimate:
     Returns:
         The estimates of :math:`\log Z` of all columns, ``(...)``.
 
+    Raises:
+        ValueError: There are no weights.
+
     Example:
         >>> log_z, standard_error = log_evidence(torch.tensor([1.0, 3.0]).log())
         >>> round(float(log_z.exp()), 4), round(float(standard_error), 4)
         (2.0, 0.5)
     """
-    log_w = log_weights.double()
+    log_w = _as_doubles(log_weights)
     log_z = log_w.logsumexp(0) - log(len(log_w))
     relative = (log_w - log_z).exp()
     return Estimate(log_z, relative.std(0) / sqrt(len(log_w)))
@@ -97,6 +118,9 @@ def pareto_k(log_weights: Tensor) -> float:
         The shape. It is infinite where the tail, at most a fifth of the weights, has fewer than
         five of them, and minus infinite where these are all equal.
 
+    Raises:
+        ValueError: There are no weights.
+
     References:
         Aki Vehtari, Daniel Simpson, Andrew Gelman, Yuling Yao and Jonah Gabry, *Pareto Smoothed
         Importance Sampling*, 2024, https://arxiv.org/abs/1507.02646.
@@ -105,7 +129,7 @@ def pareto_k(log_weights: Tensor) -> float:
         >>> pareto_k(torch.zeros(100))
         -inf
     """
-    log_w = log_weights.detach().double().reshape(-1)
+    log_w = _as_doubles(log_weights).detach().reshape(-1)
     log_w = log_w[torch.isfinite(log_w)].sort().values
     tail = int(min(0.2 * len(log_w), 3 * sqrt(len(log_w))))
     if tail < 5:

@@ -181,7 +181,7 @@ def improper(energy, narrow=(0.01, 0.01)):
 PROPER = {
     "Gaussian": lambda x: 0.5 * (x / 10).square().sum(-1),
     "Student-t(2)": lambda x: 2 * ((x / 10).square().sum(-1) / 2).log1p(),
-    "flat inside of edges": lambda x: torch.where(x.abs().amax(-1) < 50, 0.0, torch.inf),
+    "flat inside of edges": lambda x: torch.where(x.abs().amax(-1) < 50, 0 * x.sum(-1), torch.inf),
 }
 IMPROPER = {
     "flat": lambda x: 0 * x.sum(-1),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..guides.annealing.options import AnnealingOptions
 from ..options import FitOptions
+from ..validation import check_options
 
 __all__ = ["ImportanceOptions"]
 
@@ -53,6 +54,7 @@ class ImportanceOptions:
     annealing: AnnealingOptions = AnnealingOptions()
 
     def __post_init__(self) -> None:
+        check_options(self)
         for name, value in vars(self).items():
             if not isinstance(value, FitOptions | AnnealingOptions) and not value > 0:
                 raise ValueError(f"ImportanceOptions.{name} must be positive, got {value}")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..validation import check_at_least_one
 from .line_search import Differentiable
 from .pathfinder import PathfinderOptions, PathfinderResult, lower_factor, pathfinder
 
@@ -48,6 +49,9 @@ class GaussianFitOptions:
         batch_size: Draws for each update of each Gaussian.
         min_inside: The fraction of a Gaussian's draws with positive density below which it takes
             the moments of these draws instead.
+
+    Raises:
+        ValueError: An option is out of range, or of another type.
     """
 
     max_paths: int = 32
@@ -57,6 +61,9 @@ class GaussianFitOptions:
     iterations: int = 40
     batch_size: int = 128
     min_inside: float = 0.45
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self)
 
 
 def ascend(target: Differentiable, x: Tensor, steps: int = 100, rate: float = 0.1) -> Tensor:

@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..validation import check_at_least_one
+
 __all__ = ["AscentOptions", "Differentiable", "Evaluated", "LineSearch", "evaluated"]
 
 
@@ -45,6 +47,9 @@ class AscentOptions:
         expansion: Factor by which a step grows at most from one trial to the next.
         min_shrink: The part of a bracket, on either side, that no trial enters.
         max_trials: Trial points of one search.
+
+    Raises:
+        ValueError: An option is out of range, or of another type.
     """
 
     memory: int = 20
@@ -56,6 +61,9 @@ class AscentOptions:
     expansion: float = 10.0
     min_shrink: float = 0.1
     max_trials: int = 20
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self)
 
 
 class Evaluated(NamedTuple):

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Gamma
 
+from ..validation import check_at_least_one
+
 __all__ = ["Mixture", "MixtureFitOptions", "fit_mixture"]
 
 
@@ -41,6 +43,9 @@ class MixtureFitOptions:
             Gaussians.
         min_tail_gain: Standard errors by which later ones of them must predict held-out draws
             better.
+
+    Raises:
+        ValueError: An option is out of range, or of another type.
     """
 
     steps: int = 50
@@ -51,6 +56,9 @@ class MixtureFitOptions:
     ridge: float = 1e-4
     degrees_of_freedom: tuple[float, ...] = (inf,)
     min_tail_gain: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self)
 
 
 class Mixture(NamedTuple):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..target.density import Target
+from ..validation import check_at_least_one
 from .ascents import Paths
 from .lbfgs import LowRankFactor
 from .line_search import AscentOptions, Differentiable, evaluated
@@ -50,12 +51,18 @@ class PathfinderOptions:
         ascent: How the paths climb.
         draws: Draws that estimate an evidence lower bound.
         gaussians_per_octave: Gaussians that are judged while the number of calls doubles.
+
+    Raises:
+        ValueError: An option is out of range, or of another type.
     """
 
     max_evaluations: int = 200
     ascent: AscentOptions = AscentOptions()
     draws: int = 8
     gaussians_per_octave: int = 2
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self)
 
 
 class PathfinderResult(NamedTuple):

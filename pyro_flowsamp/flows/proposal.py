@@ -13,6 +13,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from ..target.context import every
+from ..validation import check_at_least_one, check_count
 from ..weights import ess_fraction, pareto_k
 
 __all__ = ["DiagnosticOptions", "FlowDiagnostics", "FlowDistribution", "Proposal"]
@@ -27,12 +28,18 @@ class DiagnosticOptions:
         min_draws_per_context: Fresh draws at each context, at least.
         num_scored: Fresh draws on which sampling's and scoring's log q are compared.
         quantile: The quantile of their differences that is reported.
+
+    Raises:
+        ValueError: An option is out of range, or of another type.
     """
 
     num_draws: int = 4096
     min_draws_per_context: int = 256
     num_scored: int = 2048
     quantile: float = 0.999
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self)
 
 
 class FlowDiagnostics(NamedTuple):
@@ -85,7 +92,12 @@ class Proposal:
 
     @torch.no_grad()
     def sample_and_log_prob(self, num: int) -> tuple[Tensor, Tensor]:
-        r"""``num`` draws ``(num, d)`` and :math:`\log q` by the pass that made them."""
+        r"""``num`` draws ``(num, d)`` and :math:`\log q` by the pass that made them.
+
+        Raises:
+            ValueError: ``num`` is no whole number.
+        """
+        num = check_count("num", num, 0)
         return self.distribution(num).rsample_and_log_prob((num,) if self._rows is None else ())
 
     @torch.no_grad()

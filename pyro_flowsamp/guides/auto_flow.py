@@ -20,6 +20,7 @@ from ..options import FitOptions
 from ..smc.particles import Particles
 from ..target.density import Target
 from ..train import History, fit
+from ..validation import check_at_least_one, check_kind, shown
 from ..weights import ess_fraction, pareto_k
 from .base import FlowGuide
 from .source import Unregistered
@@ -44,6 +45,9 @@ class InitialFitOptions:
         num_draws: Fresh draws that judge the Gaussian.
         max_pareto_k: The Pareto k of their weights below which their effective sample size is
             trusted: below 1/2 the weights have a variance.
+
+    Raises:
+        ValueError: An option is out of range, or of another type.
     """
 
     gaussian: GaussianFitOptions = GaussianFitOptions()
@@ -52,6 +56,9 @@ class InitialFitOptions:
     num_starts: int = 128
     num_draws: int = 4096
     max_pareto_k: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, negative=True)
 
 
 class AutoFlow(FlowGuide):
@@ -109,6 +116,11 @@ class AutoFlow(FlowGuide):
     ) -> None:
         super().__init__(model, options=options, context=context)
         check_recipe(flow)
+        if objective is not None and not callable(objective):
+            raise TypeError(
+                f"objective must be a function, such as PathGradient(), got {shown(objective)}"
+            )
+        check_kind("initial", initial, InitialFitOptions)
         if ensemble is not None and context:
             raise ValueError("AutoFlow learns from an ensemble at one context only")
         self._recipe = Unregistered(flow)
@@ -243,9 +255,13 @@ def ensemble_points(given: EnsembleSource, target: Target) -> Tensor:
 
 
 def check_recipe(flow: object) -> None:
-    """Raises ValueError where a flow is given by a name that no recipe has."""
+    """Raises an error where a flow is given by a name that no recipe has, or cannot be called."""
     if isinstance(flow, str) and flow not in RECIPES:
         raise ValueError(f"unknown flow '{flow}': choose one of {sorted(RECIPES)}")
+    if flow is not None and not isinstance(flow, str) and not callable(flow):
+        raise TypeError(
+            f"flow must be one of {sorted(RECIPES)}, a recipe or a flow, got {shown(flow)}"
+        )
 
 
 def make_flow(

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -27,12 +28,24 @@ from torch.distributions import Transform
 
 from ..flows.proposal import DiagnosticOptions, FlowDiagnostics, FlowDistribution, Proposal
 from ..options import FitOptions
+from ..target.arguments import check_autograd
 from ..target.context import ContextArguments, ContextRange
 from ..target.density import Target
 from ..target.inspection import init_to_unconstrained
 from ..target.nodes import is_discrete
 from ..target.site import Values
 from ..train import History
+from ..validation import check_at_least_one, public_call
+from .checks import (
+    check_dtype,
+    check_flow,
+    check_guide,
+    checked_levels,
+    extra_state,
+    first_tensor,
+    load_or_reset,
+    load_or_restore,
+)
 from .source import ModelSource
 
 __all__ = ["FlowGuide", "GuideOptions"]
@@ -48,12 +61,18 @@ class GuideOptions:
             a guide warns.
         max_contexts: The number of contexts at which a flow is judged, at most.
         num_summary: The number of draws for medians and quantiles.
+
+    Raises:
+        ValueError: An option is out of range, or of another type.
     """
 
     diagnostics: DiagnosticOptions = DiagnosticOptions()
     max_log_q_error: float = 1e-2
     max_contexts: int = 16
     num_summary: int = 4096
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, negative=True)
 
 
 def _hide(msg: dict) -> bool:
@@ -104,6 +123,7 @@ class FlowGuide(AutoContinuous):
         options: FitOptions | None = None,
         context: Sequence[str] = (),
     ) -> None:
+        check_guide(model, options)
         super().__init__(model, init_loc_fn=init_to_unconstrained)
         self.context_arguments = ContextArguments(context, model)
         self.context_names = self.context_arguments.names
@@ -150,16 +170,18 @@ class FlowGuide(AutoContinuous):
         Raises:
             ValueError: The log density is not finite anywhere, or the model does not fit the guide.
         """
-        start = time.perf_counter()
-        call = self.context_arguments.for_training(self._source.required, args, kwargs)
-        target = self._source.target(call.args, call.kwargs, self.context_names)
-        rows = None if call.rows is None else call.rows.to(target.device, target.dtype)
-        self._build(target, rows, call.args, call.kwargs)
-        already = target.evaluations
-        history = self.train_flow(target, rows)
-        self.trained = history.stopped != "unfinished"
-        self.context_arguments.learn(call)
-        found = judge(self.trained_flow, target, rows, self.guide_options)
+        with public_call():
+            check_autograd()
+            start = time.perf_counter()
+            call = self.context_arguments.for_training(self._source.required, args, kwargs)
+            target = self._source.target(call.args, call.kwargs, self.context_names)
+            rows = None if call.rows is None else call.rows.to(target.device, target.dtype)
+            self._build(target, rows, call.args, call.kwargs)
+            already = target.evaluations
+            history = self.train_flow(target, rows)
+            self.trained = history.stopped != "unfinished"
+            self.context_arguments.learn(call)
+            found = judge(self.trained_flow, target, rows, self.guide_options)
         self.history = history.updated(
             final_ess=float(found.ess.mean()),
             pareto_k=float(found.pareto_k.max()),
@@ -179,9 +201,11 @@ class FlowGuide(AutoContinuous):
             ValueError: The model's sites are not those the guide was built for, or the context is
                 missing or has the wrong shape.
         """
-        args, kwargs, rows, _ = self.context_arguments.for_use(self._source.required, args, kwargs)
-        target = self._source.target(args, kwargs, self.context_names)
-        self._build(target, rows, args, kwargs)
+        with public_call():
+            call = self.context_arguments.for_use(self._source.required, args, kwargs)
+            target = self._source.target(call.args, call.kwargs, self.context_names)
+            self._build(target, call.rows, call.args, call.kwargs)
+        rows = call.rows
         return target if rows is None or len(rows) == 1 else target.at_contexts(rows)
 
     def _sites_of(self, args: tuple, kwargs: dict) -> Target:
@@ -196,17 +220,17 @@ class FlowGuide(AutoContinuous):
         sites = [(s.name, tuple(s.shape)) for s in target.sites]
         if self.flow is None:
             flow = self.build_flow(target, 0 if row is None else len(row))
-            self.flow = flow.to(device=target.device, dtype=target.dtype)
-            self._sites = sites
-            _check_flow(self.flow, target, row)
+            flow = flow.to(device=target.device, dtype=target.dtype)
+            check_flow(flow, target, row)
+            self.flow, self._sites = flow, sites
             if self._pending is not None:
-                self.load_state_dict(*self._pending)
+                load_or_reset(self, *self._pending)
         elif sites != self._sites:
             raise ValueError(
                 f"this guide was built for the sites {self._sites}, the model has {sites}: make "
                 f"a new guide for it."
             )
-        _check_dtype(self.flow, target)
+        check_dtype(self.flow, target)
         if rows is not None and hasattr(self.flow, "check_context"):
             self.flow.check_context(rows)  # type: ignore[operator]
         if self.prototype_trace is None:
@@ -223,7 +247,7 @@ class FlowGuide(AutoContinuous):
             return Proposal(flow)
         rows = self.context_arguments.for_use(self._source.required, args, kwargs).rows
         assert rows is not None
-        rows = rows.to(_first_tensor(flow))
+        rows = rows.to(first_tensor(flow))
         return Proposal(flow, rows if len(rows) > 1 else rows[0])
 
     # ---- Pyro's side --------------------------------------------------------------------------
@@ -242,7 +266,7 @@ class FlowGuide(AutoContinuous):
         if not self.context_names:
             return flow(None)
         row = self.context_arguments.single_row(self._source.required, args, kwargs)
-        return flow(row.to(_first_tensor(flow)))
+        return flow(row.to(first_tensor(flow)))
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """The flow as a Pyro distribution over the packed unconstrained latents."""
@@ -250,7 +274,7 @@ class FlowGuide(AutoContinuous):
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """The standard normal distribution that the flow transports."""
-        like = _first_tensor(self.trained_flow).new_zeros(self.latent_dim)
+        like = first_tensor(self.trained_flow).new_zeros(self.latent_dim)
         return dist.Normal(like, 1).to_event(1)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Transform:
@@ -271,12 +295,14 @@ class FlowGuide(AutoContinuous):
         return {name: value.median(0).values for name, value in draws.items()}
 
     def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> Values:
-        """The element-wise quantiles of each site, stacked along dimension 0, from draws."""
+        """The element-wise quantiles of each site, stacked along dimension 0, from draws.
+
+        Raises:
+            ValueError: A quantile does not lie in [0, 1].
+        """
+        levels = checked_levels(quantiles)
         draws = self._sampled(args, kwargs)
-        return {
-            name: value.quantile(torch.as_tensor(quantiles).to(value), dim=0)
-            for name, value in draws.items()
-        }
+        return {name: v.quantile(levels.to(v), dim=0) for name, v in draws.items()}
 
     # ---- state --------------------------------------------------------------------------------
 
@@ -287,23 +313,26 @@ class FlowGuide(AutoContinuous):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes the state of :meth:`get_extra_state`."""
-        self.trained = state["trained"]
+        self.trained = bool(state["trained"])
         if state.get("context_range") is not None:
             self.context_arguments.range = ContextRange.load(state["context_range"])
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Loads a state as any module does; before the first use, once the flow has been built."""
+        """Loads a state as any module does; before the first use, once the flow has been built.
+
+        Raises:
+            TypeError: The state is no dictionary.
+            ValueError: It holds no flow, or does not fit that of this guide, which is then left as
+                it was. Before the first use this is raised there, and the guide stays untrained.
+        """
+        extra = extra_state(state_dict, strict and self.flow is None)
         if self.flow is None:
-            if strict and not any(name.startswith("flow.") for name in state_dict):
-                raise ValueError(
-                    "this state holds no flow: the guide was saved before it was built, by fit "
-                    "or its first use"
-                )
             self._pending = dict(state_dict), strict, assign
-            self.set_extra_state(state_dict.get("_extra_state", {"trained": True}))
+            self.set_extra_state(extra)
             return None
         self._pending = None
-        return super().load_state_dict(state_dict, strict, assign)
+        load = partial(super().load_state_dict, strict=strict, assign=assign)
+        return load_or_restore(self, state_dict, load)
 
     def __getstate__(self) -> dict[str, Any]:
         """Drops what may not pickle (models, traces); :meth:`restore_model` gives a model back."""
@@ -347,31 +376,3 @@ def judge(
             stacklevel=4,
         )
     return found
-
-
-def _first_tensor(flow: nn.Module) -> Tensor:
-    """A tensor of a flow's dtype and device; a flow may have no parameters, all of it fixed."""
-    return next(value for value in flow.state_dict().values() if isinstance(value, Tensor))
-
-
-def _check_flow(flow: nn.Module, target: Target, row: Tensor | None) -> None:
-    distribution = flow(None if row is None else row.to(_first_tensor(flow)))
-    if not hasattr(distribution, "rsample_and_log_prob"):
-        raise ValueError(
-            f"the flow returns a {type(distribution).__name__}, which cannot draw and score in one "
-            f"pass (rsample_and_log_prob): return a zuko.distributions.NormalizingFlow."
-        )
-    shape = distribution.event_shape
-    if tuple(shape) != (target.dim,):
-        sizes = ", ".join(f"{s.name}: {s.size}" for s in target.sites)
-        raise ValueError(
-            f"the flow has {tuple(shape)} features, the model needs ({target.dim},) ({sizes})."
-        )
-
-
-def _check_dtype(flow: nn.Module, target: Target) -> None:
-    if others := {p.dtype for p in flow.parameters()} - {target.dtype}:
-        raise ValueError(
-            f"this guide's flow is of {others.pop()}, the model's sites are {target.dtype}: "
-            f"make a new guide for it, or convert this one with guide.to({target.dtype})."
-        )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from ..smc.driver import Stage, run_smc
 from ..smc.particles import Particles
 from ..target.density import Target
+from ..validation import check_count
 from .base import FlowGuide
 
 __all__ = ["PathGuide"]
@@ -36,8 +37,12 @@ class PathGuide(FlowGuide):
         Raises:
             ValueError: ``num_particles`` is not a positive multiple of ``islands``.
         """
-        if islands < 1 or num_particles < 1 or num_particles % islands:
-            raise ValueError(f"{num_particles} particles do not divide into {islands} islands")
+        check_count("num_particles", num_particles)
+        check_count("islands", islands)
+        if num_particles % islands:
+            raise ValueError(
+                f"{num_particles} particles do not divide into {islands} islands: take a multiple"
+            )
 
     def run_stages(
         self, first: Particles, stages: Iterable[Stage], mcmc_steps: int

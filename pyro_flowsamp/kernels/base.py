@@ -27,6 +27,7 @@ from ..flows.proposal import Proposal
 from ..target.context import check_number_of_chains
 from ..target.density import Target
 from ..target.site import Values
+from ..validation import public_call
 from .binding import Guide, ModelBinding
 from .statistics import (
     STATISTICS,
@@ -228,6 +229,7 @@ class FlowKernel(MCMCKernel):
             ValueError: A shape or dtype of ``params`` is wrong, the density there is not finite, or
                 the chains cannot be shared out among the contexts.
         """
+        self.target.layout.check_sites(params)
         unknown = set(params) - {site.name for site in self.target.sites}
         if unknown:
             raise ValueError(f"initial_params: {sorted(unknown)} are not sites of the model")
@@ -294,27 +296,31 @@ class FlowKernel(MCMCKernel):
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Binds the model to its arguments and begins a new chain; trains nothing yet."""
-        self.bind(*args, **kwargs)
-        self.binding.proposal = None  # the guide may have been trained further since
-        self._begin_chain()
-        self._warmup_steps, self.binding.starts = warmup_steps, None
-        if self._user_start:
-            x = self.target.pack_unconstrained(self.initial_params)
-            if x.dim() > 1:
-                raise ValueError(
-                    f"initial_params have leading dimensions {tuple(x.shape[:-1])}; for one chain "
-                    f"their shapes must be { {s.name: tuple(s.shape) for s in self.target.sites} }"
-                )
-            self.binding.starts = x[None]
-        else:
-            first = self.target.initial_points(1)[0]
-            self._initial_params = self.target.unpack_unconstrained(first)
+        with public_call():
+            self.bind(*args, **kwargs)
+            self.binding.proposal = None  # the guide may have been trained further since
+            self._begin_chain()
+            self.binding.starts = None
+            if self._user_start:
+                x = self.target.pack_unconstrained(self.initial_params)
+                if x.dim() > 1:
+                    shapes = {s.name: tuple(s.shape) for s in self.target.sites}
+                    raise ValueError(
+                        f"initial_params have leading dimensions {tuple(x.shape[:-1])}; for one "
+                        f"chain their shapes must be {shapes}"
+                    )
+                self.binding.starts = x[None]
+            else:
+                first = self.target.initial_points(1)[0]
+                self._initial_params = self.target.unpack_unconstrained(first)
+        self._warmup_steps = warmup_steps
 
     def sample(self, params: Values) -> Values:
         """Makes one step of one chain, as Pyro calls for it."""
         if self._time == 0:
-            self.prepare(self._warmup_steps)
-            self._state = self.start(1, params if self._user_start else None)
+            with public_call():
+                self.prepare(self._warmup_steps)
+                self._state = self.start(1, params if self._user_start else None)
         if self._time == self._warmup_steps:
             self.freeze()
         self._state, info = self.step(self._state)

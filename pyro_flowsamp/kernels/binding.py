@@ -11,9 +11,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..flows.proposal import Proposal
+from ..target.arguments import check_model
 from ..target.context import same_objects
 from ..target.density import Target, as_target
 from ..target.site import Values
+from ..validation import shown
 
 __all__ = ["Guide", "ModelBinding"]
 
@@ -55,6 +57,7 @@ class ModelBinding:
             density too; or None.
 
     Raises:
+        TypeError: The model or the potential cannot be called, or the guide is no flow guide.
         ValueError: Not exactly one of model, potential_fn, guide, or a model with its guide, is
             given.
     """
@@ -69,6 +72,7 @@ class ModelBinding:
             raise ValueError("give potential_fn alone: it takes neither a model nor a guide")
         if model is None and potential_fn is None and guide is None:
             raise ValueError("give a model, a potential_fn, a guide, or a model with its guide")
+        _check_callables(model, potential_fn, guide)
         self.source = guide.model_source if model is None and guide is not None else model
         self.potential_fn, self.guide = potential_fn, guide
         self._default_guide = guide is None
@@ -173,6 +177,21 @@ class ModelBinding:
         state = self.__dict__.copy()
         state.update(target=None, proposal=None, starts=None, _key=None, _args=(), _kwargs={})
         return state
+
+
+def _check_callables(model: Any, potential_fn: Any, guide: Any) -> None:
+    """Raises a TypeError where a kernel cannot use what it is given."""
+    if model is not None:
+        check_model(model)
+    if potential_fn is not None and not callable(potential_fn):
+        raise TypeError(f"potential_fn must be a function, got {shown(potential_fn)}")
+    wanted = "trained", "fit", "target_for", "proposal"
+    if guide is None or (all(hasattr(guide, n) for n in wanted) and not isinstance(guide, type)):
+        return
+    raise TypeError(
+        f"guide must be a flow guide of this package, such as AutoFlow(model), got "
+        f"{shown(guide) if isinstance(guide, type) else type(guide).__name__}"
+    )
 
 
 def _target_of_potential(potential_fn: Callable, initial_params: Values | None) -> Target:

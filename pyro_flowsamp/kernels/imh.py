@@ -11,6 +11,7 @@ from torch import Tensor
 from ..target.site import Values
 from ..transitions import independence
 from ..transitions.metropolis import MetropolisInfo
+from ..validation import check_count
 from .base import FlowKernel, Guide
 
 __all__ = ["IMH"]
@@ -63,9 +64,7 @@ class IMH(FlowKernel):
         *,
         lookahead: int = 4096,
     ) -> None:
-        if lookahead < 1:
-            raise ValueError(f"lookahead must be at least 1, got {lookahead}")
-        self.lookahead = lookahead
+        self.lookahead = check_count("lookahead", lookahead)
         super().__init__(model, potential_fn, guide)
 
     def init(self, x: Tensor) -> independence.IMHState:

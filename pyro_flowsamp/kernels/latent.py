@@ -18,6 +18,7 @@ from ..transitions import hamiltonian
 from ..transitions.chees import LastPoint
 from ..transitions.step_size import FixedTrajectory, optimal_step_size
 from ..transitions.trajectory_length import TrajectoryAdaptation, TrajectoryOptions
+from ..validation import check_count, check_number
 from .base import FlowKernel, Guide
 from .sharpened import SharpenedFlow, check_metric
 
@@ -142,16 +143,15 @@ class LatentHMC(FlowKernel):
             raise ValueError(f"target must be 'pullback' or 'sharpened', got {target!r}")
         if metric not in ("identity", "jacobian"):
             raise ValueError(f"metric must be 'identity' or 'jacobian', got {metric!r}")
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        num_steps = check_count("num_steps", num_steps)
         if self.trajectory != "fixed" and not isinstance(self.trajectory, TrajectoryOptions):
             raise ValueError(f"trajectory must be 'fixed' or 'adapted', got {trajectory!r}")
-        if not 0 < target_accept_prob < 1:
-            raise ValueError(f"target_accept_prob must lie in (0, 1), got {target_accept_prob}")
-        if step_size is not None and step_size <= 0:
-            raise ValueError(f"step_size must be positive, got {step_size}")
-        if not 0 <= global_prob < 1:
-            raise ValueError(f"global_prob must lie in [0, 1), got {global_prob}")
+        check_number(
+            "target_accept_prob", target_accept_prob, 0, 1, open_least=True, open_most=True
+        )
+        if step_size is not None:
+            check_number("step_size", step_size, 0, open_least=True, open_most=True)
+        check_number("global_prob", global_prob, 0, 1, open_most=True)
         self.sharpened = target == "sharpened"
         if self.sharpened:
             guide = _sharpened_flow(flow, (model, potential_fn, guide))

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..target.site import Values
 from ..transitions import hamiltonian, independence
 from ..transitions.metropolis import select
+from ..validation import check_count, check_kind, check_options
 from .base import Guide
 from .latent import LatentHMC
 
@@ -38,6 +39,7 @@ class LocalStepsOptions:
     memory: float = 0.98
 
     def __post_init__(self) -> None:
+        check_options(self)
         if min(self.first, self.most) < 1:
             raise ValueError(f"need one local move at least, got {self.first} and {self.most}")
         if not 0 < self.memory <= 1:
@@ -95,6 +97,7 @@ class LocalGlobalHMC(LatentHMC):
             Langevin.
 
     Raises:
+        TypeError: ``search`` is no :class:`LocalStepsOptions`.
         ValueError: An argument is out of range.
         RuntimeError: See :class:`LatentHMC`.
 
@@ -130,8 +133,9 @@ class LocalGlobalHMC(LatentHMC):
         **options: Any,
     ) -> None:
         for name, value in (("local_steps", local_steps), ("num_proposals", num_proposals)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None:
+                check_count(name, value)
+        check_kind("search", search, LocalStepsOptions)
         self.initial_local_steps, self.num_proposals = local_steps, num_proposals
         self.search = search
         super().__init__(model, potential_fn, guide, **options)

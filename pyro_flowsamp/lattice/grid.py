@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations, product
 from math import prod, sqrt
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import Size, Tensor
+
+from ..validation import check_count
 
 __all__ = ["SiteGroup", "coarse_to_fine", "lattice_shape", "lattice_symmetries"]
 
@@ -65,11 +68,8 @@ def coarse_to_fine(sizes: Sequence[int], reach: int = REACH) -> list[SiteGroup]:
         >>> [len(group.sites) for group in coarse_to_fine((4, 4))]
         [1, 1, 1, 1, 2, 2, 2, 2, 2, 2]
     """
-    if not sizes or any(n < 2 for n in sizes) or reach < 1:
-        raise ValueError(
-            f"a lattice has at least two sites along each axis, and a site depends on at least "
-            f"one; got the shape {tuple(sizes)} and a reach of {reach}"
-        )
+    check_count("reach", reach)
+    sizes = lattice_shape(sizes)
     spacing = 1
     while all(n % (2 * spacing) == 0 for n in sizes):
         spacing *= 2
@@ -183,8 +183,11 @@ def lattice_shape(shape: Shape) -> Size:
         ValueError: There is no axis, or one has fewer than two sites.
     """
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    if not sizes or any(int(n) != n or n < 2 for n in sizes):
-        raise ValueError(f"a lattice has at least two sites along each axis, got {sizes}")
+    whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in sizes)
+    if not sizes or not whole or any(n < 2 for n in sizes):
+        raise ValueError(
+            f"a lattice has at least two sites along each axis, a whole number, got {shape}"
+        )
     return Size(int(n) for n in sizes)
 
 

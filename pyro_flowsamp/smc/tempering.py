@@ -23,6 +23,7 @@ from torch import Tensor
 from ..target.density import Target
 from ..transitions.scaling import log_factors, scale_step
 from ..transitions.step_size import optimal_step_size
+from ..validation import check_count, check_number, shown
 from . import driver, particles, paths
 from .coordinates import WhitenedTarget
 from .driver import SMCStep
@@ -77,11 +78,19 @@ def tempered_smc(
         ValueError: The target's density is not finite anywhere, or there are fewer than two
             particles on an island.
     """
-    contexts = target.contexts
     if num_particles is None:
-        num_particles = 4096 if contexts is None else 500
-    if num_particles < 2:
-        raise ValueError(f"need at least two particles for each context, got {num_particles}")
+        num_particles = 4096 if getattr(target, "contexts", None) is None else 500
+    check_count("num_particles", num_particles, 2)
+    check_count("mcmc_steps", mcmc_steps, 0)
+    check_count("islands", islands)
+    check_number("target_ess", target_ess, 0, 1, open_least=True, open_most=True)
+    check_number("target_accept_prob", target_accept_prob, 0, 1, open_least=True, open_most=True)
+    if not hasattr(target, "log_prob_and_grad"):
+        raise TypeError(
+            f"the target must be a Target, such as Target.from_model(model, data), got "
+            f"{shown(target)}"
+        )
+    contexts = target.contexts
     rows: Any = target
     if isinstance(target, Target) and contexts is not None:
         islands = len(contexts)

@@ -18,10 +18,15 @@ from .inspection import ModelStructureError, RandomDensityError
 from .site import Site
 
 __all__ = [
+    "FAR",
     "RANDOM_DENSITY",
     "ChosenBatching",
     "Density",
+    "check_repeatable",
     "choose_batching",
+    "couples",
+    "fixed_points",
+    "value_and_grad",
     "warn_of_gradient",
     "warn_of_loop",
 ]
@@ -29,9 +34,25 @@ __all__ = [
 
 Density = Callable[[Tensor, Tensor | None], Tensor]
 FAR = 3.0, 10.0, 100.0  #: radii of the points that must not change the density of others
+REPEATS = 8  #: evaluations of a density whose first two differ, to see how much they vary
+NOISE = 1e-3  #: nats by which evaluations at the same point may vary, beside rounding errors
+#: rounding errors by which they may, in units of eps times the density; by atomic sums on a device
+ULPS, ULPS_ON_DEVICE = 2.0, 64.0
 
 
-def _value_and_grad(density: Density, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+def fixed_points(like: Tensor, num: int) -> Tensor:
+    """Points ``(num, d)`` in the box from -1 to 1, always the same; no global seed is used."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    points = torch.rand(num, like.shape[-1], generator=generator, device="cpu")
+    return (2 * points - 1).to(like)
+
+
+def value_and_grad(density: Density, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Densities ``(N,)`` and their gradients ``(N, d)`` at points.
+
+    Raises:
+        ValueError: There is no gradient.
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = density(x, c)
@@ -41,7 +62,7 @@ def _value_and_grad(density: Density, x: Tensor, c: Tensor | None) -> tuple[Tens
     if grad is None:
         raise ValueError(
             "the density does not depend on any latent site, or autograd cannot follow "
-            "the dependence (NumPy, .item() or .detach() on the way)"
+            "the dependence (NumPy, .item() or .detach() on the way): write it with torch functions"
         )
     return value.detach(), grad
 
@@ -53,18 +74,70 @@ def _close(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> bool:
     )
 
 
-def _couples(density: Density, points: Tensor, alone: Tensor) -> bool:
+def check_repeatable(density: Density, x: Tensor, c: Tensor | None, first: Tensor) -> None:
+    """Checks that a density is the same at each evaluation.
+
+    Its values may be huge and differ by little, which is all that an acceptance probability depends
+    on. So the standard deviation over evaluations at the same point is compared with rounding
+    errors, and not with the density.
+
+    Arguments:
+        density: The density.
+        x: Points ``(N, d)``.
+        c: Their contexts ``(N, c)``, or None.
+        first: The densities of one evaluation, ``(N,)``.
+
+    Raises:
+        RandomDensityError: It is not.
+
+    Example:
+        >>> noisy = lambda x, c: 1e6 + torch.randn(len(x))
+        >>> x = torch.zeros(2, 1)
+        >>> check_repeatable(noisy, x, None, noisy(x, None))
+        Traceback (most recent call last):
+        ...
+        pyro_flowsamp.target.inspection.RandomDensityError: the density is random: ...
+    """
+    with torch.no_grad():
+        again = density(x, c)
+        if torch.equal(again, first):
+            return
+        found = torch.stack([first, again, *(density(x, c) for _ in range(REPEATS))]).double()
+    finite = found.isfinite()
+    ulps = ULPS if found.device.type == "cpu" else ULPS_ON_DEVICE
+    rounding = ulps * torch.finfo(first.dtype).eps * found.nan_to_num(posinf=0, neginf=0).abs()
+    noise = found.where(finite.all(0), 0.0).std(0)
+    if bool((finite == finite[0]).all() & (noise <= NOISE + rounding.amax(0)).all()):
+        return
+    raise RandomDensityError(RANDOM_DENSITY)
+
+
+def far_points(points: Tensor) -> Tensor:
+    """Random points ``(M, d)``, some of them far from the origin."""
+    return torch.cat([torch.empty_like(points).uniform_(-r, r) for r in FAR for _ in range(4)])
+
+
+def couples(
+    density: Density,
+    points: Tensor,
+    alone: Tensor,
+    far: Tensor,
+    rtol: float = 1e-4,
+    atol: float = 1e-5,
+) -> bool:
     """Whether the densities of points change with the other points in the batch.
 
-    A model may sum over the plate of the batch, or branch on ``x.any()``. Far points are added to
+    A density may sum over the whole batch, or branch on ``x.any()``. Far points are added to
     the batch, on which neither values nor gradients of the others may depend.
 
     Arguments:
         density: The batched density.
         points: The points, ``(N, d)``.
         alone: Their densities without the far points, ``(N,)``.
+        far: Other points, ``(M, d)``.
+        rtol, atol: Bounds, relative and in nats, of a difference that counts as an error of
+            rounding or of a solver.
     """
-    far = torch.cat([torch.empty_like(points).uniform_(-r, r) for r in FAR for _ in range(4)])
     with torch.enable_grad():
         x = torch.cat([points, far]).requires_grad_()
         try:
@@ -72,7 +145,7 @@ def _couples(density: Density, points: Tensor, alone: Tensor) -> bool:
             (grad,) = torch.autograd.grad(near.sum(), x)
         except Exception:  # these points are not the user's: an error there is no answer
             return False
-    same = torch.allclose(near, alone, rtol=1e-4, atol=1e-5, equal_nan=True)
+    same = torch.allclose(near, alone, rtol=rtol, atol=atol, equal_nan=True)
     return not same or bool((grad[len(points) :].nan_to_num(nan=0.0) != 0).any())
 
 
@@ -139,13 +212,12 @@ def choose_batching(ways: dict[str, Density], points: Tensor, c: Tensor | None) 
         ValueError: The density depends on no latent site.
     """
     *fast, (slow_name, slow) = ways.items()
-    reference = _value_and_grad(slow, points, c)
-    if not _close(_value_and_grad(slow, points, c), reference):
-        raise RandomDensityError(RANDOM_DENSITY)
+    reference = value_and_grad(slow, points, c)
+    check_repeatable(slow, points, c, reference[0])
     reasons = []
     for name, density in fast:
         try:
-            result = _value_and_grad(density, points, c)
+            result = value_and_grad(density, points, c)
         except ModelStructureError:
             raise
         except Exception as error:  # whatever the model's code raises under this batching
@@ -155,7 +227,7 @@ def choose_batching(ways: dict[str, Density], points: Tensor, c: Tensor | None) 
             continue
         if not _close(result, reference):
             reasons.append(f"{name}: its densities differ from the loop's")
-        elif name == "plate" and _couples(density, points, result[0]):
+        elif name == "plate" and couples(density, points, result[0], far_points(points)):
             reasons.append(
                 f"{name}: points that are evaluated together change each other's density"
             )

@@ -8,22 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Size, Tensor
 
+from ..validation import as_tensor, check_count, shown
+from .arguments import check_autograd, check_fits, check_model, check_values
 from .batching import (
+    FAR,
     RANDOM_DENSITY,
     Density,
+    check_repeatable,
     choose_batching,
+    couples,
+    fixed_points,
+    value_and_grad,
     warn_of_gradient,
     warn_of_loop,
 )
 from .evaluation import ChunkedDensity
 from .inspection import Prototype, RandomDensityError, at_some_radius, inspect_model
 from .model import ModelDensity
+from .points import check_finite_above
 from .site import SiteLayout, Values, real_site
+
+#: points at which an energy is looked at, and those of them at which it is evaluated alone too
+CHECKED, ALONE = 16, 2
+#: rounding errors by which a row alone may differ from a row of a batch, in units of eps
+ROUNDING = 100.0
+SOLVER_ERROR = 0.01  #: nats by which it may, as where a solver chooses its steps for a whole batch
 
 __all__ = ["BatchedDensity", "energy_density", "model_density", "potential_density", "sites_alone"]
 
@@ -55,7 +70,16 @@ def model_density(
         args, kwargs: Its arguments.
         context: The names of arguments that vary along a batch.
     """
-    prototype = inspect_model(model, args, kwargs, context)
+    check_autograd()
+    check_model(model)
+    if not all(isinstance(name, str) for name in context):
+        raise TypeError(f"the context is given by names of arguments, got {list(context)}")
+    check_values(model, args, kwargs)
+    try:
+        prototype = inspect_model(model, args, kwargs, context)
+    except TypeError as error:
+        check_fits(model, args, kwargs, error)
+        raise
     program = ModelDensity(model, args, kwargs, prototype, context)
     if context or program.enumerated:
         program.check_supports(prototype.values)
@@ -109,31 +133,71 @@ def sites_alone(model: Callable, args: tuple, kwargs: dict) -> BatchedDensity:
 
 
 def potential_density(
-    potential_fn: Callable[[Values], Tensor], prototype: Mapping[str, Tensor]
+    potential_fn: Callable[[Values], Tensor], prototype: Mapping[str, Any]
 ) -> BatchedDensity:
     """The density of a potential function, see :meth:`Target.from_potential`."""
-    if not prototype:
-        raise ValueError("prototype is empty: give one tensor for each parameter")
-    sites = [real_site(name, prototype[name].shape) for name in sorted(prototype)]
-    first = prototype[sites[0].name]
+    check_autograd()
+    if not callable(potential_fn):
+        raise TypeError(f"the potential must be a function, got {shown(potential_fn)}")
+    if not isinstance(prototype, Mapping) or not prototype:
+        raise ValueError(
+            f"the prototype must be a dict of one tensor for each parameter, {{name: value}}, got "
+            f"{shown(prototype)}"
+        )
+    values = {name: _floating(f"prototype['{name}']", value) for name, value in prototype.items()}
+    sites = [real_site(name, values[name].shape) for name in sorted(values)]
+    if not any(site.size for site in sites):
+        raise ValueError("the prototype has no coordinate: there is nothing to sample")
+    first = values[sites[0].name]
     layout = SiteLayout(sites, first.dtype, first.device)
 
     def single(values: Values) -> Tensor:
-        return -potential_fn(values).reshape(())
+        energy = potential_fn(values)
+        if not isinstance(energy, Tensor) or energy.numel() != 1 or not energy.is_floating_point():
+            raise ValueError(
+                f"the potential returns {_kind(energy)}, expected one number of a floating type "
+                f"as a tensor: write it with torch functions, and add its terms up by .sum()"
+            )
+        return -energy.reshape(())
 
     def vmapped(x: Tensor, c: Tensor | None) -> Tensor:
+        _check_none(c)
         return torch.func.vmap(single)(layout.split(x))
 
     def loop(x: Tensor, c: Tensor | None) -> Tensor:
+        _check_none(c)
         return torch.stack([single(layout.split(row)) for row in x])
 
     ways: dict[str, Density] = {"vmap": vmapped, "loop": loop}
-    point = torch.cat([prototype[s.name].reshape(-1) for s in sites]).detach()
+    point = torch.cat([values[s.name].reshape(-1).to(first) for s in sites]).detach()
     points = torch.stack([point, point + 0.1])
     chosen = choose_batching(ways, points, None)
     warn_of_loop(chosen)
     log_prob = ChunkedDensity.measured(ways[chosen.name], points, None)
     return BatchedDensity(log_prob, layout, chosen.name)
+
+
+def _floating(name: str, value: Any) -> Tensor:
+    """A tensor of a floating type; arrays and lists are converted."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
+        dtype = torch.as_tensor(value).dtype
+    return as_tensor(name, value, dtype, device)
+
+
+def _check_none(context: Tensor | None) -> None:
+    if context is not None:
+        raise ValueError("a target of an energy or a potential has no context: give points alone")
+
+
+def _kind(value: Any) -> str:
+    """A tensor's shape and dtype in a message; the type of anything else."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+    return f"a {type(value).__name__}, not a tensor"
+
+
+# ---- energies ------------------------------------------------------------------------------------
 
 
 def energy_density(
@@ -144,24 +208,111 @@ def energy_density(
     device: torch.device | str | None,
 ) -> BatchedDensity:
     """The density of a batched energy function, see :meth:`Target.from_energy`."""
-    dtype = dtype or torch.get_default_dtype()
-    device = torch.device(device) if device is not None else torch.get_default_device()
-    if not all(-dim <= index < dim for index in angles):
-        raise ValueError(f"angles are indices of {dim} coordinates, got {list(angles)}")
+    check_autograd()
+    if not callable(fn):
+        raise TypeError(f"the energy must be a function, got {shown(fn)}")
+    dim = check_count("dim", dim)
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(
+            f"dtype must be a floating type of torch, such as torch.float32, got {dtype}"
+        )
+    device = _usable_device(device)
     mask = torch.zeros(dim, dtype=torch.bool, device="cpu")
-    mask[list(angles)] = True
+    mask[_indices(angles, dim)] = True
     points = torch.zeros(2, dim, dtype=dtype, device=device)
-    energies = fn(points)
+    _check_energies(fn(points), 2, dim)
+    at_some_radius(lambda radius: _check_energy(fn, radius * fixed_points(points, CHECKED)))
+    layout = SiteLayout([real_site("x", Size([dim]))], dtype, device, mask)
+
+    def density(x: Tensor, c: Tensor | None) -> Tensor:
+        _check_none(c)
+        return -fn(x)
+
+    return BatchedDensity(ChunkedDensity.measured(density, points, None), layout, "native")
+
+
+def _usable_device(device: Any) -> torch.device:
+    """A device by its name, or the default; raises a ValueError where it holds no values."""
+    try:
+        found = torch.get_default_device() if device is None else torch.device(device)
+        usable = not torch.zeros(1, device=found).is_meta
+    except (TypeError, RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
+        raise ValueError(
+            f"the device {shown(device)} cannot be used ({str(error).splitlines()[0]:.80}): give "
+            f"device='cpu', or one that PyTorch has"
+        ) from error
+    if not usable:
+        raise ValueError("the device 'meta' holds no values: give device='cpu' or 'cuda'")
+    return found
+
+
+def _indices(angles: Any, dim: int) -> list[int]:
+    """The indices of angles as a list of whole numbers."""
+    found = angles.tolist() if isinstance(angles, Tensor | np.ndarray) else angles
+    try:
+        indices = [check_count("an index", index, -dim) for index in found]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"angles are indices of {dim} coordinates, such as [0, 2], got {shown(angles)}"
+        ) from error
+    if not all(index < dim for index in indices):
+        raise ValueError(f"angles are indices of {dim} coordinates, got {indices}")
+    return indices
+
+
+def _check_energies(energies: Any, num: int, dim: int) -> None:
+    """Checks that there is one energy of a floating type for each of so many points."""
     if not isinstance(energies, Tensor):
         raise ValueError(
             f"the energy returns a {type(energies).__name__}, not a tensor: write it with "
             f"torch functions, so that it has a gradient."
         )
-    if energies.shape != (2,):
+    if energies.shape != (num,):
         raise ValueError(
-            f"the energy of a batch of shape (2, {dim}) has shape {tuple(energies.shape)}; "
-            f"it must be (2,), one energy per row."
+            f"the energy of a batch of shape ({num}, {dim}) has shape {tuple(energies.shape)}; "
+            f"it must be ({num},), one energy per row: sum over the last dimension, by .sum(-1)"
         )
-    layout = SiteLayout([real_site("x", Size([dim]))], dtype, device, mask)
-    log_prob = ChunkedDensity.measured(lambda x, c: -fn(x), points, None)
-    return BatchedDensity(log_prob, layout, "native")
+    if not energies.is_floating_point():
+        raise ValueError(
+            f"the energy has dtype {energies.dtype}, which has no gradient: compute it in the "
+            f"dtype of the points"
+        )
+
+
+def _check_energy(fn: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Checks an energy at some points ``(N, d)``.
+
+    Raises:
+        ValueError: It has no gradient, is minus infinity, or depends on other points of the batch.
+        ModelStructureError: It is random.
+    """
+
+    def density(x: Tensor, c: Tensor | None) -> Tensor:
+        return -fn(x)
+
+    with torch.enable_grad():
+        energies = fn(x.requires_grad_())
+    _check_energies(energies, *x.shape)
+    if not energies.requires_grad:
+        raise ValueError(
+            "the energy has no gradient: autograd cannot follow it (NumPy, .item() or .detach() on "
+            "the way), or it is constant. Write it with torch functions, a constant one as "
+            "0 * x.sum(-1)"
+        )
+    x = x.detach()
+    log_p, _ = value_and_grad(density, x, None)
+    check_finite_above(log_p)
+    check_repeatable(density, x, None, log_p)
+    with torch.no_grad():
+        rows = [fn(row[None]) for row in x[:ALONE]]
+    for row in rows:
+        _check_energies(row, 1, x.shape[1])
+    close = {"rtol": ROUNDING * torch.finfo(x.dtype).eps, "atol": SOLVER_ERROR}
+    same = torch.allclose(-torch.cat(rows), log_p[:ALONE], equal_nan=True, **close)
+    far = torch.cat([radius * x for radius in FAR])
+    if not same or couples(density, x, log_p, far, **close):
+        raise ValueError(
+            "the energy of a row depends on the other rows of the batch: chains would change each "
+            "other's density. Reduce over the last dimension only, as .sum(-1) and .mean(-1) do"
+        )

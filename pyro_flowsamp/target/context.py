@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Size, Tensor
 
+from ..validation import as_tensor
 from .site import Values
 
 
@@ -130,18 +131,26 @@ class ContextValues:
         parts = [value.reshape(-1).to(device, dtype) for value in self.values.values()]
         return torch.cat(parts) if parts else None
 
-    def check_rows(self, rows: Tensor) -> None:
-        """Checks that rows have the shape ``(K, c)``.
+    def rows(self, rows: Any, num: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Given rows ``(K, c)`` as a tensor of this type, on this device.
+
+        Arguments:
+            rows: The rows.
+            num: Their number K, or None for any.
+            dtype, device: Type and device of the rows.
 
         Raises:
-            ValueError: They have not, or there is no context.
+            ValueError: They have another shape, or there is no context.
         """
+        rows = as_tensor("the contexts", rows, dtype, device).to(device, dtype)
         size = sum(value.numel() for value in self.values.values())
-        if not self.values or rows.dim() != 2 or rows.shape[1] != size:
+        fits = rows.dim() == 2 and rows.shape[1] == size and num in (None, len(rows))
+        if not self.values or not fits or not len(rows):
             raise ValueError(
-                f"contexts of shape {tuple(rows.shape)}: expected (K, c), one row of the arguments "
-                f"{list(self.values)} for each of K" + (f", c = {size}" if self.values else "")
+                f"contexts of shape {tuple(rows.shape)}: expected ({num or 'K'}, c), one row of "
+                f"the arguments {list(self.values)} for each" + (f", c = {size}" if size else "")
             )
+        return rows
 
     def arguments(self, rows: Tensor | None) -> Values:
         """Rows ``(..., c)`` as arguments of the model, each of its dtype.

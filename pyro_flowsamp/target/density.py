@@ -15,24 +15,22 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..validation import public_call
 from .batching import Density
 from .construction import energy_density, model_density, potential_density
 from .context import ContextValues, every
-from .evaluation import ChunkedDensity, EvaluationCounter
+from .evaluation import ChunkedDensity, EvaluationCounter, finite_or_zero
 from .model import ModelDensity
 from .points import complete_groups, overdispersed_points, prior_points
 from .site import SiteLayout, Values
 
 __all__ = ["INITIAL_SCALES", "Target", "as_target"]
 
-
 INITIAL_SCALES = 2.0, 2.0, 1.0, 0.1, 10.0, 1e-3  #: half widths of the boxes of initial points
 
 
 class Target:
     r"""A batched unnormalised log density :math:`\log \tilde p(x)` on :math:`\mathbb R^d`.
-
-    Make one with :meth:`from_model`, :meth:`from_potential` or :meth:`from_energy`.
 
     Arguments:
         log_prob: Maps points ``(N, d)`` and contexts ``(N, c)`` or None to log densities ``(N,)``;
@@ -44,8 +42,7 @@ class Target:
     Attributes:
         dim: The dimension :math:`d`.
         sites: The blocks of coordinates, in order.
-        angles: Mask ``(d,)`` of periodic coordinates.
-        circular: Whether there are any.
+        angles, circular: Mask ``(d,)`` of periodic coordinates, and whether there are any.
         contexts: The rows ``(K, c)`` that were given to :meth:`at_contexts`; else None.
         starts: Points ``(N, d)`` near which :meth:`initial_points` looks too, or None; may be set.
         density, layout, model: What the target is made of, the density in chunks.
@@ -95,11 +92,13 @@ class Target:
         first of these is taken that agrees with the loop, in value and gradient, on two points.
 
         Raises:
+            TypeError: The model is no function, or the arguments do not fit it.
             ValueError: There is no continuous site, a discrete site that cannot be enumerated, a
                 subsampling plate, or a support without a bijection.
             ModelStructureError: Sites, shapes, supports or the density change between calls.
         """
-        return cls(*model_density(model, args, kwargs))
+        with public_call():
+            return cls(*model_density(model, args, kwargs))
 
     @classmethod
     def from_potential(
@@ -112,7 +111,8 @@ class Target:
             prototype: One unconstrained value for each name; fixes shapes, dtype and device.
 
         Raises:
-            ValueError: The prototype is empty.
+            ValueError: The prototype is empty or of integers, or the potential is no number.
+            ModelStructureError: The potential is random.
 
         Example:
             >>> prototype = {"x": torch.zeros(2)}
@@ -120,7 +120,8 @@ class Target:
             >>> target.log_prob(torch.tensor([[1.0, 2.0]]))
             tensor([-5.])
         """
-        return cls(*potential_density(potential_fn, prototype))
+        with public_call():
+            return cls(*potential_density(potential_fn, prototype))
 
     @classmethod
     def from_energy(
@@ -141,15 +142,17 @@ class Target:
             dtype, device: Type and device of the points; torch's defaults where None.
 
         Raises:
-            ValueError: ``fn`` does not return a tensor of one energy per row, or there are no such
-                coordinates as ``angles``.
+            ValueError: ``fn`` does not return one energy per row, has no gradient, depends on other
+                rows or is minus infinity at random points; another argument is none of its kind.
+            ModelStructureError: ``fn`` is random.
 
         Example:
             >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
             >>> target.log_prob(torch.ones(3, 2))
             tensor([-1., -1., -1.])
         """
-        return cls(*energy_density(fn, dim, angles, dtype, device))
+        with public_call():
+            return cls(*energy_density(fn, dim, angles, dtype, device))
 
     def conditional_on(self, *names: str) -> Target:
         """A conditional target of the same model: the named arguments become the context.
@@ -162,14 +165,13 @@ class Target:
         """
         if self.model is None:
             raise ValueError("only a target made from a Pyro model has named arguments")
-        known = self.model
-        return type(self)(*model_density(known.model, known.args, known.kwargs, names))
+        own = self.model
+        return type(self)(*model_density(own.model, own.args, own.kwargs, names))
 
     def at_contexts(self, contexts: Tensor) -> Target:
         """A copy of a conditional target at K contexts: row i of a batch is at context i mod K.
 
-        One batch of chains then covers all contexts, in any kernel. Evaluations are counted
-        together with this target's.
+        One batch of chains then covers all contexts. Evaluations are counted with this target's.
 
         Arguments:
             contexts: Rows as :meth:`log_prob` takes them, ``(K, c)``.
@@ -185,9 +187,8 @@ class Target:
             >>> [round(value, 4) for value in log_p.tolist()]
             [-0.9189, -1.6121]
         """
-        self._context.check_rows(contexts)
         target = copy(self)
-        target.contexts = contexts.to(self.device, self.dtype)
+        target.contexts = self._context.rows(contexts, None, self.dtype, self.device)
         return target
 
     # ---- facts --------------------------------------------------------------------------------
@@ -222,26 +223,23 @@ class Target:
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r""":math:`\log \tilde p(x)` up to a constant, ``(N, d) → (N,)``; never NaN.
 
-        A conditional target without ``context`` uses the model arguments it was made with.
-
-        A batch that would need too much memory is evaluated in chunks, with the same results; see
-        :mod:`pyro_flowsamp.target.evaluation`.
+        A conditional target without ``context`` uses the model arguments it was made with. A batch
+        that needs much memory is evaluated in chunks (:mod:`pyro_flowsamp.target.evaluation`).
 
         NaN, infinities and numerical domain errors become :math:`-\infty` with zero gradient, and
         are counted in :attr:`nonfinite`.
 
         Raises:
-            ValueError: ``x`` is not of shape ``(N, dim)``.
+            ValueError: ``x`` is not of shape ``(N, dim)``, or ``context`` not ``(N, c)``.
         """
-        if x.dim() != 2 or x.shape[-1] != self.dim:
-            raise ValueError(f"expected points of shape (N, {self.dim}), got {tuple(x.shape)}")
+        x = self.layout.points(x, batch=True)
         if not len(x):
             return x.sum(-1)
         self.counter.evaluations += len(x)
-        context = self._own_contexts(len(x)) if context is None else context
+        context = self._contexts_at(len(x), context)
         if x.requires_grad:
             x = x.view_as(x)
-            x.register_hook(_finite_or_zero)
+            x.register_hook(finite_or_zero)
         log_p = self.density(x, context)
         bad = ~torch.isfinite(log_p)
         self.counter.nonfinite = self.counter.nonfinite + bad.sum().detach()
@@ -249,7 +247,8 @@ class Target:
 
     def log_prob_and_grad(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r""":math:`\log \tilde p(x)` and its gradient, ``(N,)`` and ``(N, d)``, detached."""
-        context = self._own_contexts(len(x)) if context is None else context
+        x = self.layout.points(x, batch=True)
+        context = self._contexts_at(len(x), context)
         parts = [self._value_and_grad(*chunk) for chunk in self.density.split(x, context)]
         values, grads = zip(*parts)
         return (values[0], grads[0]) if len(parts) == 1 else (torch.cat(values), torch.cat(grads))
@@ -261,8 +260,11 @@ class Target:
             (grad,) = torch.autograd.grad(log_p.sum(), x)
         return log_p.detach(), grad
 
-    def _own_contexts(self, num: int) -> Tensor | None:
-        """The contexts of ``num`` points: those of :meth:`at_contexts`, or the model's own."""
+    def _contexts_at(self, num: int, given: Any = None) -> Tensor | None:
+        """The contexts of so many points: those given, of :meth:`at_contexts`, or the model's."""
+        if given is not None:  # without a model only the density can know them
+            rows = self._context.rows
+            return given if self.model is None else rows(given, num, self.dtype, self.device)
         if self.contexts is not None:
             return every(self.contexts, num)
         row = self._context.row(self.dtype, self.device)
@@ -272,8 +274,9 @@ class Target:
         """Log-likelihood of each observation under constrained draws ``{site: (N, ...)}``.
 
         Raises:
-            ValueError: The model has discrete sites, given which its observations are scored.
+            ValueError: The model has discrete sites (observations need them), or a site no value.
         """
+        self.layout.check_sites(samples)
         if self.model is None:
             return {}
         if self.enumerated:
@@ -299,11 +302,11 @@ class Target:
 
     def unpack(self, x: Tensor) -> Values:
         """Points ``(..., d)`` as constrained values ``{site: (..., *value_shape)}``."""
-        return self.layout.unpack(x)
+        return self.layout.unpack(self.layout.points(x))
 
     def unpack_unconstrained(self, x: Tensor) -> Values:
         """Points ``(..., d)`` as unconstrained blocks ``{site: (..., *shape)}``."""
-        return self.layout.split(x)
+        return self.layout.split(self.layout.points(x))
 
     def pack(self, values: Mapping[str, Tensor]) -> Tensor:
         """The inverse of :meth:`unpack`: constrained values to points ``(..., d)``.
@@ -322,21 +325,23 @@ class Target:
 
         Arguments:
             num: The number of points.
-            scales: Real coordinates are uniform on :math:`(-s, s)` for the first of these
-                :math:`s`, and for the later ones where too few points have a finite density.
-                Angles are uniform on the circle.
+            scales: Real coordinates are uniform on :math:`(-s, s)` for the first of these, and for
+                the later ones where too few points have a finite density; angles on the circle.
 
         Raises:
-            ValueError: The density is NaN or zero at all points.
+            ValueError: The density is NaN or zero at all points, or infinite at some.
         """
-        return overdispersed_points(self.log_prob, self.layout, num, scales, self.starts)
+        densities = self.log_prob, self._unbounded
+        return overdispersed_points(*densities, self.layout, num, scales, self.starts)
+
+    def _unbounded(self, x: Tensor) -> Tensor:
+        return self.density(x, self._contexts_at(len(x)))
 
     def prior_points(self, num: int) -> Tensor | None:
         r"""Draws from the prior of a model's latent sites, ``(num, d)``.
 
-        The model is run once for each draw; what it observes and its factors are left out of
-        account. Draws at which the log density is not finite are left out, and at K contexts
-        the K draws of which they are one.
+        The model is run once for each draw, without its factors and what it observes. Draws at
+        which the log density is not finite are left out, and at K contexts the K draws of a group.
 
         Returns:
             At most ``num`` points. None where the target has no model, where the prior is improper,
@@ -351,7 +356,7 @@ class Target:
         """
         if self.model is None:
             return None
-        x = prior_points(self.model, self.layout, self._own_contexts(num), num)
+        x = prior_points(self.model, self.layout, self._contexts_at(num), num)
         if x is None:
             return None
         with torch.no_grad():
@@ -393,7 +398,3 @@ def as_target(source: Callable, *args: Any, **kwargs: Any) -> Target:
     if args or kwargs:
         raise ValueError("a Target has its data already: it takes no model arguments")
     return source
-
-
-def _finite_or_zero(grad: Tensor) -> Tensor:
-    return torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)

@@ -26,6 +26,7 @@ __all__ = [
     "EvaluationCounter",
     "PointsWithContext",
     "bytes_per_point",
+    "finite_or_zero",
 ]
 
 #: bytes that autograd may keep for the gradient of a batch at once
@@ -38,6 +39,11 @@ class EvaluationCounter:
 
     nonfinite: Tensor
     evaluations: int = 0
+
+
+def finite_or_zero(grad: Tensor) -> Tensor:
+    """A gradient, zero where it is NaN or infinite."""
+    return torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 class PointsWithContext(NamedTuple):

@@ -16,6 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Size
 from torch.distributions import transform_to
 
+from .arguments import check_observed
 from .missing_data import Imputed, refuse_missing_counts, summed_out, without_influence
 from .nodes import is_data, is_discrete, is_random, latent_nodes
 from .site import Site, Values, site_of
@@ -259,6 +260,7 @@ def inspect_model(
             return [poutine.trace(start(model)).get_trace(*args, **kwargs) for _ in range(2)]
 
     traces = at_some_radius(run)
+    check_observed(traces[0].nodes.values())
     with poutine.block(), pyro.validation_enabled(False):
         fixed = without_influence(model, args, kwargs, traces)
     if fixed:

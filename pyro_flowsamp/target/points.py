@@ -13,12 +13,14 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Independent
 
+from ..validation import check_count
 from .context import every
 from .missing_data import Imputed
 from .model import ModelDensity
 from .site import SiteLayout, Values
 
 __all__ = [
+    "check_finite_above",
     "complete_groups",
     "is_drawn_from_its_prior",
     "overdispersed_points",
@@ -26,17 +28,43 @@ __all__ = [
 ]
 
 
+def check_finite_above(log_p: Tensor) -> None:
+    r"""Checks that log densities at random points are not :math:`+\infty`.
+
+    A random point lies in a set only if the set has a positive size. A pole in a single point is
+    no hindrance.
+
+    Raises:
+        ValueError: Some are.
+
+    Example:
+        >>> check_finite_above(torch.tensor([0.0, torch.inf]))
+        Traceback (most recent call last):
+        ...
+        ValueError: the log density is +inf at 1 of 2 random points: ...
+    """
+    infinite = int((log_p == torch.inf).sum())
+    if infinite:
+        raise ValueError(
+            f"the log density is +inf at {infinite} of {len(log_p)} random points: a density that "
+            f"is infinite on a set of positive size cannot be normalised. Where there is no "
+            f"density its logarithm is -inf, and an energy or a potential +inf"
+        )
+
+
 def overdispersed_points(
     log_prob: Callable[[Tensor], Tensor],
+    unbounded: Callable[[Tensor], Tensor],
     layout: SiteLayout,
     num: int,
     scales: Sequence[float],
     starts: Tensor | None = None,
 ) -> Tensor:
-    """Points of finite density, see :meth:`Target.initial_points`.
+    r"""Points of finite density, see :meth:`Target.initial_points`.
 
     Arguments:
-        log_prob: The log density.
+        log_prob: Log densities ``(N,)`` of points ``(N, d)``, :math:`-\infty` where not finite.
+        unbounded: The same, with :math:`+\infty` where that is the value.
         layout: The sites of the points.
         num: The number of points.
         scales: Half widths of the boxes around the origin in which points are drawn, until there
@@ -44,13 +72,17 @@ def overdispersed_points(
         starts: Points ``(N, d)`` that are among the result, up to half of it; or None.
 
     Raises:
-        ValueError: No point has a finite density.
+        ValueError: No point has a finite density, or some an infinite one.
     """
+    check_count("num", num)
     dim, dtype, device = layout.dim, layout.dtype, layout.device
 
     def finite(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return x[torch.isfinite(log_prob(x))]
+            usable = torch.isfinite(log_prob(x))
+            if not bool(usable.all()):
+                check_finite_above(unbounded(x))
+            return x[usable]
 
     def boxes(scale: float) -> Tensor:
         x = torch.empty(4 * num + 16, dim, dtype=dtype, device=device).uniform_(-scale, scale)

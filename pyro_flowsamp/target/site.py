@@ -11,6 +11,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Transform, identity_transform
 
+from ..validation import as_tensor, shown
 from .support import bijection, unwrapped
 
 __all__ = ["Site", "SiteLayout", "Values", "real_site", "site_of"]
@@ -144,6 +145,41 @@ class SiteLayout:
         self.angles = mask.to(device)
         self.circular = bool(self.angles.any())
 
+    def check_sites(self, values: Any) -> None:
+        """Checks that there is a value of each site.
+
+        Raises:
+            TypeError: The values are no dictionary.
+            ValueError: A site has none.
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(
+                f"expected a dict of a value for each site, {{'{self.sites[0].name}': ...}}, got "
+                f"{shown(values)}"
+            )
+        for site in self.sites:
+            if site.name not in values:
+                raise ValueError(f"no value for site '{site.name}' (got {sorted(values)})")
+
+    def points(self, x: Any, batch: bool = False) -> Tensor:
+        """Points ``(..., d)`` as a tensor of a floating type; arrays and lists are converted.
+
+        Arguments:
+            x: The points.
+            batch: Whether they must have the shape ``(N, d)``.
+
+        Raises:
+            ValueError: The shape or the type is another one.
+        """
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.is_meta:
+            x = as_tensor("the points", x, self.dtype, self.device)
+        if x.shape[-1:] != (self.dim,) or (batch and x.dim() != 2):
+            leading = "N" if batch else "..."
+            raise ValueError(
+                f"expected points of shape ({leading}, {self.dim}), got {tuple(x.shape)}"
+            )
+        return x
+
     def split(self, x: Tensor) -> Values:
         """Points ``(..., d)`` as unconstrained blocks ``{site: (..., *shape)}``."""
         blocks = zip(self.sites, x.split(self.sizes, -1))
@@ -171,8 +207,10 @@ class SiteLayout:
         """Values of all sites, constrained or not, as points ``(..., d)``.
 
         Raises:
+            TypeError: The values are no dictionary.
             ValueError: A site has no value, or its value has another shape or dtype.
         """
+        self.check_sites(values)
         parts = [self._packed(site, values, constrained) for site in self.sites]
         if len({part.shape[:-1] for part in parts}) > 1:
             found = {s.name: tuple(part.shape[:-1]) for s, part in zip(self.sites, parts)}
@@ -180,9 +218,8 @@ class SiteLayout:
         return torch.cat(parts, -1)
 
     def _packed(self, site: Site, values: Mapping[str, Tensor], constrained: bool) -> Tensor:
-        if site.name not in values:
-            raise ValueError(f"no value for site '{site.name}' (got {sorted(values)})")
-        value, shape = values[site.name], site.value_shape if constrained else site.shape
+        shape = site.value_shape if constrained else site.shape
+        value = as_tensor(f"site '{site.name}'", values[site.name], self.dtype, self.device)
         leading = value.dim() - len(shape)
         if value.shape[leading:] != shape:
             raise ValueError(

@@ -43,6 +43,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..validation import check_options
 from .chees import LastPoint, criterion_and_gradient
 from .hamiltonian import HMCInfo
 from .step_size import StepSize
@@ -106,6 +107,7 @@ class TrajectoryOptions:
     period: int = 256
 
     def __post_init__(self) -> None:
+        check_options(self)
         for name in ("first_steps", "learning_rate", "max_change", "halving_from"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

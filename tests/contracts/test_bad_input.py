@@ -1,6 +1,7 @@
 """Errors say what is wrong and what to do about it."""
 
 import warnings
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -9,8 +10,11 @@ import torch
 import zuko
 from pyro.infer import MCMC
 from support import models
+from support.bad_inputs import BAD_INPUTS
 from support.models import QUICK
+from support.mutations import must_fail, mutation
 
+import pyro_flowsamp
 from pyro_flowsamp import (
     IMH,
     AutoFlow,
@@ -20,10 +24,12 @@ from pyro_flowsamp import (
     LocalGlobalHMC,
     Target,
     VectorizedMCMC,
+    validation,
 )
 from pyro_flowsamp.flows.recipes import coupling
 from pyro_flowsamp.flows.transforms import AffineMap
 from pyro_flowsamp.kernels.local_global import LocalStepsOptions
+from pyro_flowsamp.target import batching, points
 from pyro_flowsamp.target.inspection import ModelStructureError
 
 KERNELS = [IMH, LatentMALA, LatentHMC, LocalGlobalHMC]
@@ -41,6 +47,81 @@ def vectorized(kernel, **options):
 def sequential(kernel, **options):
     defaults = {"num_samples": 5, "warmup_steps": 2, "disable_progbar": True}
     return MCMC(kernel, **{**defaults, **options})
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+PACKAGE = Path(pyro_flowsamp.__file__).parent
+
+
+def refuse(bad):
+    """Assert that an input is refused by name, with the remedy, by a short traceback."""
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=f"(?s){bad.text}") as caught:
+        bad.call()
+    files = [Path(frame.path) for frame in caught.traceback]
+    assert PACKAGE in files[-1].parents, "raised by another package"
+    assert sum(PACKAGE in file.parents for file in files) <= 5
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("bad", BAD_INPUTS, ids=lambda bad: bad.name)
+def test_refused(bad):
+    refuse(bad)
+
+
+@mutation(batching, "check_repeatable")
+def noise_is_allowed(check_repeatable, *args):
+    pass
+
+
+@mutation(batching, "couples")
+def far_rows_are_not_looked_at(couples, *args, **options):
+    return False
+
+
+@mutation(points, "check_finite_above")
+def infinite_densities_are_allowed(check_finite_above, log_p):
+    pass
+
+
+@mutation(validation, "check_count")
+def any_count_is_taken(check_count, name, value, least=1):
+    return value
+
+
+@mutation(validation, "_shorten")
+def long_tracebacks(_shorten, error):
+    pass
+
+
+@pytest.mark.parametrize(
+    "wrong, prefix",
+    [
+        (noise_is_allowed, "energy:"),
+        (far_rows_are_not_looked_at, "energy:"),
+        (infinite_densities_are_allowed, "energy:"),
+        (any_count_is_taken, "VectorizedMCMC(num_"),
+        (long_tracebacks, "VectorizedMCMC(subsampling"),
+    ],
+)
+def test_the_table_sees_a_missing_check(wrong, prefix):
+    def not_refused():
+        count = 0
+        for bad in BAD_INPUTS:
+            if bad.name.startswith(prefix):
+                try:
+                    refuse(bad)
+                except (AssertionError, pytest.fail.Exception):
+                    count += 1
+        return count
+
+    must_fail(wrong, score=not_refused, above=0)
+    assert not_refused() == 0
+
+
+def test_many_are_refused():
+    print(f"{len(BAD_INPUTS)} bad inputs are refused")
+    assert len({bad.name for bad in BAD_INPUTS}) == len(BAD_INPUTS) >= 150
 
 
 # ---- models that cannot be sampled -------------------------------------------------------------
@@ -454,15 +535,21 @@ def test_flow_without_forward_mode():
         vectorized(sharpened(flow, metric="jacobian")).run()
 
 
-def noisy(x):
-    """A density that is another one at each call."""
-    return 0.5 * x.square().sum(-1) + 1e6 * torch.rand(len(x))
+class TurningNoisy:
+    """A density that is another one at each call, once it has been looked at."""
+
+    noise = 0.0
+
+    def __call__(self, x):
+        return 0.5 * x.square().sum(-1) + self.noise * torch.rand(len(x))
 
 
 @pytest.mark.parametrize("make", [vectorized, sequential])
 @pytest.mark.parametrize("kernel", [LatentMALA, LatentHMC, LocalGlobalHMC])
 def test_step_size_driven_to_zero(kernel, make):
-    guide = AutoFlow(Target.from_energy(noisy, 2), flow="gaussian")
+    energy = TurningNoisy()
+    guide = AutoFlow(Target.from_energy(energy, 2), flow="gaussian")
+    energy.noise = 1e6
     guide.target_for()
     guide.trained = True
     with pytest.raises(RuntimeError, match=r"drove the step size to .*% of its moves were accep"):

@@ -156,7 +156,7 @@ def test_ensembles_at_several_contexts():
     assert found.log_z.shape == (3,) and found.betas.shape[1] == 3
     assert_close(x.std(1).mean(-1), SCALES, atol=0.0, rtol=0.15)
     assert tempered_smc(Target.from_model(scaled, 1.0), 10).log_z.shape == (1,)
-    with pytest.raises(ValueError, match="at least two particles"):
+    with pytest.raises(ValueError, match="num_particles must be at least 2"):
         tempered_smc(target, 1)
     bad = Target.from_model(scaled, torch.tensor(1.0)).conditional_on("scale")
     with pytest.raises(ValueError, match=r"at the contexts \[\[nan\]\]"):

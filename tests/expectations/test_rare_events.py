@@ -251,7 +251,7 @@ class Untrainable(AutoFlow):
         ),
         ({"scale": 2.0}, TypeError, "argument 'scale': keywords go to the annealing flow"),
         ({"reference": 1.0}, TypeError, "argument 'reference'"),
-        ({"mcmc_steps": -1}, ValueError, "mcmc_steps must not be negative"),
+        ({"mcmc_steps": -1}, ValueError, "mcmc_steps must be at least 0"),
     ],
 )
 def test_options_are_checked_before_training(options, error, message):

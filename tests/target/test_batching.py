@@ -8,9 +8,12 @@ import pytest
 import torch
 from pyro.infer.mcmc.util import initialize_model
 from support.models import BATCHING, named
+from support.mutations import must_fail, mutation
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
+from pyro_flowsamp.target import batching
+from pyro_flowsamp.target.batching import check_repeatable
 from pyro_flowsamp.target.inspection import ModelStructureError
 
 
@@ -138,3 +141,79 @@ def test_ordinal_regression_by_hand():
     expected = dist.Normal(0.0, 1.0).log_prob(x).sum(-1) + torch.stack(logistic).sum(-1)
     assert target.batching == "vmap"
     assert_close(target.log_prob(x), expected, rtol=1e-4, atol=1e-4)
+
+
+# ---- random densities ----------------------------------------------------------------------------
+
+
+def accepted(size, noise, dtype=torch.float32, runs=50):
+    """The number of densities, of so many, that pass as the same at each evaluation."""
+    found = 0
+    for _ in range(runs):
+
+        def density(x, c):
+            return size - 0.5 * x.square().sum(-1) + noise * torch.randn(len(x), dtype=dtype)
+
+        x = torch.randn(2, 3, dtype=dtype)
+        try:
+            check_repeatable(density, x, None, density(x, None))
+            found += 1
+        except ModelStructureError:
+            pass
+    return found
+
+
+@pytest.mark.parametrize("size", [0.0, 1e2, -1e4, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_seen_whatever_the_size(size, dtype):
+    assert accepted(size, 1.0, dtype) == 0
+    assert accepted(size, 0.0, dtype) == 50
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+def test_rounding_errors_are_no_noise(size):
+    """An atomic sum on a device adds in another order each time."""
+
+    def density(x, c):
+        ulps = torch.randint(-1, 2, (len(x),)) * torch.finfo(x.dtype).eps
+        return size * (1 + ulps) - 0.5 * x.square().sum(-1)
+
+    for _ in range(50):
+        x = torch.randn(2, 3)
+        check_repeatable(density, x, None, density(x, None))
+
+
+def test_densities_that_are_not_finite_are_repeatable():
+    x = torch.randn(3, 1)
+    fixed = torch.tensor([torch.nan, -torch.inf, 0.0])
+    check_repeatable(lambda x, c: fixed.clone(), x, None, fixed)
+    with pytest.raises(ModelStructureError):
+        check_repeatable(lambda x, c: fixed + fixed[torch.randperm(3)], x, None, fixed)
+
+
+@mutation(batching, "check_repeatable")
+def relative_to_the_density(check_repeatable, density, x, c, first):
+    if not torch.allclose(density(x, c), first, rtol=1e-3, atol=1e-4):
+        raise ModelStructureError
+
+
+def test_a_relative_comparison_would_not_see_it():
+    def noise_that_passes():
+        return sum(1 for size in (1e4, 1e6) if passes(size))
+
+    must_fail(relative_to_the_density, score=noise_that_passes, above=1)
+    assert noise_that_passes() == 0
+
+
+def passes(size):
+    """Whether a model with noise of one nat is accepted."""
+
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("noise", size + torch.randn(()) + 0 * x)
+
+    try:
+        Target.from_model(model)
+    except ModelStructureError:
+        return False
+    return True

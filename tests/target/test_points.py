@@ -188,7 +188,7 @@ def test_initial_points_near_starts():
     everywhere.starts = torch.full((50, 2), 7.0)
     assert ((everywhere.initial_points(12) == 7).all(1).sum()) == 6
 
-    box = Target.from_energy(lambda x: torch.where((x - 50).abs() < 3, 0.0, torch.inf).sum(-1), 2)
+    box = Target.from_energy(lambda x: torch.where((x - 50).abs() < 3, 0 * x, torch.inf).sum(-1), 2)
     box.starts = torch.tensor([[51.0, 49.0], [0.0, 0.0]])
     found = box.initial_points(64)
     assert_close(found[:1], box.starts[:1])

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from ...flows.recipes import LayeredFlow
 from ...options import FitOptions
+from ...target.arguments import check_shared_names
 from ...target.density import Target
 from ...train import History, fit
+from ...validation import check_kind
 from ...weights import ess_fraction
 from ..auto_flow import EnsembleSource, check_recipe, make_flow
 from ..base import FlowGuide
@@ -112,6 +114,8 @@ class AutoAdvNF(FlowGuide):
         if not isinstance(loss, AdversarialLoss):
             raise TypeError(f"loss must be an AdversarialLoss, such as GAN, got {loss!r}")
         check_recipe(flow)
+        check_kind("weights", weights, AdvNFWeights)
+        check_kind("settings", settings, AdvNFOptions)
         self.weights, self.loss = weights or AdvNFWeights(), loss
         self.settings = settings or AdvNFOptions()
         self._recipe, self._discriminator = Unregistered(flow), Unregistered(discriminator)
@@ -159,10 +163,11 @@ class AutoAdvNF(FlowGuide):
             The history of the training.
 
         Raises:
-            ValueError: The ensemble has the wrong shape, is not finite, or is not used; the context
-                is missing or has the wrong shape; the density is not finite anywhere; the model
-                does not fit the guide.
+            ValueError: The ensemble has the wrong shape, is not finite, or is not used; the model
+                has an argument of this name; the context is missing or has the wrong shape; the
+                density is not finite anywhere; the model does not fit the guide.
         """
+        check_shared_names(AutoAdvNF.fit, self._source.required, args, {"ensemble": ensemble})
         if ensemble is not None and not self.weights.uses_ensemble:
             raise ValueError("adversarial=0 and forward=0 leave nothing to learn of an ensemble")
         self._ensemble = Unregistered(ensemble)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
+from ...validation import check_options
 from ..auto_flow import MAX_COMPONENTS
 
 __all__ = ["AdvNFOptions", "AdvNFWeights", "Weight", "fading"]
@@ -132,6 +133,7 @@ class AdvNFOptions:
     max_components: int = MAX_COMPONENTS
 
     def __post_init__(self) -> None:
+        check_options(self)
         for name in ("pretraining", "held_out", "average_memory", "balance_memory"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is a part in [0, 1), got {getattr(self, name)}")

@@ -53,8 +53,10 @@ from ...options import FitOptions
 from ...smc import driver, particles, paths
 from ...smc.particles import Particles
 from ...smc.starts import overdispersed_base
+from ...target.arguments import check_shared_names
 from ...target.density import Target
 from ...train import History
+from ...validation import check_kind
 from ..path_guide import PathGuide
 from ..source import Unregistered
 from .blocks import AnnealedFlow, BaseDensity, Block, BlockReport
@@ -137,6 +139,7 @@ class AutoAnnealingFlow(PathGuide):
         self.schedule = None if schedule is None else [float(beta) for beta in schedule]
         self.target_ess = target_ess
         self.num_particles, self.mcmc_steps = num_particles, mcmc_steps
+        check_kind("settings", settings, AnnealingOptions)
         self.settings = settings or AnnealingOptions()
         check_settings(reference, self)
         self.warn_uncovered = True
@@ -270,6 +273,8 @@ class AutoAnnealingFlow(PathGuide):
             ValueError: ``num_particles`` is not a positive multiple of ``islands``, or the path has
                 not been trained to its end.
         """
+        given = {"islands": islands, "target": target}
+        check_shared_names(AutoAnnealingFlow.particles, self._source.required, args, given)
         self.check_islands(num_particles, islands)
         target = self.target_for(*args, **kwargs) if target is None else target
         if (beta := self._reached()) < 1:

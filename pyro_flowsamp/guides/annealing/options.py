@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...flows.continuous import METHODS
+from ...validation import check_options
 from .losses import Loss, TransportBatch, log_variance
 
 __all__ = ["AnnealingOptions"]
@@ -62,6 +63,7 @@ class AnnealingOptions:
     max_uncovered: float = 0.01
 
     def __post_init__(self) -> None:
+        check_options(self)
         if not callable(self.objective):
             raise TypeError(
                 f"objective must be a function of a TransportBatch, such as log_variance, got "

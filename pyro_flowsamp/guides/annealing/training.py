@@ -26,6 +26,7 @@ from ...smc import driver, particles, paths
 from ...smc.particles import Particles
 from ...target.density import Target
 from ...train import History, fit
+from ...validation import check_count, check_number
 from ...weights import ess_fraction
 from .blocks import AnnealedFlow, BaseDensity, Block, BlockReport, Standardized
 from .losses import Loss, TransportBatch
@@ -257,15 +258,14 @@ def check_settings(reference: object, guide: AnnealingSettings) -> None:
     """
     if guide.schedule is not None:
         _check_schedule(guide.schedule)
-    if not 0 < guide.target_ess < 1:
-        raise ValueError(f"target_ess must lie between 0 and 1, got {guide.target_ess}")
-    if isinstance(reference, int | float) and not 0 < reference < torch.inf:
-        raise ValueError(f"reference must be a positive standard deviation, got {reference}")
+    check_number("target_ess", guide.target_ess, 0, 1, open_least=True, open_most=True)
+    check_count("num_particles", guide.num_particles)
+    check_count("mcmc_steps", guide.mcmc_steps, 0)
+    if reference is not None and not isinstance(reference, torch.nn.Module):
+        check_number("reference", reference, 0, open_least=True, open_most=True)
     least = MIN_RATIO * guide.settings.min_effective
     if guide.num_particles < least:
         raise ValueError(f"num_particles must be at least {least:.0f}, got {guide.num_particles}")
-    if guide.mcmc_steps < 0:
-        raise ValueError(f"mcmc_steps must not be negative, got {guide.mcmc_steps}")
 
 
 def _check_schedule(schedule: Sequence[float]) -> None:

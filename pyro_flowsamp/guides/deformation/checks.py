@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...target.density import Target
+from ...validation import check_number
 from ...weights import Estimate
 from .collocation import TerminalParticles
 from .energy_path import Energy
@@ -45,8 +46,8 @@ def check_base(
         )
     scales = {"base_scale": base_scale, "exploration_scale": exploration_scale}
     for name, value in {"base_power": base_power, **scales}.items():
-        if value is not None and not 0 < value < inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
+        if value is not None:
+            check_number(name, value, 0, open_least=True, open_most=True)
     own_base = base_scale is not None and exploration_scale == 1
     if callable(interpolation) and not own_base:
         raise ValueError(

@@ -23,8 +23,10 @@ from ...nn.mlp import VelocityMLP
 from ...options import FitOptions
 from ...smc import driver, particles
 from ...smc.particles import Particles
+from ...target.arguments import check_shared_names
 from ...target.density import Target
 from ...train import History
+from ...validation import check_count, check_kind
 from ...weights import Estimate, log_evidence
 from ..auto_flow import AutoFlow
 from ..path_guide import PathGuide
@@ -133,6 +135,7 @@ class AutoDeformationFlow(PathGuide):
         self._interpolation = Unregistered(interpolation)
         self.base_power, self.base_scale = base_power, base_scale
         self.exploration_scale, self.symmetry = exploration_scale, list(symmetry)
+        check_kind("settings", settings, DeformationOptions)
         self.settings = settings or DeformationOptions()
         self.time_grid = ends_of_slices(self.settings.time_grid)
         self.progress: list[Progress] = []
@@ -248,6 +251,9 @@ class AutoDeformationFlow(PathGuide):
         Raises:
             ValueError: ``num`` is not a positive multiple of ``islands``.
         """
+        given = {"islands": islands, "moves": moves}
+        check_shared_names(AutoDeformationFlow.particles, self._source.required, args, given)
+        check_count("moves", moves, 0)
         self.check_islands(num, islands)
         target, flow = self.target_for(*args, **kwargs), self._flow
         path, times, ones = flow.path, self.time_grid, torch.ones_like(flow.path.loc)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...validation import check_options
+
 __all__ = ["LOSSES", "Closure", "DeformationOptions", "ends_of_slices"]
 
 Closure = Callable[[], Tensor]  #: returns the loss of one optimiser step, 0-d
@@ -95,6 +97,7 @@ class DeformationOptions:
     evidence_draws: int = 4096
 
     def __post_init__(self) -> None:
+        check_options(self)
         if self.collocation is not None and not callable(self.collocation):
             raise TypeError(
                 f"collocation must be a function of a CollocationLoss, such as at_smc_points, got "

@@ -152,15 +152,15 @@ def test_an_interrupted_path_goes_on(monkeypatch):
     [
         ({"schedule": [0, 0.5]}, "rises from 0 to 1"),
         ({"schedule": [0, 0.6, 0.5, 1]}, "rises from 0 to 1"),
-        ({"reference": -1.0}, "positive standard deviation"),
-        ({"target_ess": 1.5}, "between 0 and 1"),
+        ({"reference": -1.0}, "reference must be"),
+        ({"target_ess": 1.5}, r"target_ess must lie in \(0, 1\)"),
         ({"schedule": [0, math.nan, 1]}, "rises from 0 to 1"),
         ({"schedule": [0.2, 1]}, "rises from 0 to 1"),
         ({"schedule": []}, "rises from 0 to 1"),
-        ({"reference": math.nan}, "positive standard deviation"),
-        ({"reference": math.inf}, "positive standard deviation"),
+        ({"reference": math.nan}, "reference must be"),
+        ({"reference": math.inf}, "reference must be"),
         ({"num_particles": 10}, "num_particles must be at least"),
-        ({"mcmc_steps": -1}, "mcmc_steps must not be negative"),
+        ({"mcmc_steps": -1}, "mcmc_steps must be at least 0"),
     ],
 )
 def test_bad_arguments(wrong, message):
@@ -176,7 +176,7 @@ def test_angles_are_refused():
 
 @pytest.mark.parametrize("num, islands", [(100, 16), (0, 1), (16, 0), (-16, 16)])
 def test_particles_divide_into_islands(pair, num, islands):
-    with pytest.raises(ValueError, match="do not divide"):
+    with pytest.raises(ValueError, match="do not divide|must be at least 1"):
         pair.particles(num, islands=islands)
 
 

@@ -22,7 +22,7 @@ from pyro_flowsamp import DeformationOptions
         ({"points_per_time": 0}, ValueError, "points_per_time must be positive"),
         ({"refresh_every": 0}, ValueError, "refresh_every must be positive"),
         ({"max_dropped": 1.0}, ValueError, r"max_dropped is a share in \[0, 1\), got 1.0"),
-        ({"defensive_weight": nan}, ValueError, "defensive_weight is a share"),
+        ({"defensive_weight": nan}, ValueError, "defensive_weight must be a number, got nan"),
         ({"learned_term_joins": (0.2, 0.1)}, ValueError, "learned_term_joins must rise"),
     ],
 )
