@@ -1,5 +1,14 @@
 """Flow samplers for Pyro: trained proposals, exact draws."""
 
+from .diagnostics import (
+    Check,
+    Diagnosis,
+    DiagnosisOptions,
+    EvidenceOptions,
+    diagnose,
+    evidence_estimates,
+    log_evidence,
+)
 from .expectations import ImportanceEstimate, ImportanceOptions, importance_flow
 from .export import to_arviz
 from .guides import (
@@ -24,7 +33,7 @@ from .smc import tempered_smc
 from .target import Target
 from .train import History
 from .vectorized import VectorizedMCMC
-from .weights import ess_fraction, log_evidence, pareto_k
+from .weights import ess_fraction, pareto_k
 
 __version__ = "0.1.0"
 
@@ -38,7 +47,11 @@ __all__ = [
     "AutoAnnealingFlow",
     "AutoDeformationFlow",
     "AutoFlow",
+    "Check",
     "DeformationOptions",
+    "Diagnosis",
+    "DiagnosisOptions",
+    "EvidenceOptions",
     "FitOptions",
     "FlowGuide",
     "FlowKernel",
@@ -56,8 +69,10 @@ __all__ = [
     "Target",
     "VectorizedMCMC",
     "WeightedSum",
+    "diagnose",
     "diffusion",
     "ess_fraction",
+    "evidence_estimates",
     "importance_flow",
     "lattice_discriminator",
     "lattice_flow",

@@ -30,7 +30,7 @@ from .options import SearchOptions
 from .target.density import Target
 from .target.tails import radial_slope
 from .vectorized import VectorizedMCMC
-from .weights import Estimate, ess_fraction, log_evidence, pareto_k
+from .weights import Estimate, ess_fraction, log_mean_weight, pareto_k
 
 __all__ = [
     "LocalChange",
@@ -135,7 +135,7 @@ def flow_evidence(kernel: FlowKernel, target: Target, options: SearchOptions) ->
     if float(ess_fraction(log_w)) < options.min_independence_ess:
         return None
     flat = float(log_w.max() - log_w.median()) <= options.flat_log_weights
-    return log_evidence(log_w) if flat or pareto_k(log_w) < options.max_pareto_k else None
+    return log_mean_weight(log_w) if flat or pareto_k(log_w) < options.max_pareto_k else None
 
 
 def immobile_problem(

@@ -7,19 +7,30 @@ shows whether it can be trusted, and the mean weight is the evidence. None of th
 
 from __future__ import annotations
 
-from math import log, sqrt
+from math import inf, isinf, log, sqrt
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import torch
 from pyro.ops.stats import fit_generalized_pareto
+from scipy.special import stdtrit
 from torch import Tensor
 
 from .validation import as_tensor
 
-__all__ = ["Estimate", "ess_fraction", "log_evidence", "pareto_k"]
+__all__ = [
+    "Estimate",
+    "ess_fraction",
+    "log_mean_weight",
+    "pareto_k",
+    "smoothed_log_weights",
+    "student_t_quantile",
+]
 
 
 ROUNDING = 1e-3  #: relative differences of weights that may come from rounding in float32
+FEWEST_IN_TAIL = 5  #: weights from which on a tail is fitted
+UNDERFLOW = 1e-290  #: ratio of two weights of a tail below which sums over it are not computed
 
 
 class Estimate(NamedTuple):
@@ -38,6 +49,45 @@ class Estimate(NamedTuple):
 
     value: Tensor
     standard_error: Tensor
+
+    def interval(self, probability: float = 0.95, degrees: float = inf) -> tuple[Tensor, Tensor]:
+        """The ends of a central confidence interval.
+
+        Arguments:
+            probability: Probability that it covers the truth.
+            degrees: Degrees of freedom of the standard error, where it comes of few independent
+                values: their number less one. Infinite where it is known well.
+
+        Example:
+            >>> low, high = Estimate(torch.tensor(0.0), torch.tensor(1.0)).interval(degrees=3)
+            >>> round(float(high), 3)
+            3.182
+        """
+        half = student_t_quantile(0.5 + probability / 2, degrees) * self.standard_error
+        return self.value - half, self.value + half
+
+
+def student_t_quantile(probability: float, degrees: float) -> float:
+    r"""The quantile of Student's t distribution, also of infinitely many degrees of freedom.
+
+    Arguments:
+        probability: Probability below the quantile, in (0, 1).
+        degrees: The degrees of freedom.
+
+    Raises:
+        ValueError: The probability is not in (0, 1), or the degrees are not positive.
+
+    Example:
+        >>> round(student_t_quantile(0.975, 3), 4), round(student_t_quantile(0.975, inf), 4)
+        (3.1824, 1.96)
+    """
+    if not 0 < probability < 1:
+        raise ValueError(f"a quantile needs a probability in (0, 1), got {probability}")
+    if not degrees > 0:
+        raise ValueError(f"Student's t needs positive degrees of freedom, got {degrees}")
+    if isinf(degrees):
+        return NormalDist().inv_cdf(probability)
+    return float(stdtrit(degrees, probability))
 
 
 def _as_doubles(log_weights: Any) -> Tensor:
@@ -80,7 +130,7 @@ def ess_fraction(log_weights: Tensor) -> Tensor:
     return torch.nan_to_num(square.exp() / len(log_w), nan=0.0)
 
 
-def log_evidence(log_weights: Tensor) -> Estimate:
+def log_mean_weight(log_weights: Tensor) -> Estimate:
     r""":math:`\log Z = \log \frac1N \sum_i w_i`; the mean weight, not its log, is unbiased.
 
     The standard error, by the delta method, is that of the mean weight over the mean weight; NaN
@@ -96,7 +146,7 @@ def log_evidence(log_weights: Tensor) -> Estimate:
         ValueError: There are no weights.
 
     Example:
-        >>> log_z, standard_error = log_evidence(torch.tensor([1.0, 3.0]).log())
+        >>> log_z, standard_error = log_mean_weight(torch.tensor([1.0, 3.0]).log())
         >>> round(float(log_z.exp()), 4), round(float(standard_error), 4)
         (2.0, 0.5)
     """
@@ -131,15 +181,62 @@ def pareto_k(log_weights: Tensor) -> float:
     """
     log_w = _as_doubles(log_weights).detach().reshape(-1)
     log_w = log_w[torch.isfinite(log_w)].sort().values
-    tail = int(min(0.2 * len(log_w), 3 * sqrt(len(log_w))))
-    if tail < 5:
+    tail = _tail_size(len(log_w))
+    if tail < FEWEST_IN_TAIL:
         return torch.inf
     relative = (log_w - log_w[-1]).exp()
-    excess = relative[-tail:] - relative[-tail - 1]
+    return _tail_shape(relative[-tail:] - relative[-tail - 1])[0]
+
+
+def _tail_size(num: int) -> int:
+    return int(min(0.2 * num, 3 * sqrt(num)))
+
+
+def _tail_shape(excess: Tensor) -> tuple[float, float]:
+    """Shape and scale of the tail of sorted excesses over a threshold."""
     if excess[-1] < ROUNDING:
-        return -torch.inf  # weights that differ by rounding have no tail
+        return -torch.inf, 0.0  # weights that differ by rounding have no tail
     excess = excess[excess > 0]  # not those that equal the threshold
-    if len(excess) < 5:
-        return torch.inf
+    if len(excess) < FEWEST_IN_TAIL or excess[len(excess) // 4] < UNDERFLOW:
+        return torch.inf, 0.0
     with excess.device:  # where Pyro makes its tensors
-        return float(fit_generalized_pareto(excess)[0])
+        k, sigma = fit_generalized_pareto(excess)
+    return float(k), float(sigma)
+
+
+def smoothed_log_weights(log_weights: Tensor) -> Tensor:
+    r"""Log weights whose largest are replaced by quantiles of the tail fitted to them.
+
+    With the shape k and the scale :math:`\sigma` of the tail above the threshold u, the j-th of the
+    M largest weights becomes :math:`u + \sigma ((1 - (j - 1/2) / M)^{-k} - 1) / k`, and at most the
+    largest weight. A mean of such weights varies less, and has little bias for :math:`k < 0.7`.
+
+    Arguments:
+        log_weights: Log weights, ``(N,)``.
+
+    Returns:
+        The smoothed log weights, ``(N,)``, float64; the same weights where there is no tail to fit.
+
+    References:
+        Aki Vehtari, Daniel Simpson, Andrew Gelman, Yuling Yao and Jonah Gabry, *Pareto Smoothed
+        Importance Sampling*, 2024, https://arxiv.org/abs/1507.02646.
+
+    Example:
+        >>> log_w = torch.linspace(0, 1, 100)
+        >>> bool(smoothed_log_weights(log_w).isclose(log_w.double(), atol=0.1).all())
+        True
+    """
+    log_w = log_weights.detach().double().reshape(-1)
+    tail = _tail_size(int(torch.isfinite(log_w).sum()))
+    if tail < FEWEST_IN_TAIL or bool((log_w == inf).any()):
+        return log_w
+    values, order = log_w.nan_to_num(nan=-inf, neginf=-inf).sort()
+    relative = (values - values[-1]).exp()
+    threshold = relative[-tail - 1]
+    k, sigma = _tail_shape(relative[-tail:] - threshold)
+    if isinf(k):
+        return log_w
+    p = (torch.arange(tail, device=log_w.device, dtype=torch.double) + 0.5) / tail
+    excess = -sigma * (-p).log1p() if k == 0 else sigma * torch.expm1(-k * (-p).log1p()) / k
+    smooth = (threshold + excess).clamp(max=1.0).log() + values[-1]
+    return log_w.index_copy(0, order[-tail:], smooth)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_flowsamp import ess_fraction, log_evidence, pareto_k
 from pyro_flowsamp.flows.proposal import Proposal
 from pyro_flowsamp.flows.recipes import gaussian
+from pyro_flowsamp.weights import ess_fraction, log_mean_weight, pareto_k
 
 
 def test_ess_is_kongs():
@@ -36,7 +36,7 @@ def test_ess_of_log_normal_weights():
 
 def test_evidence_is_the_mean_weight():
     log_w = torch.tensor([0.0, -torch.inf, log(3.0), -torch.inf]) - 800
-    estimate = log_evidence(log_w)
+    estimate = log_mean_weight(log_w)
     assert_close(estimate.value, torch.tensor(-800.0).double())
     w = torch.tensor([0.0, 1.0, 3.0, 0.0], dtype=torch.float64)
     assert_close(estimate.standard_error, w.std() / 2, rtol=1e-4, atol=0)
@@ -45,7 +45,7 @@ def test_evidence_is_the_mean_weight():
 def test_the_standard_error_of_the_evidence_covers():
     """Over 2000 repetitions the estimates scatter as much as they say, around the truth."""
     log_w = 0.7 * torch.randn(1000, 2000, dtype=torch.float64) - 0.5 * 0.49
-    log_z, error = log_evidence(log_w)
+    log_z, error = log_mean_weight(log_w)
     assert_close(log_z.std(), error.mean(), rtol=0.1, atol=0)
     weight = log_z.exp()  # the mean weight is unbiased, its log is not
     assert abs(weight.mean() - 1) < 4.5 * weight.std() / sqrt(2000)
@@ -91,3 +91,9 @@ def test_a_perfect_proposal_has_no_tail(dtype):
     log_w = torch.distributions.MultivariateNormal(loc, scale_tril=root).log_prob(x) - log_q
     assert ess_fraction(log_w) > 0.999
     assert pareto_k(log_w) < 0.5
+
+
+def test_weights_of_which_one_is_all():
+    """Ratios that underflow have no shape that can be computed: it counts as infinite."""
+    for step in (3.0, 100.0, 1000.0):
+        assert pareto_k(step * torch.arange(1000.0)) > 0.7

@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from ..guides.annealing.guide import AutoAnnealingFlow
 from ..smc.particles import Particles, resample
 from ..target.density import Target
-from ..weights import Estimate, log_evidence, pareto_k
+from ..weights import Estimate, log_mean_weight, pareto_k
 from .density_ratio import fit_ratios
 from .integrand import Integrand
 from .options import ImportanceOptions
@@ -71,7 +71,7 @@ class Path:
 
 def _evidence(log_w: Tensor) -> Estimate:
     """Estimates the log of the mean weight; the groups ``(G, n)`` of weights are independent."""
-    return log_evidence(log_w.logsumexp(-1) - log(log_w.shape[-1]))
+    return log_mean_weight(log_w.logsumexp(-1) - log(log_w.shape[-1]))
 
 
 def _by_particles(path: Path) -> tuple[Estimate, float]:

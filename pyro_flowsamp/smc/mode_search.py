@@ -33,7 +33,7 @@ from torch import Tensor
 from ..flows.mixture_fit import Mixture, MixtureFitOptions, fit_mixture
 from ..options import ModeSearchOptions
 from ..target.density import Target
-from ..weights import Estimate, log_evidence
+from ..weights import Estimate, log_mean_weight
 from .coordinates import WhitenedTarget
 from .exploration import Exploration, explore
 from .particles import Particles
@@ -258,7 +258,7 @@ class ModeSearch:
         few, many = of_modes.min(0).values, of_modes.max(0).values
         enough = max(self.options.min_lone, self.options.min_lone_share * len(searches[0].x))
         lone = (few == 0) & (many >= enough)
-        evidences = [log_evidence(s.evidences) for s in searches]
+        evidences = [log_mean_weight(s.evidences) for s in searches]
         log_z = torch.stack([e.value for e in evidences])
         error = torch.stack([e.standard_error for e in evidences])
         error[1] = (error[1].square() + self._inside_error**2).sqrt()

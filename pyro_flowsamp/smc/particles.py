@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 
 from ..transitions import hamiltonian
-from ..weights import Estimate, ess_fraction, log_evidence
+from ..weights import Estimate, ess_fraction, log_mean_weight
 
 __all__ = ["Particles", "init", "resample", "reweight", "systematic"]
 
@@ -83,7 +83,7 @@ class Particles(NamedTuple):
     @property
     def evidence(self) -> Estimate:
         """The log of the mean over islands, whose mean is unbiased, and its standard error."""
-        return log_evidence(self.evidences)
+        return log_mean_weight(self.evidences)
 
     def mean(self, values: Tensor) -> Estimate:
         r"""Average of values ``(R·n, ...)`` under :math:`f_k`, with an error from the islands.

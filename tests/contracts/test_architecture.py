@@ -45,6 +45,8 @@ MAY_IMPORT = {
     "verdict": "convergence pilot smc target trust weights",
     "final_run": "convergence pilot target vectorized",
     "sampling": "draw_buffer export final_run options pilot search seeding target verdict weights",
+    "diagnostics": "diagnostics convergence export flows guides kernels options smc target trust "
+    "weights",
 }
 #: parts that any module may import
 ANYWHERE = {"validation"}

@@ -103,11 +103,11 @@ def test_a_mode_that_one_search_misses(share):
     assert found.agreement.unseen == pytest.approx((1 - share) / 2, rel=0.4)
 
 
-@mutation(mode_search, "log_evidence")
-def one_evidence_is_low(log_evidence, log_w):
-    value, error = log_evidence(log_w)
+@mutation(mode_search, "log_mean_weight")
+def one_evidence_is_low(log_mean_weight, log_w):
+    value, error = log_mean_weight(log_w)
     one_evidence_is_low.calls.append(0)
-    return type(log_evidence(log_w))(value - 3.0 * (len(one_evidence_is_low.calls) % 2), error)
+    return type(log_mean_weight(log_w))(value - 3.0 * (len(one_evidence_is_low.calls) % 2), error)
 
 
 object.__setattr__(one_evidence_is_low, "calls", [])

@@ -36,7 +36,6 @@ from pyro_flowsamp import (
     ess_fraction,
     importance_flow,
     lattice_flow,
-    log_evidence,
     pareto_k,
     sample,
     tempered_smc,
@@ -50,6 +49,7 @@ from pyro_flowsamp.guides.auto_flow import InitialFitOptions
 from pyro_flowsamp.guides.base import GuideOptions
 from pyro_flowsamp.kernels.local_global import LocalStepsOptions
 from pyro_flowsamp.transitions.trajectory_length import TrajectoryOptions
+from pyro_flowsamp.weights import log_mean_weight
 
 __all__ = ["BAD_INPUTS", "BadInput", "normal", "quadratic"]
 
@@ -645,7 +645,7 @@ def others() -> Iterator[BadInput]:
         "estimator": (lambda: importance_flow(p, quadratic, estimators=["x"]), "must be some of"),
         "no weights": (lambda: ess_fraction(torch.empty(0)), "one draw or more"),
         "one weight": (lambda: pareto_k(3.0), "one draw or more"),
-        "words": (lambda: log_evidence("w"), "convert with torch.as_tensor"),
+        "words": (lambda: log_mean_weight("w"), "convert with torch.as_tensor"),
         "draws": (lambda: ForwardKL(torch.zeros(3)), r"points \(M, d\), one or more"),
         "terms": (lambda: WeightedSum(ForwardKL), r"as \[\(1.0, ReverseKL\(\)\)\]"),
         "no pairs": (lambda: WeightedSum([1.0]), r"a pair .* as \(1.0, ReverseKL\(\)\)"),

@@ -27,7 +27,7 @@ from ...target.arguments import check_shared_names
 from ...target.density import Target
 from ...train import History
 from ...validation import check_count, check_kind
-from ...weights import Estimate, log_evidence
+from ...weights import Estimate, log_mean_weight
 from ..auto_flow import AutoFlow
 from ..path_guide import PathGuide
 from ..source import Unregistered
@@ -192,7 +192,7 @@ class AutoDeformationFlow(PathGuide):
         flow = self._flow
         found, step_sizes = anneal_from_bases(flow.path, target, self.get_base_dist(), times)
         flow.step_sizes.copy_(step_sizes)
-        own = log_evidence(log_weights(flow, target, self.settings.evidence_draws))
+        own = log_mean_weight(log_weights(flow, target, self.settings.evidence_draws))
         evidences = {name: population.evidence for name, population in found.items()}
         self.evidences = {"flow": own} | evidences
         self.missed_mass = {
@@ -204,7 +204,7 @@ class AutoDeformationFlow(PathGuide):
         r"""Draws ``(num, d)`` with :math:`\log(w Z_0)`, integrated along their trajectories.
 
         Their mean weight is an unbiased estimate of Z, see
-        :func:`~pyro_flowsamp.weights.log_evidence`: up to the integrator's error they are the
+        :func:`~pyro_flowsamp.weights.log_mean_weight`: up to the integrator's error they are the
         importance weights of the flow. A trajectory that leaves the target's support has lost its
         weight for good.
 

@@ -1,0 +1,287 @@
+r"""Checks of the chains themselves: whether they agree, move, and visit every region.
+
+Chains that all miss the same region agree perfectly. The checks of :mod:`.agreement` are for that.
+"""
+
+from __future__ import annotations
+
+from math import log, log1p
+
+import torch
+from torch import Tensor
+
+from ..convergence import (
+    bulk_and_tail_ess,
+    effective_sample_sizes,
+    group_by_start,
+    nested_r_hat,
+    never_accepted_fraction,
+)
+from .checks import Check
+from .draws import DiagnosedDraws
+from .options import DiagnosisOptions
+
+__all__ = ["chain_checks", "longest_runs", "rank_r_hat", "region_checks"]
+
+
+FEWEST_DRAWS = 8  #: draws of a chain from which on its two halves can be compared
+LONGER = "draw longer chains, or use a sampler that mixes better"
+
+
+def chain_checks(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check]:
+    """All checks that need nothing but the draws and their statistics.
+
+    Arguments:
+        draws: The draws.
+        options: Thresholds.
+    """
+    checks = _number_checks(draws)
+    x = draws.columns
+    if x.shape[1] < FEWEST_DRAWS or not checks[0].ok:
+        return checks
+    return [
+        *checks,
+        *_convergence(draws, options),
+        *_moves(x, options),
+        *_divergences(draws, options),
+    ]
+
+
+def _number_checks(draws: DiagnosedDraws) -> list[Check]:
+    bad = int((~torch.isfinite(draws.columns)).any(-1).sum())
+    checks = [
+        Check(
+            "draws not finite",
+            bad,
+            0,
+            bad == 0,
+            f"{bad} draws are NaN or infinite" if bad else "",
+            "evaluate the model in float64" if bad else "",
+        )
+    ]
+    if (lp := draws.statistics.get("lp")) is not None:
+        zero = int((~torch.isfinite(lp)).sum())
+        checks.append(
+            Check(
+                "log densities not finite",
+                zero,
+                0,
+                zero == 0,
+                f"the log density of {zero} draws is NaN or infinite" if zero else "",
+                "give initial_params inside the support" if zero else "",
+            )
+        )
+    if (log_w := draws.statistics.get("log_weight")) is not None and not draws.of_a_guide:
+        off = int((~torch.isfinite(log_w)).sum())
+        checks.append(
+            Check(
+                "log weights not finite",
+                off,
+                0,
+                off == 0,
+                f"the flow has no density, or an unknown one, at {off} states" if off else "",
+                "use a flow whose density is positive everywhere" if off else "",
+            )
+        )
+    return checks
+
+
+# ---- convergence ---------------------------------------------------------------------------------
+def _convergence(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check]:
+    x, names = draws.columns, draws.names
+    chains = len(x)
+    checks = []
+    if chains > 1:
+        found = rank_r_hat(x).nan_to_num(nan=1.0)
+        worst, value = int(found.argmax()), float(found.max())
+        each = max(options.min_ess_per_chain, options.min_ess / chains)
+        most = max(options.max_r_hat, (1 + 2 / each) ** 0.5)
+        ok = value <= most
+        text = f"the chains disagree: the rank R-hat of {names[worst]} is {value:.3f}"
+        checks.append(Check("rank R-hat", value, most, ok, *_unless(ok, text, LONGER)))
+    checks += _nested(draws, options)
+    for name, sizes in zip(("bulk", "tail"), bulk_and_tail_ess(x)):
+        sizes = sizes.nan_to_num(nan=float("inf"))
+        worst, value = int(sizes.argmin()), float(sizes.min())
+        ok = value >= options.min_ess
+        text = (
+            f"the {name} of {names[worst]} has an effective sample size of {value:.0f}, not "
+            f"{options.min_ess}"
+        )
+        checks.append(
+            Check(f"{name} ESS", value, options.min_ess, ok, *_unless(ok, text, LONGER), True)
+        )
+    each = min(checks[-1].value, checks[-2].value) / chains
+    ok = each >= options.min_ess_per_chain
+    text = f"a chain has only {each:.2g} effective draws, so that their number is not well known"
+    advice = "draw fewer and longer chains"
+    least = options.min_ess_per_chain
+    checks.append(Check("ESS per chain", each, least, ok, *_unless(ok, text, advice), True))
+    return checks
+
+
+def _nested(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check]:
+    """The nested R-hat of superchains, or else of chains that began near each other.
+
+    Where that is not known either, chains are grouped by their first draws, and the later half of
+    their draws is compared.
+    """
+    x, groups = draws.columns, draws.groups
+    if groups is None or len(groups.unique()) > len(x) // 2:
+        if len(x) < 2 * options.start_groups:
+            return []
+        points = x[:, 0] if draws.starts is None else draws.starts.double()
+        spread = points.std(0).clamp(min=torch.finfo(points.dtype).tiny)
+        groups = group_by_start(points / spread, options.start_groups)
+        x = x[:, x.shape[1] // 2 :] if draws.starts is None else x
+    value = nested_r_hat(x, groups)
+    ok = value <= options.max_nested_r_hat
+    text = f"chains depend on where they started: nested R-hat is {value:.3f}"
+    return [Check("nested R-hat", value, options.max_nested_r_hat, ok, *_unless(ok, text, LONGER))]
+
+
+def rank_r_hat(x: Tensor) -> Tensor:
+    r"""The larger of the split R-hats of ranks, and of ranks of distances from the median.
+
+    For chains of n draws with the variance B of their means, and the mean W of their variances,
+
+    .. math:: \hat R^2 = \frac{n - 1}{n} + \frac{B}{W}
+
+    of the normal quantiles of the ranks, where each chain counts as two halves. Equal draws have
+    equal ranks.
+
+    Arguments:
+        x: Draws ``(chains, draws, d)``, at least four of each chain.
+
+    Returns:
+        The value of each coordinate, ``(d,)``; NaN where it is constant.
+
+    References:
+        Aki Vehtari, Andrew Gelman, Daniel Simpson, Bob Carpenter and Paul-Christian Bürkner,
+        *Rank-Normalization, Folding, and Localization: An Improved R-hat for Assessing Convergence
+        of MCMC*, 2021, https://arxiv.org/abs/1903.08008
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.randn(4, 1000, 1)
+        >>> wide = x * torch.tensor([1.0, 1.0, 1.0, 3.0])[:, None, None]
+        >>> bool(rank_r_hat(x) < 1.01), bool(rank_r_hat(wide) > 1.05)
+        (True, True)
+    """
+    half = x.shape[1] // 2
+    x = torch.cat([x[:, :half], x[:, -half:]]).double()
+    folded = (x - x.flatten(0, 1).median(0).values).abs()
+    return torch.maximum(_split_r_hat(x), _split_r_hat(folded))
+
+
+def _split_r_hat(x: Tensor) -> Tensor:
+    found = []
+    for column in x.unbind(-1):
+        order, count = column.flatten().unique(return_inverse=True, return_counts=True)[1:]
+        middle = count.cumsum(0) - 0.5 * (count - 1)
+        ranks = middle[order]
+        z = torch.special.ndtri((ranks - 0.375) / (len(ranks) + 0.25)).reshape(column.shape)
+        within, n = z.var(1).mean(), z.shape[1]
+        found.append(((n - 1) / n + z.mean(1).var() / within).sqrt())
+    return torch.stack(found)
+
+
+# ---- moves ---------------------------------------------------------------------------------------
+def longest_runs(moved: Tensor) -> Tensor:
+    """The longest run of draws without a move in each chain, ``(chains, draws) -> (chains,)``.
+
+    Example:
+        >>> longest_runs(torch.tensor([[True, False, False, True, False]]))
+        tensor([2])
+    """
+    step = torch.arange(1, moved.shape[1] + 1, device=moved.device)
+    last = torch.where(moved, step, 0).cummax(1).values
+    return (step - last).max(1).values
+
+
+def _moves(x: Tensor, options: DiagnosisOptions) -> list[Check]:
+    moved = (x[:, 1:] != x[:, :-1]).any(-1)
+    never = never_accepted_fraction(moved)
+    ok = never <= options.max_never_moved
+    text = f"{int((~moved.any(1)).sum())} of {len(x)} chains never moved"
+    advice = "the sampler hardly proposes points near where they are: train the flow on more modes"
+    checks = [
+        Check(
+            "chains that never moved",
+            never,
+            options.max_never_moved,
+            ok,
+            *_unless(ok, text, advice),
+        )
+    ]
+    runs, steps = longest_runs(moved), moved.shape[1]
+    rate = float(moved.double().mean())
+    chance = log(options.chance / moved.numel()) / log1p(-rate) if 0 < rate < 1 else 0.0
+    long = runs > max(options.long_run * steps, chance)
+    share = float(long.double().mean())
+    ok = share <= options.max_long_runs
+    text = (
+        f"{int(long.sum())} of {len(x)} chains stay at one point for more than "
+        f"{options.long_run:.0%} of their draws, {int(runs.max())} at most"
+    )
+    advice = "the flow is too thin there: use local moves too (LocalGlobalHMC), or train it longer"
+    checks.append(Check("longest run without a move", int(runs.max()), float("nan"), True))
+    checks.append(
+        Check("chains with long runs", share, options.max_long_runs, ok, *_unless(ok, text, advice))
+    )
+    return checks
+
+
+def _divergences(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check]:
+    diverging = draws.statistics.get("diverging")
+    if diverging is None:
+        return []
+    share = float(diverging.double().mean())
+    ok = share <= options.max_diverging
+    text = f"{share:.2%} of the trajectories diverged"
+    advice = "reparametrise the model, or use a smaller step size"
+    return [Check("divergences", share, options.max_diverging, ok, *_unless(ok, text, advice))]
+
+
+# ---- regions -------------------------------------------------------------------------------------
+def region_checks(regions: Tensor, options: DiagnosisOptions) -> list[Check]:
+    r"""Checks of how often chains visit each of several separate regions.
+
+    The share s of a region has the standard error :math:`\sqrt{s (1 - s) / n}`, where n is the
+    effective number of draws of its indicator. Chains that never leave the region in which they
+    start have n of about their number: then the shares are those of the starting points.
+
+    Arguments:
+        regions: The region of each draw, ``(chains, draws)``; whole numbers from zero.
+        options: Thresholds.
+
+    Returns:
+        Two checks, or none where there is one region.
+    """
+    chains, steps = regions.shape
+    indicator = torch.nn.functional.one_hot(regions).double().permute(2, 0, 1)
+    share = indicator.mean((1, 2))
+    large = share >= options.min_region
+    if int(large.sum()) < 2 or steps < FEWEST_DRAWS:
+        return []
+    sizes = effective_sample_sizes(indicator[large])
+    visits = float(sizes.min()) / chains
+    ok = visits >= options.min_visits
+    text = (
+        f"chains hardly ever go from one of {int(large.sum())} regions to another: {visits:.2g} "
+        f"effective visits each"
+    )
+    advice = "use a flow that jumps between them, such as AutoFlow(ensemble=tempered_smc)"
+    error = float((share[large] * (1 - share[large]) / sizes).sqrt().max())
+    checks = [
+        Check("visits of regions", visits, options.min_visits, ok, *_unless(ok, text, advice), True)
+    ]
+    ok = error <= options.max_share_error
+    text = f"the share of a region has a standard error of {error:.3f}"
+    most = options.max_share_error
+    checks.append(Check("error of shares", error, most, ok, *_unless(ok, text, LONGER)))
+    return checks
+
+
+def _unless(ok: bool, message: str, advice: str) -> tuple[str, str]:
+    return ("", "") if ok else (message, advice)

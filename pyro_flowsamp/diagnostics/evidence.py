@@ -1,0 +1,263 @@
+r"""The evidence :math:`Z = \int \tilde p(x)\,dx` of a run, a guide, log weights, or ``sample()``.
+
+*Importance sampling* averages the weights :math:`w = \tilde p / q` of draws of the flow q, the
+largest of them smoothed. *Bridge sampling* uses draws of the target too:
+
+.. math:: Z = \frac{\mathbb E_q[\tilde p\, h]}{\mathbb E_p[q\, h]},\qquad
+          h = \frac{1}{s_1 \tilde p + s_2 Z q},
+
+for any function h with finite means; this one has the least error for independent draws, where
+:math:`s_1 : s_2` is the ratio of effective draws of p and of q. Z on the right is that of the
+iteration before. The ratios :math:`\tilde p / (s_1 \tilde p + s_2 Z q) \le 1 / s_1` and
+:math:`q / (s_1 \tilde p + s_2 Z q) \le 1 / (s_2 Z)` are bounded, so that the estimate has a
+variance whatever the tails of the weights are.
+
+None of them sees a mode that neither the flow nor the chains have reached. Annealed particles may:
+:func:`evidence_estimates` has all that there are, and they should agree.
+
+References:
+    Xiao-Li Meng and Wing Hung Wong, *Simulating ratios of normalizing constants via a simple
+    identity: a theoretical exploration*, 1996,
+    https://www3.stat.sinica.edu.tw/statistica/j6n4/j6n43/j6n43.htm
+
+    Sylvia Frühwirth-Schnatter, *Estimating marginal likelihoods for mixture and Markov switching
+    models using bridge sampling techniques*, 2004,
+    https://doi.org/10.1111/j.1368-423X.2004.00125.x (the standard error)
+"""
+
+from __future__ import annotations
+
+from math import isnan, log
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..convergence import effective_sample_sizes
+from ..flows.proposal import Proposal
+from ..target.density import Target
+from ..weights import Estimate, log_mean_weight, smoothed_log_weights
+from .draws import DiagnosedDraws, read_draws
+from .options import EvidenceOptions
+
+__all__ = [
+    "bridge_evidence",
+    "estimates_of_draws",
+    "evidence_estimates",
+    "fresh_weights",
+    "log_evidence",
+    "weights_of_states",
+]
+
+
+FEWEST_DRAWS = 4  #: draws of a chain from which on effective sample sizes are defined
+
+
+def log_evidence(
+    source: Any,
+    *args: Any,
+    guide: Any = None,
+    target: Any = None,
+    options: EvidenceOptions = EvidenceOptions(),
+    **kwargs: Any,
+) -> Estimate:
+    r"""The log evidence :math:`\log Z`, with its standard error.
+
+    - Of log weights ``(N, ...)``: :math:`\log \frac1N \sum_i w_i` of each column.
+    - Of a trained guide: importance sampling with smoothed weights of fresh draws.
+    - Of a run: bridge sampling between its draws and fresh draws of its flow.
+    - Of an ArviZ object: bridge sampling where a guide and a target are given, and else the
+      estimate that ``sample()`` has stored.
+
+    The evidence is that of the model, so that two models of the same data can be compared by it
+    (``az.compare`` compares them by their predictions instead). It depends on the prior, also where
+    the posterior hardly does. The density must be normalised, as that of a Pyro model is; else it
+    is the logarithm of the integral of whatever it is.
+
+    With few islands, :meth:`Estimate.interval <pyro_flowsamp.weights.Estimate.interval>` takes the
+    degrees of freedom.
+
+    Arguments:
+        source: Any of these.
+        args, kwargs: Arguments of the model, for a guide.
+        guide: A trained guide whose flow is used, for an ArviZ object or a run of Pyro's own
+            kernels.
+        target: The target; needed where the source does not know it.
+        options: Number of draws, and when iterations end.
+
+    Returns:
+        Two tensors, 0-d, or of one number for each column of weights.
+
+    Raises:
+        ValueError: The source is none of these, or the flow or the target is not known.
+
+    References:
+        Aki Vehtari, Daniel Simpson, Andrew Gelman, Yuling Yao and Jonah Gabry, *Pareto Smoothed
+        Importance Sampling*, 2024, https://arxiv.org/abs/1507.02646
+
+        Meng & Wong, *Simulating ratios of normalizing constants via a simple identity*, 1996,
+        https://www3.stat.sinica.edu.tw/statistica/j6n4/j6n43/j6n43.htm
+
+    Example::
+
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro_flowsamp import IMH, AutoFlow, FitOptions, VectorizedMCMC
+        >>> _ = pyro.set_rng_seed(0)
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> guide = AutoFlow(model, flow="gaussian", options=FitOptions(progress=False))
+        >>> run = VectorizedMCMC(IMH(model, guide=guide), 50, 10, 20, disable_progbar=True)
+        >>> run.run(torch.tensor(1.0))
+        >>> found = log_evidence(run)
+        >>> truth = dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(1.0))
+        >>> bool(abs(found.value - truth) < 0.01)
+        True
+    """
+    if isinstance(source, Tensor):
+        return log_mean_weight(source)
+    if hasattr(source, "trained") and hasattr(source, "proposal"):
+        if not source.trained:
+            raise ValueError("the guide is untrained: call guide.fit(...) first")
+        target = target or source.target_for(*args, **kwargs)
+        return _importance(fresh_weights(source.proposal(*args, **kwargs), target, options))
+    if args or kwargs:
+        raise ValueError("a run has stored its model's arguments: give them for a guide only")
+    draws = read_draws(source, guide, target)
+    found = estimates_of_draws(draws, options)
+    for name in ("bridge", "importance", "particles"):
+        if name in found:
+            return found[name]
+    raise ValueError(
+        "the evidence needs a flow and a target: give guide= and target=, or a result of sample()"
+    )
+
+
+def evidence_estimates(
+    source: Any,
+    guide: Any = None,
+    target: Any = None,
+    options: EvidenceOptions = EvidenceOptions(),
+) -> dict[str, Estimate]:
+    """All estimates of the log evidence that can be made, which should agree.
+
+    Arguments:
+        source: A run, or an ArviZ object.
+        guide, target: A trained guide and the target, where the source does not know them.
+        options: Number of draws, and when iterations end.
+
+    Returns:
+        Those of "bridge", "importance" and "particles" that there are.
+
+    Raises:
+        ValueError: See :func:`log_evidence`.
+    """
+    return estimates_of_draws(read_draws(source, guide, target), options)
+
+
+def estimates_of_draws(
+    draws: DiagnosedDraws, options: EvidenceOptions, log_w: Tensor | None = None
+) -> dict[str, Estimate]:
+    """All estimates that draws allow, by name.
+
+    Arguments:
+        draws: The draws.
+        options: Number of draws, and when iterations end.
+        log_w: Log weights of fresh draws of the flow, or None.
+    """
+    found: dict[str, Estimate] = {}
+    if draws.proposal is not None and draws.target is not None:
+        if log_w is None:
+            log_w = fresh_weights(draws.proposal, draws.target, options)
+        found["importance"] = _importance(log_w)
+        states = None if draws.of_a_guide else weights_of_states(draws)
+        if states is not None and states.shape[1] >= FEWEST_DRAWS:
+            found["bridge"] = bridge_evidence(states, log_w, options)
+    value = draws.attributes.get("log_evidence", float("nan"))
+    error = draws.attributes.get("log_evidence_error", float("nan"))
+    if not isnan(float(value)):
+        found["particles"] = Estimate(*(torch.tensor(float(v)).double() for v in (value, error)))
+    return found
+
+
+def weights_of_states(draws: DiagnosedDraws) -> Tensor | None:
+    """Log weights of the states under the flow, ``(C, n)``; None where they are not known.
+
+    Recorded ones belong to the flow of the run. With another flow they are computed anew.
+    """
+    recorded = draws.statistics.get("log_weight")
+    if draws.kernel is not None or draws.proposal is None:
+        return None if recorded is None else recorded.double()
+    if draws.x is None or draws.target is None:
+        return None
+    x = draws.x.flatten(0, 1)
+    with torch.no_grad():
+        log_w = draws.target.log_prob(x).double() - draws.proposal.log_prob(x).double()
+    return log_w.unflatten(0, draws.x.shape[:2])
+
+
+@torch.no_grad()
+def fresh_weights(proposal: Proposal, target: Target, options: EvidenceOptions) -> Tensor:
+    """Log weights of fresh draws of the flow, ``(M,)``."""
+    x, log_q = proposal.sample_and_log_prob(options.num_draws)
+    return target.log_prob(x).double() - log_q.double()
+
+
+def _importance(log_w: Tensor) -> Estimate:
+    return log_mean_weight(smoothed_log_weights(log_w))
+
+
+def bridge_evidence(
+    states: Tensor, fresh: Tensor, options: EvidenceOptions = EvidenceOptions()
+) -> Estimate:
+    r"""The log evidence by bridge sampling.
+
+    With the log weights l of N states of chains and of M draws of the flow, the effective number
+    :math:`n` of the states, :math:`s_1 = n / (n + M)` and :math:`s_2 = M / (n + M)`, the iteration
+    is
+
+    .. math:: r \leftarrow \frac{\frac1M \sum_j e^{l_j} / (s_1 e^{l_j} + s_2 r)}
+                                {\frac1N \sum_i 1 / (s_1 e^{l_i} + s_2 r)} .
+
+    The relative variance is :math:`\mathrm{Var}_q f / (M (\mathbb E_q f)^2) +
+    \mathrm{Var}_p g / (n_g (\mathbb E_p g)^2)`, with the summands f and g, and the effective number
+    :math:`n_g` of the g of the states.
+
+    Arguments:
+        states: Log weights of states, ``(chains, draws)``.
+        fresh: Log weights of independent draws of the flow, ``(M,)``.
+        options: When iterations end.
+
+    Returns:
+        The estimate; NaN where all weights are zero.
+
+    Example:
+        >>> states = torch.zeros(4, 100)
+        >>> float(bridge_evidence(states, torch.zeros(400)).value)
+        0.0
+    """
+    states, fresh = states.double(), fresh.double()
+    ratio = torch.sigmoid(states - fresh.logsumexp(0) + log(len(fresh)))
+    size = float(effective_sample_sizes(ratio[None])[0])
+    s1, s2 = log(size / (size + len(fresh))), log(len(fresh) / (size + len(fresh)))
+    log_r = log_mean_weight(fresh).value
+    for _ in range(options.max_steps):
+        f, g = _bridge_terms(states, fresh, s1, s2, log_r)
+        new = f.logsumexp(0) - log(len(f)) - g.flatten().logsumexp(0) + log(g.numel())
+        done = bool((new - log_r).abs() <= options.tolerance) or bool(new.isnan())
+        log_r = new
+        if done:
+            break
+    f, g = (log_term.exp() for log_term in _bridge_terms(states, fresh, s1, s2, log_r))
+    size = float(effective_sample_sizes(g[None])[0])
+    relative = f.var() / (len(f) * f.mean().square()) + g.var() / (size * g.mean().square())
+    return Estimate(log_r, relative.sqrt())
+
+
+def _bridge_terms(
+    states: Tensor, fresh: Tensor, s1: float, s2: float, log_r: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logs of the summands f of draws of the flow, and g times r of states."""
+    f = fresh - torch.logaddexp(s1 + fresh, s2 + log_r)
+    return f, -torch.logaddexp(s1 + states, s2 + log_r)

@@ -1,0 +1,343 @@
+r"""Checks of draws beside annealed particles, which show what all chains may have missed.
+
+Two searches for modes share nothing with the chains but the target. Regions that they have found
+and the chains have not, and another distribution of a parameter, show that one of them is wrong.
+The particles themselves are distributed as the target only roughly: so what the draws lack decides,
+and small differences of shares do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isnan
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..convergence import iqr
+from ..flows.gaussian_fit import distinct_paths
+from ..flows.mixture_fit import Mixture
+from ..flows.pathfinder import overdispersed_starts, pathfinder
+from ..smc.mode_search import FoundModes, ModeSearch
+from ..smc.starts import StudentStart
+from ..target.density import Target
+from .checks import Check
+from .options import DiagnosisOptions
+
+__all__ = [
+    "PathDraws",
+    "draws_of_paths",
+    "far_from",
+    "kolmogorov_distance",
+    "particle_checks",
+    "own_search",
+    "path_checks",
+    "region_of",
+    "search_checks",
+    "share_far_away",
+    "unseen_check",
+]
+
+
+EXPLORE = "start chains at tempered_smc particles, or let sample() look for modes"
+
+
+class PathDraws(NamedTuple):
+    """Draws of the Gaussians that several sets of quasi-Newton paths have found.
+
+    Attributes:
+        x: The draws of each set, ``(N, d)``.
+        log_w: Their log weights against the mixture of the Gaussians of the set, ``(N,)``.
+    """
+
+    x: list[Tensor]
+    log_w: list[Tensor]
+
+
+def draws_of_paths(target: Target, x: Tensor | None, options: DiagnosisOptions) -> PathDraws:
+    r"""Looks for modes by sets of paths, from points on many scales and points around the draws.
+
+    The weights :math:`\tilde p / q` of draws of the equal mixture q of the paths' Gaussians, of
+    those that are apart, have an expectation of the integral of :math:`\tilde p`. So the masses of
+    modes are in proportion to the sums of the weights of the draws there.
+
+    Arguments:
+        target: The target.
+        x: Unconstrained draws, ``(chains, draws, d)``, or None.
+        options: The number of sets, and the options of the search.
+
+    Returns:
+        The draws; none in many dimensions.
+
+    Raises:
+        ValueError: The density is not finite at any starting point.
+    """
+    modes, found = options.search.modes, PathDraws([], [])
+    if target.dim > options.max_path_dim:
+        return found
+    around = None if x is None or target.circular else _points_around(target, x, options)
+    for i in range(options.explorations):
+        prior = target.prior_points(modes.paths // 2)
+        starts = overdispersed_starts(target, modes.paths, modes.octaves)
+        if prior is not None:
+            starts = torch.cat([prior, starts[len(prior) :]])
+        if i == 0 and around is not None:
+            starts = torch.cat([starts, around.to(starts)])
+        paths = pathfinder(target, starts)
+        best = distinct_paths(paths, len(paths.elbo), modes.distance)
+        points = paths.sample(modes.points_per_path, best)[0].flatten(0, 1)
+        equal = torch.zeros(len(best)).to(points).log_softmax(0)
+        log_q = Mixture(equal, paths.loc[best], paths.scale_tril(best)).log_prob(points)
+        with torch.no_grad():
+            log_w = target.log_prob(points.to(target.dtype)).double() - log_q
+        found.x.append(points)
+        found.log_w.append(log_w.nan_to_num(nan=-torch.inf))
+    return found
+
+
+def _points_around(target: Target, x: Tensor, options: DiagnosisOptions) -> Tensor:
+    r"""Points far from all draws at which the density is larger than the draws explain, ``(N, d)``.
+
+    Paths from everywhere end in a wide mode, and hardly ever in a thin one beside it. Near a thin
+    mode the density exceeds that of a Student-t distribution t with the location and the scale of
+    the draws. So of many points of t, made wider, those with the largest :math:`\tilde p / t` are
+    starting points.
+
+    Arguments:
+        target: The target.
+        x: Unconstrained draws, ``(chains, draws, d)``.
+        options: Numbers of points, and how wide they are.
+    """
+    flat = x.flatten(0, 1).double()
+    centre, scale = flat.median(0).values, iqr(flat).clamp(min=torch.finfo(flat.dtype).tiny)
+    df = options.search.modes.degrees_of_freedom
+    t = StudentStart(centre, scale.diag(), target.angles, df)
+    wide = StudentStart(centre, options.around_width * scale.diag(), target.angles, df)
+    points = wide.sample(options.around_points)
+    points = points[far_from(x, options)(points)]
+    with torch.no_grad():
+        log_p = target.log_prob(points.to(target.dtype)).double()
+    excess = (log_p - t.log_prob_and_grad(points)[0]).nan_to_num(nan=-torch.inf)
+    best = excess.argsort(descending=True)[: options.search.modes.paths]
+    return points[best[torch.isfinite(excess[best])]]
+
+
+def path_checks(x: Tensor, paths: PathDraws, options: DiagnosisOptions) -> list[Check]:
+    """The mass of modes that paths have found, and that are far from all draws.
+
+    In a mode many draws of its Gaussian have comparable weights. In a heavy tail few of them have
+    all of the weight: then the mass is not known, and counts as none.
+
+    Arguments:
+        x: Unconstrained draws, ``(chains, draws, d)``.
+        paths: Draws of the paths.
+        options: Thresholds.
+    """
+    far, masses = far_from(x, options), [0.0]
+    for points, log_w in zip(paths.x, paths.log_w):
+        share = log_w.softmax(0).nan_to_num(nan=0.0) * far(points)
+        effective = share.sum().square() / share.square().sum().clamp(min=1e-300)
+        masses.append(float(torch.where(effective >= options.min_far_draws, share.sum(), 0.0)))
+    value = max(masses)
+    ok = value <= options.max_far_mass
+    text = f"paths to modes have found regions with {value:.2%} of the mass, far from all draws"
+    name = "mass of modes far from draws"
+    most = options.max_far_mass
+    return [Check(name, value, most, ok, "" if ok else text, "" if ok else EXPLORE)]
+
+
+def own_search(target: Target, paths: PathDraws, options: DiagnosisOptions) -> FoundModes:
+    """Searches for modes, from points that several sets of paths have found.
+
+    One set of paths can miss a mode that is far away and narrow. So particles cover points of all
+    sets, of those that are resampled by their weights: particles that had to cover all draws of the
+    paths would be too wide for a heavy-tailed target, and not find back.
+
+    Arguments:
+        target: The target.
+        paths: Draws of these sets.
+        options: The options of the search.
+
+    Raises:
+        ValueError: The density is not finite anywhere, or does not fall in any direction.
+    """
+    found = []
+    for x, log_w in zip(paths.x, paths.log_w):
+        if bool(torch.isfinite(log_w).any()):
+            index = torch.multinomial(log_w.softmax(0), len(x), replacement=True)
+            found.append(_far_apart(x[index], options.points))
+    points = torch.cat(found).to(target.dtype) if found else None
+    return ModeSearch(target, options.search.modes, points).run()
+
+
+def _far_apart(u: Tensor, num: int) -> Tensor:
+    """At most so many of the points, each as far from the ones before as any."""
+    chosen = u[:1]
+    distance = (u - chosen).norm(dim=-1)
+    for _ in range(min(num, len(u)) - 1):
+        chosen = torch.cat([chosen, u[distance.argmax()][None]])
+        distance = torch.minimum(distance, (u - chosen[-1]).norm(dim=-1))
+    return chosen
+
+
+def region_of(modes: FoundModes, x: Tensor) -> Tensor:
+    """The mode of each of the points ``(N, d)``, by the mixture of a search, ``(N,)``."""
+    component = modes.mixture.joint_log_prob(modes.coordinates.to_u(x)).argmax(-1)
+    return modes.agreement.modes[component]
+
+
+def search_checks(
+    modes: FoundModes, options: DiagnosisOptions, decides: bool = True
+) -> list[Check]:
+    """Checks of two searches for modes beside each other.
+
+    Arguments:
+        modes: The result of the search.
+        options: Thresholds.
+        decides: Whether the draws depend on this search. Of any other one only what the draws lack
+            is an alarm, see :func:`particle_checks`, and not that it has missed something itself.
+    """
+    text = "particles end outside of the distribution that they started from, however wide that is"
+    covered = modes.covered or not decides
+    checks = [
+        Check(
+            "particles outside of their start",
+            float(not modes.covered),
+            0 if decides else float("nan"),
+            covered,
+            "" if covered else text,
+            "" if covered else "give the model more informative priors",
+        )
+    ]
+    unseen = modes.agreement.unseen
+    if isnan(unseen):
+        return checks
+    return [*checks, unseen_check(unseen, options, decides)]
+
+
+def unseen_check(unseen: float, options: DiagnosisOptions, decides: bool = True) -> Check:
+    """The mass that one of two searches has found alone; an alarm where it decides."""
+    ok = unseen <= options.max_unseen or not decides
+    text = (
+        f"two searches for modes disagree: one alone has found regions that have {unseen:.2%} of "
+        f"the mass, and about as much may be in regions that none has found"
+    )
+    advice = "" if ok else "give the search more evaluations (ModeSearchOptions.max_evaluations)"
+    bound = options.max_unseen if decides else float("nan")
+    return Check("unseen mass", unseen, bound, ok, "" if ok else text, advice)
+
+
+def particle_checks(
+    x: Tensor, modes: FoundModes, options: DiagnosisOptions, settled: bool = True
+) -> list[Check]:
+    """Checks of draws beside annealed particles: regions, their shares, and distributions.
+
+    Arguments:
+        x: Unconstrained draws, ``(chains, draws, d)``.
+        modes: The result of the search.
+        options: Thresholds.
+        settled: Whether the two searches agree. If not, only what draws lack is looked at: the
+            particles' own shares are not known.
+    """
+    of_mode = torch.nn.functional.one_hot(modes.agreement.modes).double()
+    counts = modes.agreement.counts.double() @ of_mode
+    flat = x.flatten(0, 1)
+    share = region_of(modes, flat).bincount(minlength=counts.shape[1]).double() / len(flat)
+    by_search = counts / counts.sum(1, keepdim=True)
+    expected = by_search.mean(0)
+    enough = counts.sum(0) >= 2 * options.min_region_particles
+    lost = enough & (share < options.min_share * expected)
+    mass = float(expected[lost].sum())
+    text = (
+        f"chains hardly ever visit {int(lost.sum())} regions in which searches for modes have "
+        f"found {mass:.2%} of the mass"
+    )
+    ok = not bool(lost.any())
+    checks = [Check("mass not visited", mass, 0, ok, "" if ok else text, "" if ok else EXPLORE)]
+    away = share_far_away(x, modes.x, options)
+    ok = away <= options.max_far_away
+    text = f"{away:.2%} of the annealed particles are far from all draws"
+    most = options.max_far_away
+    checks.append(
+        Check("particles far from draws", away, most, ok, "" if ok else text, "" if ok else EXPLORE)
+    )
+    if not settled:
+        return checks
+    checks.append(_share_gap(share, by_search, options))
+    distance = kolmogorov_distance(flat, modes.x)
+    worst, value = int(distance.argmax()), float(distance.max())
+    ok = value <= options.max_distance
+    text = (
+        f"draws and annealed particles have other distributions: of the unconstrained coordinate "
+        f"{worst} they are {value:.2f} apart (Kolmogorov)"
+    )
+    most = options.max_distance
+    name = "distance from particles"
+    return [*checks, Check(name, value, most, ok, "" if ok else text, "" if ok else EXPLORE)]
+
+
+def share_far_away(x: Tensor, particles: Tensor, options: DiagnosisOptions) -> float:
+    """The share of particles that are farther from all draws than draws are from each other.
+
+    Arguments:
+        x: Draws, ``(chains, draws, d)``.
+        particles: Points ``(N, d)``.
+        options: The number of draws, and the quantile of the distance.
+    """
+    return float(far_from(x, options)(particles).double().mean())
+
+
+def far_from(x: Tensor, options: DiagnosisOptions) -> Callable[[Tensor], Tensor]:
+    r"""A function that tells which of points ``(N, d)`` are far from all draws, ``(N,)``.
+
+    The draws of one half of the chains show how far a draw is from the nearest draw of the other
+    half: all but a share :math:`10^{-3}` of them are within some distance. Of points with the same
+    distribution about as many are. It needs no regions, and no assumption of their shape.
+
+    Arguments:
+        x: Draws, ``(chains, draws, d)``.
+        options: The number of draws, and the quantile of the distance.
+    """
+    one, two = x.double().chunk(2) if len(x) > 1 else x.double().chunk(2, 1)
+    one, two = (
+        half.flatten(0, 1)[:: -(-half[..., 0].numel() // options.compared_draws)]
+        for half in (one, two)
+    )
+    spread = one.std(0).clamp(min=torch.finfo(one.dtype).tiny)
+    scale = torch.where(spread.isfinite(), spread, 1.0)
+
+    def distance(points: Tensor) -> Tensor:
+        near = [torch.cdist(p / scale, two / scale).amin(1) for p in points.split(1000)]
+        return torch.cat(near)
+
+    bound = distance(one).quantile(1 - options.far_away)
+    return lambda points: distance(points.double()) > bound
+
+
+def _share_gap(share: Tensor, by_search: Tensor, options: DiagnosisOptions) -> Check:
+    """The largest difference of shares of modes, beyond that between the two searches."""
+    one, two = by_search
+    gap = (share - (one + two) / 2).abs() - (one - two).abs() / 2
+    value = float(gap.max().clamp(min=0.0))
+    ok = value <= options.max_share_gap
+    text = f"the share of a region differs by {value:.2f} from that of annealed particles"
+    name = "shares beside particles"
+    return Check(name, value, options.max_share_gap, ok, "" if ok else text, "" if ok else EXPLORE)
+
+
+def kolmogorov_distance(x: Tensor, y: Tensor) -> Tensor:
+    """The largest difference of two empirical distribution functions, for each coordinate.
+
+    Arguments:
+        x, y: Draws ``(N, d)`` and ``(M, d)``.
+
+    Example:
+        >>> kolmogorov_distance(torch.zeros(10, 1), torch.tensor([[-1.0], [1.0]]))
+        tensor([0.5000], dtype=torch.float64)
+    """
+    x, y = (t.double().mT.sort(-1).values.contiguous() for t in (x, y))
+    both = torch.cat([x, y], -1)
+    of_x = torch.searchsorted(x, both, right=True) / x.shape[-1]
+    of_y = torch.searchsorted(y, both, right=True) / y.shape[-1]
+    return (of_x.double() - of_y.double()).abs().amax(-1)

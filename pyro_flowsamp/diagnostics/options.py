@@ -1,0 +1,201 @@
+"""Options of the diagnosis of draws: all thresholds, each with its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import log
+
+from ..options import ModeSearchOptions, SearchOptions
+
+__all__ = ["DiagnosisOptions", "EvidenceOptions"]
+
+
+@dataclass(frozen=True)
+class EvidenceOptions:
+    """Options of :func:`~pyro_flowsamp.log_evidence`.
+
+    Attributes:
+        num_draws: Fresh draws of the flow.
+        max_steps: Iterations of bridge sampling at most; it needs about ten.
+        tolerance: Change of the log evidence, in nats, at which they end.
+
+    Raises:
+        ValueError: An option is out of range.
+
+    Example::
+
+        >>> EvidenceOptions(num_draws=1000).max_steps
+        1000
+    """
+
+    num_draws: int = 4096
+    max_steps: int = 1000
+    tolerance: float = 1e-8
+
+    def __post_init__(self) -> None:
+        for name in ("num_draws", "max_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"EvidenceOptions.{name} must be at least 1, got {getattr(self, name)}"
+                )
+        if not self.tolerance > 0:
+            raise ValueError(f"EvidenceOptions.tolerance must be positive, got {self.tolerance}")
+
+
+def _short_search() -> SearchOptions:
+    return SearchOptions(modes=ModeSearchOptions(max_evaluations=100_000))
+
+
+@dataclass(frozen=True)
+class DiagnosisOptions:
+    r"""Thresholds and counts of :func:`~pyro_flowsamp.diagnose`.
+
+    Thresholds without a source were chosen on one half of the targets of
+    ``examples/benchmarks/suites/verdict_calibration.py``, and judged on the other
+    (``docs/verdict_calibration.md``).
+
+    Attributes:
+        max_r_hat: Largest rank R-hat that is never an alarm; 1.01 is that of Vehtari et al., 2021.
+            Chains with m effective draws each, of which every half is compared, have
+            :math:`\hat R^2 = 1 + 2 / m` (Vats and Knudson, 2021). So the bound is larger where
+            many chains have the effective draws asked for below together, but few each.
+        max_nested_r_hat: Largest nested R-hat of groups of chains (Margossian et al., 2024).
+            Of right draws in groups by their first draws it is at most 1.013.
+        start_groups: Groups of chains with near starting points, where superchains are not known.
+        min_ess: Least effective sample size, of the bulk and of the tails, of every parameter;
+            400 is that of Vehtari et al., 2021.
+        min_ess_per_chain: Least effective draws of each chain on average: with fewer, the
+            effective sample size itself is not known.
+        max_never_moved: Largest share of chains that never moved, beyond chance.
+        long_run: Part of a chain from which on a run of equal draws is long, if chance does not
+            explain it.
+        chance: Probability below which chance does not explain such a run.
+        max_long_runs: Largest share of chains with a long run.
+        max_diverging: Largest share of draws whose trajectory diverged.
+        min_region: Least share of the draws of a region whose visits are counted.
+        min_visits: Least effective number of visits of a region, by each chain on average.
+        max_share_error: Largest standard error of the share of a region.
+        max_pareto_k: Pareto k of weights of draws of a flow from which on averages by them are not
+            known (Vehtari et al., 2024).
+        max_average_pareto_k: Pareto k of these weights from which on averages by them are not
+            compared with those of the chains: below 1/2 the weights have a variance.
+        max_state_pareto_k: Pareto k of the weights of states from which on a sampler that only
+            jumps is not trusted. It is k / (1 - k) where it is k for draws of the flow. Below 1 the
+            weights have a mean over states, and averages of bounded functions by independence
+            samplers a finite asymptotic variance (Deligiannidis and Lee, 2018).
+        flat_log_weights: Nats between the largest and the median weight of states below which k is
+            no alarm: weights that hardly vary have no tail.
+        min_importance_ess: Least importance effective sample size of draws of the flow, as a
+            fraction, where a sampler only jumps.
+        min_weighted_draws: Effective number of weighted draws from which on their averages are
+            compared with those of the chains.
+        check_error: Probability that a comparison of averages fails for right draws.
+        moved_particles: Particles at most from which a sampler with local moves takes a few steps.
+        max_immobile: Largest share of them that may not move.
+        max_distance: Largest Kolmogorov distance between draws and annealed particles, in any
+            parameter.
+        max_share_gap: Largest difference between the shares of a region by draws and by annealed
+            particles, beside that between two searches.
+        min_region_particles, min_share: Draws lack a region where searches have so many particles
+            on average if their share of it is below this part of the particles'.
+        max_far_away: Largest share of the annealed particles that are far from all draws, or, where
+            a sampler only jumps, at which its flow has no density.
+        max_far_mass: Largest share of the mass of modes that paths have found, far from all draws.
+        max_path_dim: Dimensions up to which paths are looked at so.
+        min_far_draws: Effective number of draws of paths there from which on this mass is known.
+        far_away: Share of draws that are as far from those of other chains.
+        compared_draws: Draws of each half of the chains at most for these distances.
+        max_unseen: Share of the mass that one of two searches may have found alone.
+        max_evidence_error: Standard error of a log evidence by bridge sampling, in nats, above
+            which it is not compared: few draws decide it then, and its error is not known.
+        evidence_tolerance: Nats by which a log evidence of annealed particles may be larger in any
+            case than one of the flow and the chains.
+        max_evidence_gap: Standard errors by which it may be larger.
+        max_draws: Draws at most that are sorted into regions.
+        region_draws_per_dimension: Draws for each dimension that a fit of regions needs.
+        fitted_draws: Draws at most to which regions are fitted.
+        explorations, points: Sets of paths that look for modes, and points that each of them hands
+            on to the search with particles.
+        around_points, around_width: Points around the draws of which the best begin paths too, and
+            their scale in interquartile ranges.
+        seed: Seed of the random numbers of the diagnosis; the global state is left as it was.
+        evidence: Options of the evidence.
+        search: Options of the searches for modes, and of local moves.
+
+    References:
+        Aki Vehtari, Andrew Gelman, Daniel Simpson, Bob Carpenter and Paul-Christian Bürkner,
+        *Rank-Normalization, Folding, and Localization: An Improved R-hat for Assessing Convergence
+        of MCMC*, 2021, https://arxiv.org/abs/1903.08008
+
+        Dootika Vats and Christina Knudson, *Revisiting the Gelman-Rubin Diagnostic*, 2021,
+        https://arxiv.org/abs/1812.09384
+
+        Charles Margossian et al., *Nested R-hat: Assessing the convergence of Markov chain Monte
+        Carlo when running many short chains*, 2024, https://arxiv.org/abs/2110.13017
+
+        Aki Vehtari, Daniel Simpson, Andrew Gelman, Yuling Yao and Jonah Gabry, *Pareto Smoothed
+        Importance Sampling*, 2024, https://arxiv.org/abs/1507.02646
+
+        George Deligiannidis and Anthony Lee, *Which ergodic averages have finite asymptotic
+        variance?*, 2018, https://arxiv.org/abs/1606.08373
+
+    Raises:
+        ValueError: An option is out of range.
+
+    Example::
+
+        >>> DiagnosisOptions(min_ess=1000).max_r_hat
+        1.01
+    """
+
+    max_r_hat: float = 1.01
+    max_nested_r_hat: float = 1.02
+    start_groups: int = 8
+    min_ess: int = 400
+    min_ess_per_chain: float = 5.0
+    max_never_moved: float = 0.0
+    long_run: float = 0.2
+    chance: float = 1e-3
+    max_long_runs: float = 0.035
+    max_diverging: float = 1e-3
+    min_region: float = 0.01
+    min_visits: float = 2.0
+    max_share_error: float = 0.015
+    max_pareto_k: float = 0.7
+    max_average_pareto_k: float = 0.5
+    max_state_pareto_k: float = 1.0
+    flat_log_weights: float = log(3.0)
+    min_importance_ess: float = 0.01
+    min_weighted_draws: float = 200.0
+    check_error: float = 1e-3
+    moved_particles: int = 1000
+    max_immobile: float = 0.01
+    max_distance: float = 0.4
+    max_share_gap: float = 0.4
+    min_region_particles: int = 10
+    min_share: float = 0.25
+    max_far_away: float = 0.02
+    max_far_mass: float = 0.01
+    max_path_dim: int = 50
+    min_far_draws: float = 8.0
+    far_away: float = 1e-3
+    compared_draws: int = 2500
+    max_unseen: float = 1e-3
+    max_evidence_error: float = 0.2
+    evidence_tolerance: float = 0.25
+    max_evidence_gap: float = 4.0
+    max_draws: int = 20_000
+    region_draws_per_dimension: int = 50
+    fitted_draws: int = 4000
+    explorations: int = 3
+    points: int = 24
+    around_points: int = 4096
+    around_width: float = 3.0
+    seed: int = 0
+    evidence: EvidenceOptions = EvidenceOptions()
+    search: SearchOptions = field(default_factory=_short_search)
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, int | float) and not value >= 0:
+                raise ValueError(f"DiagnosisOptions.{name} must not be negative, got {value}")

@@ -1,0 +1,246 @@
+"""Checks that do not share the chains' blind spots, with what they flag, and broken ones."""
+
+import pytest
+import torch
+from support.diagnosed import diagnosed, found_modes, independent
+from support.mutations import broken, mutation
+
+from pyro_flowsamp import IMH, DiagnosisOptions, LatentHMC, Target, VectorizedMCMC, trust
+from pyro_flowsamp.candidates import gaussian_guide
+from pyro_flowsamp.diagnostics import agreement
+from pyro_flowsamp.diagnostics.agreement import (
+    evidence_checks,
+    move_checks,
+    state_weight_checks,
+    weight_checks,
+)
+from pyro_flowsamp.diagnostics.draws import read_draws
+from pyro_flowsamp.problems import funnel
+from pyro_flowsamp.weights import Estimate
+
+OPTIONS = DiagnosisOptions()
+
+
+def by_name(checks):
+    return {c.name: c for c in checks}
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+def weights_of(scale, x=None, of_states=False):
+    """The checks of weights of N(0, I) under a Gaussian of this scale."""
+    x = independent() if x is None else x
+    target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2, dtype=torch.double)
+    torch.manual_seed(5)
+    y = scale * torch.randn(4000, 2).double()
+
+    def log_w(points):
+        return 0.5 * points.square().sum(-1) * (1 / scale**2 - 1)
+
+    draws = diagnosed(x, {"log_weight": log_w(x)}, target=target)
+    if of_states:
+        return by_name(state_weight_checks(draws, None, OPTIONS))
+    return by_name(weight_checks(draws, y, log_w(y), OPTIONS))
+
+
+def states_of_a_narrow_flow():
+    """Weights of N(0, 1) under N(0, 1/4) have k = 3 for states."""
+    return weights_of(0.5, of_states=True)
+
+
+def states_with_unequal_weights_of_particles():
+    """States have equal weights, and a few particles are where the flow is thin."""
+    torch.manual_seed(0)
+    particles = torch.cat([torch.zeros(800), torch.linspace(3, 30, 200)]).double()
+    draws = diagnosed(independent(), {"log_weight": torch.zeros(40, 200)})
+    return by_name(state_weight_checks(draws, particles, OPTIONS))
+
+
+def particles_where_the_flow_is_not():
+    particles = torch.zeros(1000).double()
+    particles[:15], particles[15:30] = torch.nan, torch.inf
+    draws = diagnosed(independent(), {"log_weight": torch.zeros(40, 200)})
+    return by_name(state_weight_checks(draws, particles, OPTIONS))
+
+
+def a_useless_flow():
+    return weights_of(60.0)
+
+
+def chains_of_another_spread():
+    return weights_of(1.3, 0.9 * independent())
+
+
+def chains_of_another_mean():
+    return weights_of(1.3, independent() + 0.1)
+
+
+# ---- moves ---------------------------------------------------------------------------------------
+
+
+def a_flow_beside_the_target():
+    """Chains of a sampler that never moves: a target twice as wide as its flow."""
+    target = Target.from_energy(lambda x: 0.125 * x.square().sum(-1), 2)
+    guide = gaussian_guide(target, torch.zeros(2), torch.eye(2))
+    run = VectorizedMCMC(IMH(guide=guide), 4, 0, 200, disable_progbar=True)
+    run.min_acceptance = 0.0
+    run.run()
+    return by_name(move_checks(read_draws(run), None, OPTIONS))
+
+
+def particles_in_a_neck():
+    """Steps that suit the wide part of a funnel do not move particles in its neck."""
+    torch.manual_seed(0)
+    problem = funnel(4, 3.0)
+    guide = gaussian_guide(problem.target, torch.zeros(4), 3 * torch.eye(4))
+    run = VectorizedMCMC(LatentHMC(guide=guide), 4, 30, 64, disable_progbar=True)
+    run.min_acceptance = 0.0
+    run.run()
+    modes = found_modes()._replace(x=problem.sample(1000))
+    return by_name(move_checks(read_draws(run), modes, OPTIONS))
+
+
+# ---- evidence ------------------------------------------------------------------------------------
+
+
+def evidence_of_half():
+    """A mode of half of the mass is missing: log 2 less."""
+    own, annealed = {"bridge": (0.0, 0.01)}, {"the first search": (0.69, 0.1)}
+    return by_name(agreement.evidence_checks(_estimates(annealed), _estimates(own), OPTIONS))
+
+
+def _estimates(values):
+    return {k: Estimate(*(torch.tensor(v).double() for v in pair)) for k, pair in values.items()}
+
+
+SCENARIOS = {
+    states_of_a_narrow_flow: "Pareto k of states",
+    states_with_unequal_weights_of_particles: "Pareto k of states",
+    particles_where_the_flow_is_not: "particles without a weight",
+    a_useless_flow: "importance ESS of the flow",
+    chains_of_another_spread: "chains and weighted draws",
+    chains_of_another_mean: "chains and weighted draws",
+    a_flow_beside_the_target: "change by local moves",
+    particles_in_a_neck: "particles that do not move",
+    evidence_of_half: "evidences",
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
+def test_it_is_flagged(scenario):
+    check = scenario()[SCENARIOS[scenario]]
+    assert not check.ok and check.message and check.advice
+
+
+def test_right_weights_pass():
+    for scale in (0.95, 1.3, 1.7):
+        found = {**weights_of(scale), **weights_of(scale, of_states=True)}
+        assert all(c.ok for c in found.values()) and len(found) == 4
+
+
+def test_right_moves_pass():
+    target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+    guide = gaussian_guide(target, torch.zeros(2), 1.2 * torch.eye(2))
+    for kernel, modes in ((IMH(guide=guide), None), (LatentHMC(guide=guide), found_modes())):
+        run = VectorizedMCMC(kernel, 20, 20, 200, disable_progbar=True)
+        run.run()
+        if modes is not None:
+            modes = modes._replace(x=torch.randn(500, 2))
+        (check,) = move_checks(read_draws(run), modes, OPTIONS)
+        assert check.ok
+
+
+def test_weighted_averages_have_right_errors():
+    """Of right draws, one in a thousand fails: of 200 none or one."""
+    failed = 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        x, y = torch.randn(20, 20, 2).double(), 1.4 * torch.randn(1000, 2).double()
+        log_w = -0.5 * y.square().sum(-1) * (1 - 1 / 1.96)
+        check = agreement._weighted_averages(x, y, log_w, OPTIONS)
+        failed += not check.ok
+    assert failed <= 3
+
+
+@pytest.mark.parametrize(
+    "annealed, own",
+    [
+        ({"particles": (9.0, 0.1)}, {"bridge": (0.0, 0.5)}),  # not known well enough
+        ({"particles": (float("nan"),) * 2}, {"importance": (0.0, 0.1)}),
+        ({"particles": (0.2, 0.001)}, {"importance": (0.0, 0.001)}),  # within the tolerance
+        ({"particles": (-9.0, 0.1)}, {"importance": (0.0, 0.1)}),  # particles have missed mass
+    ],
+)
+def test_evidences_that_are_no_alarm(annealed, own):
+    assert all(c.ok for c in evidence_checks(_estimates(annealed), _estimates(own), OPTIONS))
+
+
+# ---- broken checks -------------------------------------------------------------------------------
+
+
+@mutation(agreement, "pareto_k")
+def of_the_inverse_weights(pareto_k, log_w):
+    return pareto_k(-log_w)
+
+
+@mutation(agreement, "weights_of_states")
+def none_are_known(weights_of_states, draws):
+    return torch.zeros_like(weights_of_states(draws))
+
+
+@mutation(agreement, "ess_fraction")
+def of_equal_weights(ess_fraction, log_w):
+    return ess_fraction(torch.zeros_like(log_w))
+
+
+@mutation(agreement, "effective_sample_sizes")
+def one_draw_of_a_thousand_counts(effective_sample_sizes, x):
+    return effective_sample_sizes(x) / 1000
+
+
+@mutation(agreement, "_largest_score")
+def for_a_thousand_times_as_many(_largest_score, m, options):
+    return 3 * _largest_score(m, options)
+
+
+@mutation(trust, "_functions")
+def only_the_mean_of_coordinates(_functions, state):
+    return state.z.double()
+
+
+@mutation(agreement, "local_change")
+def changes_of_one_state_each(local_change, kernel, target, x, options):
+    found = local_change(kernel, target, x, options)
+    return found._replace(z=found.z * 0.01)
+
+
+@mutation(agreement, "_immobile")
+def chains_and_not_particles(_immobile, kernel, target, particles, steps):
+    return _immobile(kernel, target, torch.zeros(1000, 4), steps)
+
+
+@mutation(agreement, "evidence_checks")
+def exchanged(evidence_checks, annealed, own, options):
+    return evidence_checks(own, annealed, options)
+
+
+BROKEN = [
+    (of_the_inverse_weights, states_of_a_narrow_flow),
+    (none_are_known, states_of_a_narrow_flow),
+    (of_equal_weights, a_useless_flow),
+    (one_draw_of_a_thousand_counts, chains_of_another_mean),
+    (for_a_thousand_times_as_many, chains_of_another_mean),
+    (changes_of_one_state_each, a_flow_beside_the_target),
+    (only_the_mean_of_coordinates, a_flow_beside_the_target),
+    (chains_and_not_particles, particles_in_a_neck),
+    (exchanged, evidence_of_half),
+]
+
+
+@pytest.mark.parametrize("wrong, scenario", BROKEN, ids=lambda value: value.__name__)
+def test_a_broken_check_does_not_flag_it(wrong, scenario):
+    with broken(wrong):
+        found = scenario()
+    check = found.get(SCENARIOS[scenario])
+    assert check is None or check.ok

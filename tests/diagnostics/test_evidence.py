@@ -1,0 +1,317 @@
+"""The evidence, by z-scores against exact values, and broken estimators."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy.special import stdtrit
+from support.mutations import must_fail, mutation
+
+from pyro_flowsamp import IMH, AutoFlow, FitOptions, Target, VectorizedMCMC, log_evidence, weights
+from pyro_flowsamp.candidates import gaussian_guide
+from pyro_flowsamp.diagnostics import evidence
+from pyro_flowsamp.diagnostics.evidence import bridge_evidence, evidence_estimates
+from pyro_flowsamp.problems import exp_gauss
+from pyro_flowsamp.weights import (
+    Estimate,
+    log_mean_weight,
+    pareto_k,
+    smoothed_log_weights,
+    student_t_quantile,
+)
+
+RUNS = 100
+LOG_Z = 3.0
+FEW_STEPS = evidence.EvidenceOptions(max_steps=30)  # broken iterations do not converge
+
+
+def gaussian_weights(scale, num):
+    """Log weights of exp(LOG_Z) N(0, 1) under N(0, scale), at draws of both."""
+
+    def log_w(x):
+        return LOG_Z - 0.5 * x.square() + 0.5 * (x / scale).square() + torch.tensor(scale).log()
+
+    x, y = torch.randn(4, num // 4).double(), scale * torch.randn(num).double()
+    return log_w(x), log_w(y)
+
+
+def chain_weights(scale, num, correlation=0.8):
+    """The same at states of autoregressive chains."""
+    x = torch.empty(4, num // 4).double()
+    state = torch.randn(4).double()
+    for i in range(num // 4):
+        x[:, i] = state
+        noise = (1 - correlation**2) ** 0.5 * torch.randn(4).double()
+        state = correlation * state + noise
+    ratio = -0.5 * x.square() + 0.5 * (x / scale).square() + torch.tensor(scale).log()
+    return LOG_Z + ratio, gaussian_weights(scale, num)[1]
+
+
+def bridge_scores(scale=1.5, runs=RUNS, draws=gaussian_weights, num=400):
+    found = []
+    for seed in range(runs):
+        torch.manual_seed(seed)
+        value, error = bridge_evidence(*draws(scale, num), FEW_STEPS)
+        found.append((value - LOG_Z) / error)
+    return torch.stack(found)
+
+
+def badness(z):
+    """The z-score of the mean of z-scores, or of the mean of their squares."""
+    n = len(z) ** 0.5
+    return max(abs(float(z.mean())) * n, abs(float(z.square().mean()) - 1) * n / 2**0.5)
+
+
+@pytest.mark.parametrize("scale", [0.6, 1.5])  # too narrow: no variance of the weights
+def test_bridge_sampling(scale):
+    assert badness(bridge_scores(scale)) < 4
+
+
+def test_bridge_sampling_of_chains():
+    assert badness(bridge_scores(draws=chain_weights)) < 4
+
+
+@mutation(evidence, "effective_sample_sizes")
+def draws_count_as_independent(effective_sample_sizes, x):
+    return torch.full(x.shape[:1], float(x[0].numel())).double()
+
+
+@mutation(evidence, "_bridge_terms")
+def one_ratio_upside_down(_bridge_terms, states, fresh, s1, s2, log_r):
+    f, g = _bridge_terms(states, fresh, s1, s2, log_r)
+    return f, g + states - log_r
+
+
+@mutation(evidence, "_bridge_terms")
+def shares_exchanged_in_one_term(_bridge_terms, states, fresh, s1, s2, log_r):
+    f, _ = _bridge_terms(states, fresh, s1, s2, log_r)
+    return f, _bridge_terms(states, fresh, s2 - 1.0, s1, log_r)[1]
+
+
+@pytest.mark.parametrize("wrong", [one_ratio_upside_down, shares_exchanged_in_one_term])
+def test_bridge_terms_must_be_right(wrong):
+    must_fail(wrong, score=lambda: badness(bridge_scores(runs=30)), above=8)
+
+
+def test_correlated_draws_must_not_count_as_independent():
+    score = lambda: badness(bridge_scores(draws=chain_weights, num=800))  # noqa: E731
+    must_fail(draws_count_as_independent, score=score, above=6)
+
+
+# ---- importance sampling -------------------------------------------------------------------------
+
+
+def importance_scores(scale=1.5, runs=RUNS, num=400):
+    found = []
+    for seed in range(runs):
+        torch.manual_seed(seed)
+        value, error = log_mean_weight(smoothed_log_weights(gaussian_weights(scale, num)[1]))
+        found.append((value - LOG_Z) / error)
+    return torch.stack(found)
+
+
+def test_importance_sampling():
+    assert badness(importance_scores()) < 4
+
+
+def error_of_smoothed():
+    """The mean error of smoothed weights over that of plain ones, for k = 0.65."""
+    torch.manual_seed(0)
+    k, errors = 0.65, []
+    for _ in range(RUNS):
+        log_w = -k * torch.rand(1000).double().log()
+        plain, smooth = (log_mean_weight(w).value for w in (log_w, smoothed_log_weights(log_w)))
+        errors.append((torch.stack([plain, smooth]).exp() * (1 - k) - 1).abs())
+    plain, smooth = torch.stack(errors).mean(0)
+    return float(smooth / plain)
+
+
+def test_smoothing_reduces_the_error_of_heavy_tails():
+    assert error_of_smoothed() < 0.9
+
+
+@mutation(weights, "_tail_shape")
+def a_heavier_tail(_tail_shape, excess):
+    k, sigma = _tail_shape(excess)
+    return k + 0.5, sigma
+
+
+@mutation(weights, "_tail_shape")
+def a_tail_without_a_scale(_tail_shape, excess):
+    return _tail_shape(excess)[0], 0.0
+
+
+@pytest.mark.parametrize("wrong", [a_heavier_tail, a_tail_without_a_scale])
+def test_the_tail_must_be_the_fitted_one(wrong):
+    must_fail(wrong, score=error_of_smoothed, above=1)
+
+
+def test_smoothing_keeps_the_order_and_the_number():
+    torch.manual_seed(0)
+    log_w = torch.randn(500).double() * 2
+    log_w[7] = -torch.inf
+    smooth = smoothed_log_weights(log_w)
+    assert smooth.isfinite().sum() == 499 and smooth[7] == -torch.inf
+    assert (smooth.argsort() == log_w.argsort()).all() and smooth.max() <= log_w.max()
+    assert (smoothed_log_weights(torch.zeros(100)) == 0).all()
+
+
+def test_k_of_states_follows_from_that_of_draws():
+    """States have the weights of draws of q in proportion to these: k becomes k / (1 - k)."""
+    torch.manual_seed(0)
+    k = 0.4
+    log_w = -k * torch.rand(4_000_000).double().log()
+    states = log_w[torch.multinomial(log_w.exp(), 50_000, replacement=True)]
+    assert abs(pareto_k(log_w[:50_000]) - k) < 0.08
+    assert abs(pareto_k(states) - k / (1 - k)) < 0.15
+
+
+# ---- intervals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 30, torch.inf])
+def test_student_t_quantiles(degrees):
+    for p in (0.025, 0.5, 0.9, 0.9995):
+        assert student_t_quantile(p, degrees) == pytest.approx(stdtrit(degrees, p), abs=1e-7)
+
+
+def test_islands_need_student_t():
+    """Of four islands, 95 % intervals by t cover the truth, and those by the normal do not."""
+    torch.manual_seed(0)
+    log_w = 0.02 * torch.randn(4, 4000).double()
+    found = log_mean_weight(log_w)
+    for degrees, covered in ((3, 0.95), (torch.inf, 0.855)):
+        low, high = found.interval(degrees=degrees)
+        inside = ((low < 0.0002) & (high > 0.0002)).double().mean()
+        assert abs(float(inside) - covered) < 0.015
+
+
+def test_quantiles_refuse_bad_input():
+    with pytest.raises(ValueError, match=r"probability in \(0, 1\), got 1.5"):
+        student_t_quantile(1.5, 3)
+    with pytest.raises(ValueError, match="positive degrees of freedom, got 0"):
+        student_t_quantile(0.5, 0)
+    assert Estimate(torch.zeros(()), torch.ones(())).interval(0.5)[0] < 0
+
+
+# ---- sources -------------------------------------------------------------------------------------
+
+
+def regression(X, y):
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(X @ w, 0.5).to_event(1), obs=y)
+
+
+def regression_data():
+    torch.manual_seed(3)
+    X = torch.randn(12, 2)
+    return X, X @ torch.tensor([1.0, -0.5]) + 0.5 * torch.randn(12)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    X, y = regression_data()
+    pyro.set_rng_seed(0)
+    guide = AutoFlow(regression, flow="gaussian", options=FitOptions(progress=False))
+    guide.fit(X, y)
+    covariance = X @ X.mT + 0.25 * torch.eye(12)
+    truth = dist.MultivariateNormal(torch.zeros(12), covariance).log_prob(y)
+    return guide, (X, y), float(truth)
+
+
+def test_a_conjugate_regression(fitted):
+    """By a guide, a run, and an ArviZ object with both; flows worse than the right Gaussian too."""
+    from pyro_flowsamp import to_arviz
+
+    guide, data, truth = fitted
+    value, error = log_evidence(guide, *data)
+    assert abs(float(value) - truth) < 0.01 and error < 0.01
+    run = VectorizedMCMC(IMH(regression, guide=guide), 50, 10, 40, disable_progbar=True)
+    run.run(*data)
+    assert abs(float(log_evidence(run).value) - truth) < 0.01
+    exported = to_arviz(run, log_likelihood=False)
+    target = Target.from_model(regression, *data)
+    found = evidence_estimates(exported, guide, target)
+    assert found.keys() == {"bridge", "importance"}
+    assert all(abs(float(e.value) - truth) < 0.01 for e in found.values())
+    exported.attrs.update(log_evidence=1.5, log_evidence_error=0.25)
+    stored = log_evidence(exported)
+    assert (float(stored.value), float(stored.standard_error)) == (1.5, 0.25)
+
+
+def gaussian_problem():
+    """A Gaussian in three dimensions with a known constant, and its moments."""
+    target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1) - LOG_Z, 3)
+    truth = LOG_Z + 1.5 * torch.tensor(2 * torch.pi).log()
+    return target, truth, torch.zeros(3), torch.eye(3)
+
+
+def regression_problem():
+    """The posterior of the conjugate regression."""
+    X, y = regression_data()
+    covariance = torch.linalg.inv(torch.eye(2) + 4 * X.mT @ X)
+    noise = X @ X.mT + 0.25 * torch.eye(12)
+    truth = dist.MultivariateNormal(torch.zeros(12), noise).log_prob(y)
+    mean = covariance @ (4 * X.mT @ y)
+    return Target.from_model(regression, X, y), truth, mean, torch.linalg.cholesky(covariance)
+
+
+def run_scores(problem=gaussian_problem, runs=RUNS):
+    """Both estimators of runs with a flow that is beside the target and too wide."""
+    target, truth, mean, chol = problem()
+    scores = {"bridge": [], "importance": []}
+    guide = gaussian_guide(target, mean + 0.2 * chol.sum(-1), 1.3 * chol)
+    run = VectorizedMCMC(IMH(guide=guide), 20, 5, 20, disable_progbar=True)
+    for seed in range(runs):
+        torch.manual_seed(seed)
+        run.run()
+        options = evidence.EvidenceOptions(num_draws=400)
+        for name, (value, error) in evidence_estimates(run, options=options).items():
+            scores[name].append((value - truth) / error)
+    return max(badness(torch.stack(z)) for z in scores.values())
+
+
+@pytest.mark.parametrize("problem", [gaussian_problem, regression_problem])
+def test_runs_have_right_errors(problem):
+    assert run_scores(problem) < 4
+
+
+@mutation(evidence, "weights_of_states")
+def weights_of_other_states(weights_of_states, draws):
+    return weights_of_states(draws).roll(1, 0) + 0.3
+
+
+def test_the_weights_of_states_must_be_theirs():
+    must_fail(weights_of_other_states, score=lambda: run_scores(runs=20), above=8)
+
+
+def test_sixteen_modes_by_exact_draws():
+    """Bridge sampling by exact draws, and a wide Gaussian, of a target with a known constant."""
+    problem = exp_gauss(4, 2, 3.0)
+    guide = gaussian_guide(problem.target, torch.zeros(4), torch.tensor([4.0, 4, 1, 1]).diag())
+    proposal, z = guide.proposal(), []
+    for seed in range(RUNS):
+        torch.manual_seed(seed)
+        x = problem.sample(400)
+        log_p = problem.target.log_prob(x).double()
+        states = (log_p - proposal.log_prob(x).double()).reshape(4, 100)
+        y, log_q = proposal.sample_and_log_prob(1000)
+        fresh = problem.target.log_prob(y).double() - log_q.double()
+        value, error = bridge_evidence(states, fresh)
+        z.append((value - problem.log_z) / error)
+    assert badness(torch.stack(z)) < 4
+
+
+def test_bad_sources(fitted):
+    guide, data, _ = fitted
+    with pytest.raises(ValueError, match="the guide is untrained"):
+        log_evidence(AutoFlow(regression), *data)
+    with pytest.raises(ValueError, match="type list has no draws"):
+        log_evidence([1, 2])
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        evidence.EvidenceOptions(num_draws=0)
+    run = VectorizedMCMC(IMH(regression, guide=guide), 5, 5, 4, disable_progbar=True)
+    run.min_acceptance = 0.0
+    run.run(*data)
+    with pytest.raises(ValueError, match="stored its model's arguments"):
+        log_evidence(run, 1)
