@@ -28,6 +28,7 @@ from .kernels import IMH, FlowKernel, LatentHMC, LatentMALA, LocalGlobalHMC
 from .lattice import lattice_discriminator, lattice_flow
 from .objectives import ForwardKL, PathGradient, ReverseKL, WeightedSum
 from .options import FitOptions, ModeSearchOptions, SearchOptions
+from .reporting import ReportOptions, report
 from .sampling import sample
 from .smc import tempered_smc
 from .target import Target
@@ -64,6 +65,7 @@ __all__ = [
     "LocalGlobalHMC",
     "ModeSearchOptions",
     "PathGradient",
+    "ReportOptions",
     "ReverseKL",
     "SearchOptions",
     "Target",
@@ -78,6 +80,7 @@ __all__ = [
     "lattice_flow",
     "log_evidence",
     "pareto_k",
+    "report",
     "sample",
     "tempered_smc",
     "to_arviz",

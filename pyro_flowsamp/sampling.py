@@ -37,6 +37,7 @@ from .export import check_groups, check_names, to_arviz
 from .final_run import finish
 from .options import SearchOptions
 from .pilot import Candidate, Goal
+from .provenance import add_record
 from .search import SamplerSearch, precise_enough
 from .seeding import seeded
 from .target.arguments import check_shared_names
@@ -141,7 +142,9 @@ def sample(
           the annealed particles;
         - ``seconds_start``, ``seconds_training``, ``seconds_pilot``, ``seconds_sampling``:
           wall-clock time of the search for modes, the training of flows, the pilot runs with their
-          warm-up, and the draws with their burn-in.
+          warm-up, and the draws with their burn-in;
+        - ``seed``, ``versions``, ``mode_shares`` and others that :func:`~pyro_flowsamp.report`
+          shows, see :func:`~pyro_flowsamp.provenance.add_record`.
 
     Raises:
         TypeError: The model is no function, or the arguments do not fit it.
@@ -220,6 +223,8 @@ def sample(
     if problems:
         warnings.warn(advice(problems), stacklevel=2)
     data.attrs.update(attributes)
+    add_record(data, best.run, seed, sampler.modes)
+    data.attrs["evaluations"] = sampler.evaluations  # with those of the record
     return data
 
 

@@ -44,9 +44,14 @@ MAY_IMPORT = {
     "search": "candidates guides kernels options pilot smc target transitions trust",
     "verdict": "convergence pilot smc target trust weights",
     "final_run": "convergence pilot target vectorized",
-    "sampling": "draw_buffer export final_run options pilot search seeding target verdict weights",
+    "provenance": "",
+    "sampling": "draw_buffer export final_run options pilot provenance search seeding target "
+    "verdict weights",
     "diagnostics": "diagnostics convergence export flows guides kernels options smc target trust "
     "weights",
+    "reporting": "convergence export provenance reporting weights",
+    "selftest": "flows guides kernels target vectorized",
+    "__main__": "diagnostics provenance reporting selftest",
 }
 #: parts that any module may import
 ANYWHERE = {"validation"}
