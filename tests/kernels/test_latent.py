@@ -62,6 +62,12 @@ KERNELS = {
         10,
     ),
 }
+#: kernels of two features, which take long on angles
+COSTLY = (
+    "adapted HMC in the Jacobian metric",
+    "adapted HMC and jumps",
+    "adapted HMC, jumps in turn",
+)
 CASES = ["funnel", "modes", "half space", "conjugate", "cylinder"]
 
 
@@ -86,6 +92,8 @@ def _draws(name, kernel):
 )
 @pytest.mark.parametrize("name", slow(CASES, "modes", "conjugate", "cylinder"))
 def test_draws_are_exact_however_bad_the_flow(name, kernel):
+    if name == "cylinder" and kernel in COSTLY:
+        pytest.skip("angles are covered by the same metric and lengths apart")
     assert_exact(_draws(name, kernel), SCENARIOS[name])
 
 
