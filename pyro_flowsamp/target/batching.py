@@ -218,6 +218,7 @@ def choose_batching(ways: dict[str, Density], points: Tensor, c: Tensor | None) 
     for name, density in fast:
         try:
             result = value_and_grad(density, points, c)
+            more = _of_another_size(density, points, c)
         except ModelStructureError:
             raise
         except Exception as error:  # whatever the model's code raises under this batching
@@ -225,7 +226,7 @@ def choose_batching(ways: dict[str, Density], points: Tensor, c: Tensor | None) 
                 f"{name}: {str(error).strip().splitlines()[0] if str(error) else error!r}"
             )
             continue
-        if not _close(result, reference):
+        if not _close(result, reference) or not _close((more, more), (reference[0].repeat(2),) * 2):
             reasons.append(f"{name}: its densities differ from the loop's")
         elif name == "plate" and couples(density, points, result[0], far_points(points)):
             reasons.append(
@@ -234,6 +235,15 @@ def choose_batching(ways: dict[str, Density], points: Tensor, c: Tensor | None) 
         else:
             return ChosenBatching(name, *reference, reasons)
     return ChosenBatching(slow_name, *reference, reasons)
+
+
+def _of_another_size(density: Density, points: Tensor, c: Tensor | None) -> Tensor:
+    """Densities of a batch with each point twice, ``(2 N,)``.
+
+    Data with as many rows as the batch has points may be broadcast against it by coincidence.
+    """
+    with torch.no_grad():
+        return density(points.repeat(2, 1), None if c is None else c.repeat(2, 1))
 
 
 def warn_of_loop(chosen: ChosenBatching) -> None:

@@ -148,11 +148,18 @@ class ChunkedDensity:
         return checkpoint(self.density, x, c, use_reentrant=False, preserve_rng_state=False)
 
 
+def _is_bad_matrix(error: RuntimeError) -> bool:
+    """Whether a matrix cannot be factorised; a traced function says so in the message alone."""
+    return isinstance(error, torch.linalg.LinAlgError) or "linalg." in str(error)
+
+
 def _without_bad_matrices(density: Density, x: Tensor, c: Tensor | None) -> Tensor:
     """The density, zero where a matrix cannot be factorised."""
     try:
         return density(x, c)
-    except torch.linalg.LinAlgError:
+    except RuntimeError as error:
+        if not _is_bad_matrix(error):
+            raise
         if len(x) == 1:
             return torch.full_like(x[:, 0], -torch.inf)
     halves = [slice(None, len(x) // 2), slice(len(x) // 2, None)]

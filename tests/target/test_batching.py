@@ -217,3 +217,20 @@ def passes(size):
     except ModelStructureError:
         return False
     return True
+
+
+@pytest.mark.filterwarnings("ignore:the density is evaluated point by point")
+def test_data_with_as_many_rows_as_the_points_of_the_check():
+    """They are broadcast against a batch of two points by coincidence."""
+
+    def model(y):
+        p = pyro.sample("p", dist.Dirichlet(torch.ones(2, 2)).to_event(1))
+        with pyro.plate("sequences", len(y)):
+            normal = dist.Normal(torch.zeros(2), 1.0).expand([len(y), 3, 2])
+            normal = normal.mask(torch.ones(len(y), 3, 1).bool())
+            pyro.sample("y", dist.DiscreteHMM(torch.zeros(2), p.log(), normal), obs=y)
+
+    target = Target.from_model(model, torch.randn(2, 3))
+    x = torch.randn(5, target.dim)
+    one_by_one = torch.cat([target.log_prob(row[None]) for row in x])
+    assert_close(target.log_prob(x), one_by_one)

@@ -153,3 +153,11 @@ def test_bad_matrices_in_chunks(small_chunks):
 def test_a_chunk_has_a_point_at_least():
     density = ChunkedDensity(models.energy, 2 * evaluation.MEMORY_BUDGET)
     assert len(density.split(torch.zeros(3, 2), None)) == 3
+
+
+def test_a_traced_function_with_a_matrix_that_cannot_be_factorised():
+    start = {"cov": torch.eye(2)}
+    potential = torch.jit.trace(lambda z: torch.linalg.cholesky(z["cov"]).sum(), start)
+    target = Target.from_potential(potential, start)
+    log_p = target.log_prob(torch.stack([torch.eye(2).flatten(), -torch.eye(2).flatten()]))
+    assert log_p.tolist() == [-2.0, -torch.inf]
