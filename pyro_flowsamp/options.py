@@ -140,6 +140,8 @@ class ModeSearchOptions:
         min_lone, min_lone_share: Particles of one search in a mode without any of the other that
             show that modes can be missed: at least the first number, and at least this share.
         max_unseen: Share of the mass that one search may have found alone.
+        least_mode: Share of the mass from which on a mode that only a path has found counts.
+        max_missed: Share of the mass that paths may have found, and both searches have lost.
         overlap: Components are of one mode if points of the one belong to the other with more than
             this probability.
         max_gap: Largest difference of two log evidences, in combined standard errors.
@@ -192,6 +194,8 @@ class ModeSearchOptions:
     min_lone: int = 5
     min_lone_share: float = 0.005
     max_unseen: float = 1e-3
+    least_mode: float = 1e-4
+    max_missed: float = 0.02
     overlap: float = 0.01
     max_gap: float = 4.0
     max_island_spread: float = 0.6

@@ -215,7 +215,7 @@ def sample(
         log.info("%s: about %.1g operations or elements for the draws", best.name, best.at_least)
         with sampler.timed("sampling"):
             problems += finish(best, sampler.target, progress, sampler.evaluations_before)
-        problems += problems_of_draws(best, sampler.modes)
+        problems += problems_of_draws(best, sampler.target, sampler.modes)
         attributes = _attributes(sampler, best, problems, evidence)
         data = to_arviz(
             best.run, log_likelihood=log_likelihood, groups=groups, dims=dims, coords=coords
@@ -284,7 +284,7 @@ def _attributes(
         "evaluations": sampler.evaluations,
         "evaluations_start": sampler.modes.evaluations,
         "modes": agreement.num_modes,
-        "unseen_mass": agreement.unseen,
+        "unseen_mass": sampler.modes.unseen,
         "log_evidence": float(evidence.value),
         "log_evidence_error": float(evidence.standard_error),
         **{f"seconds_{name}": value for name, value in sampler.timed.seconds.items()},

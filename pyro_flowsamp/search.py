@@ -28,7 +28,8 @@ from .kernels.latent import LatentHMC
 from .kernels.local_global import LocalGlobalHMC
 from .options import FitOptions, SearchOptions
 from .pilot import Candidate, Goal, run_pilot
-from .smc.mode_search import FoundModes, ModeSearch
+from .smc.found_modes import FoundModes
+from .smc.mode_search import ModeSearch
 from .target.density import Target
 from .target.precision import as_double, rounding_error
 from .target.work import WorkCounter

@@ -8,7 +8,7 @@ import torch
 
 from .convergence import r_hat
 from .pilot import Candidate
-from .smc.mode_search import Agreement, FoundModes
+from .smc.found_modes import Agreement, FoundModes
 from .target.density import Target
 from .trust import flow_evidence, weights_problem
 from .weights import Estimate
@@ -38,6 +38,12 @@ def problems_of_search(
             "particles end outside of the distribution that they started from, however wide that is"
         )
     agreement = modes.agreement
+    if agreement.missed > best.options.modes.max_missed:
+        problems.append(
+            f"both searches for modes have missed regions that quasi-Newton paths have found: they "
+            f"have {agreement.missed:.2%} of the mass, and about as much may be in regions that "
+            f"none has found"
+        )
     if agreement.unseen > best.options.modes.max_unseen:
         problems.append(
             f"two searches for modes disagree: one alone has found regions that have "
@@ -85,18 +91,19 @@ def _evidence_problem(agreement: Agreement, most: float) -> str:
     )
 
 
-def problems_of_draws(best: Candidate, modes: FoundModes) -> list[str]:
+def problems_of_draws(best: Candidate, target: Target, modes: FoundModes) -> list[str]:
     """Problems that the draws show: chains that disagree or diverge, regions without any draw.
 
     Arguments:
         best: The kernel that has made the draws.
+        target: Its target.
         modes: The result of the search for modes.
     """
     x, problems = best.run.unconstrained, []
     if x.shape[1] > 3 and (found := r_hat(x)) > best.options.max_r_hat:
         problems.append(f"the chains disagree: R-hat is {found:.2f}")
-    if lost := _lost_regions(best, modes):
-        problems.append(lost)
+    for lost in (_lost_regions(best, modes), _lost_modes(best, target, modes)):
+        problems += [lost] if lost else []
     if best.is_independence_sampler and best.reliable and (wrong := _jumps_that_stay(best)):
         problems.append(wrong)
     diverging = float(best.run.statistics["diverging"].double().mean())
@@ -135,6 +142,25 @@ def _lost_regions(best: Candidate, modes: FoundModes) -> str:
     return (
         f"chains hardly ever visit {int(lost.sum())} regions in which two searches have found "
         f"{float(expected[lost].sum()):.2%} of the mass"
+    )
+
+
+def _lost_modes(best: Candidate, target: Target, modes: FoundModes) -> str:
+    """Modes that paths have found, of which the draws have far fewer than expected."""
+    options, alone = best.options, modes.alone
+    if alone is None or not len(alone.loc):
+        return ""
+    x = best.run.unconstrained.flatten(0, 1)
+    size = len(x) * min(1.0, best.ess_per_draw * best.thin)
+    x = x[torch.randperm(len(x), device=x.device)[:MAX_COMPARED]]
+    mass = (alone.log_mass - modes.agreement.best_evidence.value).exp()
+    share = alone.near(x, target).double().mean(1)
+    lost = (size * mass >= options.min_region) & (share < options.min_share * mass)
+    if not bool(lost.any()):
+        return ""
+    return (
+        f"chains hardly ever visit {int(lost.sum())} modes in which quasi-Newton paths have found "
+        f"{float(mass[lost].sum()):.2%} of the mass"
     )
 
 

@@ -38,6 +38,7 @@ from pyro_flowsamp import (
 )
 from pyro_flowsamp.flows.recipes import LayeredFlow
 from pyro_flowsamp.pilot import Goal
+from pyro_flowsamp.smc.path_modes import PathModes
 from pyro_flowsamp.verdict import evidence_of_all, problems_of_draws, problems_of_search
 
 QUIET = {"progress": False, "seed": 0}
@@ -453,16 +454,16 @@ def found(target):
 def test_regions_that_chains_lose():
     """All draws are in one of the two modes that both searches have found."""
     steps, best = found(two_modes())
-    assert problems_of_draws(best, steps.modes) == []
+    assert problems_of_draws(best, steps.target, steps.modes) == []
     best.run.unconstrained.copy_(best.run.unconstrained.abs())
-    problems = problems_of_draws(best, steps.modes)
+    problems = problems_of_draws(best, steps.target, steps.modes)
     assert any("hardly ever visit" in problem for problem in problems)
 
 
 def test_trajectories_that_diverge():
     steps, best = found(standard())
     best.run.statistics["diverging"][0] = True
-    assert "diverged" in problems_of_draws(best, steps.modes)[0]
+    assert "diverged" in problems_of_draws(best, steps.target, steps.modes)[0]
 
 
 def test_a_model_without_data():
@@ -512,7 +513,7 @@ def test_a_wide_posterior_is_not_called_improper(scale):
 def test_chains_that_disagree():
     steps, best = found(standard())
     best.run.unconstrained.add_(torch.randn(len(best.run.unconstrained), 1, 1))
-    assert "chains disagree" in problems_of_draws(best, steps.modes)[0]
+    assert "chains disagree" in problems_of_draws(best, steps.target, steps.modes)[0]
 
 
 @pytest.mark.parametrize("name, value", [("pilot_chains", 0), ("patience", -1.0)])
@@ -807,16 +808,17 @@ def test_time_ends_the_doubling():
 def test_draws_at_which_chains_stay_too_long():
     """One state in a place that the flow hardly ever proposes."""
     steps, best = found(standard())
-    assert best.is_independence_sampler and problems_of_draws(best, steps.modes) == []
+    assert best.is_independence_sampler and problems_of_draws(best, steps.target, steps.modes) == []
     log_w = best.run.statistics["log_weight"]
     log_w += 0.3 * torch.randn_like(log_w)
-    assert problems_of_draws(best, steps.modes) == []
+    assert problems_of_draws(best, steps.target, steps.modes) == []
     log_w[:7, 0] += torch.arange(1, 8)  # weights of up to 1000 times the mean: more than 20 draws
     assert any(
-        "stay at single draws" in problem for problem in problems_of_draws(best, steps.modes)
+        "stay at single draws" in problem
+        for problem in problems_of_draws(best, steps.target, steps.modes)
     )
     best = best._replace(distrust="it has been said before")
-    assert problems_of_draws(best, steps.modes) == []
+    assert problems_of_draws(best, steps.target, steps.modes) == []
 
 
 def test_searches_that_miss_mass_which_the_flow_has():
@@ -834,3 +836,19 @@ def test_searches_that_miss_mass_which_the_flow_has():
     unknown = agreement._replace(error=torch.tensor([0.1, 3.0], dtype=torch.double))
     modes = modes._replace(agreement=unknown)
     assert "cannot be compared" in problems_of_search(best, modes, None)[0]
+
+
+def test_modes_of_paths_that_chains_lose():
+    """A mode of 5 % of the mass, of which there are no draws."""
+    steps, best = found(standard())
+    away = torch.full((1, 2), 9.0, dtype=torch.double)
+    mass = torch.tensor([math.log(0.05 * 2 * math.pi)], dtype=torch.double)
+    mode = PathModes(away, torch.eye(2)[None].double(), mass, away[None])
+    assert problems_of_draws(best, steps.target, steps.modes) == []
+    missed = steps.modes.agreement._replace(missed=steps.modes.agreement.share_of(mode))
+    lost = steps.modes._replace(alone=mode, agreement=missed)
+    assert "quasi-Newton paths" in problems_of_draws(best, steps.target, lost)[0]
+    assert lost.unseen == pytest.approx(0.05, abs=0.01)
+    assert "both searches for modes have missed" in problems_of_search(best, lost)[0]
+    rare = mode._replace(log_mass=mass - 6)  # too little to be expected among the draws
+    assert problems_of_draws(best, steps.target, steps.modes._replace(alone=rare)) == []

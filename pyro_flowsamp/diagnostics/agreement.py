@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..convergence import effective_sample_sizes
 from ..guides.auto_flow import AutoFlow
-from ..smc.mode_search import FoundModes
+from ..smc.found_modes import FoundModes
 from ..target.density import Target
 from ..trust import local_change
 from ..weights import Estimate, ess_fraction, pareto_k

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..kernels.imh import IMH
-from ..smc.mode_search import FoundModes, particle_mixture
+from ..smc.found_modes import FoundModes
+from ..smc.particle_mixture import particle_mixture
 from ..trust import log_weights
 from ..weights import Estimate, pareto_k
 from .agreement import evidence_checks, move_checks, state_weight_checks, weight_checks

@@ -19,7 +19,8 @@ from ..convergence import iqr
 from ..flows.gaussian_fit import distinct_paths
 from ..flows.mixture_fit import Mixture
 from ..flows.pathfinder import overdispersed_starts, pathfinder
-from ..smc.mode_search import FoundModes, ModeSearch
+from ..smc.found_modes import FoundModes
+from ..smc.mode_search import ModeSearch
 from ..smc.starts import StudentStart
 from ..target.density import Target
 from .checks import Check

@@ -15,9 +15,13 @@ from ..target.prior import prior_target
 from ..target.tails import radial_slope
 from .coordinates import WhitenedTarget
 from .particles import systematic
+from .path_modes import PathModes, path_modes
 from .paths import next_beta
 
 __all__ = ["Exploration", "explore"]
+
+
+MOST_NUMBERS = 10_000_000  #: of factors of covariances of paths
 
 
 class Exploration(NamedTuple):
@@ -27,11 +31,13 @@ class Exploration(NamedTuple):
         coordinates: Coordinates in which the best Gaussian is standard.
         points: Weighted draws of the Gaussians of good paths, in these coordinates, ``(N, d)``.
         prior: The prior's density in these coordinates, or None where it cannot be drawn from.
+        modes: Modes that good paths have found, in the target's own coordinates; or None.
     """
 
     coordinates: WhitenedTarget
     points: Tensor
     prior: WhitenedTarget | None
+    modes: PathModes | None = None
 
 
 def explore(
@@ -75,30 +81,39 @@ def explore(
     bound = paths.elbo.max() - (options.slack + options.slack_per_dimension * target.dim)
     best = distinct_paths(paths, len(paths.elbo), options.distance)
     good = best[paths.elbo[best] >= bound]
-    near = _weighted_draws(target, paths, good, options) if finite else paths.end
+    modes = None
+    near = paths.end
+    if finite:
+        near, modes = _weighted_draws(target, paths, good, options)
     if points is not None:
         near = torch.cat([near, points.to(near)])
     density = None if prior is None else prior_target(target)
     whitened = None if density is None else WhitenedTarget(density, loc, scale_tril)
-    return Exploration(coordinates, coordinates.to_u(near), whitened)
+    return Exploration(coordinates, coordinates.to_u(near), whitened, modes)
 
 
 def _weighted_draws(
     target: Target, paths: PathfinderResult, good: Tensor, options: ModeSearchOptions
-) -> Tensor:
+) -> tuple[Tensor, PathModes | None]:
     """Draws of the Gaussians of some paths, resampled by tempered importance weights, ``(N, d)``.
+
+    They come with the modes of the best of these paths, unless factors of their covariances would
+    take too much memory.
 
     A Gaussian of the wrong scale has draws where the density is low, and a base that covered them
     would be too wide: particles of a heavy-tailed target do not find back from there. The weights
     are taken to a power at which enough draws count, since in many dimensions a few would have all
     the weight.
     """
-    x, log_q = (v.flatten(0, 1) for v in paths.sample(options.points_per_path, good))
+    x, log_q = paths.sample(options.points_per_path, good)
     with torch.no_grad():
-        log_w = target.log_prob(x.to(target.dtype)).double() - log_q
-    log_w = torch.nan_to_num(log_w, nan=-torch.inf)
+        log_p = target.log_prob(x.flatten(0, 1).to(target.dtype)).double().view_as(log_q)
+    each = torch.nan_to_num(log_p - log_q, nan=-torch.inf)
+    modes, log_w = None, each.flatten()
+    if len(good) * target.dim**2 <= MOST_NUMBERS:
+        modes = path_modes(paths.loc[good], paths.scale_tril(good), x, each)
     power = next_beta(log_w, 0.0, options.weighted_ess)
-    return x[systematic((power * log_w)[None])[0]]
+    return x.flatten(0, 1)[systematic((power * log_w)[None])[0]], modes
 
 
 def _check_that_it_falls(coordinates: WhitenedTarget, options: ModeSearchOptions) -> None:

@@ -2,6 +2,7 @@ r"""A search for all modes of a target, and for the scale that it lives on.
 
 1. *Paths.* Many quasi-Newton paths climb from over-dispersed points and from draws of the prior
    (:mod:`pyro_flowsamp.flows.pathfinder`). The best Gaussian along them gives whitened coordinates.
+   A mode that no particle is near, but a path, gets points of the path's Gaussian.
 2. *A base that covers.* Draws of the Gaussians of all good paths are weighted by the density. A
    Student-t distribution, twice as wide as these together, starts a tempered path. Where its
    particles end outside it, a wider one that covers them starts anew.
@@ -24,82 +25,26 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, log, nan
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..flows.mixture_fit import Mixture, MixtureFitOptions, fit_mixture
+from ..flows.mixture_fit import Mixture
 from ..options import ModeSearchOptions
 from ..target.density import Target
-from ..weights import Estimate, log_mean_weight
+from ..weights import log_mean_weight
 from .coordinates import WhitenedTarget
 from .exploration import Exploration, explore
+from .found_modes import Agreement, FoundModes
+from .particle_mixture import particle_mixture, standard_normal
 from .particles import Particles
+from .path_modes import PathModes
 from .starts import PriorStart, StudentStart
 from .tempering import tempered_smc
 
-__all__ = ["Agreement", "FoundModes", "ModeSearch", "particle_mixture"]
-
-
-class Agreement(NamedTuple):
-    """The agreement of two searches.
-
-    Attributes:
-        counts: Particles of each search in each component of the mixture, ``(2, K)``.
-        modes: The mode of each component, ``(K,)``.
-        unseen: Share of the mass in modes that one search alone has found; the share of the mass
-            that neither has found is about as large, or smaller.
-        log_evidence, error: Log evidence of each search and its standard error, ``(2,)``.
-    """
-
-    counts: Tensor
-    modes: Tensor
-    unseen: float
-    log_evidence: Tensor
-    error: Tensor
-
-    @property
-    def num_modes(self) -> int:
-        """The number of modes, of components that do not overlap."""
-        return len(self.modes[self.counts.sum(0) > 0].unique())
-
-    @property
-    def best_evidence(self) -> Estimate:
-        """The log evidence of the search with the smaller standard error."""
-        best = int(self.error.argmin())
-        return Estimate(self.log_evidence[best], self.error[best])
-
-    @property
-    def evidence_gap(self) -> float:
-        """The difference of the log evidences, in combined standard errors."""
-        difference = float(self.log_evidence[0] - self.log_evidence[1])
-        return abs(difference) / float(self.error.square().sum().sqrt().clamp(min=1e-12))
-
-
-class FoundModes(NamedTuple):
-    """The result of the search.
-
-    Attributes:
-        x: Particles of both searches, ``(N, d)``, in random order.
-        second: Which of them come of the second search, ``(N,)``.
-        coordinates: Whitened coordinates.
-        mixture: A mixture fitted to the particles, in these coordinates.
-        agreement: How far the last two searches agree.
-        covered: Whether all particles ended inside of the distribution they started from.
-        settled: Whether the searches agree and are covered.
-        evaluations: Evaluations of the density.
-    """
-
-    x: Tensor
-    second: Tensor
-    coordinates: WhitenedTarget
-    mixture: Mixture
-    agreement: Agreement
-    covered: bool
-    settled: bool
-    evaluations: int
+__all__ = ["ModeSearch"]
 
 
 class ModeSearch:
@@ -145,19 +90,23 @@ class ModeSearch:
             spent = self.target.evaluations
             first, second, base = self._pair(base, prior, num, moves)
             spent = self.target.evaluations - spent
-            mixture = particle_mixture(torch.cat([first.x, second.x]), self.options)
+            u, alone = with_modes_of_paths(
+                self.coordinates, start.modes, (first, second), options.least_mode
+            )
+            mixture = particle_mixture(u, self.options)
             agreement = self._compare(mixture, first, second)
+            agreement = agreement._replace(missed=agreement.share_of(alone))
             settled = self._settled(agreement)
             left = options.max_evaluations - (self.target.evaluations - before)
             larger = self._next_size(agreement, settled, num, moves)
             if larger is None or spent * (larger[0] * larger[1]) / (num * moves) > left:
                 break
             num, moves = larger
-            poor = prior is not None and self._second_has_missed(agreement)
+            poor = prior is not None and agreement.second_has_missed(options)
             prior = None if poor else prior
             base = self._base(first.x if poor else torch.cat([first.x, second.x]))
-        u = torch.cat([first.x, second.x])
-        return self._result(u, mixture, agreement, settled, before)
+        found = self._result(u, len(first.x), mixture, agreement, settled, before)
+        return found._replace(alone=alone)
 
     # ---- sizes -----------------------------------------------------------------------------------
 
@@ -184,7 +133,8 @@ class ModeSearch:
             return many
         if settled:
             return None
-        if agreement.unseen > options.max_unseen or not self._covered:
+        missed = max(agreement.unseen - options.max_unseen, agreement.missed - options.max_missed)
+        if missed > 0 or not self._covered:
             return max(ceil(options.growth * num), many[0]), many[1]
         if moves > options.mcmc_steps:
             return None
@@ -269,19 +219,6 @@ class ModeSearch:
         unseen = float((shares.sum(0) * lone).sum())
         return Agreement(counts, modes, unseen, log_z, error)
 
-    def _second_has_missed(self, agreement: Agreement) -> bool:
-        """Whether the second search has missed mass that the first one has found.
-
-        Then its evidence is smaller, or has a large error. From a prior that is much wider than the
-        posterior a few moves at each temperature may not find the way. Another such search would
-        tell no more.
-        """
-        less = float(agreement.log_evidence[0] - agreement.log_evidence[1])
-        options = self.options
-        unknown = float(agreement.error[1]) > options.max_evidence_error
-        missed = unknown or agreement.evidence_gap > options.max_gap
-        return less > options.evidence_tolerance and missed
-
     def _settled(self, agreement: Agreement) -> bool:
         options = self.options
         difference = abs(float(agreement.log_evidence[0] - agreement.log_evidence[1]))
@@ -289,17 +226,19 @@ class ModeSearch:
             difference <= options.evidence_tolerance or agreement.evidence_gap <= options.max_gap
         )
         known = float(agreement.error.max()) <= options.max_evidence_error
-        return self._covered and agreement.unseen <= options.max_unseen and close and known
+        seen = agreement.unseen <= options.max_unseen and agreement.missed <= options.max_missed
+        return self._covered and seen and close and known
 
     def _result(
         self,
         u: Tensor,
+        num: int,
         mixture: Mixture,
         agreement: Agreement,
         settled: bool,
         before: int,
     ) -> FoundModes:
-        second = torch.arange(len(u), device=u.device) >= len(u) // 2
+        second = torch.arange(len(u), device=u.device) >= num  # and the points of paths
         order = torch.randperm(len(u), device=u.device)
         return FoundModes(
             self.target.wrap(self.coordinates.to_x(u[order])),
@@ -311,47 +250,6 @@ class ModeSearch:
             settled,
             self.target.evaluations - before,
         )
-
-
-def particle_mixture(u: Tensor, options: ModeSearchOptions) -> Mixture:
-    """A mixture of particles, or the standard normal where that fits better.
-
-    In many dimensions particles are too few for a covariance, and the Gaussian that the paths have
-    found is standard normal in these coordinates. So where there are few, the mixture is fitted to
-    one half of them, and compared on the other.
-
-    Arguments:
-        u: Particles ``(N, d)``, float64.
-        options: How to fit.
-    """
-    u = u[torch.randperm(len(u), device=u.device)]
-    if len(u) >= options.many_draws * u.shape[1]:
-        return _fitted(u, options)
-    one, other = u.chunk(2)
-    normal, found = _standard_normal(u), _fitted(one, options)
-    better = bool(found.log_prob(other).mean() > normal.log_prob(other).mean())
-    return _fitted(u, options) if better else normal
-
-
-def _standard_normal(u: Tensor) -> Mixture:
-    """A mixture of one component, in the coordinates of points."""
-    eye = torch.eye(u.shape[1]).to(u)
-    return Mixture(torch.zeros(1).to(u), torch.zeros_like(u[:1]), eye[None])
-
-
-def _fitted(u: Tensor, options: ModeSearchOptions) -> Mixture:
-    low, high = u.quantile(torch.tensor([0.25, 0.75]).to(u), 0)
-    centre, scale = u.median(0).values, (high - low).clamp(min=torch.finfo(u.dtype).tiny)
-    standard = (u - centre) / scale
-    most = max(1, int(len(u) / (options.draws_per_dimension * u.shape[1])))
-    fit = MixtureFitOptions(
-        ridge=options.ridge / float(standard.var(0).mean()),  # a few far out do not widen it
-        tolerance=options.fit_tolerance,
-        degrees_of_freedom=options.mixture_degrees_of_freedom,
-    )
-    found = fit_mixture(standard, min(options.max_components, most), fit)
-    locs = centre + scale * found.locs
-    return found._replace(locs=locs, scale_trils=scale[:, None] * found.scale_trils)
 
 
 def _from_paths(target: Target, start: Exploration, evaluations: int) -> FoundModes:
@@ -366,5 +264,28 @@ def _from_paths(target: Target, start: Exploration, evaluations: int) -> FoundMo
     unknown = torch.full((2,), nan, dtype=torch.double, device=u.device)
     agreement = Agreement(counts, torch.zeros_like(counts[0]), nan, unknown, unknown)
     x = target.wrap(start.coordinates.to_x(u[order]))
-    mixture, second = _standard_normal(u), order % 2 == 1
+    mixture, second = standard_normal(u), order % 2 == 1
     return FoundModes(x, second, start.coordinates, mixture, agreement, True, True, evaluations)
+
+
+def with_modes_of_paths(
+    coordinates: WhitenedTarget,
+    modes: PathModes | None,
+    searches: Sequence[Particles],
+    least: float,
+) -> tuple[Tensor, PathModes | None]:
+    """All particles, and points of modes that they have lost and paths have found; and these modes.
+
+    Arguments:
+        coordinates: Whitened coordinates.
+        modes: The modes of the paths, or None.
+        searches: Particles of several searches.
+        least: Share of the mass from which on a mode counts.
+    """
+    u = torch.cat([s.x for s in searches])
+    if modes is None:
+        return u, None
+    evidence = max(float(log_mean_weight(s.evidences).value) for s in searches)
+    x = coordinates.target.wrap(coordinates.to_x(u))
+    alone = modes.alone(x, coordinates.target, evidence, least)
+    return torch.cat([u, coordinates.to_u(alone.points.flatten(0, 1))]), alone

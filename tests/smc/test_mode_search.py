@@ -17,7 +17,8 @@ from pyro_flowsamp.flows.mixture_fit import Mixture
 from pyro_flowsamp.smc import mode_search
 from pyro_flowsamp.smc.coordinates import WhitenedTarget
 from pyro_flowsamp.smc.exploration import Exploration, explore
-from pyro_flowsamp.smc.mode_search import Agreement, ModeSearch
+from pyro_flowsamp.smc.found_modes import Agreement
+from pyro_flowsamp.smc.mode_search import ModeSearch
 
 
 def missed(found, means):
@@ -100,7 +101,7 @@ def test_a_mode_that_one_search_misses(share):
         found = ModeSearch(two_modes(share), ModeSearchOptions(max_evaluations=150_000)).run()
     assert found.covered and not found.settled
     # half of it in equal searches: the evidences here do not know of the loss
-    assert found.agreement.unseen == pytest.approx((1 - share) / 2, rel=0.4)
+    assert 0.3 * (1 - share) < found.unseen < 1.4 * (1 - share)
 
 
 @mutation(mode_search, "log_mean_weight")

@@ -6,7 +6,7 @@ from pyro_flowsamp import Target
 from pyro_flowsamp.diagnostics.draws import DiagnosedDraws
 from pyro_flowsamp.flows.mixture_fit import Mixture
 from pyro_flowsamp.smc.coordinates import WhitenedTarget
-from pyro_flowsamp.smc.mode_search import Agreement, FoundModes
+from pyro_flowsamp.smc.found_modes import Agreement, FoundModes
 
 CHAINS, DRAWS = 40, 200
 

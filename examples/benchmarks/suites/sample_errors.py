@@ -11,9 +11,9 @@ itself gives. Over many runs they should have mean 0 and standard deviation 1.
 
 - ``heavy_tails``: ``sample()`` of a Student-t distribution with three degrees of freedom; the tail
   probabilities :math:`P(|x| > 5)` and :math:`P(|x| > 10)`.
-- ``stopped_early``: ``sample(ess=400, candidates=["HMC"])`` of a ridge that is bent along a
-  parabola, where chains mix slowly. If draws were ended at the moment at which they look good, they
-  would look better than they are.
+- ``stopped_early``: ``sample(ess=400, candidates=["HMC"])`` of eight schools, where a draw is a
+  fifth of an effective one. If draws were ended at the moment at which they look good, they would
+  look better than they are.
 - ``evidence_t2_1`` and ``evidence_t2_10``: the log evidence that the search for modes gives for
   Student-t distributions with two degrees of freedom in 1 and 10 dimensions, where the search says
   that it has settled.
@@ -40,11 +40,11 @@ SEEDS = {"heavy_tails": 100, "stopped_early": 200, "evidence_t2_1": 100, "eviden
 LARGEST = {"heavy_tails": 1.2, "stopped_early": 1.15}  #: standard deviations of z that are allowed
 
 
-def drawn(target: Any, statistics: list[Statistic], **arguments: Any) -> dict[str, Any]:
+def drawn(target: Any, statistics: list[Statistic], *data: Any, **arguments: Any) -> dict[str, Any]:
     """A run of ``sample()``, at the random state that there is."""
     import pyro_flowsamp
 
-    found = pyro_flowsamp.sample(target, progress=False, **arguments)
+    found = pyro_flowsamp.sample(target, *data, progress=False, **arguments)
     draws = {key: x.values for key, x in found["posterior"].items()}
     return {
         "z": {s["name"]: s["z"] for s in scores(statistics, draws)},
@@ -62,15 +62,10 @@ def heavy_tails() -> dict[str, Any]:
 
 
 def stopped_early() -> dict[str, Any]:
-    """Means and a share of a bent ridge."""
-    from pyro_flowsamp.problems import banana
-
-    statistics = [
-        Statistic("x1", lambda draws: draws["x"][..., 0], 0.0),
-        Statistic("x2", lambda draws: draws["x"][..., 1], 0.0),
-        Statistic("P(x1 > 0)", lambda draws: draws["x"][..., 0] > 0, 0.5, share=True),
-    ]
-    return drawn(banana(2).target, statistics, ess=400, candidates=["HMC"])
+    """Eight schools by HMC alone."""
+    problem = PROBLEMS["eight_schools"]
+    model, data = problem.make()
+    return drawn(model, problem.statistics(), *data, ess=400, candidates=["HMC"])
 
 
 def evidence(dim: int) -> dict[str, Any]:
@@ -125,7 +120,7 @@ Made by `python examples/benchmarks/suites/sample_errors.py --table --write` fro
 
 A z-score is the difference from the truth in standard errors of the run itself. The scores are of
 the runs that were not flagged. `heavy_tails` is `sample()` of a Student-t with three degrees of
-freedom. `stopped_early` asks for 400 effective draws of a bent ridge by HMC alone. The others are
+freedom. `stopped_early` asks for 400 effective draws of eight schools by HMC alone. The others are
 log evidences of Student-t distributions with two degrees of freedom, by the search for modes.
 
 """

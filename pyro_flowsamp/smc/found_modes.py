@@ -1,0 +1,103 @@
+"""The result of a search for modes, and the agreement of two searches."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..flows.mixture_fit import Mixture
+from ..options import ModeSearchOptions
+from ..weights import Estimate
+from .coordinates import WhitenedTarget
+from .path_modes import PathModes
+
+__all__ = ["Agreement", "FoundModes"]
+
+
+class Agreement(NamedTuple):
+    """The agreement of two searches.
+
+    Attributes:
+        counts: Particles of each search in each component of the mixture, ``(2, K)``.
+        modes: The mode of each component, ``(K,)``.
+        unseen: Share of the mass in modes that one search alone has found; the share of the mass
+            that neither has found is about as large, or smaller.
+        log_evidence, error: Log evidence of each search and its standard error, ``(2,)``.
+        missed: Share of the mass in modes that paths have found, and both searches have lost.
+    """
+
+    counts: Tensor
+    modes: Tensor
+    unseen: float
+    log_evidence: Tensor
+    error: Tensor
+    missed: float = 0.0
+
+    @property
+    def num_modes(self) -> int:
+        """The number of modes, of components that do not overlap."""
+        return len(self.modes[self.counts.sum(0) > 0].unique())
+
+    @property
+    def best_evidence(self) -> Estimate:
+        """The log evidence of the search with the smaller standard error."""
+        best = int(self.error.argmin())
+        return Estimate(self.log_evidence[best], self.error[best])
+
+    def second_has_missed(self, options: ModeSearchOptions) -> bool:
+        """Whether the second search has missed mass that the first one has found.
+
+        Then its evidence is smaller, or has a large error. From a prior that is much wider than the
+        posterior a few moves at each temperature may not find the way. Another such search would
+        tell no more.
+        """
+        less = float(self.log_evidence[0] - self.log_evidence[1])
+        unknown = float(self.error[1]) > options.max_evidence_error
+        return less > options.evidence_tolerance and (
+            unknown or self.evidence_gap > options.max_gap
+        )
+
+    def share_of(self, modes: PathModes | None) -> float:
+        """The share of the mass in some modes."""
+        if modes is None:
+            return 0.0
+        return float((modes.log_mass - self.best_evidence.value).exp().sum())
+
+    @property
+    def evidence_gap(self) -> float:
+        """The difference of the log evidences, in combined standard errors."""
+        difference = float(self.log_evidence[0] - self.log_evidence[1])
+        return abs(difference) / float(self.error.square().sum().sqrt().clamp(min=1e-12))
+
+
+class FoundModes(NamedTuple):
+    """The result of the search.
+
+    Attributes:
+        x: Particles of both searches, ``(N, d)``, in random order.
+        second: Which of them come of the second search, ``(N,)``.
+        coordinates: Whitened coordinates.
+        mixture: A mixture fitted to the particles, in these coordinates.
+        agreement: How far the last two searches agree.
+        covered: Whether all particles ended inside of the distribution they started from.
+        settled: Whether the searches agree and are covered.
+        alone: Modes that paths have found, and both searches have lost; their points are among
+            ``x``. None where there are no particles.
+        evaluations: Evaluations of the density.
+    """
+
+    x: Tensor
+    second: Tensor
+    coordinates: WhitenedTarget
+    mixture: Mixture
+    agreement: Agreement
+    covered: bool
+    settled: bool
+    evaluations: int
+    alone: PathModes | None = None
+
+    @property
+    def unseen(self) -> float:
+        """Share of the mass that one search, or the paths alone, have found."""
+        return self.agreement.unseen + self.agreement.missed

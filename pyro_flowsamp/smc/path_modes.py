@@ -1,0 +1,95 @@
+r"""Modes that quasi-Newton paths have found, and their masses.
+
+A narrow mode of little mass has few particles or none, and annealing loses these easily. A path
+that ends there does not depend on its mass. With draws :math:`x_i` of the path's Gaussian
+:math:`q_k`, the mean of :math:`\tilde p(x_i) / q_k(x_i)` estimates the mass that it covers.
+"""
+
+from __future__ import annotations
+
+from math import log
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..target.density import Target
+
+__all__ = ["PathModes", "path_modes"]
+
+FEWEST = 16  #: points of which far fewer are not an accident
+
+
+class PathModes(NamedTuple):
+    """Gaussians of K paths, with the masses that they cover.
+
+    Attributes:
+        loc: Their means, ``(K, d)``.
+        scale_tril: Cholesky factors of their covariances, ``(K, d, d)``.
+        log_mass: Logs of the masses that they cover, not normalised, ``(K,)``.
+        points: Draws of the target around each, ``(K, n, d)``.
+    """
+
+    loc: Tensor
+    scale_tril: Tensor
+    log_mass: Tensor
+    points: Tensor
+
+    def near(self, x: Tensor, target: Target) -> Tensor:
+        r"""Whether points ``(N, d)`` are near the means, ``(K, N)``.
+
+        That is within twice the radius that has nearly all draws of the Gaussian: the squared
+        distance in its standard deviations is at most :math:`4 (d + 3 \sqrt{2d})`.
+        """
+        dim = self.loc.shape[1]
+        away = target.wrap(x.double() - self.loc[:, None]).mT
+        square = torch.linalg.solve_triangular(self.scale_tril, away, upper=False).square().sum(1)
+        return square <= 4 * (dim + 3 * (2 * dim) ** 0.5)
+
+    def some(self, index: Tensor) -> PathModes:
+        """Those of a mask, or of indices."""
+        return PathModes(*(value[index] for value in self))
+
+    def alone(self, x: Tensor, target: Target, log_evidence: float, least: float) -> PathModes:
+        """Those that have lost most of their points, or all, each once, the largest first.
+
+        Of N points there should be N times the share of the mass, and there are fewer than a
+        quarter of that, where it is at least :data:`FEWEST`; or there is none.
+
+        Arguments:
+            x: Points ``(N, d)``.
+            target: The target.
+            log_evidence: Log of the whole mass.
+            least: The share of it from which on a mode counts.
+        """
+        share = (self.log_mass - log_evidence).exp()
+        near = self.near(x, target).sum(1)
+        expected = len(x) * share
+        lost = (near == 0) | ((near < 0.25 * expected) & (expected >= FEWEST))
+        found = self.some((share >= least) & lost)
+        found = found.some(found.log_mass.argsort(descending=True))
+        same = found.near(found.loc, target)
+        return found.some(~same.triu(1).any(0))
+
+
+def path_modes(loc: Tensor, scale_tril: Tensor, points: Tensor, log_weights: Tensor) -> PathModes:
+    """The modes of paths, by importance weights of draws of their Gaussians.
+
+    Arguments:
+        loc: Means, ``(K, d)``.
+        scale_tril: Cholesky factors, ``(K, d, d)``.
+        points: Draws of each Gaussian, ``(n, K, d)``.
+        log_weights: Logs of their importance weights, ``(n, K)``.
+
+    Example:
+        >>> points = torch.zeros(3, 1, 2).double()
+        >>> log_w = torch.zeros(3, 1).double()
+        >>> path_modes(points[0], torch.eye(2)[None].double(), points, log_w).log_mass
+        tensor([0.], dtype=torch.float64)
+    """
+    log_mass = log_weights.logsumexp(0) - log(len(log_weights))
+    fine = torch.isfinite(log_mass)
+    weights = torch.where(fine, (log_weights - log_weights.amax(0)).exp(), 1.0).mT
+    index = torch.multinomial(weights, len(points), replacement=True)
+    drawn = points.transpose(0, 1).gather(1, index[..., None].expand(-1, -1, points.shape[-1]))
+    return PathModes(loc, scale_tril, log_mass, drawn).some(fine)
