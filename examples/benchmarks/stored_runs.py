@@ -148,15 +148,21 @@ def collect_measured(
         print(f"{name:32s}seed {seed}  {text.format(**result)}", flush=True)
 
 
-def measured(script: Path, arguments: Sequence[str], limit: float | None = None) -> Result:
+def measured(
+    script: Path,
+    arguments: Sequence[str],
+    limit: float | None = None,
+    python: str = sys.executable,
+) -> Result:
     """Runs a script and returns the JSON object in the last line of its output.
 
-    After ``limit`` seconds it is stopped: ``{"stopped": True, "seconds": limit}``.
+    After ``limit`` seconds it is stopped: ``{"stopped": True, "seconds": limit}``. It is run by the
+    interpreter ``python``.
 
     Raises:
         RuntimeError: The script failed. The message has the end of its error output.
     """
-    command = [sys.executable, str(script), *arguments]
+    command = [python, str(script), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:

@@ -31,36 +31,10 @@ from problems.models import load
 
 
 def numpyro_models() -> dict[str, Callable[..., None]]:
-    """The models of ``problems/models.py``, in NumPyro: same sites, arguments and density."""
-    import numpyro
-    import numpyro.distributions as dist
-    from numpyro import sample
+    """Returns the models of ``problems`` in NumPyro: same sites, arguments and density."""
+    from baselines.numpyro_models import MODELS
 
-    def eight_schools(y, sigma):
-        mu = sample("mu", dist.Normal(0.0, 5.0))
-        tau = sample("tau", dist.HalfCauchy(5.0))
-        with numpyro.plate("schools", y.shape[-1]):
-            z = sample("z", dist.Normal(0.0, 1.0))
-            sample("y", dist.Normal(mu + tau * z, sigma), obs=y)
-
-    def german_credit(X, bad):
-        with numpyro.plate("predictors", X.shape[-1]):
-            beta = sample("beta", dist.Normal(0.0, 1.0))
-        with numpyro.plate("applicants", bad.shape[-1]):
-            sample("bad", dist.Bernoulli(logits=X @ beta), obs=bad)
-
-    def radon(floor, county, log_radon, num_counties=85):
-        mu = sample("mu_a", dist.Normal(0.0, 10.0))
-        beta = sample("beta_floor", dist.Normal(0.0, 10.0))
-        sigma_a = sample("sigma_a", dist.HalfNormal(1.0))
-        sigma_y = sample("sigma_y", dist.HalfNormal(1.0))
-        with numpyro.plate("counties", num_counties):
-            z = sample("z", dist.Normal(0.0, 1.0))
-        a = mu + sigma_a * z
-        with numpyro.plate("homes", log_radon.shape[-1]):
-            sample("log_radon", dist.Normal(a[county] + beta * floor, sigma_y), obs=log_radon)
-
-    return {model.__name__: model for model in (eight_schools, german_credit, radon)}
+    return MODELS
 
 
 def numpyro_nuts(
