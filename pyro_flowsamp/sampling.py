@@ -149,7 +149,7 @@ def sample(
     Raises:
         TypeError: The model is no function, or the arguments do not fit it.
         ValueError: The model has no continuous site, or no point of finite density; the density
-            does not fall in any direction; an option is out of range, has a wrong type, or has the
+            does not fall in some direction; an option is out of range, has a wrong type, or has the
             name of an argument of the model that is not given by position; both ``ess`` and
             ``num_samples`` are given; a :class:`~pyro_flowsamp.Target` is given arguments, or is at
             several contexts; ``dims`` or ``coords`` do not suit the sites.

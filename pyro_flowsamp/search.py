@@ -129,7 +129,7 @@ class SamplerSearch:
         with self.timed("start"):
             found = ModeSearch(self.target, self.options.modes, self.points).run()
         self.modes: FoundModes = found
-        self.particles = self.modes.x
+        self.particles = _none_at_infinity(self.modes.x)
         few = self.particles[: self.options.pilot_chains]
         with WorkCounter() as counter:
             self.target.log_prob_and_grad(few)
@@ -308,6 +308,17 @@ class SamplerSearch:
         chains = best.run.unconstrained.flatten(0, 1)
         index = torch.randperm(len(chains), device=chains.device)[: len(self.particles)]
         return torch.cat([self.particles, chains[index]])
+
+
+def _none_at_infinity(x: Tensor) -> Tensor:
+    """The particles; raises a ValueError where some have gone to infinity."""
+    lost = int((~torch.isfinite(x)).any(-1).sum())
+    if lost:
+        raise ValueError(
+            f"{lost} of {len(x)} annealed particles have gone to infinity. The posterior seems to "
+            f"be improper: give every site a proper prior."
+        )
+    return x
 
 
 def _evaluations_per_step(kernel: FlowKernel, options: SearchOptions) -> float:

@@ -488,18 +488,10 @@ IMPROPER = {
 }
 
 
-@pytest.mark.parametrize("name", ["flat", "heavy"])
-def test_a_density_without_an_integral_in_any_direction(name):
+@pytest.mark.parametrize("name", IMPROPER)
+def test_a_density_without_an_integral(name):
     with pytest.raises(ValueError, match="improper"):
         pf.sample(Target.from_energy(IMPROPER[name], 2), **QUIET)
-
-
-@pytest.mark.slow
-def test_an_improper_posterior():
-    with pytest.warns(UserWarning) as caught:
-        data = pf.sample(Target.from_energy(IMPROPER["one direction"], 2), **QUIET)
-    assert any("improper" in str(warning.message) for warning in caught)
-    assert data.attrs["reliable"] == 0
 
 
 @pytest.mark.parametrize("scale", [1e3, 1e6])
@@ -801,7 +793,7 @@ def test_an_earlier_result_as_a_start():
 
 @pytest.mark.slow
 def test_time_ends_the_doubling():
-    data = pf.sample(mixture(2), search=SMALL, ess=10**7, max_seconds=1e-3, **QUIET)
+    data = pf.sample(mixture(2), search=SMALL, ess=10**5, max_seconds=1e-3, **QUIET)
     assert data.attrs["reliable"] == 0 and "max_seconds are over" in data.attrs["problems"]
 
 

@@ -22,6 +22,7 @@ __all__ = ["Exploration", "explore"]
 
 
 MOST_NUMBERS = 10_000_000  #: of factors of covariances of paths
+MOST_MODES = 128  #: of paths, the best, lest distances from all particles take too much memory
 
 
 class Exploration(NamedTuple):
@@ -110,8 +111,10 @@ def _weighted_draws(
         log_p = target.log_prob(x.flatten(0, 1).to(target.dtype)).double().view_as(log_q)
     each = torch.nan_to_num(log_p - log_q, nan=-torch.inf)
     modes, log_w = None, each.flatten()
-    if len(good) * target.dim**2 <= MOST_NUMBERS:
-        modes = path_modes(paths.loc[good], paths.scale_tril(good), x, each)
+    best = good[:MOST_MODES]
+    if len(best) * target.dim**2 <= MOST_NUMBERS:
+        num = len(best)
+        modes = path_modes(paths.loc[best], paths.scale_tril(best), x[:, :num], each[:, :num])
     power = next_beta(log_w, 0.0, options.weighted_ess)
     return x.flatten(0, 1)[systematic((power * log_w)[None])[0]], modes
 
