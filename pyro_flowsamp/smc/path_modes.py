@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from ..target.density import Target
+from ..weights import ess_fraction
 
 __all__ = ["PathModes", "path_modes"]
 
 FEWEST = 16  #: points of which far fewer are not an accident
+LEAST_ESS = 0.3  #: effective sample size of the weights of a Gaussian whose mass is known
 
 
 class PathModes(NamedTuple):
@@ -38,13 +40,14 @@ class PathModes(NamedTuple):
     def near(self, x: Tensor, target: Target) -> Tensor:
         r"""Whether points ``(N, d)`` are near the means, ``(K, N)``.
 
-        That is within twice the radius that has nearly all draws of the Gaussian: the squared
-        distance in its standard deviations is at most :math:`4 (d + 3 \sqrt{2d})`.
+        The squared distance in standard deviations of the Gaussian is at most six of its own above
+        its mean, :math:`d + 6 \sqrt{2d}`. In many dimensions another mode ten standard deviations
+        away is not much farther.
         """
         dim = self.loc.shape[1]
         away = target.wrap(x.double() - self.loc[:, None]).mT
         square = torch.linalg.solve_triangular(self.scale_tril, away, upper=False).square().sum(1)
-        return square <= 4 * (dim + 3 * (2 * dim) ** 0.5)
+        return square <= dim + 6 * (2 * dim) ** 0.5
 
     def some(self, index: Tensor) -> PathModes:
         """Those of a mask, or of indices."""
@@ -75,6 +78,9 @@ class PathModes(NamedTuple):
 def path_modes(loc: Tensor, scale_tril: Tensor, points: Tensor, log_weights: Tensor) -> PathModes:
     """The modes of paths, by importance weights of draws of their Gaussians.
 
+    A few draws with large weights do not show a mass, but that the Gaussian does not fit. Such
+    paths are left out.
+
     Arguments:
         loc: Means, ``(K, d)``.
         scale_tril: Cholesky factors, ``(K, d, d)``.
@@ -88,7 +94,7 @@ def path_modes(loc: Tensor, scale_tril: Tensor, points: Tensor, log_weights: Ten
         tensor([0.], dtype=torch.float64)
     """
     log_mass = log_weights.logsumexp(0) - log(len(log_weights))
-    fine = torch.isfinite(log_mass)
+    fine = torch.isfinite(log_mass) & (ess_fraction(log_weights) >= LEAST_ESS)
     weights = torch.where(fine, (log_weights - log_weights.amax(0)).exp(), 1.0).mT
     index = torch.multinomial(weights, len(points), replacement=True)
     drawn = points.transpose(0, 1).gather(1, index[..., None].expand(-1, -1, points.shape[-1]))
