@@ -75,6 +75,12 @@ def test_german_credit():
     assert "largest difference of means" in run("benchmarks/suites/german_credit.py", "--smoke")
 
 
+@pytest.mark.slow
+def test_sample_errors(tmp_path):
+    command = ["benchmarks/suites/sample_errors.py", "--smoke", "--results", str(tmp_path)]
+    assert "sd of z" in run(*command)
+
+
 def test_sample_suite(tmp_path):
     """It stores what it has measured, and makes its table of that."""
     command = ["benchmarks/suites/sample_suite.py", "--smoke", "--results", str(tmp_path)]
