@@ -19,6 +19,7 @@ __all__ = [
     "bulk_and_tail_ess",
     "effective_sample_sizes",
     "ess_per_draw",
+    "far_apart",
     "group_by_start",
     "iqr",
     "nested_r_hat",
@@ -130,11 +131,23 @@ def group_by_start(starts: Tensor, groups: int) -> Tensor:
         (True, False)
     """
     x = starts.double()
-    centres = x[:1]
-    for _ in range(groups - 1):  # farthest first
-        distance = torch.cdist(x, centres).min(-1).values
-        centres = torch.cat([centres, x[distance.argmax()][None]])
-    return torch.cdist(x, centres).argmin(-1)
+    return torch.cdist(x, far_apart(x, groups)).argmin(-1)
+
+
+def far_apart(x: Tensor, num: int) -> Tensor:
+    """At most ``num`` of the points ``(N, d)``, each as far from those before it as any.
+
+    Example::
+
+        >>> far_apart(torch.tensor([[0.0], [1.0], [9.0], [5.0]]), 3)[:, 0]
+        tensor([0., 9., 5.])
+    """
+    chosen = x[:1]
+    distance = (x - chosen).norm(dim=-1)
+    for _ in range(min(num, len(x)) - 1):
+        chosen = torch.cat([chosen, x[distance.argmax()][None]])
+        distance = torch.minimum(distance, (x - chosen[-1]).norm(dim=-1))
+    return chosen
 
 
 def nested_r_hat(x: Tensor, groups: Tensor) -> float:

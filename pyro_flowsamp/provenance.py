@@ -115,7 +115,7 @@ def _mode_shares(draws: Tensor, modes: Any) -> dict[str, Any]:
     x = draws.flatten(0, 1)
     x = x[torch.randperm(len(x), device=x.device)[:MAX_SORTED]]
     agreement = modes.agreement
-    component = modes.mixture.joint_log_prob(modes.coordinates.to_u(x)).argmax(-1)
+    component = modes.component_of(x)
     of_component = agreement.modes.to(component.device)
     num = int(of_component.max()) + 1
     share = of_component[component].bincount(minlength=num).double() / len(x)

@@ -216,15 +216,13 @@ def sample(
         with sampler.timed("sampling"):
             problems += finish(best, sampler.target, progress, sampler.evaluations_before)
         problems += problems_of_draws(best, sampler.target, sampler.modes)
-        attributes = _attributes(sampler, best, problems, evidence)
         data = to_arviz(
             best.run, log_likelihood=log_likelihood, groups=groups, dims=dims, coords=coords
         )
     if problems:
         warnings.warn(advice(problems), stacklevel=2)
-    data.attrs.update(attributes)
-    add_record(data, best.run, seed, sampler.modes)
-    data.attrs["evaluations"] = sampler.evaluations  # with those of the record
+    add_record(data, best.run, seed, sampler.modes)  # it evaluates the density, too
+    data.attrs.update(_attributes(sampler, best, problems, evidence))
     return data
 
 

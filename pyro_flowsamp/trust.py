@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .convergence import iqr
+from .flows.proposal import Proposal
 from .kernels.base import FlowKernel
 from .kernels.latent import LatentHMC
 from .options import SearchOptions
@@ -35,6 +36,7 @@ from .weights import Estimate, ess_fraction, log_mean_weight, pareto_k
 __all__ = [
     "LocalChange",
     "flow_evidence",
+    "fresh_log_weights",
     "growth_without_bound",
     "immobile_problem",
     "jumps_problem",
@@ -120,6 +122,13 @@ def jumps_problem(
     return change.problem
 
 
+def fresh_log_weights(proposal: Proposal, target: Target, num: int) -> Tensor:
+    """Log weights of fresh draws of a flow, ``(num,)``, in float64."""
+    x, log_q = proposal.sample_and_log_prob(num)
+    with torch.no_grad():
+        return target.log_prob(x).double() - log_q.double()
+
+
 def flow_evidence(kernel: FlowKernel, target: Target, options: SearchOptions) -> Estimate | None:
     """The log evidence by importance sampling from a kernel's flow; None where it is not known.
 
@@ -129,9 +138,7 @@ def flow_evidence(kernel: FlowKernel, target: Target, options: SearchOptions) ->
         options: The number of draws, and what their weights must be like: an effective sample size
             as of proposals that an independence sampler may have, and a small Pareto k.
     """
-    x, log_q = kernel.proposal.sample_and_log_prob(options.evidence_draws)
-    with torch.no_grad():
-        log_w = target.log_prob(x).double() - log_q.double()
+    log_w = fresh_log_weights(kernel.proposal, target, options.evidence_draws)
     if float(ess_fraction(log_w)) < options.min_independence_ess:
         return None
     flat = float(log_w.max() - log_w.median()) <= options.flat_log_weights

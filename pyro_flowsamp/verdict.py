@@ -133,7 +133,7 @@ def _lost_regions(best: Candidate, modes: FoundModes) -> str:
     options, counts = best.options, modes.agreement.counts.double()
     x = best.run.unconstrained.flatten(0, 1)
     x = x[torch.randperm(len(x), device=x.device)[:MAX_COMPARED]]
-    nearest = modes.mixture.joint_log_prob(modes.coordinates.to_u(x)).argmax(-1)
+    nearest = modes.component_of(x)
     share = nearest.bincount(minlength=counts.shape[1]).double() / len(x)
     expected = (counts / counts.sum(1, keepdim=True)).min(0).values
     lost = (counts.min(0).values >= options.min_region) & (share < options.min_share * expected)
@@ -153,7 +153,7 @@ def _lost_modes(best: Candidate, target: Target, modes: FoundModes) -> str:
     x = best.run.unconstrained.flatten(0, 1)
     size = len(x) * min(1.0, best.ess_per_draw * best.thin)
     x = x[torch.randperm(len(x), device=x.device)[:MAX_COMPARED]]
-    mass = (alone.log_mass - modes.agreement.best_evidence.value).exp()
+    mass = modes.agreement.shares_of(alone)
     share = alone.near(x, target).double().mean(1)
     lost = (size * mass >= options.min_region) & (share < options.min_share * mass)
     if not bool(lost.any()):

@@ -75,8 +75,7 @@ def test_shares_of_modes():
     centres = torch.tensor([-5.0, -4.0, 5.0, 9.0, 20.0])
     counts = torch.tensor([[20, 20, 50, 10, 0], [30, 20, 50, 0, 0]])
     modes = SimpleNamespace(
-        coordinates=SimpleNamespace(to_u=lambda x: x),
-        mixture=SimpleNamespace(joint_log_prob=lambda u: -(u - centres).square()),
+        component_of=lambda x: (x - centres).square().argmin(-1),
         agreement=SimpleNamespace(counts=counts, modes=torch.tensor([0, 0, 2, 1, 3])),
     )
     run = SimpleNamespace(

@@ -837,7 +837,9 @@ def test_modes_of_paths_that_chains_lose():
     mass = torch.tensor([math.log(0.05 * 2 * math.pi)], dtype=torch.double)
     mode = PathModes(away, torch.eye(2)[None].double(), mass, away[None])
     assert problems_of_draws(best, steps.target, steps.modes) == []
-    missed = steps.modes.agreement._replace(missed=steps.modes.agreement.share_of(mode))
+    missed = steps.modes.agreement._replace(
+        missed=float(steps.modes.agreement.shares_of(mode).sum())
+    )
     lost = steps.modes._replace(alone=mode, agreement=missed)
     assert "quasi-Newton paths" in problems_of_draws(best, steps.target, lost)[0]
     assert lost.unseen == pytest.approx(0.05, abs=0.01)

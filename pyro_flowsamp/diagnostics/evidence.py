@@ -34,8 +34,7 @@ import torch
 from torch import Tensor
 
 from ..convergence import effective_sample_sizes
-from ..flows.proposal import Proposal
-from ..target.density import Target
+from ..trust import fresh_log_weights
 from ..weights import Estimate, log_mean_weight, smoothed_log_weights
 from .draws import DiagnosedDraws, read_draws
 from .options import EvidenceOptions
@@ -44,7 +43,6 @@ __all__ = [
     "bridge_evidence",
     "estimates_of_draws",
     "evidence_estimates",
-    "fresh_weights",
     "log_evidence",
     "weights_of_states",
 ]
@@ -121,7 +119,8 @@ def log_evidence(
         if not source.trained:
             raise ValueError("the guide is untrained: call guide.fit(...) first")
         target = target or source.target_for(*args, **kwargs)
-        return _importance(fresh_weights(source.proposal(*args, **kwargs), target, options))
+        proposal = source.proposal(*args, **kwargs)
+        return _importance(fresh_log_weights(proposal, target, options.num_draws))
     if args or kwargs:
         raise ValueError("a run has stored its model's arguments: give them for a guide only")
     draws = read_draws(source, guide, target)
@@ -169,7 +168,7 @@ def estimates_of_draws(
     found: dict[str, Estimate] = {}
     if draws.proposal is not None and draws.target is not None:
         if log_w is None:
-            log_w = fresh_weights(draws.proposal, draws.target, options)
+            log_w = fresh_log_weights(draws.proposal, draws.target, options.num_draws)
         found["importance"] = _importance(log_w)
         states = None if draws.of_a_guide else weights_of_states(draws)
         if states is not None and states.shape[1] >= FEWEST_DRAWS:
@@ -198,12 +197,6 @@ def weights_of_states(draws: DiagnosedDraws) -> Tensor | None:
 
 
 @torch.no_grad()
-def fresh_weights(proposal: Proposal, target: Target, options: EvidenceOptions) -> Tensor:
-    """Log weights of fresh draws of the flow, ``(M,)``."""
-    x, log_q = proposal.sample_and_log_prob(options.num_draws)
-    return target.log_prob(x).double() - log_q.double()
-
-
 def _importance(log_w: Tensor) -> Estimate:
     return log_mean_weight(smoothed_log_weights(log_w))
 

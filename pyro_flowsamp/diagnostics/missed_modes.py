@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..convergence import iqr
+from ..convergence import far_apart, iqr
 from ..flows.gaussian_fit import distinct_paths
 from ..flows.mixture_fit import Mixture
 from ..flows.pathfinder import overdispersed_starts, pathfinder
@@ -167,25 +167,14 @@ def own_search(target: Target, paths: PathDraws, options: DiagnosisOptions) -> F
     for x, log_w in zip(paths.x, paths.log_w):
         if bool(torch.isfinite(log_w).any()):
             index = torch.multinomial(log_w.softmax(0), len(x), replacement=True)
-            found.append(_far_apart(x[index], options.points))
+            found.append(far_apart(x[index], options.points))
     points = torch.cat(found).to(target.dtype) if found else None
     return ModeSearch(target, options.search.modes, points).run()
 
 
-def _far_apart(u: Tensor, num: int) -> Tensor:
-    """At most so many of the points, each as far from the ones before as any."""
-    chosen = u[:1]
-    distance = (u - chosen).norm(dim=-1)
-    for _ in range(min(num, len(u)) - 1):
-        chosen = torch.cat([chosen, u[distance.argmax()][None]])
-        distance = torch.minimum(distance, (u - chosen[-1]).norm(dim=-1))
-    return chosen
-
-
 def region_of(modes: FoundModes, x: Tensor) -> Tensor:
     """The mode of each of the points ``(N, d)``, by the mixture of a search, ``(N,)``."""
-    component = modes.mixture.joint_log_prob(modes.coordinates.to_u(x)).argmax(-1)
-    return modes.agreement.modes[component]
+    return modes.agreement.modes[modes.component_of(x)]
 
 
 def search_checks(

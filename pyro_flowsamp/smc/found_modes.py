@@ -58,11 +58,9 @@ class Agreement(NamedTuple):
             unknown or self.evidence_gap > options.max_gap
         )
 
-    def share_of(self, modes: PathModes | None) -> float:
-        """The share of the mass in some modes."""
-        if modes is None:
-            return 0.0
-        return float((modes.log_mass - self.best_evidence.value).exp().sum())
+    def shares_of(self, modes: PathModes) -> Tensor:
+        """The share of the mass in each of K modes of paths, ``(K,)``."""
+        return (modes.log_mass - self.best_evidence.value).exp()
 
     @property
     def evidence_gap(self) -> float:
@@ -76,7 +74,7 @@ class FoundModes(NamedTuple):
 
     Attributes:
         x: Particles of both searches, ``(N, d)``, in random order.
-        second: Which of them come of the second search, ``(N,)``.
+        second: Which of them do not come of the first search, ``(N,)``.
         coordinates: Whitened coordinates.
         mixture: A mixture fitted to the particles, in these coordinates.
         agreement: How far the last two searches agree.
@@ -96,6 +94,10 @@ class FoundModes(NamedTuple):
     settled: bool
     evaluations: int
     alone: PathModes | None = None
+
+    def component_of(self, x: Tensor) -> Tensor:
+        """The component of the mixture that each of the points ``(N, d)`` belongs to, ``(N,)``."""
+        return self.mixture.joint_log_prob(self.coordinates.to_u(x)).argmax(-1)
 
     @property
     def unseen(self) -> float:

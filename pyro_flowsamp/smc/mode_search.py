@@ -95,7 +95,8 @@ class ModeSearch:
             )
             mixture = particle_mixture(u, self.options)
             agreement = self._compare(mixture, first, second)
-            agreement = agreement._replace(missed=agreement.share_of(alone))
+            if alone is not None:
+                agreement = agreement._replace(missed=float(agreement.shares_of(alone).sum()))
             settled = self._settled(agreement)
             left = options.max_evaluations - (self.target.evaluations - before)
             larger = self._next_size(agreement, settled, num, moves)

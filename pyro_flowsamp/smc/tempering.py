@@ -130,6 +130,7 @@ class _Tempering:
         self.mcmc_steps, self.target_ess = mcmc_steps, target_ess
         self.target_accept_prob, self.scale_moves = target_accept_prob, scale_moves
         self.real = ~base.angles.to(base.loc.device)
+        self.num_real = int(self.real.sum())
         like = base.loc.new_ones(islands)
         self.betas = [torch.zeros_like(like, dtype=torch.double)]
         self.step_size = like * optimal_step_size(target.dim)
@@ -170,13 +171,14 @@ class _Tempering:
         return current
 
     def _scaled(self, current: Particles, beta: Tensor) -> Particles:
-        """Particles after moves that scale them."""
-        state, ones = current.state, torch.ones_like(current.x)
+        """Particles after moves that scale them, if there are such moves."""
+        if not self.scale_moves:
+            return current
+        ones = torch.ones_like(current.x)
         density = paths.density(self.target, self.base, beta, ones)
-        if self.scale_moves:
-            state = paths.at_beta(state, beta, ones)
+        state = paths.at_beta(current.state, beta, ones)
         for _ in range(self.scale_moves):
-            log_factor = log_factors(len(state.x), int(self.real.sum()), state.x)
+            log_factor = log_factors(len(state.x), self.num_real, state.x)
             log_u = torch.rand_like(state.log_pi).log()
             state, _ = scale_step(state, density, self.base.loc, self.real, log_factor, log_u)
         return current._replace(state=state)

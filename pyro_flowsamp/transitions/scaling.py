@@ -75,7 +75,7 @@ def scale_step(
     """
     factor = torch.where(real, log_factor.exp()[:, None], 1.0)
     proposal = density((centre + factor * (state.x - centre)).to(state.x.dtype))
-    jacobian = int(real.sum()) * log_factor.double()
+    jacobian = real.sum() * log_factor.double()
     log_alpha = proposal.log_pi.double() - state.log_pi.double() + jacobian
     accepted, probability = metropolis(log_alpha, log_u.double())
     info = MetropolisInfo(accepted, probability, torch.zeros_like(accepted))

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "draw_buffer": "kernels target",
     "vectorized": "draw_buffer kernels target",
     "convergence": "",
-    "trust": "convergence kernels options target vectorized weights",
+    "trust": "convergence flows kernels options target vectorized weights",
     "pilot": "convergence kernels options target vectorized",
     "candidates": "flows guides options target",
     "search": "candidates guides kernels options pilot smc target transitions trust",

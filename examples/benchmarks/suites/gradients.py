@@ -74,7 +74,7 @@ SMOKE_NUTS = ("--warmup", "100", "--block", "50", "--max-seconds", "20")
 
 @dataclass(frozen=True)
 class Claim:
-    """What is claimed of the cost of ``sample()``.
+    """A claim about the cost of ``sample()``.
 
     Attributes:
         times: It is at most so many times that of NUTS.
@@ -470,7 +470,7 @@ def lost(run: Mapping[str, Any], goal: int) -> str:
 
 
 def remarks(found: Sequence[Row]) -> list[str]:
-    """What ``sample()`` has said to be wrong, and failures."""
+    """Lines with the problems that ``sample()`` has reported, and with failures."""
     lines = []
     for row in found:
         for r in row.ours:

@@ -304,7 +304,7 @@ def details(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def by_check(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """How often each check fails on wrong and on right runs."""
+    """A table of the share of wrong and of right runs in which each check fails."""
     runs = [r for each in found.values() for r in each]
     names = sorted({name for r in runs for name in r["checks"]})
     rows = []
