@@ -141,6 +141,10 @@ class ModeSearchOptions:
             show that modes can be missed: at least the first number, and at least this share.
         max_unseen: Share of the mass that one search may have found alone.
         least_mode: Share of the mass from which on a mode that only a path has found counts.
+        min_path_ess: Effective sample size of the importance weights of a path's Gaussian, as a
+            fraction, from which on its mass is known.
+        lost_share, min_expected: Particles near such a mode are far too few below this share of
+            the expected number, where that is at least the second number.
         max_missed: Share of the mass that paths may have found, and both searches have lost.
         overlap: Components are of one mode if points of the one belong to the other with more than
             this probability.
@@ -195,6 +199,9 @@ class ModeSearchOptions:
     min_lone_share: float = 0.005
     max_unseen: float = 1e-3
     least_mode: float = 1e-4
+    min_path_ess: float = 0.3
+    lost_share: float = 0.25
+    min_expected: float = 16.0
     max_missed: float = 0.02
     overlap: float = 0.01
     max_gap: float = 4.0

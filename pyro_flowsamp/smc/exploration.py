@@ -114,7 +114,13 @@ def _weighted_draws(
     best = good[:MOST_MODES]
     if len(best) * target.dim**2 <= MOST_NUMBERS:
         num = len(best)
-        modes = path_modes(paths.loc[best], paths.scale_tril(best), x[:, :num], each[:, :num])
+        modes = path_modes(
+            paths.loc[best],
+            paths.scale_tril(best),
+            x[:, :num],
+            each[:, :num],
+            options.min_path_ess,
+        )
     power = next_beta(log_w, 0.0, options.weighted_ess)
     return x.flatten(0, 1)[systematic((power * log_w)[None])[0]], modes
 

@@ -90,9 +90,7 @@ class ModeSearch:
             spent = self.target.evaluations
             first, second, base = self._pair(base, prior, num, moves)
             spent = self.target.evaluations - spent
-            u, alone = with_modes_of_paths(
-                self.coordinates, start.modes, (first, second), options.least_mode
-            )
+            u, alone = with_modes_of_paths(self.coordinates, start.modes, (first, second), options)
             mixture = particle_mixture(u, self.options)
             agreement = self._compare(mixture, first, second)
             if alone is not None:
@@ -273,7 +271,7 @@ def with_modes_of_paths(
     coordinates: WhitenedTarget,
     modes: PathModes | None,
     searches: Sequence[Particles],
-    least: float,
+    options: ModeSearchOptions,
 ) -> tuple[Tensor, PathModes | None]:
     """All particles, and points of modes that they have lost and paths have found; and these modes.
 
@@ -281,12 +279,12 @@ def with_modes_of_paths(
         coordinates: Whitened coordinates.
         modes: The modes of the paths, or None.
         searches: Particles of several searches.
-        least: Share of the mass from which on a mode counts.
+        options: Which modes count, and when their points are far too few.
     """
     u = torch.cat([s.x for s in searches])
     if modes is None:
         return u, None
     evidence = max(float(log_mean_weight(s.evidences).value) for s in searches)
     x = coordinates.target.wrap(coordinates.to_x(u))
-    alone = modes.alone(x, coordinates.target, evidence, least)
+    alone = modes.alone(x, coordinates.target, evidence, options)
     return torch.cat([u, coordinates.to_u(alone.points.flatten(0, 1))]), alone

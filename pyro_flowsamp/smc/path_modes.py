@@ -13,13 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..options import ModeSearchOptions
 from ..target.density import Target
 from ..weights import ess_fraction
 
 __all__ = ["PathModes", "path_modes"]
 
-FEWEST = 16  #: points of which far fewer are not an accident
-LEAST_ESS = 0.3  #: effective sample size of the weights of a Gaussian whose mass is known
+NEAR = 6.0  #: standard deviations of a squared distance up to which a point is near
 
 
 class PathModes(NamedTuple):
@@ -40,42 +40,53 @@ class PathModes(NamedTuple):
     def near(self, x: Tensor, target: Target) -> Tensor:
         r"""Whether points ``(N, d)`` are near the means, ``(K, N)``.
 
-        The squared distance in standard deviations of the Gaussian is at most six of its own above
-        its mean, :math:`d + 6 \sqrt{2d}`. In many dimensions another mode ten standard deviations
-        away is not much farther.
+        The squared distance, in standard deviations of the Gaussian, is at most
+        :math:`d + c \sqrt{2d}` with c of :data:`NEAR`. Of a draw of the Gaussian it has the mean d
+        and the standard deviation :math:`\sqrt{2d}`. A larger bound would not tell modes apart in
+        many dimensions: in 50, points of a mode ten standard deviations away are at about 150.
         """
         dim = self.loc.shape[1]
         away = target.wrap(x.double() - self.loc[:, None]).mT
         square = torch.linalg.solve_triangular(self.scale_tril, away, upper=False).square().sum(1)
-        return square <= dim + 6 * (2 * dim) ** 0.5
+        return square <= dim + NEAR * (2 * dim) ** 0.5
 
     def some(self, index: Tensor) -> PathModes:
         """Those of a mask, or of indices."""
         return PathModes(*(value[index] for value in self))
 
-    def alone(self, x: Tensor, target: Target, log_evidence: float, least: float) -> PathModes:
+    def alone(
+        self, x: Tensor, target: Target, log_evidence: float, options: ModeSearchOptions
+    ) -> PathModes:
         """Those that have lost most of their points, or all, each once, the largest first.
 
-        Of N points there should be N times the share of the mass, and there are fewer than a
-        quarter of that, where it is at least :data:`FEWEST`; or there is none.
+        Of N points there should be N times the share of the mass. There are far fewer, where this
+        is enough to tell; or there is none.
 
         Arguments:
             x: Points ``(N, d)``.
             target: The target.
             log_evidence: Log of the whole mass.
-            least: The share of it from which on a mode counts.
+            options: The share of it from which on a mode counts, and how many are far fewer.
         """
         share = (self.log_mass - log_evidence).exp()
         near = self.near(x, target).sum(1)
         expected = len(x) * share
-        lost = (near == 0) | ((near < 0.25 * expected) & (expected >= FEWEST))
-        found = self.some((share >= least) & lost)
+        lost = (near == 0) | (
+            (near < options.lost_share * expected) & (expected >= options.min_expected)
+        )
+        found = self.some((share >= options.least_mode) & lost)
         found = found.some(found.log_mass.argsort(descending=True))
         same = found.near(found.loc, target)
         return found.some(~same.triu(1).any(0))
 
 
-def path_modes(loc: Tensor, scale_tril: Tensor, points: Tensor, log_weights: Tensor) -> PathModes:
+def path_modes(
+    loc: Tensor,
+    scale_tril: Tensor,
+    points: Tensor,
+    log_weights: Tensor,
+    least_ess: float = ModeSearchOptions.min_path_ess,
+) -> PathModes:
     """The modes of paths, by importance weights of draws of their Gaussians.
 
     A few draws with large weights do not show a mass, but that the Gaussian does not fit. Such
@@ -86,6 +97,8 @@ def path_modes(loc: Tensor, scale_tril: Tensor, points: Tensor, log_weights: Ten
         scale_tril: Cholesky factors, ``(K, d, d)``.
         points: Draws of each Gaussian, ``(n, K, d)``.
         log_weights: Logs of their importance weights, ``(n, K)``.
+        least_ess: Effective sample size of the weights, as a fraction, from which on a mass is
+            known.
 
     Example:
         >>> points = torch.zeros(3, 1, 2).double()
@@ -94,7 +107,7 @@ def path_modes(loc: Tensor, scale_tril: Tensor, points: Tensor, log_weights: Ten
         tensor([0.], dtype=torch.float64)
     """
     log_mass = log_weights.logsumexp(0) - log(len(log_weights))
-    fine = torch.isfinite(log_mass) & (ess_fraction(log_weights) >= LEAST_ESS)
+    fine = torch.isfinite(log_mass) & (ess_fraction(log_weights) >= least_ess)
     weights = torch.where(fine, (log_weights - log_weights.amax(0)).exp(), 1.0).mT
     index = torch.multinomial(weights, len(points), replacement=True)
     drawn = points.transpose(0, 1).gather(1, index[..., None].expand(-1, -1, points.shape[-1]))

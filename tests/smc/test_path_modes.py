@@ -7,7 +7,7 @@ import torch
 from support.mutations import broken, mutation
 from torch.distributions import MultivariateNormal
 
-from pyro_flowsamp import Target
+from pyro_flowsamp import ModeSearchOptions, Target
 from pyro_flowsamp.smc import mode_search
 from pyro_flowsamp.smc.mode_search import ModeSearch
 from pyro_flowsamp.smc.path_modes import PathModes, path_modes
@@ -18,6 +18,10 @@ LOCS = torch.tensor([[0.0, 0.0], [30.0, 0.0], [30.1, 0.0]]).double()
 
 def standard():
     return Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+
+
+def least(share):
+    return ModeSearchOptions(least_mode=share)
 
 
 def three():
@@ -47,11 +51,11 @@ def test_weights_of_zero():
 
 def test_modes_without_particles():
     """Each once, and only those that count."""
-    found = three().alone(torch.randn(100, 2), standard(), 0.0, 1e-3)
+    found = three().alone(torch.randn(100, 2), standard(), 0.0, least(1e-3))
     assert torch.equal(found.loc, LOCS[1:2])
-    assert len(three().alone(torch.randn(100, 2), standard(), 0.0, 0.06).loc) == 0
+    assert len(three().alone(torch.randn(100, 2), standard(), 0.0, least(0.06)).loc) == 0
     x = torch.cat([torch.randn(100, 2), LOCS[1:2].float()])
-    assert len(three().alone(x, standard(), 0.0, 1e-3).loc) == 0
+    assert len(three().alone(x, standard(), 0.0, least(1e-3)).loc) == 0
 
 
 def needle(x):
