@@ -8,7 +8,7 @@ import torch
 
 from .convergence import r_hat
 from .pilot import Candidate
-from .smc.found_modes import Agreement, FoundModes
+from .smc.found_modes import NOT_COVERED, Agreement, FoundModes, unseen_problem
 from .target.density import Target
 from .trust import flow_evidence, weights_problem
 from .weights import Estimate
@@ -34,9 +34,7 @@ def problems_of_search(
     if not best.reliable:
         problems.append(f"no kernel has been seen to mix: for {best.name}, {best.problem}")
     if not modes.covered:
-        problems.append(
-            "particles end outside of the distribution that they started from, however wide that is"
-        )
+        problems.append(NOT_COVERED)
     agreement = modes.agreement
     if agreement.missed > best.options.modes.max_missed:
         problems.append(
@@ -45,11 +43,7 @@ def problems_of_search(
             f"none has found"
         )
     if agreement.unseen > best.options.modes.max_unseen:
-        problems.append(
-            f"two searches for modes disagree: one alone has found regions that have "
-            f"{agreement.unseen:.2%} of the mass, and about as much may be in regions that none "
-            f"has found"
-        )
+        problems.append(unseen_problem(agreement.unseen))
     elif not modes.settled and modes.covered and evidence is None:
         problems.append(_evidence_problem(agreement, best.options.modes.max_evidence_error))
     return problems

@@ -71,9 +71,9 @@ def state_weight_checks(
     k = pareto_k(log_w)
     flat = float(log_w.max() - log_w.median()) <= options.flat_log_weights
     wrong = not flat and draws.jumps_only and (isnan(k) or k >= options.max_state_pareto_k)
-    text = f"the weights of states have a Pareto k of {k:.2f}" if wrong else ""
+    text = f"the weights of states have a Pareto k of {k:.2f}"
     bound = options.max_state_pareto_k if draws.jumps_only and not flat else float("nan")
-    advice = RETRAIN if wrong else ""
+    advice = RETRAIN
     return [*checks, Check("Pareto k of states", k, bound, not wrong, text, advice)]
 
 
@@ -84,7 +84,7 @@ def _without_density(draws: DiagnosedDraws, particles: Tensor, options: Diagnosi
     text = f"the flow has no density, or an unknown one, at {share:.2%} of the particles"
     bound = options.max_far_away if draws.jumps_only else float("nan")
     name = "particles without a weight"
-    return Check(name, share, bound, ok, "" if ok else text, "" if ok else RETRAIN)
+    return Check(name, share, bound, ok, text, RETRAIN)
 
 
 def weight_checks(
@@ -112,8 +112,8 @@ def weight_checks(
             ess,
             options.min_importance_ess if draws.jumps_only else nan,
             not low,
-            f"draws of the flow have an importance ESS of {ess:.2%}" if low else "",
-            RETRAIN if low else "",
+            f"draws of the flow have an importance ESS of {ess:.2%}",
+            RETRAIN,
             True,
         ),
         Check(
@@ -121,8 +121,8 @@ def weight_checks(
             k,
             options.max_pareto_k if draws.of_a_guide and not flat else nan,
             not heavy,
-            f"the weights of draws of the flow have a Pareto k of {k:.2f}" if heavy else "",
-            RETRAIN if heavy else "",
+            f"the weights of draws of the flow have a Pareto k of {k:.2f}",
+            RETRAIN,
         ),
     ]
     known = (flat or k < options.max_average_pareto_k) and ess * len(
@@ -152,7 +152,7 @@ def _weighted_averages(x: Tensor, y: Tensor, log_w: Tensor, options: DiagnosisOp
     ok = value <= bound
     text = f"averages by the chains and by weighted draws of the flow are {value:.1f} errors apart"
     name = "chains and weighted draws"
-    return Check(name, value, bound, ok, "" if ok else text, "" if ok else RETRAIN)
+    return Check(name, value, bound, ok, text, RETRAIN)
 
 
 def _largest_score(m: int, options: DiagnosisOptions) -> float:
@@ -189,7 +189,7 @@ def move_checks(
             guide.trained = True
         found = local_change(cast(Any, SimpleNamespace(guide=guide)), target, states, search)
         value, ok = float(found.z.abs().max()), not found.problem
-        advice = "" if ok else RETRAIN
+        advice = RETRAIN
         return [Check("change by local moves", value, found.bound, ok, found.problem, advice)]
     if modes is None:
         return []
@@ -203,8 +203,8 @@ def move_checks(
             share,
             options.max_immobile,
             ok,
-            "" if ok else text,
-            "" if ok else "reparametrise the model, or use a flow that follows its shape",
+            text,
+            "reparametrise the model, or use a flow that follows its shape",
         )
     ]
 
@@ -252,4 +252,4 @@ def evidence_checks(
     value, text = max(gaps)
     ok = value <= options.max_evidence_gap
     most = options.max_evidence_gap
-    return [Check("evidences", value, most, ok, "" if ok else text, "" if ok else MORE)]
+    return [Check("evidences", value, most, ok, text, MORE)]

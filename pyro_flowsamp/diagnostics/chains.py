@@ -55,8 +55,8 @@ def _number_checks(draws: DiagnosedDraws) -> list[Check]:
             bad,
             0,
             bad == 0,
-            f"{bad} draws are NaN or infinite" if bad else "",
-            "evaluate the model in float64" if bad else "",
+            f"{bad} draws are NaN or infinite",
+            "evaluate the model in float64",
         )
     ]
     if (lp := draws.statistics.get("lp")) is not None:
@@ -67,8 +67,8 @@ def _number_checks(draws: DiagnosedDraws) -> list[Check]:
                 zero,
                 0,
                 zero == 0,
-                f"the log density of {zero} draws is NaN or infinite" if zero else "",
-                "give initial_params inside the support" if zero else "",
+                f"the log density of {zero} draws is NaN or infinite",
+                "give initial_params inside the support",
             )
         )
     if (log_w := draws.statistics.get("log_weight")) is not None and not draws.of_a_guide:
@@ -79,8 +79,8 @@ def _number_checks(draws: DiagnosedDraws) -> list[Check]:
                 off,
                 0,
                 off == 0,
-                f"the flow has no density, or an unknown one, at {off} states" if off else "",
-                "use a flow whose density is positive everywhere" if off else "",
+                f"the flow has no density, or an unknown one, at {off} states",
+                "use a flow whose density is positive everywhere",
             )
         )
     return checks
@@ -98,7 +98,7 @@ def _convergence(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check
         most = max(options.max_r_hat, (1 + 2 / each) ** 0.5)
         ok = value <= most
         text = f"the chains disagree: the rank R-hat of {names[worst]} is {value:.3f}"
-        checks.append(Check("rank R-hat", value, most, ok, *_unless(ok, text, LONGER)))
+        checks.append(Check("rank R-hat", value, most, ok, text, LONGER))
     checks += _nested(draws, options)
     for name, sizes in zip(("bulk", "tail"), bulk_and_tail_ess(x)):
         sizes = sizes.nan_to_num(nan=float("inf"))
@@ -108,15 +108,13 @@ def _convergence(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check
             f"the {name} of {names[worst]} has an effective sample size of {value:.0f}, not "
             f"{options.min_ess}"
         )
-        checks.append(
-            Check(f"{name} ESS", value, options.min_ess, ok, *_unless(ok, text, LONGER), True)
-        )
+        checks.append(Check(f"{name} ESS", value, options.min_ess, ok, text, LONGER, True))
     each = min(checks[-1].value, checks[-2].value) / chains
     ok = each >= options.min_ess_per_chain
     text = f"a chain has only {each:.2g} effective draws, so that their number is not well known"
     advice = "draw fewer and longer chains"
     least = options.min_ess_per_chain
-    checks.append(Check("ESS per chain", each, least, ok, *_unless(ok, text, advice), True))
+    checks.append(Check("ESS per chain", each, least, ok, text, advice, True))
     return checks
 
 
@@ -137,7 +135,7 @@ def _nested(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check]:
     value = nested_r_hat(x, groups)
     ok = value <= options.max_nested_r_hat
     text = f"chains depend on where they started: nested R-hat is {value:.3f}"
-    return [Check("nested R-hat", value, options.max_nested_r_hat, ok, *_unless(ok, text, LONGER))]
+    return [Check("nested R-hat", value, options.max_nested_r_hat, ok, text, LONGER)]
 
 
 def rank_r_hat(x: Tensor) -> Tensor:
@@ -211,7 +209,8 @@ def _moves(x: Tensor, options: DiagnosisOptions) -> list[Check]:
             never,
             options.max_never_moved,
             ok,
-            *_unless(ok, text, advice),
+            text,
+            advice,
         )
     ]
     runs, steps = longest_runs(moved), moved.shape[1]
@@ -226,9 +225,7 @@ def _moves(x: Tensor, options: DiagnosisOptions) -> list[Check]:
     )
     advice = "the flow is too thin there: use local moves too (LocalGlobalHMC), or train it longer"
     checks.append(Check("longest run without a move", int(runs.max()), float("nan"), True))
-    checks.append(
-        Check("chains with long runs", share, options.max_long_runs, ok, *_unless(ok, text, advice))
-    )
+    checks.append(Check("chains with long runs", share, options.max_long_runs, ok, text, advice))
     return checks
 
 
@@ -240,7 +237,7 @@ def _divergences(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check
     ok = share <= options.max_diverging
     text = f"{share:.2%} of the trajectories diverged"
     advice = "reparametrise the model, or use a smaller step size"
-    return [Check("divergences", share, options.max_diverging, ok, *_unless(ok, text, advice))]
+    return [Check("divergences", share, options.max_diverging, ok, text, advice)]
 
 
 # ---- regions -------------------------------------------------------------------------------------
@@ -273,15 +270,9 @@ def region_checks(regions: Tensor, options: DiagnosisOptions) -> list[Check]:
     )
     advice = "use a flow that jumps between them, such as AutoFlow(ensemble=tempered_smc)"
     error = float((share[large] * (1 - share[large]) / sizes).sqrt().max())
-    checks = [
-        Check("visits of regions", visits, options.min_visits, ok, *_unless(ok, text, advice), True)
-    ]
+    checks = [Check("visits of regions", visits, options.min_visits, ok, text, advice, True)]
     ok = error <= options.max_share_error
     text = f"the share of a region has a standard error of {error:.3f}"
     most = options.max_share_error
-    checks.append(Check("error of shares", error, most, ok, *_unless(ok, text, LONGER)))
+    checks.append(Check("error of shares", error, most, ok, text, LONGER))
     return checks
-
-
-def _unless(ok: bool, message: str, advice: str) -> tuple[str, str]:
-    return ("", "") if ok else (message, advice)

@@ -18,8 +18,8 @@ class Check:
         value: The number.
         threshold: The bound; NaN where there is none, and the number is reported only.
         ok: Whether nothing is wrong.
-        message: A clause that says what is wrong; empty where nothing is.
-        advice: What to try; empty where nothing is wrong.
+        message: A clause that says what is wrong; made empty where nothing is.
+        advice: What to try; made empty where nothing is wrong.
         at_least: Whether the bound is a lower one.
 
     Example:
@@ -34,6 +34,11 @@ class Check:
     message: str = ""
     advice: str = ""
     at_least: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ok:
+            object.__setattr__(self, "message", "")
+            object.__setattr__(self, "advice", "")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..convergence import far_apart, iqr
 from ..flows.gaussian_fit import distinct_paths
 from ..flows.mixture_fit import Mixture
 from ..flows.pathfinder import overdispersed_starts, pathfinder
-from ..smc.found_modes import FoundModes
+from ..smc.found_modes import NOT_COVERED, FoundModes, unseen_problem
 from ..smc.mode_search import ModeSearch
 from ..smc.starts import StudentStart
 from ..target.density import Target
@@ -145,7 +145,7 @@ def path_checks(x: Tensor, paths: PathDraws, options: DiagnosisOptions) -> list[
     text = f"paths to modes have found regions with {value:.2%} of the mass, far from all draws"
     name = "mass of modes far from draws"
     most = options.max_far_mass
-    return [Check(name, value, most, ok, "" if ok else text, "" if ok else EXPLORE)]
+    return [Check(name, value, most, ok, text, EXPLORE)]
 
 
 def own_search(target: Target, paths: PathDraws, options: DiagnosisOptions) -> FoundModes:
@@ -188,7 +188,6 @@ def search_checks(
         decides: Whether the draws depend on this search. Of any other one only what the draws lack
             is an alarm, see :func:`particle_checks`, and not that it has missed something itself.
     """
-    text = "particles end outside of the distribution that they started from, however wide that is"
     covered = modes.covered or not decides
     checks = [
         Check(
@@ -196,8 +195,8 @@ def search_checks(
             float(not modes.covered),
             0 if decides else float("nan"),
             covered,
-            "" if covered else text,
-            "" if covered else "give the model more informative priors",
+            NOT_COVERED,
+            "give the model more informative priors",
         )
     ]
     unseen = modes.agreement.unseen
@@ -209,13 +208,10 @@ def search_checks(
 def unseen_check(unseen: float, options: DiagnosisOptions, decides: bool = True) -> Check:
     """The mass that one of two searches has found alone; an alarm where it decides."""
     ok = unseen <= options.max_unseen or not decides
-    text = (
-        f"two searches for modes disagree: one alone has found regions that have {unseen:.2%} of "
-        f"the mass, and about as much may be in regions that none has found"
-    )
-    advice = "" if ok else "give the search more evaluations (ModeSearchOptions.max_evaluations)"
+    text = unseen_problem(unseen)
+    advice = "give the search more evaluations (ModeSearchOptions.max_evaluations)"
     bound = options.max_unseen if decides else float("nan")
-    return Check("unseen mass", unseen, bound, ok, "" if ok else text, advice)
+    return Check("unseen mass", unseen, bound, ok, text, advice)
 
 
 def particle_checks(
@@ -244,14 +240,12 @@ def particle_checks(
         f"found {mass:.2%} of the mass"
     )
     ok = not bool(lost.any())
-    checks = [Check("mass not visited", mass, 0, ok, "" if ok else text, "" if ok else EXPLORE)]
+    checks = [Check("mass not visited", mass, 0, ok, text, EXPLORE)]
     away = share_far_away(x, modes.x, options)
     ok = away <= options.max_far_away
     text = f"{away:.2%} of the annealed particles are far from all draws"
     most = options.max_far_away
-    checks.append(
-        Check("particles far from draws", away, most, ok, "" if ok else text, "" if ok else EXPLORE)
-    )
+    checks.append(Check("particles far from draws", away, most, ok, text, EXPLORE))
     if not settled:
         return checks
     checks.append(_share_gap(share, by_search, options))
@@ -264,7 +258,7 @@ def particle_checks(
     )
     most = options.max_distance
     name = "distance from particles"
-    return [*checks, Check(name, value, most, ok, "" if ok else text, "" if ok else EXPLORE)]
+    return [*checks, Check(name, value, most, ok, text, EXPLORE)]
 
 
 def share_far_away(x: Tensor, particles: Tensor, options: DiagnosisOptions) -> float:
@@ -313,7 +307,7 @@ def _share_gap(share: Tensor, by_search: Tensor, options: DiagnosisOptions) -> C
     ok = value <= options.max_share_gap
     text = f"the share of a region differs by {value:.2f} from that of annealed particles"
     name = "shares beside particles"
-    return Check(name, value, options.max_share_gap, ok, "" if ok else text, "" if ok else EXPLORE)
+    return Check(name, value, options.max_share_gap, ok, text, EXPLORE)
 
 
 def kolmogorov_distance(x: Tensor, y: Tensor) -> Tensor:

@@ -12,7 +12,20 @@ from ..weights import Estimate
 from .coordinates import WhitenedTarget
 from .path_modes import PathModes
 
-__all__ = ["Agreement", "FoundModes"]
+__all__ = ["NOT_COVERED", "Agreement", "FoundModes", "unseen_problem"]
+
+#: the clause which says that particles are not covered
+NOT_COVERED = (
+    "particles end outside of the distribution that they started from, however wide that is"
+)
+
+
+def unseen_problem(share: float) -> str:
+    """The clause which says that one search alone has found a share of the mass."""
+    return (
+        f"two searches for modes disagree: one alone has found regions that have {share:.2%} of "
+        f"the mass, and about as much may be in regions that none has found"
+    )
 
 
 class Agreement(NamedTuple):

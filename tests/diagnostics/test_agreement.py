@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.diagnosed import diagnosed, found_modes, independent
+from support.diagnosed import by_name, diagnosed, found_modes, independent
 from support.mutations import broken, mutation
 
 from pyro_flowsamp import IMH, DiagnosisOptions, LatentHMC, Target, VectorizedMCMC, trust
@@ -19,10 +19,6 @@ from pyro_flowsamp.problems import funnel
 from pyro_flowsamp.weights import Estimate
 
 OPTIONS = DiagnosisOptions()
-
-
-def by_name(checks):
-    return {c.name: c for c in checks}
 
 
 # ---- weights -------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.diagnosed import draws_of_modes, found_modes, independent, two_modes
+from support.diagnosed import by_name, draws_of_modes, found_modes, independent, two_modes
 from support.mutations import broken, mutation
 
 from pyro_flowsamp import DiagnosisOptions, Target
@@ -19,10 +19,6 @@ from pyro_flowsamp.diagnostics.missed_modes import (
 )
 
 OPTIONS = DiagnosisOptions()
-
-
-def by_name(checks):
-    return {c.name: c for c in checks}
 
 
 def compared(x, **fields):

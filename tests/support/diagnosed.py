@@ -11,6 +11,11 @@ from pyro_flowsamp.smc.found_modes import Agreement, FoundModes
 CHAINS, DRAWS = 40, 200
 
 
+def by_name(checks):
+    """Checks by their names."""
+    return {c.name: c for c in checks}
+
+
 def independent(chains=CHAINS, draws=DRAWS, dim=2):
     torch.manual_seed(0)
     return torch.randn(chains, draws, dim).double()
