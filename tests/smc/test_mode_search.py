@@ -270,6 +270,39 @@ def test_the_second_search_starts_from_the_prior(monkeypatch):
     assert float(error.max()) < 0.3
 
 
+def starts_where_the_prior_misses_mass(monkeypatch):
+    """Return the kinds of all starts where the search from the prior has too small an evidence."""
+    starts, right = [], mode_search.tempered_smc
+
+    def low(*args, **options):
+        found = right(*args, **options)
+        starts.append(type(options["base"]).__name__)
+        missed = 5.0 * (starts[-1] == "PriorStart")
+        return found._replace(log_z=found.log_z - missed)
+
+    monkeypatch.setattr(mode_search, "tempered_smc", low)
+    found = ModeSearch(Target.from_model(conjugate, *conjugate_data())).run()
+    return starts, found
+
+
+def test_a_search_from_the_prior_that_misses_mass_is_replaced(monkeypatch):
+    starts, found = starts_where_the_prior_misses_mass(monkeypatch)
+    assert starts[:2] == ["StudentStart", "PriorStart"]
+    assert starts[2:] and set(starts[2:]) == {"StudentStart"}
+    assert found.settled
+
+
+@mutation(Agreement, "second_has_missed")
+def never(second_has_missed, self, options):
+    return False
+
+
+def test_the_prior_would_be_tried_again(monkeypatch):
+    with broken(never):
+        starts, found = starts_where_the_prior_misses_mass(monkeypatch)
+    assert "PriorStart" in starts[2:] and not found.settled
+
+
 def tail(bound):
     x = pyro.sample("x", dist.Normal(0.0, 1.0))
     pyro.factor("f", torch.where(x > bound, 0.0, -torch.inf))
