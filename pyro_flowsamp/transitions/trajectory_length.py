@@ -9,11 +9,20 @@ At a step size :math:`\epsilon` the length of a trajectory is then about :math:`
 :math:`\tau = \lambda\epsilon`. As lengths differ, no period of the target brings all trajectories
 back to where they began, or to the opposite point.
 
-**Exact.** For each number of steps a transition leaves the target invariant
+**Short steps.** After warm-up a share of the trajectories has a smaller step size,
+
+.. math:: \epsilon_t = 2^{-s_t}\,\epsilon,
+
+where :math:`s_t` is quasi-random and uniform between 0 and a number of octaves. A step size that
+suits most of the target is too large for its narrow places, such as the neck of a funnel: chains
+hardly leave them, and so hardly enter them. The short steps do both. They take the same number of
+leapfrog steps.
+
+**Exact.** For each number of steps and each step size a transition leaves the target invariant
 (:mod:`pyro_flowsamp.transitions.hamiltonian`). After warm-up :math:`\epsilon` and :math:`\lambda`
-are fixed and :math:`L_t` depends on t alone, not on the chains. A sequence of transitions that is
-fixed in advance, each of which leaves the target invariant, leaves it invariant too. In warm-up
-:math:`L_t` depends on the chains' past; those draws are not kept.
+are fixed, and :math:`L_t` and :math:`s_t` depend on t alone, not on the chains. A sequence of
+transitions that is fixed in advance, each of which leaves the target invariant, leaves it invariant
+too. In warm-up :math:`L_t` depends on the chains' past; those draws are not kept.
 
 **Ascent.** In warm-up, dual averaging adapts :math:`\epsilon`, and Adam without momentum ascends
 the log of the criterion F of :mod:`pyro_flowsamp.transitions.chees` in :math:`\log\lambda`; at a
@@ -54,8 +63,11 @@ __all__ = [
     "TrajectoryAdaptation",
     "TrajectoryOptions",
     "numbers_of_steps",
+    "step_size_factor",
     "van_der_corput",
 ]
+
+GOLDEN_RATIO = (5**0.5 - 1) / 2  #: the irrational number whose multiples are spread most evenly
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,8 @@ class TrajectoryOptions:
         min_chains: Chains of a context from which on lengths are adapted: the mean over fewer says
             too little.
         period: Length of the quasi-random sequence, a power of 2, after which it repeats.
+        short_share: Share of the trajectories after warm-up that have a smaller step size.
+        short_octaves: Their step sizes are smaller by factors of up to 2 to this power.
 
     Raises:
         ValueError: A value is out of range.
@@ -105,6 +119,8 @@ class TrajectoryOptions:
     max_outside: float = 0.5
     min_chains: int = 4
     period: int = 256
+    short_share: float = 0.5
+    short_octaves: float = 3.0
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -120,6 +136,11 @@ class TrajectoryOptions:
         for name, least in (("max_steps", 1), ("min_chains", 2), ("check_every", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.short_share <= 1 or self.short_octaves < 0:
+            raise ValueError(
+                f"short_share must lie in [0, 1] and short_octaves must not be negative, got "
+                f"{self.short_share} and {self.short_octaves}"
+            )
         if self.period < 2 or self.period & (self.period - 1):
             raise ValueError(f"period must be a power of 2, got {self.period}")
 
@@ -173,6 +194,26 @@ def numbers_of_steps(mean: float, most: int, points: list[float]) -> list[int]:
         [1, 3, 2, 3]
     """
     return [min(most, max(1, ceil(2 * point * mean))) for point in points]
+
+
+def step_size_factor(t: int, share: float, octaves: float) -> float:
+    r"""The factor :math:`2^{-s_t}` of the step size of trajectory t.
+
+    The points are those of an additive recurrence with the golden ratio. They are evenly spread
+    beside the numbers of steps, which follow a sequence in base 2.
+
+    Arguments:
+        t: The number of the trajectory.
+        share: Share of the trajectories that have a factor below 1.
+        octaves: Their :math:`s_t` is uniform between 0 and this number.
+
+    Example::
+
+        >>> [round(step_size_factor(t, 0.5, 3.0), 2) for t in range(4)]
+        [1.0, 0.61, 1.0, 0.24]
+    """
+    point = (0.5 + t * GOLDEN_RATIO) % 1.0
+    return 2.0 ** (-octaves * point / share) if point < share else 1.0
 
 
 # ---- adaptation ----------------------------------------------------------------------------------
@@ -324,9 +365,12 @@ class TrajectoryAdaptation:
         return self._step_size.value
 
     def next(self, step_size: Tensor, chains: int) -> tuple[Tensor, int]:
-        """The step size of the next trajectory, the one given, and its number of steps."""
+        """The step size of the next trajectory, the one given or less, and its number of steps."""
+        t, options = self._taken, self.options
         self._taken += 1
-        return step_size, self.steps[(self._taken - 1) % len(self.steps)]
+        if not self.adapting:
+            step_size = step_size * step_size_factor(t, options.short_share, options.short_octaves)
+        return step_size, self.steps[t % len(self.steps)]
 
     def observe(self, info: HMCInfo, z: Tensor, last: LastPoint, step_size: Tensor) -> None:
         """Keeps what the last trajectory of warm-up says, on the device, for :meth:`adapt`.

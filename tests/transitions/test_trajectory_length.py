@@ -15,6 +15,7 @@ from pyro_flowsamp.transitions.trajectory_length import (
     TrajectoryAdaptation,
     TrajectoryOptions,
     numbers_of_steps,
+    step_size_factor,
     van_der_corput,
 )
 
@@ -92,6 +93,8 @@ def test_numbers_of_steps(mean):
         {"learning_rate": 0.0},
         {"decay": 1.0},
         {"averaging": 0.0},
+        {"short_share": 1.5},
+        {"short_octaves": -1.0},
     ],
 )
 def test_options_out_of_range(options):
@@ -165,6 +168,52 @@ def test_a_funnel_is_survived_and_the_numbers_of_steps_are_bounded():
     lengths, state, taken = warm_up(density_of(funnel), torch.randn(64, 5), 60, max_steps=20)
     assert max(taken + lengths.steps) <= 20
     assert 0.01 < lengths.value < 2 and torch.isfinite(state.z).all()
+
+
+def _funnel(z):
+    """The first coordinate has the sd 1.5, and is the log variance of the others."""
+    v, rest = z[:, 0], z[:, 1:]
+    square = rest.square().sum(-1) * (-v).exp()
+    return -0.5 * (v / 1.5).square() - 0.5 * rest.shape[1] * v - 0.5 * square
+
+
+def _stuck(**options):
+    """Share of chains in the lower 5 % of the funnel that do not move in 20 steps."""
+    torch.manual_seed(0)
+    density, num = density_of(_funnel), 1000
+    v = 1.5 * torch.randn(50 * num)
+    rest = torch.randn(len(v), 4)
+    z = torch.cat([v[:, None], (0.5 * v).exp()[:, None] * rest], -1)
+    lengths, _, _ = warm_up(density, z[v > -1.0][:num], **options)
+    start = state = density(z[v < 1.5 * -1.645][:num])
+    for _ in range(20):
+        size, steps = lengths.next(lengths.value.float(), num)
+        state, _ = move(state, density, size, steps)
+    return float((state.z == start.z).all(-1).double().mean())
+
+
+def test_short_steps_leave_the_neck_of_a_funnel():
+    assert _stuck() < 0.005
+    assert _stuck(short_share=0.0) > 0.03
+
+
+@pytest.mark.parametrize(("share", "octaves"), [(0.0, 3.0), (0.5, 3.0), (1.0, 2.0), (0.3, 0.0)])
+def test_factors_of_step_sizes_are_spread_evenly(share, octaves):
+    found = torch.tensor([step_size_factor(t, share, octaves) for t in range(1000)])
+    logs = -found.log2()
+    assert abs(float(logs.mean()) - share * octaves / 2) < 0.01
+    assert 0 <= float(logs.min()) and float(logs.max()) <= octaves + 1e-6
+    if octaves:
+        assert abs(float((logs > 0).double().mean()) - share) < 0.01
+
+
+def test_factors_are_one_in_warm_up_and_differ_afterwards():
+    lengths = TrajectoryAdaptation(0.5, 2, 0.651, TrajectoryOptions())
+    one = torch.tensor(1.0)
+    assert {float(lengths.next(one, 8)[0]) for _ in range(20)} == {1.0}
+    lengths.freeze()
+    after = [float(lengths.next(one, 8)[0]) for _ in range(20)]
+    torch.testing.assert_close(after, [step_size_factor(t, 0.5, 3.0) for t in range(20)])
 
 
 def test_observations_without_information_change_nothing():
