@@ -12,10 +12,13 @@ from support.latent import FOREIGN, bad_guide
 
 from pyro_flowsamp import AutoFlow, FitOptions, LatentHMC, LocalGlobalHMC, Target, VectorizedMCMC
 from pyro_flowsamp.transitions import hamiltonian
+from pyro_flowsamp.transitions.sequences import (
+    numbers_of_steps,
+    step_size_factor,
+    van_der_corput,
+)
 from pyro_flowsamp.transitions.trajectory_length import (
     TrajectoryOptions,
-    numbers_of_steps,
-    van_der_corput,
 )
 
 SHORT = TrajectoryOptions(max_steps=6, period=16)
@@ -53,15 +56,14 @@ def test_nothing_changes_after_warmup(make, watched):
     kernel = make(guide=bad_guide("funnel"))
     mcmc = _ran(kernel)
     cycle = kernel.local_steps if isinstance(kernel, LocalGlobalHMC) else 1
-    production = watched[-10 * cycle :]
-    assert {size for size, _ in production} == {float(kernel.step_size)}
-    steps = kernel.lengths.steps
-    assert [num for _, num in production] == [steps[i % len(steps)] for i in range(10 * cycle)]
+    size, steps, options = float(kernel.step_size), kernel.lengths.steps, kernel.trajectory
     mcmc.resume(10)
-    after = range(10 * cycle, 20 * cycle)
-    assert watched[-10 * cycle :] == [
-        (float(kernel.step_size), steps[i % len(steps)]) for i in after
+    production = watched[-20 * cycle :]
+    assert [num for _, num in production] == [steps[i % len(steps)] for i in range(20 * cycle)]
+    factors = [
+        step_size_factor(i, options.short_share, options.short_octaves) for i in range(20 * cycle)
     ]
+    assert [found / size for found, _ in production] == pytest.approx(factors)
 
 
 @KERNELS
