@@ -1,5 +1,7 @@
 """Flow samplers for Pyro: trained proposals, exact draws."""
 
+from importlib import metadata as _metadata
+
 from .diagnostics import (
     Check,
     Diagnosis,
@@ -28,6 +30,7 @@ from .kernels import IMH, FlowKernel, LatentHMC, LatentMALA, LocalGlobalHMC
 from .lattice import lattice_discriminator, lattice_flow
 from .objectives import ForwardKL, PathGradient, ReverseKL, WeightedSum
 from .options import FitOptions, ModeSearchOptions, SearchOptions
+from .plots import PlotOptions, plot_modes, plot_path, plot_training
 from .reporting import ReportOptions, report
 from .sampling import sample
 from .smc import tempered_smc
@@ -36,7 +39,10 @@ from .train import History
 from .vectorized import VectorizedMCMC
 from .weights import ess_fraction, pareto_k
 
-__version__ = "0.1.0"
+try:
+    __version__ = _metadata.version("pyro_flowsamp")
+except _metadata.PackageNotFoundError:  # the folder is on the path, and not installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "IMH",
@@ -65,6 +71,7 @@ __all__ = [
     "LocalGlobalHMC",
     "ModeSearchOptions",
     "PathGradient",
+    "PlotOptions",
     "ReportOptions",
     "ReverseKL",
     "SearchOptions",
@@ -80,6 +87,9 @@ __all__ = [
     "lattice_flow",
     "log_evidence",
     "pareto_k",
+    "plot_modes",
+    "plot_path",
+    "plot_training",
     "report",
     "sample",
     "tempered_smc",

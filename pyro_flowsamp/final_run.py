@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from math import ceil
 from time import perf_counter
 
@@ -16,6 +17,7 @@ from .vectorized import VectorizedMCMC
 
 __all__ = ["burn_in", "finish"]
 
+log = logging.getLogger(__name__)
 FEWEST_DRAWS = 8  #: draws of a chain from which on its two halves can be compared
 
 
@@ -87,6 +89,11 @@ def _shortfall(run: VectorizedMCMC, best: Candidate, groups: Tensor) -> list[str
         if least < wanted:
             wrong.append(f"the {name} has an effective sample size of {least:.0f}, not {wanted}")
     nested = nested_r_hat(run.unconstrained, groups)
+    least = min((float(found.min()) for found in (bulk, tail) if len(found)), default=wanted)
+    log.info(
+        "%d draws of each of %d chains: effective sample size %.0f of %d, nested R-hat %.3f",
+        run.num_samples, run.num_chains, least, wanted, nested,
+    )  # fmt: skip
     if nested > options.max_nested_r_hat:
         wrong.append(f"chains depend on where they started: nested R-hat is {nested:.3f}")
     return wrong

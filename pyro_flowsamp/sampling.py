@@ -212,7 +212,7 @@ def sample(
         best = sampler.search()
         evidence = evidence_of_all(best, sampler.target, sampler.modes.agreement)
         problems += problems_of_search(best, sampler.modes, evidence)
-        log.info("%s: about %.1g operations or elements for the draws", best.name, best.at_least)
+        log.info("%s makes the draws, with about %.2g of work", best.name, best.at_least)
         with sampler.timed("sampling"):
             problems += finish(best, sampler.target, progress, sampler.evaluations_before)
         problems += problems_of_draws(best, sampler.target, sampler.modes)

@@ -127,18 +127,18 @@ class SamplerSearch:
     def find_modes(self) -> None:
         """Searches for all modes, and counts the work of an evaluation."""
         with self.timed("start"):
-            found = ModeSearch(self.target, self.options.modes, self.points).run()
-        self.modes: FoundModes = found
+            self.modes: FoundModes = ModeSearch(self.target, self.options.modes, self.points).run()
         self.particles = _none_at_infinity(self.modes.x)
         few = self.particles[: self.options.pilot_chains]
         with WorkCounter() as counter:
             self.target.log_prob_and_grad(few)
         self._work_per_evaluation = counter.work / len(few)
+        log.info("modes: %d, after %d evaluations", self.num_modes, self.modes.evaluations)
 
     @property
-    def several_modes(self) -> bool:
-        """Whether the particles have several modes."""
-        return self.modes.agreement.num_modes > 1
+    def num_modes(self) -> int:
+        """The number of modes of the particles."""
+        return self.modes.agreement.num_modes
 
     def search(self) -> Candidate:
         """Returns the best kernel, once no other could save more work than it takes to find out.
@@ -160,7 +160,7 @@ class SamplerSearch:
         best = self.consider(best, "HMC", "", LatentHMC(guide=gaussian, trajectory=trajectory))
         both = LocalGlobalHMC(guide=mixture, trajectory=trajectory)
         best = self.consider(best, "LocalGlobalHMC", name, both)
-        for flow, from_draws in flow_candidates(self.target, self.several_modes):
+        for flow, from_draws in flow_candidates(self.target, self.num_modes > 1):
             if (from_draws and self.work_to_finish(best) < inf) or not self.options.wants(flow):
                 continue
             if (guide := self.train_candidate(flow, from_draws, best)) is None:
@@ -203,10 +203,11 @@ class SamplerSearch:
         if not self.options.wants(method, flow.removesuffix(", from draws")):
             return best
         name = f"{method} ({flow})" if flow else method
-        steps = self._pilot_chains(kernel) * self.options.min_pilot_steps
+        steps = _pilot_chains(kernel, self.options) * self.options.min_pilot_steps
         evaluations = steps * _evaluations_per_step(kernel, self.options)
         work = self._work_per_evaluation * evaluations
         if best is not None and not self.worth_trying(best, evaluations, work):
+            log.info("%s: not tried, since its pilot run takes more work than it could save", name)
             return best
         try:
             with self.timed("pilot"):
@@ -220,14 +221,11 @@ class SamplerSearch:
             return best
         fate = candidate.problem or f"{candidate.at_least:.3g} of work"
         self.compared.append(f"{name}: {fate}")
+        log.info("%s: %s; %.2g effective draws of a draw", name, fate, candidate.ess_per_draw)
         if self.work_to_finish(best) == inf:
             self._searched = 0.0
         self._searched += work
         return min(best or candidate, candidate, key=lambda found: found.sort_key)
-
-    def _pilot_chains(self, kernel: FlowKernel) -> int:
-        options = self.options
-        return options.pilot_chains if isinstance(kernel, IMH) else options.local_pilot_chains
 
     def run_pilot(self, name: str, kernel: FlowKernel, work: float) -> Candidate:
         """Runs a kernel until it is known whether it makes the draws with less than ``work``.
@@ -236,7 +234,7 @@ class SamplerSearch:
         warning.
         """
         options = self.options
-        starts = self.particles[: self._pilot_chains(kernel)]
+        starts = self.particles[: _pilot_chains(kernel, self.options)]
         candidate = run_pilot(name, kernel, self.target, starts, self.goal, work)
         if candidate.reliable:
             x = candidate.run.unconstrained
@@ -282,8 +280,10 @@ class SamplerSearch:
         """Trains a flow with no more work than it could save; None if that is too little."""
         evaluations = FitOptions.batch_size * self.options.min_training_steps
         if not self.worth_trying(best, evaluations, self._work_per_evaluation * evaluations):
+            log.info("%s: not trained, since this takes more work than it could save", flow)
             return None
         before = self.evaluations
+        log.info("%s: training%s", flow, " on particles and draws" if from_draws else "")
         with self.timed("training"):
             guide = train_guide(
                 self.target,
@@ -319,6 +319,10 @@ def _none_at_infinity(x: Tensor) -> Tensor:
             f"be improper: give every site a proper prior."
         )
     return x
+
+
+def _pilot_chains(kernel: FlowKernel, options: SearchOptions) -> int:
+    return options.pilot_chains if isinstance(kernel, IMH) else options.local_pilot_chains
 
 
 def _evaluations_per_step(kernel: FlowKernel, options: SearchOptions) -> float:

@@ -246,7 +246,8 @@ def fit(
     start, history = time.perf_counter(), History()
     stepper, plateau = Stepper(parameters, options), _Plateau(options)
     losses, weights = [], []
-    with tqdm(total=options.max_steps, desc="Train", disable=not options.progress) as bar:
+    silent = not options.progress
+    with tqdm(total=options.max_steps, desc="Train", unit="step", disable=silent) as bar:
         try:
             while history.steps < options.max_steps:
                 loss, log_weights = closure()

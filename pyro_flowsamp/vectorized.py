@@ -279,7 +279,7 @@ class VectorizedMCMC:
         return state
 
     def _bar(self, steps: int, name: str) -> Any:
-        return trange(steps, desc=name, disable=self.disable_progbar or steps == 0)
+        return trange(steps, desc=name, unit="step", disable=self.disable_progbar or steps == 0)
 
     def _draw(self, state: Any, starts: Tensor, num: int, thin: int, append: bool = False) -> Any:
         buffer, self.interrupted = DrawBuffer(num, state, self._kept.columns), False
@@ -328,6 +328,19 @@ class VectorizedMCMC:
 
         Chains that have all missed the same mode have an R-hat of 1: read the importance ESS and
         Pareto k too. (A run that was pickled or copied has lost its flow and leaves these out.)
+
+        Returns:
+            A dictionary:
+
+            - the name of each site: its ``n_eff`` and ``r_hat``, as Pyro computes them;
+            - ``acceptance rate``: the share of accepted moves of each chain;
+            - ``divergences``: for each chain, the draws whose trajectory diverged;
+            - ``importance ess``: the effective sample size of the flow's own draws as an
+              importance sample, as a share of their number; at several contexts the least one;
+            - ``pareto k``: the shape of the tail of their weights, below 0.7 where averages by
+              them can be trusted; at several contexts the largest one;
+            - ``log q error``: the largest difference in nats between the log densities of
+              sampling and of scoring, on 99.9 % of draws.
 
         Raises:
             ValueError: There are fewer than four draws a chain.

@@ -16,8 +16,24 @@ __all__ = ["PathGuide"]
 class PathGuide(FlowGuide):
     """A guide whose flow follows a path of densities on R^d from a base to the target.
 
-    A subclass makes the stages of its path, each a density with the map that leads there.
+    A subclass makes the stages of its path, each a density with the map that leads there, and has
+    the times of these densities and the particles on the way.
+
+    Attributes:
+        time_name: The name of these times, for pictures.
     """
+
+    time_name = "time t"
+
+    def path_times(self) -> list[float]:
+        """The times of the densities of the path, from 0 at the base to 1 at the target."""
+        raise NotImplementedError
+
+    def intermediate_particles(
+        self, target: Target, num_particles: int, islands: int
+    ) -> Iterator[Particles]:
+        """Particles of the base, then after every stage: one for each of :meth:`path_times`."""
+        raise NotImplementedError
 
     def check_target(self, target: Target) -> None:
         """Refuses a target with angles.

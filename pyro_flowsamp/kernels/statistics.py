@@ -97,7 +97,23 @@ def proposal_diagnostics(proposal: Proposal, target: Target) -> dict[str, float]
 
 
 def statistics(state: KernelState, info: StepInfo) -> dict[str, Tensor]:
-    """The statistics of one draw of C chains, ``(C,)`` each, by their names in ArviZ."""
+    r"""The statistics of one draw of C chains, ``(C,)`` each, by their names in ArviZ.
+
+    Arguments:
+        state: The chains after the step.
+        info: The report of the step.
+
+    Returns:
+        A dictionary:
+
+        - ``lp``: log density of the posterior, unnormalised, at the unconstrained draw;
+        - ``log_weight``: :math:`\log\tilde p(x) - \log q(x)`, with the density q of the flow;
+          draws whose weight is far larger than others' lie where the flow hardly proposes;
+        - ``accepted``: whether the chain moved in the step;
+        - ``acceptance_rate``: the probability with which the move was accepted;
+        - ``diverging``: whether the trajectory diverged: its energy error was so large that the
+          step size is too long there.
+    """
     return {
         "lp": state.log_p,
         "log_weight": state.log_p - state.log_q,

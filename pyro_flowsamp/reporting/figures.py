@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .drawing import draw_modes, draw_training, mode_shares, training_curve
 from .source import ReportSource
 from .svg import CHAIN, FLOW, THIRD, WRONG, figure, log_axis, to_svg
 
@@ -260,24 +261,19 @@ def _window(values: np.ndarray, bins: int) -> np.ndarray:
 # ---- flow and kernel ----------------------------------------------------------------------------
 def training(source: ReportSource) -> Iterator[Picture]:
     """The loss and the effective sample size along the training."""
-    for key, label, caption in (
-        ("training_loss", "loss", "Loss of each window of steps. It should fall and become level."),
+    for key, caption in (
+        ("training_loss", "Loss of each window of steps. It should fall and become level."),
         (
             "training_ess",
-            "ESS fraction",
             "Effective sample size of the flow's draws as importance sample, as a share of their "
             "number. It should rise; 1 is a perfect flow.",
         ),
     ):
-        values = np.atleast_1d(np.asarray(source.attrs.get(key, ()), dtype=float))
+        values = training_curve(source.attrs, key)
         if np.isfinite(values).sum() < 2:
             continue
         with figure() as (picture, axes):
-            axes.plot(np.arange(1, len(values) + 1), values, color=FLOW, marker=".", linewidth=1.2)
-            axes.set(xlabel="window of steps", ylabel=label)
-            axes.locator_params(axis="x", integer=True)
-            if key == "training_ess":
-                axes.set_ylim(0, 1.02)
+            draw_training(axes, key, values)
             yield Picture(to_svg(picture, key.replace("_", "-")), caption)
 
 
@@ -340,21 +336,14 @@ def acceptance(source: ReportSource) -> Iterator[Picture]:
 
 def modes(source: ReportSource) -> Picture | None:
     """Shares of the draws and of the particles of two searches in each mode."""
-    keys = ("mode_shares", "mode_shares_first", "mode_shares_second")
-    shares = [np.atleast_1d(np.asarray(source.attrs.get(k, ()), dtype=float)) for k in keys]
-    if len(shares[0]) < 2 or len({len(s) for s in shares}) > 1:
+    shares = mode_shares(source.attrs)
+    if not shares:
         return None
-    most = min(len(shares[0]), source.options.rank_bins)
+    total = len(shares["chains"])
+    most = min(total, source.options.rank_bins)
     with figure() as (picture, axes):
-        place = np.arange(most)
-        labels = ("chains", "first search", "second search")
-        for shift, values, colour, label in zip(
-            (-0.27, 0, 0.27), shares, (CHAIN, FLOW, THIRD), labels
-        ):
-            axes.bar(place + shift, values[:most], 0.25, color=colour, label=label)
-        axes.set(xlabel="mode", ylabel="share", xticks=place, xticklabels=place + 1)
-        axes.legend()
-        left = f" The {most} largest of {len(shares[0])}." if most < len(shares[0]) else ""
+        draw_modes(axes, shares, most)
+        left = f" The {most} largest of {total}." if most < total else ""
         caption = (
             f"Shares of the modes, among the draws of the chains and among the particles of each "
             f"search. All three should agree.{left}"

@@ -50,6 +50,7 @@ MAY_IMPORT = {
     "diagnostics": "diagnostics convergence export flows guides kernels options smc target trust "
     "weights",
     "reporting": "convergence export provenance reporting weights",
+    "plots": "guides reporting train",
     "selftest": "flows guides kernels target vectorized",
     "__main__": "diagnostics provenance reporting selftest",
 }

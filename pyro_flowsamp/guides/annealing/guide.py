@@ -122,6 +122,8 @@ class AutoAnnealingFlow(PathGuide):
         True
     """
 
+    time_name = "inverse temperature β"
+
     def __init__(
         self,
         model: Callable,
@@ -193,13 +195,15 @@ class AutoAnnealingFlow(PathGuide):
         history, start = History(stopped="enough"), time.perf_counter()
         cloud, beta = self._resume(target)
         trainer = BlockTrainer(self.flow, target, self)
-        bar = tqdm(total=1.0, initial=beta, desc="Anneal", disable=not self.options.progress)
+        total = None if self.schedule is None else len(self.schedule) - 1
+        bar = tqdm(total=total, desc="Anneal", unit="block", disable=not self.options.progress)
+        bar.update(len(self.flow.annealing_blocks))
         try:
             while beta < 1:
                 beta, cloud, report = trainer.add_block(cloud, beta)
                 self.reports.append(report)
-                bar.update(beta - bar.n)
-                bar.set_postfix(blocks=len(self.flow.blocks), ess=f"{self.reports[-1].ess:.3f}")
+                bar.update()
+                bar.set_postfix(beta=f"{beta:.3g}", ess=f"{self.reports[-1].ess:.3f}")
             if self.warn_uncovered:
                 most = self.settings.max_uncovered
                 warn_of_uncovered(BaseDensity(self._flow.start), cloud, most)
@@ -298,6 +302,10 @@ class AutoAnnealingFlow(PathGuide):
         ones = torch.ones_like(x[0])
         first = particles.init(x, paths.density(target, start, 0 * ones[0], ones), islands)
         yield from self.run_stages(first, self._stages(target), self.mcmc_steps)
+
+    def path_times(self) -> list[float]:
+        """The inverse temperatures of the base and of the ends of the finished blocks."""
+        return [0.0, *(block.beta for block in self._flow.annealing_blocks)]
 
     def _stages(self, target: Target) -> Iterator[driver.Stage]:
         beta = 0.0

@@ -8,7 +8,7 @@ See :mod:`pyro_flowsamp.guides.deformation.energy_path` for the equation,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from math import ceil
@@ -255,7 +255,21 @@ class AutoDeformationFlow(PathGuide):
         check_shared_names(AutoDeformationFlow.particles, self._source.required, args, given)
         check_count("moves", moves, 0)
         self.check_islands(num, islands)
-        target, flow = self.target_for(*args, **kwargs), self._flow
+        on_the_way = self.intermediate_particles(
+            self.target_for(*args, **kwargs), num, islands, moves
+        )
+        return deque(on_the_way, maxlen=1).pop()
+
+    def path_times(self) -> list[float]:
+        """The ends of the slices of time, :attr:`time_grid`."""
+        return [float(time) for time in self.time_grid]
+
+    @torch.no_grad()
+    def intermediate_particles(
+        self, target: Target, num_particles: int, islands: int, moves: int = 1
+    ) -> Iterator[Particles]:
+        """The particles on the way of :meth:`particles`: of the base, then after every slice."""
+        flow = self._flow
         path, times, ones = flow.path, self.time_grid, torch.ones_like(flow.path.loc)
 
         def density(t: float) -> Callable[[Tensor], PathState]:
@@ -268,11 +282,12 @@ class AutoDeformationFlow(PathGuide):
             share = self.settings.defensive_weight
             return driver.Stage(segment, density(end), ones, step_size, share, before)
 
-        first = particles.init(self.get_base_dist().sample((num,)), density(0.0), islands)
+        base = self.get_base_dist()
+        first = particles.init(base.sample((num_particles,)), density(0.0), islands)
         stages = (stage(*ends, size) for ends, size in zip(pairwise(times), flow.step_sizes[1:]))
-        (cloud,) = deque(self.run_stages(first, stages, moves), maxlen=1)
-        state = cloud.state._replace(x=path.loc + path.scale * cloud.x)
-        return cloud._replace(state=state, log_z=cloud.log_z + self.get_base_dist().log_z)
+        for cloud in self.run_stages(first, stages, moves):
+            state = cloud.state._replace(x=path.loc + path.scale * cloud.x)
+            yield cloud._replace(state=state, log_z=cloud.log_z + base.log_z)
 
     def distill(
         self,
