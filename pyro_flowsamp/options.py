@@ -153,6 +153,16 @@ class ModeSearchOptions:
             above which it counts as the error of their mean: the usual error is too small then.
         max_evidence_error: Largest error of a log evidence, in nats, that can settle.
         evidence_tolerance: Nats by which two log evidences may differ in any case.
+        coordinate_directions, principal_directions, random_directions: Directions of each kind, at
+            most, along which two searches are compared.
+        clip: Interquartile ranges at which particles are cut for their principal directions, lest a
+            few far out decide these.
+        direction_cuts: Levels of the quantiles at which distribution functions are compared.
+        direction_errors: Standard errors by which these may differ in any case.
+        direction_error_probability: Probability that two right searches differ by more, for all
+            directions and cuts together.
+        direction_tolerance: Difference of two distribution functions that may be in any case: the
+            chains that start at particles forget them.
         max_components: Largest number of components of the mixture.
         draws_per_dimension: Particles for each component and dimension, at least.
         many_draws: Particles for each dimension from which on the mixture needs no comparison with
@@ -208,6 +218,14 @@ class ModeSearchOptions:
     max_island_spread: float = 0.6
     max_evidence_error: float = 1.0
     evidence_tolerance: float = 0.1
+    coordinate_directions: int = 32
+    principal_directions: int = 8
+    random_directions: int = 8
+    clip: float = 10.0
+    direction_cuts: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95)
+    direction_errors: float = 3.0
+    direction_error_probability: float = 1e-3
+    direction_tolerance: float = 0.1
     max_components: int = 64
     draws_per_dimension: float = 2.0
     many_draws: float = 50.0

@@ -45,7 +45,11 @@ def problems_of_search(
     if agreement.unseen > best.options.modes.max_unseen:
         problems.append(unseen_problem(agreement.unseen))
     elif not modes.settled and modes.covered and evidence is None:
-        problems.append(_evidence_problem(agreement, best.options.modes.max_evidence_error))
+        same = agreement.directions_agree(best.options.modes)
+        if agreement.direction is not None and not same:
+            problems.append(agreement.direction.problem)
+        if same or not agreement.evidences_agree(best.options.modes):
+            problems.append(_evidence_problem(agreement, best.options.modes.max_evidence_error))
     return problems
 
 

@@ -38,6 +38,7 @@ from pyro_flowsamp import (
 )
 from pyro_flowsamp.flows.recipes import LayeredFlow
 from pyro_flowsamp.pilot import Goal
+from pyro_flowsamp.smc.directions import DirectionGap
 from pyro_flowsamp.smc.path_modes import PathModes
 from pyro_flowsamp.verdict import evidence_of_all, problems_of_draws, problems_of_search
 
@@ -828,6 +829,19 @@ def test_searches_that_miss_mass_which_the_flow_has():
     unknown = agreement._replace(error=torch.tensor([0.1, 3.0], dtype=torch.double))
     modes = modes._replace(agreement=unknown)
     assert "cannot be compared" in problems_of_search(best, modes, None)[0]
+
+
+def test_searches_that_differ_along_a_direction():
+    """Evidences that agree are not blamed."""
+    steps, best = found(standard())
+    gap = DirectionGap("coordinate 2", 0.4, 9.0, 4.3, (0.3, 0.7))
+    agreement = steps.modes.agreement._replace(direction=gap)
+    modes = steps.modes._replace(agreement=agreement, settled=False)
+    assert problems_of_search(best, modes, None) == [gap.problem]
+    assert "along coordinate 2: below one value they have 30% and 70%" in gap.problem
+    both = agreement.log_evidence - torch.tensor([0.0, 3.0])
+    modes = modes._replace(agreement=agreement._replace(log_evidence=both))
+    assert len(problems_of_search(best, modes, None)) == 2
 
 
 def test_modes_of_paths_that_chains_lose():

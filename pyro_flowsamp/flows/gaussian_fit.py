@@ -207,7 +207,10 @@ def fit_gaussian(
 
 
 def fit_gaussian_to_paths(
-    target: Differentiable, paths: PathfinderResult, options: GaussianFitOptions | None = None
+    target: Differentiable,
+    paths: PathfinderResult,
+    options: GaussianFitOptions | None = None,
+    distinct: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Fits a full-covariance Gaussian to a target, from paths that have been climbed already.
 
@@ -215,13 +218,18 @@ def fit_gaussian_to_paths(
         target: The target.
         paths: The paths.
         options: How to fit.
+        distinct: Indices of paths that are apart, the best first, where they are known; by default
+            those of :func:`distinct_paths`.
 
     Returns:
         The mean ``(d,)`` and the lower Cholesky factor of the covariance ``(d, d)``, float64.
     """
     options = options or GaussianFitOptions()
     dim, batch_size = target.dim, options.batch_size
-    loc, root = _candidates(paths, options)
+    if distinct is None:
+        distinct = distinct_paths(paths, options.candidates, options.distance)
+    index = distinct[: options.candidates]
+    loc, root = paths.loc[index], paths.scale_tril(index)
     kept_loc, kept_root, kept = loc, root, torch.zeros_like(loc[:, 0], dtype=torch.bool)
     for t in range(options.iterations):
         z, score, inside, _ = _draw(target, loc, root, batch_size)
@@ -262,12 +270,6 @@ def distinct_paths(paths: PathfinderResult, most: int, distance: float) -> Tenso
         left[index] = False
         found.append(index)
     return torch.cat(found)
-
-
-def _candidates(paths: PathfinderResult, options: GaussianFitOptions) -> tuple[Tensor, Tensor]:
-    """Means and factors of the best Gaussians that are distinct, ``(K, d)`` and ``(K, d, d)``."""
-    index = distinct_paths(paths, options.candidates, options.distance)
-    return paths.loc[index], paths.scale_tril(index)
 
 
 def _draw(

@@ -76,11 +76,11 @@ def explore(
             raise
     paths = pathfinder(target, torch.cat(starts))
     finite = bool(torch.isfinite(paths.elbo).any())
-    loc, scale_tril = fit_gaussian_to_paths(target, paths)
+    best = distinct_paths(paths, len(paths.elbo), options.distance)
+    loc, scale_tril = fit_gaussian_to_paths(target, paths, distinct=best)
     coordinates = WhitenedTarget(target, loc, scale_tril)
     _check_that_it_falls(coordinates, options)
     bound = paths.elbo.max() - (options.slack + options.slack_per_dimension * target.dim)
-    best = distinct_paths(paths, len(paths.elbo), options.distance)
     good = best[paths.elbo[best] >= bound]
     modes = None
     near = paths.end

@@ -14,7 +14,9 @@ r"""A search for all modes of a target, and for the scale that it lives on.
    Then both are made anew with more particles, and only the new pair is judged. The share of the
    mass that one search alone has found estimates the share that none has found, as the species seen
    once do in Good's and Turing's estimate. Each search counts in proportion to its evidence: the
-   estimate of the evidence is unbiased, and one that has missed mass is too low.
+   estimate of the evidence is unbiased, and one that has missed mass is too low. Searches that
+   have found the same modes must also have the same distributions along coordinates, principal
+   and random directions (:mod:`pyro_flowsamp.smc.directions`).
 
 All counts are evaluations of the density. Nothing depends on the time that they take.
 
@@ -36,6 +38,7 @@ from ..options import ModeSearchOptions
 from ..target.density import Target
 from ..weights import log_mean_weight
 from .coordinates import WhitenedTarget
+from .directions import compare_directions
 from .exploration import Exploration, explore
 from .found_modes import Agreement, FoundModes
 from .particle_mixture import particle_mixture, standard_normal
@@ -92,7 +95,8 @@ class ModeSearch:
             spent = self.target.evaluations - spent
             u, alone = with_modes_of_paths(self.coordinates, start.modes, (first, second), options)
             mixture = particle_mixture(u, self.options)
-            agreement = self._compare(mixture, first, second)
+            direction = compare_directions(first, second, options)
+            agreement = self._compare(mixture, first, second)._replace(direction=direction)
             if alone is not None:
                 agreement = agreement._replace(missed=float(agreement.shares_of(alone).sum()))
             settled = self._settled(agreement)
@@ -124,7 +128,8 @@ class ModeSearch:
         """Particles and moves of another pair; None where it is not needed.
 
         Several modes need many particles for their shares, and a mode that one search has missed
-        needs more. Where only the evidences differ, one pair with more particles decides.
+        needs more. Where only evidences or distributions differ, one pair with more particles
+        decides.
         """
         options = self.options
         many = options.particles_many_modes, options.mcmc_steps_many_modes
@@ -157,6 +162,7 @@ class ModeSearch:
             scale_moves=scale_moves,
             base=start,
             islands=islands,
+            check_coverage=False,  # the search does so itself
         )
 
     def _anneal(self, base: StudentStart, num: int, moves: int) -> tuple[Particles, StudentStart]:
@@ -220,13 +226,9 @@ class ModeSearch:
 
     def _settled(self, agreement: Agreement) -> bool:
         options = self.options
-        difference = abs(float(agreement.log_evidence[0] - agreement.log_evidence[1]))
-        close = (
-            difference <= options.evidence_tolerance or agreement.evidence_gap <= options.max_gap
-        )
-        known = float(agreement.error.max()) <= options.max_evidence_error
         seen = agreement.unseen <= options.max_unseen and agreement.missed <= options.max_missed
-        return self._covered and seen and close and known
+        same = agreement.evidences_agree(options) and agreement.directions_agree(options)
+        return self._covered and seen and same
 
     def _result(
         self,

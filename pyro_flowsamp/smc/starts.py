@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import lgamma, log, pi
 
 import torch
-from scipy.special import fdtri
+from scipy.special import chdtri, fdtri
 from torch import Tensor
 from torch.distributions import Gamma
 
@@ -18,6 +18,10 @@ __all__ = ["PriorStart", "StudentStart", "TemperedStart", "overdispersed_base"]
 
 SLACK = 10.0  #: nats
 OUTER_SHARE = 0.1  #: of the mass of a Student-t distribution that is called its outside
+#: of the mass of a Gaussian: its tails are so thin that particles of a target which is not wider
+#: are never there
+GAUSSIAN_OUTER_SHARE = 1e-6
+COVERED = 3.0  #: standard deviations of a Gaussian base up to which points are covered
 
 
 class TemperedStart:
@@ -36,13 +40,26 @@ class TemperedStart:
         log_b = torch.where(self.angles, -log(2 * pi), normal).sum(-1)
         return log_b, torch.where(self.angles, 0.0, -u / self.scale)
 
+    def outside(self, x: Tensor) -> Tensor:
+        """Mask of points that are farther out than nearly all draws, ``(N, d) → (N,)``.
+
+        The bound of the squared distance is the quantile of the chi-squared distribution at 1 -
+        :data:`GAUSSIAN_OUTER_SHARE`.
+        """
+        real = int((~self.angles).sum())
+        if not real:
+            return torch.zeros_like(x[:, 0], dtype=torch.bool)
+        u = torch.where(self.angles, 0.0, (x - self.loc) / self.scale)
+        return u.square().sum(-1) > float(chdtri(real, GAUSSIAN_OUTER_SHARE))
+
 
 def overdispersed_base(target: Target, num: int) -> TemperedStart:
     """A Gaussian twice as wide as the better half of many points, moved uphill to their modes.
 
     They start on scales up to eight times those of :meth:`~pyro_flowsamp.Target.initial_points`,
     and any whose log density ends within :data:`SLACK` of that half's is kept too: without, a mode
-    that is far out, or a little lower than another, may have no part in the base.
+    that is far out, or a little lower than another, may have no part in the base. It is made wider
+    where such a point would be more than :data:`COVERED` standard deviations out.
     """
     contexts = 1 if target.contexts is None else len(target.contexts)
     x = target.initial_points(num)
@@ -52,7 +69,9 @@ def overdispersed_base(target: Target, num: int) -> TemperedStart:
         log_p = target.log_prob(x).view(-1, contexts)  # at several contexts, of each
     middle = log_p.sort(0, descending=True).values[len(log_p) // 2 - 1]
     x = x[(log_p >= middle - SLACK).flatten()]
-    return TemperedStart(x.mean(0), 2 * x.std(0) + 1.0, target.angles)
+    loc, scale = x.mean(0), 2 * x.std(0) + 1.0
+    farthest = (x - loc).abs().amax(0) / COVERED
+    return TemperedStart(loc, torch.maximum(scale, farthest), target.angles)
 
 
 class StudentStart:

@@ -12,6 +12,7 @@ https://doi.org/10.1111/j.1467-9868.2006.00553.x). The product of the mean weigh
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from functools import partial
 from itertools import chain
@@ -21,18 +22,18 @@ import torch
 from torch import Tensor
 
 from ..target.density import Target
-from ..transitions.scaling import log_factors, scale_step
+from ..transitions.scaling import scale_proposals, scale_step
 from ..transitions.step_size import optimal_step_size
 from ..validation import check_count, check_number, shown
 from . import driver, particles, paths
 from .coordinates import WhitenedTarget
+from .coverage import Start, coverage_problem
 from .driver import SMCStep
 from .particles import Particles
-from .starts import PriorStart, StudentStart, TemperedStart, overdispersed_base
+from .starts import overdispersed_base
 
 __all__ = ["tempered_smc"]
 
-Start = TemperedStart | StudentStart | PriorStart
 NUM_STARTS = 512  #: points that are moved uphill to their modes; the base covers them
 SHORTEST_STAGE = (
     1e-12  #: a prior may be a million times wider than the posterior, in each direction
@@ -50,6 +51,7 @@ def tempered_smc(
     scale_moves: int = 0,
     base: Start | None = None,
     islands: int = 1,
+    check_coverage: bool = True,
 ) -> Particles:
     """Anneals particles from an over-dispersed Gaussian to a target.
 
@@ -62,13 +64,19 @@ def tempered_smc(
         mcmc_steps: MALA steps at each inverse temperature; each also tunes the step size.
         target_ess: ESS fraction of the weights that fixes the next inverse temperature.
         target_accept_prob: Acceptance that the step size is tuned to.
-        scale_moves: Moves at each inverse temperature that scale particles about the base's centre
+        scale_moves: Moves at each inverse temperature that scale particles about the base's
+            centre, or the origin of a whitened target
             (:mod:`pyro_flowsamp.transitions.scaling`): with them, particles find back from far out
             to a target with heavy tails, or of many scales.
         base: Distribution at which the path starts; by default a Gaussian that covers many points
             moved uphill to their modes.
         islands: Islands that the particles are shared out to, at one context. They never exchange
-            particles, so that the spread of their evidences is an honest error.
+            particles, so that the spread of their evidences is an honest error. They have the
+            inverse temperatures in common.
+        check_coverage: Whether to look for mass outside of the base, and to warn of it: particles
+            that end outside, and points that quasi-Newton paths from many scales have found there.
+            The paths take about 64 times 50 evaluations, and 2048 more for their weights. Targets
+            at several contexts have no paths.
 
     Returns:
         Equally weighted particles of the target, with an estimate of its log evidence for each
@@ -106,6 +114,8 @@ def tempered_smc(
     first = tempering.initial(num_particles)
     steps = driver.run_smc(first, tempering.next_step, torch.inf)
     result = deque(chain([first], steps), maxlen=1).pop()
+    if check_coverage and (problem := coverage_problem(target, base, result.x)):
+        warnings.warn(problem, stacklevel=2)
     state = result.state._replace(x=target.wrap(result.x))
     return result._replace(state=state, betas=torch.stack(tempering.betas))
 
@@ -130,6 +140,10 @@ class _Tempering:
         self.mcmc_steps, self.target_ess = mcmc_steps, target_ess
         self.target_accept_prob, self.scale_moves = target_accept_prob, scale_moves
         self.real = ~base.angles.to(base.loc.device)
+        self.centre = base.loc
+        if isinstance(target, WhitenedTarget):  # that of the best Gaussian of paths
+            self.centre = torch.zeros_like(base.loc)
+        self.common = target.contexts is None
         self.num_real = int(self.real.sum())
         like = base.loc.new_ones(islands)
         self.betas = [torch.zeros_like(like, dtype=torch.double)]
@@ -151,13 +165,23 @@ class _Tempering:
             return None
         log_ratio = self._by_island(current.state.log_ratio)
         shortest = SHORTEST_STAGE + SLOWEST_GROWTH * float(self.betas[-1].min())
-        later = paths.next_betas(log_ratio, self.betas[-1], self.target_ess, shortest)
-        self.betas.append(later)
+        self.betas.append(self._later(log_ratio, shortest))
         beta = self.betas[-1].repeat_interleave(log_ratio.shape[1])
         return SMCStep(partial(_reweighted, beta=beta), partial(self._moved, beta=beta))
 
+    def _later(self, log_ratio: Tensor, shortest: float) -> Tensor:
+        """The next inverse temperatures; islands of one target have theirs in common.
+
+        Chosen by the few particles of one island, they make its evidence too small: particles that
+        have no weight yet where the mass is allow longer stages. Islands exchange nothing else.
+        """
+        if not self.common:
+            return paths.next_betas(log_ratio, self.betas[-1], self.target_ess, shortest)
+        here = self.betas[-1][:1]
+        later = paths.next_betas(log_ratio.reshape(1, -1), here, self.target_ess, shortest)
+        return later.expand(self.islands)
+
     def _moved(self, current: Particles, beta: Tensor) -> Particles:
-        current = self._scaled(current, beta)
         split = self._by_island(current.state.grad), self._by_island(current.x)
         scale = torch.stack([paths.local_scale(*island) for island in zip(*split)])
         scale = scale.repeat_interleave(split[0].shape[1], 0)
@@ -168,7 +192,7 @@ class _Tempering:
         current, self.step_size = driver.move_and_tune(
             current, stage, count, self.target_accept_prob
         )
-        return current
+        return self._scaled(current, beta)
 
     def _scaled(self, current: Particles, beta: Tensor) -> Particles:
         """Particles after moves that scale them, if there are such moves."""
@@ -178,9 +202,10 @@ class _Tempering:
         density = paths.density(self.target, self.base, beta, ones)
         state = paths.at_beta(current.state, beta, ones)
         for _ in range(self.scale_moves):
-            log_factor = log_factors(len(state.x), self.num_real, state.x)
+            distance = ((state.x - self.centre) * self.real).norm(dim=-1)
+            proposals = scale_proposals(distance, self.num_real, self.islands)
             log_u = torch.rand_like(state.log_pi).log()
-            state, _ = scale_step(state, density, self.base.loc, self.real, log_factor, log_u)
+            state, _ = scale_step(state, density, self.centre, self.real, proposals, log_u)
         return current._replace(state=state)
 
 

@@ -235,7 +235,7 @@ EVIDENCES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVIDENCES)
 def test_evidences_are_honest(name):
-    scores = evidence_scores(*EVIDENCES[name](), seeds=12)
+    scores = evidence_scores(*EVIDENCES[name](), seeds=20)
     assert p_value(scores) > 1e-3
     assert p_value(scores + 2) < 1e-3 and p_value(8 * scores) < 1e-3  # and this would be seen
 
@@ -247,13 +247,25 @@ def test_evidences_of_heavy_tails_are_honest():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="in heavy tails evidences that agree can be too small by two nats")
-def test_heavy_tails_in_ten_dimensions_are_right_or_flagged():
-    for seed in range(5):
+def test_heavy_tails_in_ten_dimensions_are_right():
+    """Particles find back from a base that is ten times too wide, in all directions."""
+    differences, scores = [], []
+    for seed in range(8):
         pyro.set_rng_seed(seed)
-        found = ModeSearch(student(2, 10)).run()
-        error = (found.agreement.log_evidence - log_z_student(2, 10)).abs().max()
-        assert not found.settled or float(error) < 1
+        value, error = ModeSearch(student(2, 10)).run().agreement.best_evidence
+        differences.append(abs(float(value) - log_z_student(2, 10)))
+        scores.append((float(value) - log_z_student(2, 10)) / float(error))
+    assert max(differences) < 1 and sum(differences) / 8 < 0.3
+    assert sum(z * z for z in scores) / 8 < 4
+
+
+def test_the_evidence_of_both_searches():
+    """Its error counts the islands of each search, and the difference of the two."""
+    log_z, error = torch.tensor([1.0, 3.0]).double().log(), torch.tensor([0.1, 0.2]).double()
+    found = Agreement(torch.ones(2, 1), torch.zeros(1), 0.0, log_z, error).best_evidence
+    assert float(found.value.exp()) == pytest.approx(2.0)
+    absolute = (0.25 * ((1 * 0.1) ** 2 + (3 * 0.2) ** 2) + 0.25 * 2.0**2) ** 0.5
+    assert float(found.standard_error) == pytest.approx(absolute / 2.0)
 
 
 def test_the_second_search_starts_from_the_prior(monkeypatch):

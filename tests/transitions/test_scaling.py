@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import pytest
 import torch
 from support.mutations import must_fail, mutation
 from torch import Tensor
@@ -26,9 +27,10 @@ def normal(x):
 def moved(x, density=normal, steps=5, real=REAL):
     state = density(x)
     for _ in range(steps):
-        s = scaling.log_factors(len(x), int(real.sum()), x)
+        distance = ((state.x - CENTRE) * real).norm(dim=-1)
+        proposals = scaling.scale_proposals(distance, int(real.sum()), islands=2)
         log_u = torch.rand(len(x)).log()
-        state, info = scaling.scale_step(state, density, CENTRE[: x.shape[1]], real, s, log_u)
+        state, info = scaling.scale_step(state, density, CENTRE, real, proposals, log_u)
     return state.x, info
 
 
@@ -44,22 +46,34 @@ def test_draws_stay_draws():
     assert largest_score() < 3.5
 
 
-@mutation(scaling, "log_factors")
-def shrinking(log_factors, *args):
-    return log_factors(*args) - 0.1
-
-
-def test_an_asymmetric_factor_is_seen():
-    must_fail(shrinking, score=largest_score, above=5)
+@mutation(scaling, "scale_proposals")
+def shrinking(scale_proposals, *args, **options):
+    proposals = scale_proposals(*args, **options)
+    return proposals._replace(log_factor=proposals.log_factor - 0.1)
 
 
 @mutation(scaling, "scale_step")
-def half_of_the_jacobian(scale_step, state, density, centre, real, log_factor, log_u):
-    return scale_step(state, density, centre, real, log_factor, log_u + 1.5 * log_factor)
+def half_of_the_jacobian(scale_step, state, density, centre, real, proposals, log_u):
+    return scale_step(state, density, centre, real, proposals, log_u + 1.5 * proposals.log_factor)
 
 
-def test_a_wrong_jacobian_is_seen():
-    must_fail(half_of_the_jacobian, score=largest_score, above=5)
+@mutation(scaling, "scale_proposals")
+def not_corrected(scale_proposals, *args, **options):
+    proposals = scale_proposals(*args, **options)
+    return proposals._replace(log_correction=torch.zeros_like(proposals.log_correction))
+
+
+@mutation(scaling, "scale_proposals")
+def corrected_the_wrong_way(scale_proposals, *args, **options):
+    proposals = scale_proposals(*args, **options)
+    return proposals._replace(log_correction=-proposals.log_correction)
+
+
+@pytest.mark.parametrize(
+    "mistake", [shrinking, half_of_the_jacobian, not_corrected, corrected_the_wrong_way]
+)
+def test_a_wrong_ratio_is_seen(mistake):
+    must_fail(mistake, score=largest_score, above=5)
 
 
 def test_angles_stay_where_they_are():
