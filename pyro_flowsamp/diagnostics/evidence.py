@@ -64,8 +64,10 @@ def log_evidence(
     - Of log weights ``(N, ...)``: :math:`\log \frac1N \sum_i w_i` of each column.
     - Of a trained guide: importance sampling with smoothed weights of fresh draws.
     - Of a run: bridge sampling between its draws and fresh draws of its flow.
-    - Of an ArviZ object: bridge sampling where a guide and a target are given, and else the
-      estimate that ``sample()`` has stored.
+    - Of an ArviZ object, or a run of Pyro's own kernels: bridge sampling where a guide and a target
+      are given. Where a target is given alone, bridge sampling between the draws and a mixture
+      that is fitted to half of them (:mod:`pyro_flowsamp.diagnostics.fitted_evidence`).
+    - Of an ArviZ object alone: the estimate that ``sample()`` has stored.
 
     The evidence is that of the model, so that two models of the same data can be compared by it
     (``az.compare`` compares them by their predictions instead). It depends on the prior, also where
@@ -124,6 +126,11 @@ def log_evidence(
     if args or kwargs:
         raise ValueError("a run has stored its model's arguments: give them for a guide only")
     draws = read_draws(source, guide, target)
+    if target is not None and draws.proposal is None and draws.x is not None:
+        from .fitted_evidence import fitted_evidence  # it needs bridge_evidence of this module
+
+        assert draws.target is not None
+        return fitted_evidence(draws.x, draws.target, options)
     found = estimates_of_draws(draws, options)
     for name in ("bridge", "importance", "particles"):
         if name in found:
@@ -242,7 +249,8 @@ def bridge_evidence(
         log_r = new
         if done:
             break
-    f, g = (log_term.exp() for log_term in _bridge_terms(states, fresh, s1, s2, log_r))
+    log_f, log_g = _bridge_terms(states, fresh, s1, s2, log_r)
+    f, g = log_f.exp(), (log_g + log_r).exp()  # g times r: its square overflows without
     size = float(effective_sample_sizes(g[None])[0])
     relative = f.var() / (len(f) * f.mean().square()) + g.var() / (size * g.mean().square())
     return Estimate(log_r, relative.sqrt())
@@ -251,6 +259,6 @@ def bridge_evidence(
 def _bridge_terms(
     states: Tensor, fresh: Tensor, s1: float, s2: float, log_r: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Logs of the summands f of draws of the flow, and g times r of states."""
+    """Logs of the summands f of draws of the flow, and g of states."""
     f = fresh - torch.logaddexp(s1 + fresh, s2 + log_r)
     return f, -torch.logaddexp(s1 + states, s2 + log_r)

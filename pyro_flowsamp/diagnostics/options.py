@@ -18,6 +18,11 @@ class EvidenceOptions:
         num_draws: Fresh draws of the flow.
         max_steps: Iterations of bridge sampling at most; it needs about ten.
         tolerance: Change of the log evidence, in nats, at which they end.
+        max_components: The greatest number of components of a mixture that is fitted to draws.
+        max_states: Draws at most that a mixture is fitted to, and as many others between which and
+            it is bridged.
+        draws_per_dimension: The least number of draws for each dimension that a mixture is fitted
+            to.
 
     Raises:
         ValueError: An option is out of range.
@@ -31,15 +36,23 @@ class EvidenceOptions:
     num_draws: int = 4096
     max_steps: int = 1000
     tolerance: float = 1e-8
+    max_components: int = 16
+    max_states: int = 10_000
+    draws_per_dimension: float = 4.0
 
     def __post_init__(self) -> None:
-        for name in ("num_draws", "max_steps"):
+        for name in ("num_draws", "max_steps", "max_components", "max_states"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"EvidenceOptions.{name} must be at least 1, got {getattr(self, name)}"
                 )
         if not self.tolerance > 0:
             raise ValueError(f"EvidenceOptions.tolerance must be positive, got {self.tolerance}")
+        if not self.draws_per_dimension >= 1:
+            raise ValueError(
+                f"EvidenceOptions.draws_per_dimension must be at least 1, got "
+                f"{self.draws_per_dimension}"
+            )
 
 
 def _short_search() -> SearchOptions:

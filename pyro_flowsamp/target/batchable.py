@@ -1,7 +1,8 @@
 r"""Densities that vmap can batch, in place of those of Pyro that write or branch on values.
 
 A density under vmap may not index by a mask that depends on a latent site, nor write into a tensor.
-The distributions here have the same densities without either.
+The distributions here have the same densities without either. A multivariate normal is among them
+because vmap solves a triangular system for each point alone, and copies its matrix for each.
 """
 
 from __future__ import annotations
@@ -68,6 +69,68 @@ class _NanMaskedMultivariateNormal(Rewritten):
         return normal.log_prob(value) + 0.5 * log(2 * pi) * (~shown).sum(-1)
 
 
+class _Whitening(torch.autograd.Function):
+    r"""Solves :math:`L z = b` for many b and one triangular L, by one call also under vmap.
+
+    With the gradient g of z, that of b is :math:`h = L^{-\top} g`, and that of L the lower triangle
+    of :math:`-h z^\top`. Tangents are :math:`\dot z = L^{-1} (\dot b - \dot L z)`.
+    """
+
+    @staticmethod
+    def forward(L: Tensor, b: Tensor) -> Tensor:
+        columns = b.reshape(-1, b.shape[-1]).mT
+        return torch.linalg.solve_triangular(L, columns, upper=False).mT.reshape(b.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_forward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+        L, z = ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        solved = torch.linalg.solve_triangular(L.mT, rows.mT, upper=True).mT
+        of_factor = None
+        if ctx.needs_input_grad[0]:
+            of_factor = -(solved.mT @ z.reshape(-1, z.shape[-1])).tril()
+        return of_factor, solved.reshape(gradient.shape)
+
+    @staticmethod
+    def jvp(ctx: Any, of_factor: Tensor | None, of_b: Tensor | None) -> Tensor:
+        L, z = ctx.saved_tensors
+        change = torch.zeros_like(z) if of_b is None else of_b
+        if of_factor is not None:
+            change = change - z @ of_factor.tril().mT
+        return _Whitening.apply(L, change)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, L: Tensor, b: Tensor) -> tuple[Tensor, int]:
+        if in_dims[1] is None:
+            b = b.expand(info.batch_size, *b.shape)
+        else:
+            b = b.movedim(in_dims[1], 0)
+        if in_dims[0] is None:
+            return _Whitening.apply(L, b), 0
+        L = L.movedim(in_dims[0], 0).reshape(-1, *[1] * (b.dim() - 2), *L.shape[-2:])
+        return torch.linalg.solve_triangular(L, b[..., None], upper=False)[..., 0], 0
+
+
+class _OneFactorNormal(Rewritten):
+    r"""A multivariate normal with one covariance :math:`L L^\top` for all of its batch.
+
+    Its log density is :math:`-\frac12 \|z\|^2 - \sum_i \log L_{ii} - \frac d2 \log 2\pi` with
+    :math:`L z = x - \mu`.
+    """
+
+    def log_prob(self, value: Any) -> Tensor:
+        base = self.base_dist
+        L = base._unbroadcasted_scale_tril
+        z = _Whitening.apply(L, value - base.loc)
+        constant = L.diagonal().log().sum() + 0.5 * len(L) * log(2 * pi)
+        return -0.5 * z.square().sum(-1) - constant
+
+
 _REWRITTEN = {
     dist.Multinomial: _Counts,
     dist.NanMaskedNormal: _NanMaskedNormal,
@@ -83,6 +146,8 @@ def batchable(fn: Any) -> Any:
         >>> round(float(fn.log_prob(torch.tensor([0.0, torch.nan]))), 4)
         -0.9189
     """
+    if type(fn) is dist.MultivariateNormal and fn._unbroadcasted_scale_tril.dim() == 2:
+        return _OneFactorNormal(fn)
     if type(fn) in _REWRITTEN:
         return _REWRITTEN[type(fn)](fn)
     if isinstance(fn, Independent) and (base := batchable(fn.base_dist)) is not fn.base_dist:

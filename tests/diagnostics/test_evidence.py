@@ -67,6 +67,16 @@ def test_bridge_sampling(scale):
     assert badness(bridge_scores(scale)) < 4
 
 
+@pytest.mark.parametrize("shift", [-600.0, 600.0])
+def test_the_error_does_not_depend_on_the_size_of_the_evidence(shift):
+    torch.manual_seed(0)
+    states, fresh = gaussian_weights(1.5, 400)
+    value, error = bridge_evidence(states, fresh)
+    far, same = bridge_evidence(states + shift, fresh + shift)
+    assert float(far) == pytest.approx(float(value) + shift)
+    assert float(same) == pytest.approx(float(error))
+
+
 def test_bridge_sampling_of_chains():
     assert badness(bridge_scores(draws=chain_weights)) < 4
 

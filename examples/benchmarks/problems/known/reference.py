@@ -6,9 +6,10 @@ the true mean, or about a number near it.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import lgamma, log, pi
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,37 @@ def laplace(
     return x, torch.linalg.cholesky(vectors @ torch.diag(1 / values) @ vectors.T)
 
 
+def student_pairs(
+    log_density: Callable[[Tensor], Tensor], start: Tensor, options: ImportanceOptions
+) -> Iterator[tuple[Tensor, Tensor]]:
+    r"""Antithetic draws :math:`m \pm L z s` of a Student-t at the mode, block by block.
+
+    Arguments:
+        log_density: Unnormalised, maps unconstrained ``(N, d)`` to ``(N,)``, in float64.
+        start: The first point of the search for the mode, ``(d,)``.
+        options: Settings.
+
+    Yields:
+        Draws ``(2 n, d)``, the two of a pair in a row, and their normalised log densities
+        ``(2 n,)``.
+    """
+    mode, factor = laplace(log_density, start, options.newton_steps)
+    factor = options.scale * factor
+    generator = torch.Generator().manual_seed(options.seed)
+    nu, d = options.degrees, len(mode)
+    constant = lgamma((nu + d) / 2) - lgamma(nu / 2) - 0.5 * d * log(nu * pi)
+    constant -= float(factor.diagonal().log().sum())
+    for first in range(0, options.pairs, options.block):
+        count = min(options.block, options.pairs - first)
+        z = torch.randn(count, d, generator=generator, dtype=torch.float64)
+        normals = torch.randn(count, nu, generator=generator, dtype=torch.float64)
+        z = z * (nu / normals.square().sum(1, keepdim=True)).sqrt()
+        log_q = constant - 0.5 * (nu + d) * (z.square().sum(1) / nu).log1p()
+        move = z @ factor.T
+        x = torch.stack([mode + move, mode - move], 1).flatten(0, 1)
+        yield x, log_q.repeat_interleave(2)
+
+
 def importance(
     log_density: Callable[[Tensor], Tensor],
     start: Tensor,
@@ -218,20 +250,9 @@ def importance(
     Returns:
         Means with their standard errors, and the effective sample size of the weights.
     """
-    mode, factor = laplace(log_density, start, options.newton_steps)
-    factor = options.scale * factor
-    generator = torch.Generator().manual_seed(options.seed)
-    nu, d = options.degrees, len(mode)
     log_weights, values = [], []
-    for first in range(0, options.pairs, options.block):
-        count = min(options.block, options.pairs - first)
-        z = torch.randn(count, d, generator=generator, dtype=torch.float64)
-        normals = torch.randn(count, nu, generator=generator, dtype=torch.float64)
-        z = z * (nu / normals.square().sum(1, keepdim=True)).sqrt()
-        log_q = -0.5 * (nu + d) * (z.square().sum(1) / nu).log1p()
-        move = z @ factor.T
-        x = torch.stack([mode + move, mode - move], 1).flatten(0, 1)
-        log_weights.append(log_density(x) - log_q.repeat_interleave(2))
+    for x, log_q in student_pairs(log_density, start, options):
+        log_weights.append(log_density(x) - log_q)
         draws = unpack(x)
         values.append(np.stack([np.ravel(f(draws)) for f in functions.values()]))
     log_w = torch.cat(log_weights).numpy()
