@@ -34,7 +34,7 @@ from .plots import PlotOptions, plot_modes, plot_path, plot_training
 from .reporting import ReportOptions, report
 from .sampling import sample
 from .smc import tempered_smc
-from .target import Target
+from .target import Target, TracingOptions
 from .train import History
 from .vectorized import VectorizedMCMC
 from .weights import ess_fraction, pareto_k
@@ -76,6 +76,7 @@ __all__ = [
     "ReverseKL",
     "SearchOptions",
     "Target",
+    "TracingOptions",
     "VectorizedMCMC",
     "WeightedSum",
     "diagnose",

@@ -42,6 +42,7 @@ from .search import SamplerSearch, precise_enough
 from .seeding import seeded
 from .target.arguments import check_shared_names
 from .target.density import as_target
+from .target.options import CompileMode, check_compile
 from .target.site import Values
 from .validation import check_count, check_flag, check_number, check_seed, public_call, shown
 from .verdict import advice, evidence_of_all, problems_of_draws, problems_of_search
@@ -69,6 +70,7 @@ def sample(
     initial_params: Values | None = None,
     start: Any = None,
     max_seconds: float | None = None,
+    compile: CompileMode = "auto",
     groups: Sequence[str] = (),
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence] | None = None,
@@ -115,6 +117,9 @@ def sample(
             search for modes begins at draws of it too.
         max_seconds: Time after which the number of draws is not doubled any more; the only use of
             the clock.
+        compile: Whether the density is traced and compiled, see :attr:`Target.compile_mode
+            <pyro_flowsamp.Target>`. "auto" is what a target has that is given as the model. The
+            result is the same but for rounding errors, which change single draws.
         groups: Further groups of the result, such as "posterior_predictive" and "prior", see
             :func:`~pyro_flowsamp.to_arviz`.
         dims, coords: Names of the dimensions of a site, and labels along them, see
@@ -184,7 +189,7 @@ def sample(
     options |= {"seed": seed, "progress": progress, "log_likelihood": log_likelihood}
     options |= {"search": search, "candidates": candidates, "exclude": exclude, "start": start}
     options |= {"initial_params": initial_params, "max_seconds": max_seconds, "groups": groups}
-    options |= {"dims": dims, "coords": coords}
+    options |= {"dims": dims, "coords": coords, "compile": compile}
     check_shared_names(sample, model, args, options)
     _check_options(seed, progress, log_likelihood, search, candidates, exclude)
     if candidates or exclude:
@@ -194,7 +199,11 @@ def sample(
             exclude=tuple(exclude) or search.exclude,
         )
     goal = _goal(ess, num_samples, num_chains, search)._replace(deadline=_deadline(max_seconds))
+    check_compile(compile)
     target = as_target(model, *args, **kwargs)
+    if target is not model or compile != "auto":
+        target.compile_mode = compile
+    target.restart_counts()
     if target.contexts is not None:
         raise ValueError(
             "sample() draws at one context, and the target is at several: give a target at one, or "

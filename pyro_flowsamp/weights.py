@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.ops.stats import fit_generalized_pareto
-from scipy.special import stdtrit
 from torch import Tensor
 
 from .validation import as_tensor
@@ -87,6 +86,8 @@ def student_t_quantile(probability: float, degrees: float) -> float:
         raise ValueError(f"Student's t needs positive degrees of freedom, got {degrees}")
     if isinf(degrees):
         return NormalDist().inv_cdf(probability)
+    from scipy.special import stdtrit  # takes long to import
+
     return float(stdtrit(degrees, probability))
 
 

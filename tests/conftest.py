@@ -1,8 +1,12 @@
 """Every test starts from the same state and leaves none behind."""
 
+import os
+
 import pyro
 import pytest
 import torch
+
+os.environ["PYRO_FLOWSAMP_COMPILE"] = "0"  # no test needs a compiler, nor its seconds
 
 
 @pytest.fixture(autouse=True)

@@ -46,7 +46,7 @@ from .checks import (
     load_or_reset,
     load_or_restore,
 )
-from .source import ModelSource
+from .source import CompiledGuide, ModelSource
 
 __all__ = ["FlowGuide", "GuideOptions"]
 
@@ -80,7 +80,7 @@ def _hide(msg: dict) -> bool:
     return prototype_hide_fn(msg) or is_discrete(msg["fn"])
 
 
-class FlowGuide(AutoContinuous):
+class FlowGuide(CompiledGuide, AutoContinuous):
     r"""A guide whose posterior is a flow on unconstrained space.
 
     Arguments:
@@ -175,6 +175,7 @@ class FlowGuide(AutoContinuous):
             start = time.perf_counter()
             call = self.context_arguments.for_training(self._source.required, args, kwargs)
             target = self._source.target(call.args, call.kwargs, self.context_names)
+            target.restart_counts()
             rows = None if call.rows is None else call.rows.to(target.device, target.dtype)
             self._build(target, rows, call.args, call.kwargs)
             already = target.evaluations

@@ -12,8 +12,9 @@ from ..target.construction import sites_alone
 from ..target.context import same_objects
 from ..target.density import Target, as_target
 from ..target.inspection import RandomDensityError
+from ..target.options import CompileMode, check_compile
 
-__all__ = ["ModelSource", "Unregistered"]
+__all__ = ["CompiledGuide", "ModelSource", "Unregistered"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class ModelSource:
     Arguments:
         model: A Pyro model or a target.
 
+    Attributes:
+        compile_mode: The mode of compilation of targets; None for that which they have.
+
     Example:
         >>> model = Target.from_energy(lambda x: x.square().sum(-1), 2)
         >>> source = ModelSource(model)
@@ -45,6 +49,7 @@ class ModelSource:
 
     def __init__(self, model: Callable | None) -> None:
         self.model = model
+        self.compile_mode: CompileMode | None = None
         self._last: tuple[tuple, Target] | None = None
         self._part: Target | None = None
 
@@ -72,11 +77,16 @@ class ModelSource:
         model, names = self.required, sorted(kwargs)
         key = (model, torch.get_default_dtype(), *args, *names, *(kwargs[k] for k in names))
         if self._last is not None and same_objects(key, self._last[0]):
-            return self._last[1]
-        target = as_target(model, *args, **kwargs)
+            return self._in_mode(self._last[1])
+        target = self._in_mode(as_target(model, *args, **kwargs))
         if context:
             target = target.conditional_on(*context)
         self._last = key, target
+        return target
+
+    def _in_mode(self, target: Target) -> Target:
+        if self.compile_mode is not None:
+            target.compile_mode = self.compile_mode
         return target
 
     def sites(self, args: tuple, kwargs: dict, context: Sequence[str]) -> Target:
@@ -94,9 +104,33 @@ class ModelSource:
             return self._part
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": None, "_last": None, "_part": None}
+        return {**self.__dict__, "model": None, "_last": None, "_part": None}
 
     def __deepcopy__(self, memo: dict) -> ModelSource:
         made = ModelSource(self.model)
-        made._last, made._part = self._last, self._part
+        made._last, made._part, made.compile_mode = self._last, self._part, self.compile_mode
         return made
+
+
+class CompiledGuide:
+    """The base of guides that say how their targets are evaluated."""
+
+    _source: ModelSource
+
+    @property
+    def compile_mode(self) -> CompileMode:
+        """Whether targets are traced and compiled, see :attr:`Target.compile_mode`; may be set.
+
+        "auto", or what a target has with which the guide was made, unless it is set.
+
+        Raises:
+            ValueError: It is set to anything but "auto", True and False.
+        """
+        if self._source.compile_mode is not None:
+            return self._source.compile_mode
+        model = self._source.model
+        return model.compile_mode if isinstance(model, Target) else "auto"
+
+    @compile_mode.setter
+    def compile_mode(self, mode: CompileMode) -> None:
+        self._source.compile_mode = check_compile(mode)

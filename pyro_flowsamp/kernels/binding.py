@@ -14,10 +14,11 @@ from ..flows.proposal import Proposal
 from ..target.arguments import check_model
 from ..target.context import same_objects
 from ..target.density import Target, as_target
+from ..target.options import CompileMode, check_compile
 from ..target.site import Values
 from ..validation import shown
 
-__all__ = ["Guide", "ModelBinding"]
+__all__ = ["CompiledKernel", "Guide", "ModelBinding"]
 
 
 class Guide(Protocol):
@@ -53,6 +54,7 @@ class ModelBinding:
         guide: The guide; None before :meth:`bind` where none was given.
         target: The target of the bound arguments; None before :meth:`bind`.
         proposal: The frozen flow; None before :meth:`prepare`.
+        compile_mode: The mode of compilation of targets; None for that which they have.
         starts: Points ``(N, d)`` at which chains will start, near which a training looks for the
             density too; or None.
 
@@ -76,6 +78,7 @@ class ModelBinding:
         self.source = guide.model_source if model is None and guide is not None else model
         self.potential_fn, self.guide = potential_fn, guide
         self._default_guide = guide is None
+        self.compile_mode: CompileMode | None = None
         self._layout: Any = None
         self._release()
 
@@ -114,6 +117,7 @@ class ModelBinding:
         if self.potential_fn is not None and initial_params is not None:
             layout = {k: (v.shape, v.dtype, v.device) for k, v in initial_params.items()}
         if self._key is not None and same_objects(self._key, key) and layout == self._layout:
+            self._begin_counts()
             return
         source = self.source
         if self.potential_fn is not None:
@@ -131,7 +135,14 @@ class ModelBinding:
         if source is not None and not self._default_guide:
             _check_same_model(self.guide, source, args, kwargs)
         self.target, self.proposal = self.guide.target_for(*args, **kwargs), None
+        self._begin_counts()
         self._key, self._args, self._kwargs, self._layout = key, args, kwargs, layout
+
+    def _begin_counts(self) -> None:
+        assert self.target is not None
+        if self.compile_mode is not None:
+            self.target.compile_mode = self.compile_mode
+        self.target.restart_counts()
 
     def prepare(self, warmup_steps: int, progress: bool = True) -> None:
         """Trains the guide unless it is trained, and freezes a copy of its flow.
@@ -177,6 +188,28 @@ class ModelBinding:
         state = self.__dict__.copy()
         state.update(target=None, proposal=None, starts=None, _key=None, _args=(), _kwargs={})
         return state
+
+
+class CompiledKernel:
+    """The base of kernels that say how their target is evaluated."""
+
+    binding: ModelBinding
+
+    @property
+    def compile_mode(self) -> CompileMode:
+        """Whether the target is traced and compiled, see :attr:`Target.compile_mode`; may be set.
+
+        It is that of the guide or target unless it is set; a run takes it where it begins.
+
+        Raises:
+            ValueError: It is set to anything but "auto", True and False.
+        """
+        own, guide = self.binding.compile_mode, self.binding.guide
+        return getattr(guide or self.binding.source, "compile_mode", "auto") if own is None else own
+
+    @compile_mode.setter
+    def compile_mode(self, mode: CompileMode) -> None:
+        self.binding.compile_mode = check_compile(mode)
 
 
 def _check_callables(model: Any, potential_fn: Any, guide: Any) -> None:

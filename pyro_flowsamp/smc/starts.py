@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import lgamma, log, pi
 
 import torch
-from scipy.special import chdtri, fdtri
 from torch import Tensor
 from torch.distributions import Gamma
 
@@ -50,6 +49,8 @@ class TemperedStart:
         if not real:
             return torch.zeros_like(x[:, 0], dtype=torch.bool)
         u = torch.where(self.angles, 0.0, (x - self.loc) / self.scale)
+        from scipy.special import chdtri  # takes long to import
+
         return u.square().sum(-1) > float(chdtri(real, GAUSSIAN_OUTER_SHARE))
 
 
@@ -149,6 +150,8 @@ class StudentStart:
         """
         if not self._count:
             return torch.zeros_like(x[:, 0], dtype=torch.bool)
+        from scipy.special import fdtri  # takes long to import
+
         bound = self._count * float(fdtri(self._count, self.df, 1 - OUTER_SHARE))
         return self.standardised(x).square().sum(-1) > bound
 

@@ -19,7 +19,7 @@ from ..validation import public_call
 from .batching import Density
 from .construction import energy_density, model_density, potential_density
 from .context import ContextValues, every
-from .evaluation import ChunkedDensity, EvaluationCounter, finite_or_zero
+from .evaluation import ChunkedDensity, EvaluationCounter, TracedEvaluation, finite_or_zero
 from .model import ModelDensity
 from .points import complete_groups, overdispersed_points, prior_points
 from .site import SiteLayout, Values
@@ -29,7 +29,7 @@ __all__ = ["INITIAL_SCALES", "Target", "as_target"]
 INITIAL_SCALES = 2.0, 2.0, 1.0, 0.1, 10.0, 1e-3  #: half widths of the boxes of initial points
 
 
-class Target:
+class Target(TracedEvaluation):
     r"""A batched unnormalised log density :math:`\log \tilde p(x)` on :math:`\mathbb R^d`.
 
     Arguments:
@@ -166,7 +166,9 @@ class Target:
         if self.model is None:
             raise ValueError("only a target made from a Pyro model has named arguments")
         own = self.model
-        return type(self)(*model_density(own.model, own.args, own.kwargs, names))
+        target = type(self)(*model_density(own.model, own.args, own.kwargs, names))
+        target.compile_mode, target.tracing = self.compile_mode, self.tracing
+        return target
 
     def at_contexts(self, contexts: Tensor) -> Target:
         """A copy of a conditional target at K contexts: row i of a batch is at context i mod K.
@@ -199,16 +201,6 @@ class Target:
         return self._context.names
 
     @property
-    def evaluations(self) -> int:
-        """The number of densities that have been evaluated so far."""
-        return self.counter.evaluations
-
-    @property
-    def nonfinite(self) -> Tensor:
-        """The number of densities that were NaN or infinite, as a 0-d tensor on ``device``."""
-        return self.counter.nonfinite
-
-    @property
     def enumerated(self) -> bool:
         """Whether discrete sites of the model are summed out."""
         return self.model is not None and self.model.enumerated
@@ -235,13 +227,15 @@ class Target:
         x = self.layout.points(x, batch=True)
         if not len(x):
             return x.sum(-1)
-        self.counter.evaluations += len(x)
         context = self._contexts_at(len(x), context)
         if x.requires_grad:
             x = x.view_as(x)
             x.register_hook(finite_or_zero)
-        log_p = self.density(x, context)
+        return self._counted(self.density(x, context))
+
+    def _counted(self, log_p: Tensor) -> Tensor:
         bad = ~torch.isfinite(log_p)
+        self.counter.evaluations += len(log_p)
         self.counter.nonfinite = self.counter.nonfinite + bad.sum().detach()
         return torch.where(bad, -torch.inf, log_p)
 
@@ -254,6 +248,9 @@ class Target:
         return (values[0], grads[0]) if len(parts) == 1 else (torch.cat(values), torch.cat(grads))
 
     def _value_and_grad(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if (traced := self.density.value_and_grad(x, context)) is not None:
+            log_p = self._counted(traced[0])
+            return log_p, finite_or_zero(torch.where(log_p.isfinite()[:, None], traced[1], 0.0))
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             log_p = self.log_prob(x, context)

@@ -9,6 +9,7 @@ free, and so results do not either.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,12 +20,16 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from .batching import Density
+from .options import CompileMode, TracingOptions, check_compile
+from .site import Site, Values
+from .tracing import TracedDensity, is_bad_matrix
 
 __all__ = [
     "MEMORY_BUDGET",
     "ChunkedDensity",
     "EvaluationCounter",
     "PointsWithContext",
+    "TracedEvaluation",
     "bytes_per_point",
     "finite_or_zero",
 ]
@@ -39,6 +44,104 @@ class EvaluationCounter:
 
     nonfinite: Tensor
     evaluations: int = 0
+
+
+class TracedEvaluation:
+    """The base of targets: how many densities were evaluated, and by what means.
+
+    Attributes:
+        density: The density, evaluated in chunks.
+        counter: Counts evaluations; targets made from one another have the same.
+        sites: The blocks of coordinates, in order.
+        log_prob: The log densities ``(N,)`` of points ``(N, d)``.
+    """
+
+    density: ChunkedDensity
+    counter: EvaluationCounter
+    sites: list[Site]
+    log_prob: Callable[..., Tensor]
+
+    @property
+    def evaluations(self) -> int:
+        """The number of densities that have been evaluated so far."""
+        return self.counter.evaluations
+
+    @property
+    def nonfinite(self) -> Tensor:
+        """The number of densities that were NaN or infinite, as a 0-d tensor on ``device``."""
+        return self.counter.nonfinite
+
+    @property
+    def compile_mode(self) -> CompileMode:
+        """Whether the density is traced and compiled; may be set.
+
+        - "auto": traced after a number of calls, and compiled where the work so far is as large as
+          that of a compilation (:class:`~pyro_flowsamp.TracingOptions`);
+        - True: traced and compiled from the first call on;
+        - False: neither.
+
+        It belongs to the density, which a target shares with those that :meth:`at_contexts` makes.
+
+        Raises:
+            ValueError: It is set to anything else.
+        """
+        return self.density.density.compile_mode
+
+    @compile_mode.setter
+    def compile_mode(self, mode: CompileMode) -> None:
+        self.density.density.compile_mode = check_compile(mode)
+
+    @property
+    def tracing(self) -> TracingOptions:
+        """The options of tracing and compilation; may be set."""
+        return self.density.density.options
+
+    @tracing.setter
+    def tracing(self, options: TracingOptions) -> None:
+        self.density.density.options = options
+
+    def restart_counts(self) -> None:
+        """Lets tracing and compilation begin anew, so that a run does not depend on earlier ones.
+
+        :func:`~pyro_flowsamp.sample`, guides and kernels do so where they begin.
+        """
+        self.density.density.restart()
+
+    @property
+    def untraced_reason(self) -> str:
+        """The reason why the density cannot be traced; empty where none is known."""
+        return self.density.density.reason
+
+    def potential_fn(self, values: Values) -> Tensor:
+        r""":math:`-\log \tilde p` at one point, as a potential function of Pyro's HMC and NUTS.
+
+        After :attr:`TracingOptions.calls <pyro_flowsamp.TracingOptions>` evaluations, or at once
+        where :attr:`compile_mode` is True, it is several times as fast as the model's potential.
+
+        Arguments:
+            values: Unconstrained values ``{site: tensor}``.
+
+        Returns:
+            A 0-d tensor; infinite where the density is zero or NaN.
+
+        Example:
+            >>> import pyro
+            >>> from pyro.infer import MCMC, NUTS
+            >>> from pyro_flowsamp import Target
+            >>> def model(y):
+            ...     scale = pyro.sample("scale", pyro.distributions.LogNormal(0.0, 1.0))
+            ...     pyro.sample("y", pyro.distributions.Normal(0.0, scale), obs=y)
+            >>> target = Target.from_model(model, torch.tensor(1.0))
+            >>> transforms = {site.name: site.transform.inv for site in target.sites}
+            >>> kernel = NUTS(potential_fn=target.potential_fn, transforms=transforms)
+            >>> start = target.unpack_unconstrained(target.initial_points(1)[0])
+            >>> mcmc = MCMC(kernel, 5, 5, initial_params=start, disable_progbar=True)
+            >>> mcmc.run()
+            >>> mcmc.get_samples()["scale"].shape
+            torch.Size([5])
+        """
+        x = torch.cat([values[site.name].reshape(1, -1) for site in self.sites], -1)
+        return -self.log_prob(x).sum()
 
 
 def finite_or_zero(grad: Tensor) -> Tensor:
@@ -111,6 +214,9 @@ class ChunkedDensity:
         density: Maps points ``(N, d)`` and contexts ``(N, c)`` or None to log densities ``(N,)``.
         bytes_per_point: The bytes that autograd keeps for each point.
 
+    Attributes:
+        density: The density, which is traced once it has been evaluated often.
+
     Example:
         >>> density = ChunkedDensity(lambda x, c: x.sum(-1), MEMORY_BUDGET // 10)
         >>> [len(chunk.x) for chunk in density.split(torch.zeros(24, 2), None)]
@@ -120,7 +226,10 @@ class ChunkedDensity:
     """
 
     def __init__(self, density: Density, bytes_per_point: int = 0) -> None:
-        self.density, self.bytes_per_point = density, bytes_per_point
+        if not isinstance(density, TracedDensity):
+            density = TracedDensity(density)
+        self.density: TracedDensity = density
+        self.bytes_per_point = bytes_per_point
 
     @classmethod
     def measured(cls, density: Density, x: Tensor, c: Tensor | None) -> ChunkedDensity:
@@ -140,17 +249,30 @@ class ChunkedDensity:
         """Log densities ``(N,)``."""
         chunks = self.split(x, c)
         if len(chunks) == 1:
-            return _without_bad_matrices(self.density, x, c)
+            try:
+                return self.density(x, c)
+            except RuntimeError as error:
+                return _by_halves(error, self.density, x, c)
         density = self._recomputed if torch.is_grad_enabled() else self.density
         return torch.cat([_without_bad_matrices(density, *chunk) for chunk in chunks])
 
+    def value_and_grad(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Log densities ``(N,)`` and gradients ``(N, d)`` of one chunk, detached.
+
+        Returns:
+            None where there is no graph, and where a matrix cannot be factorised.
+        """
+        try:
+            return self.density.value_and_grad(x, c)
+        except RuntimeError as error:
+            if not is_bad_matrix(error):
+                raise
+            return None
+
     def _recomputed(self, x: Tensor, c: Tensor | None) -> Tensor:
-        return checkpoint(self.density, x, c, use_reentrant=False, preserve_rng_state=False)
-
-
-def _is_bad_matrix(error: RuntimeError) -> bool:
-    """Whether a matrix cannot be factorised; a traced function says so in the message alone."""
-    return isinstance(error, torch.linalg.LinAlgError) or "linalg." in str(error)
+        # untraced: it must save the same tensors when it is computed again
+        density = self.density.density
+        return checkpoint(density, x, c, use_reentrant=False, preserve_rng_state=False)
 
 
 def _without_bad_matrices(density: Density, x: Tensor, c: Tensor | None) -> Tensor:
@@ -158,10 +280,17 @@ def _without_bad_matrices(density: Density, x: Tensor, c: Tensor | None) -> Tens
     try:
         return density(x, c)
     except RuntimeError as error:
-        if not _is_bad_matrix(error):
-            raise
-        if len(x) == 1:
-            return torch.full_like(x[:, 0], -torch.inf)
+        return _by_halves(error, density, x, c)
+
+
+def _by_halves(error: RuntimeError, density: Density, x: Tensor, c: Tensor | None) -> Tensor:
+    """The density after an error of a batch: that of its halves, where it is a bad matrix."""
+    if not is_bad_matrix(error):
+        raise error
+    if len(x) == 1:
+        return torch.full_like(x[:, 0], -torch.inf)
+    if isinstance(density, TracedDensity):  # graphs are for sizes that are asked for often
+        density = density.density
     halves = [slice(None, len(x) // 2), slice(len(x) // 2, None)]
     parts = [(x[half], None if c is None else c[half]) for half in halves]
     return torch.cat([_without_bad_matrices(density, *part) for part in parts])

@@ -218,6 +218,7 @@ def as_double(target: Target) -> Target | None:
         try:
             double = _attempt(target)
             double.counter = target.counter
+            double.compile_mode, double.tracing = target.compile_mode, target.tracing
             return double if _agree(target, double) else None
         except Exception:  # whatever the user's function raises on float64
             return None

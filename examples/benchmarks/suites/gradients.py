@@ -138,13 +138,23 @@ class Cost:
         from pyro_flowsamp import Target
         from pyro_flowsamp.search import PhaseTimes
 
-        log_prob, timed = Target.log_prob, PhaseTimes.__call__
+        log_prob, both, timed = Target.log_prob, Target._value_and_grad, PhaseTimes.__call__
+        inside = []  # whether a density is a part of an evaluation with gradient
 
         def counting(target: Any, x: Any, context: Any = None) -> Any:
-            if target.counter is self.target.counter:
+            if target.counter is self.target.counter and not inside:
                 kind = "gradients" if torch.is_grad_enabled() and x.requires_grad else "densities"
                 self.counts[self._phase, kind] += len(x)
             return log_prob(target, x, context)
+
+        def counting_both(target: Any, x: Any, context: Any) -> Any:
+            if target.counter is self.target.counter:
+                self.counts[self._phase, "gradients"] += len(x)
+            inside.append(True)
+            try:
+                return both(target, x, context)
+            finally:
+                inside.pop()
 
         @contextmanager
         def in_phase(times: Any, phase: str) -> Iterator[None]:
@@ -155,11 +165,13 @@ class Cost:
             finally:
                 self._phase = before
 
-        Target.log_prob, PhaseTimes.__call__ = counting, in_phase
+        Target.log_prob, Target._value_and_grad = counting, counting_both
+        PhaseTimes.__call__ = in_phase
         try:
             yield
         finally:
-            Target.log_prob, PhaseTimes.__call__ = log_prob, timed
+            Target.log_prob, Target._value_and_grad = log_prob, both
+            PhaseTimes.__call__ = timed
 
 
 def measure(name: str, goal: int, seed: int) -> dict[str, Any]:
