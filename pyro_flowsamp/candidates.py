@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -9,19 +10,25 @@ from math import isinf
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .flows.frozen import FlowAtContext
 from .flows.mixture_fit import Mixture
 from .flows.recipes import LayeredFlow, gaussian
 from .guides.auto_flow import AutoFlow
+from .guides.base import FlowGuide
+from .guides.checks import first_tensor
 from .options import FitOptions, SearchOptions
 from .target.density import Target
 from .target.work import WorkCounter
+from .validation import shown
 
 __all__ = [
     "better_gaussian",
+    "fixed_guide",
     "flow_candidates",
     "gaussian_guide",
+    "given_guide",
     "mixture_guide",
     "mixture_name",
     "train_guide",
@@ -52,6 +59,81 @@ def mixture_guide(target: Target, loc: Tensor, scale_tril: Tensor, mixture: Mixt
     count = max(2, len(mixture.locs))
     guide, flow = _trained(target, partial(gaussian, components=count), loc, scale_tril)
     flow.base.initialize(mixture)
+    return guide
+
+
+def given_guide(
+    guide: Any, model: Any, target: Target, args: tuple, kwargs: dict[str, Any]
+) -> AutoFlow:
+    """A copy of a caller's trained guide as a guide of a target with the same sites.
+
+    Arguments:
+        guide: The guide, which stays as it is. It may have been trained on other data.
+        model: The model, which a guide that was pickled gets back.
+        target: Its target, that is drawn from.
+        args, kwargs: Arguments of the model; an amortised guide reads its context from them.
+
+    Raises:
+        TypeError: It is no flow guide of this package.
+        ValueError: It is not trained; a site is missing, unknown or has another shape; the
+            arguments are of several contexts.
+
+    Example:
+        >>> from pyro_flowsamp import FitOptions
+        >>> def energy(x):
+        ...     return 0.5 * x.square().sum(-1)
+        >>> guide = AutoFlow(Target.from_energy(energy, 2), options=FitOptions(progress=False))
+        >>> _ = guide.fit()
+        >>> target = Target.from_energy(energy, 2)
+        >>> given_guide(guide, target, target, (), {}).trained
+        True
+        >>> target = Target.from_energy(energy, 3)
+        >>> given_guide(guide, target, target, (), {})
+        Traceback (most recent call last):
+        ...
+        ValueError: guide: site 'x' has the shape (2,), in the model (3,): train a guide for this model
+    """  # noqa: E501
+    if not isinstance(guide, FlowGuide):
+        raise TypeError(
+            f"guide must be a trained flow guide of this package, such as AutoFlow(model), got "
+            f"{shown(guide)}"
+        )
+    if not guide.trained:
+        raise ValueError(
+            "guide is not trained: call guide.fit(...) first (after training it by SVI, set "
+            "guide.trained = True)"
+        )
+    guide.restore_model(model)
+    if isinstance(guide.model_source, Target):
+        args, kwargs = (), {}
+    own = guide.target_for(*args, **kwargs)
+    theirs, ours = ({s.name: tuple(s.shape) for s in t.sites} for t in (own, target))
+    wrong = [f"it has no site '{name}'" for name in ours if name not in theirs]
+    wrong += [f"'{name}' is no site of the model" for name in theirs if name not in ours]
+    wrong += [
+        f"site '{name}' has the shape {theirs[name]}, in the model {shape}"
+        for name, shape in ours.items()
+        if name in theirs and theirs[name] != shape
+    ]
+    if wrong:
+        raise ValueError(f"guide: {'; '.join(wrong)}: train a guide for this model")
+    flow, row = guide.trained_flow, None
+    if guide.context_names:
+        row = guide.context_arguments.single_row(guide.model_source, args, kwargs)
+        row = row.to(first_tensor(flow))
+    return fixed_guide(target, FlowAtContext(flow, row))
+
+
+def fixed_guide(target: Target, flow: nn.Module) -> AutoFlow:
+    """A guide of a target whose flow is a copy of a given one, and counts as trained.
+
+    Arguments:
+        target: The target; the copy has its type.
+        flow: A flow that takes no context.
+    """
+    guide = AutoFlow(target, flow=copy.deepcopy(flow))
+    guide.target_for()
+    guide.trained = True
     return guide
 
 

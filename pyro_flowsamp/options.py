@@ -100,6 +100,7 @@ CANDIDATES = (
     "coupling",
     "spline",
     "circular",
+    "guide",
 )
 
 
@@ -244,7 +245,8 @@ class SearchOptions:
     Attributes:
         modes: Options of the search for modes that comes first.
         candidates: Names of the kernels ("IMH", "HMC", "LocalGlobalHMC") and flows ("Gaussian",
-            "Student-t", "mixture", "coupling", "spline", "circular") to compare; all where empty.
+            "Student-t", "mixture", "coupling", "spline", "circular", and "guide", the caller's own)
+            to compare; all where empty.
         exclude: Names of kernels and flows to leave out.
         max_rounding_error: Rounding error of the log density, in nats, above which it is evaluated
             in float64, if the model allows that.
@@ -252,6 +254,10 @@ class SearchOptions:
         min_evaluations: Evaluations that the search and the training may take in any case.
         search_fraction: Share of all evaluations that they may take beside.
         max_evaluations: Evaluations that they may take while no sampler has been seen to mix.
+        least_per_path, least_share: Evaluations that every path of the search for modes takes at
+            least, and the share of ``modes.first_evaluations`` that each of its first two searches
+            takes at least. Where so many do not fit into ``max_seconds``, nothing begins.
+        timed_points, timed_batches: Points of a batch that is timed for that, and batches.
         pilot_chains: Chains of a pilot run of an independence sampler, which costs little.
         local_pilot_chains: Chains of a pilot run of a sampler with local moves.
         pilot_warmup, pilot_steps: Steps of warm-up, and steps after it, of each pilot run.
@@ -321,6 +327,10 @@ class SearchOptions:
     min_evaluations: int = 100_000
     search_fraction: float = 0.3
     max_evaluations: int = 1_000_000
+    least_per_path: int = 150
+    least_share: float = 0.3
+    timed_points: int = 64
+    timed_batches: int = 3
     pilot_chains: int = 256
     local_pilot_chains: int = 64
     pilot_warmup: int = 50

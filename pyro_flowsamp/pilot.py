@@ -9,8 +9,10 @@ not depend on what else the machine does (:mod:`pyro_flowsamp.target.work`).
 from __future__ import annotations
 
 from math import ceil, inf
+from time import perf_counter
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .convergence import ess_per_draw, never_accepted_fraction
@@ -21,7 +23,7 @@ from .target.density import Target
 from .target.work import OVERHEAD, WorkCounter
 from .vectorized import VectorizedMCMC
 
-__all__ = ["Candidate", "Goal", "StepWork", "run_pilot"]
+__all__ = ["Candidate", "Goal", "StepWork", "check_time", "run_pilot"]
 
 
 class StepWork(NamedTuple):
@@ -251,6 +253,51 @@ def run_pilot(
             return candidate
         run.resume(2 * run.num_samples)
     raise KeyboardInterrupt
+
+
+def check_time(target: Target, options: SearchOptions, seconds: float) -> None:
+    """Checks that the least that a search for modes takes fits into a time, by a short trial.
+
+    The evaluations of the search follow from its options. The work of one, in a batch of its size,
+    is counted on a few points. The clock says only how long a unit of work takes there: it decides
+    whether the search begins, and nothing in it. The random state is left as it was.
+
+    Arguments:
+        target: The target.
+        options: Options of the search, and of this trial.
+        seconds: The time that there is.
+
+    Raises:
+        ValueError: It takes longer; the message says how long. Or the density is finite nowhere.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        >>> check_time(target, SearchOptions(), seconds=600.0)
+    """
+    modes, count = options.modes, options.timed_points
+    devices = [target.device] if target.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        x = target.initial_points(count)
+    with WorkCounter() as counter:
+        target.log_prob_and_grad(x)
+    work = StepWork(counter.operations, counter.elements, count)
+    times = []
+    for _ in range(options.timed_batches):
+        start = perf_counter()
+        float(target.log_prob_and_grad(x)[0][0])  # waits for the device
+        times.append(perf_counter() - start)
+    searches = 2 * options.least_share * modes.first_evaluations
+    evaluations = options.least_per_path * modes.paths + searches
+    each = work.of(modes.particles) / modes.particles
+    needed = evaluations * each * min(times) / work.of(count)
+    if needed > seconds:
+        raise ValueError(
+            f"max_seconds leaves {seconds:.3g} s, and the search for modes takes about "
+            f"{needed:.2g} s at least: {evaluations:.2g} evaluations of the density and its "
+            f"gradient. Give more seconds, or run one kernel, such as "
+            f"VectorizedMCMC(LatentHMC(model), ...)"
+        )
 
 
 def _counted(run: VectorizedMCMC, options: SearchOptions) -> StepWork:

@@ -32,11 +32,12 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
+from .candidates import given_guide
 from .draw_buffer import given_points
 from .export import check_groups, check_names, to_arviz
 from .final_run import finish
 from .options import SearchOptions
-from .pilot import Candidate, Goal
+from .pilot import Candidate, Goal, check_time
 from .provenance import add_record
 from .search import SamplerSearch, precise_enough
 from .seeding import seeded
@@ -69,6 +70,7 @@ def sample(
     exclude: Sequence[str] = (),
     initial_params: Values | None = None,
     start: Any = None,
+    guide: Any = None,
     max_seconds: float | None = None,
     compile: CompileMode = "auto",
     groups: Sequence[str] = (),
@@ -115,8 +117,12 @@ def sample(
             begins too, beside points of its own.
         start: A result of an earlier call for the same sites, for example with other data; the
             search for modes begins at draws of it too.
+        guide: A trained guide of this package for the same sites, such as
+            :class:`~pyro_flowsamp.AutoFlow`, maybe trained on other data. Its flow is compared too,
+            under the name "guide"; the guide stays as it is.
         max_seconds: Time after which the number of draws is not doubled any more; the only use of
-            the clock.
+            the clock. A search that takes longer by itself, as a trial on a few points shows, is
+            refused at once.
         compile: Whether the density is traced and compiled, see :attr:`Target.compile_mode
             <pyro_flowsamp.Target>`. "auto" is what a target has that is given as the model. The
             result is the same but for rounding errors, which change single draws.
@@ -152,12 +158,14 @@ def sample(
           shows, see :func:`~pyro_flowsamp.provenance.add_record`.
 
     Raises:
-        TypeError: The model is no function, or the arguments do not fit it.
+        TypeError: The model is no function, or the arguments do not fit it; ``guide`` is no guide.
         ValueError: The model has no continuous site, or no point of finite density; the density
             does not fall in some direction; an option is out of range, has a wrong type, or has the
             name of an argument of the model that is not given by position; both ``ess`` and
             ``num_samples`` are given; a :class:`~pyro_flowsamp.Target` is given arguments, or is at
-            several contexts; ``dims`` or ``coords`` do not suit the sites.
+            several contexts; ``dims`` or ``coords`` do not suit the sites; ``guide`` is not
+            trained, or its sites are not those of the model; the search cannot be done in
+            ``max_seconds``.
         RuntimeError: No kernel runs on the posterior; the cause is the last one's error.
 
     Warns:
@@ -184,12 +192,22 @@ def sample(
         True
         >>> data.attrs["reliable"]
         1
+
+    Other data, with a guide that was trained before::
+
+        >>> from pyro_flowsamp import AutoFlow, FitOptions
+        >>> guide = AutoFlow(model, options=FitOptions(progress=False))
+        >>> _ = guide.fit(torch.tensor(1.0))
+        >>> options = {"guide": guide, "candidates": ["guide"], "progress": False}
+        >>> data = pyro_flowsamp.sample(model, torch.tensor(1.2), seed=0, **options)
+        >>> data.attrs["method"], abs(float(data["posterior"]["mean"].mean()) - 0.6) < 0.05
+        ('IMH (guide)', True)
     """
     options: dict[str, Any] = {"ess": ess, "num_samples": num_samples, "num_chains": num_chains}
     options |= {"seed": seed, "progress": progress, "log_likelihood": log_likelihood}
     options |= {"search": search, "candidates": candidates, "exclude": exclude, "start": start}
     options |= {"initial_params": initial_params, "max_seconds": max_seconds, "groups": groups}
-    options |= {"dims": dims, "coords": coords, "compile": compile}
+    options |= {"dims": dims, "coords": coords, "guide": guide, "compile": compile}
     check_shared_names(sample, model, args, options)
     _check_options(seed, progress, log_likelihood, search, candidates, exclude)
     if candidates or exclude:
@@ -198,6 +216,8 @@ def sample(
             candidates=tuple(candidates) or search.candidates,
             exclude=tuple(exclude) or search.exclude,
         )
+    if guide is None and "guide" in search.candidates:
+        raise ValueError("candidates name 'guide', and there is none: give guide=..., or leave it")
     goal = _goal(ess, num_samples, num_chains, search)._replace(deadline=_deadline(max_seconds))
     check_compile(compile)
     target = as_target(model, *args, **kwargs)
@@ -215,7 +235,10 @@ def sample(
         warnings.warn("nothing is observed: the draws are of the model's prior", stacklevel=2)
     with public_call(), seeded(seed):
         points = given_points(target, initial_params, start)
-        sampler = SamplerSearch(target, goal, progress, points)
+        if goal.deadline is not None:
+            check_time(target, search, goal.deadline - perf_counter())
+        given = None if guide is None else given_guide(guide, model, target, args, kwargs)
+        sampler = SamplerSearch(target, goal, progress, points, guide=given)
         sampler.find_modes()
         sampler, problems = precise_enough(sampler)
         best = sampler.search()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .candidates import (
     better_gaussian,
+    fixed_guide,
     flow_candidates,
     gaussian_guide,
     mixture_guide,
@@ -81,6 +82,7 @@ class SamplerSearch:
         progress: Whether to show progress bars.
         points: Points ``(N, d)`` that the search for modes looks at too, or None.
         before: Evaluations of the target before all began; by default those so far.
+        guide: A trained guide of the target, whose flow is compared too, or None.
 
     Attributes:
         modes: What the search for modes has found; set by :meth:`find_modes`.
@@ -107,8 +109,9 @@ class SamplerSearch:
         progress: bool,
         points: Tensor | None = None,
         before: int | None = None,
+        guide: AutoFlow | None = None,
     ) -> None:
-        self.target, self.goal, self.points = target, goal, points
+        self.target, self.goal, self.points, self.guide = target, goal, points, guide
         self.progress, self.options = progress, goal.options
         self.timed = PhaseTimes("start", "training", "pilot", "sampling")
         self.compared: list[str] = []
@@ -156,14 +159,22 @@ class SamplerSearch:
         gaussian = gaussian_guide(self.target, *self._affine)
         name = mixture_name(self.target, self.modes.mixture)
         trajectory = TrajectoryOptions(max_steps=self.options.max_leapfrogs)
-        best = self.consider(None, "IMH", name, IMH(guide=mixture))
+        best = None
+        if self.guide is not None:
+            best = self.consider(None, "IMH", "guide", IMH(guide=self.guide))
+        best = self.consider(best, "IMH", name, IMH(guide=mixture))
         best = self.consider(best, "HMC", "", LatentHMC(guide=gaussian, trajectory=trajectory))
-        both = LocalGlobalHMC(guide=mixture, trajectory=trajectory)
-        best = self.consider(best, "LocalGlobalHMC", name, both)
+        for flow, guide in (("guide", self.guide), (name, mixture)):
+            if guide is not None:
+                both = LocalGlobalHMC(guide=guide, trajectory=trajectory)
+                best = self.consider(best, "LocalGlobalHMC", flow, both)
         for flow, from_draws in flow_candidates(self.target, self.num_modes > 1):
             if (from_draws and self.work_to_finish(best) < inf) or not self.options.wants(flow):
                 continue
+            failure = self._failure
             if (guide := self.train_candidate(flow, from_draws, best)) is None:
+                if self._failure is not failure:
+                    continue  # another flow may be trained
                 break
             name = f"{flow}, from draws" if from_draws else flow
             best = self.consider(best, "IMH", name, IMH(guide=guide))
@@ -203,7 +214,7 @@ class SamplerSearch:
         if not self.options.wants(method, flow.removesuffix(", from draws")):
             return best
         name = f"{method} ({flow})" if flow else method
-        steps = _pilot_chains(kernel, self.options) * self.options.min_pilot_steps
+        steps = pilot_chains(kernel, self.options) * self.options.min_pilot_steps
         evaluations = steps * _evaluations_per_step(kernel, self.options)
         work = self._work_per_evaluation * evaluations
         if best is not None and not self.worth_trying(best, evaluations, work):
@@ -215,9 +226,8 @@ class SamplerSearch:
         except KeyboardInterrupt:
             self._stop(best)
             return best
-        except (RuntimeError, ValueError) as error:
-            self._failure = error
-            warnings.warn(f"{name} is left out: {error}", stacklevel=4)
+        except Exception as error:  # the target has been evaluated: the candidate is at fault
+            self._leave_out(name, error)
             return best
         fate = candidate.problem or f"{candidate.at_least:.3g} of work"
         self.compared.append(f"{name}: {fate}")
@@ -227,6 +237,13 @@ class SamplerSearch:
         self._searched += work
         return min(best or candidate, candidate, key=lambda found: found.sort_key)
 
+    def _leave_out(self, name: str, error: Exception) -> None:
+        """Goes on without a candidate that has failed, and says so."""
+        self._failure = error
+        text = str(error) or type(error).__name__
+        self.compared.append(f"{name}: left out: {text}")
+        warnings.warn(f"{name} is left out: {text}", stacklevel=5)
+
     def run_pilot(self, name: str, kernel: FlowKernel, work: float) -> Candidate:
         """Runs a kernel until it is known whether it makes the draws with less than ``work``.
 
@@ -234,7 +251,7 @@ class SamplerSearch:
         warning.
         """
         options = self.options
-        starts = self.particles[: _pilot_chains(kernel, self.options)]
+        starts = self.particles[: pilot_chains(kernel, self.options)]
         candidate = run_pilot(name, kernel, self.target, starts, self.goal, work)
         if candidate.reliable:
             x = candidate.run.unconstrained
@@ -248,16 +265,9 @@ class SamplerSearch:
 
     def _warn_if_improper(self, name: str, x: Tensor) -> None:
         growth = growth_without_bound(self.target, self.particles, x, self.options)
-        if growth is None:
-            return
-        self._stopped = True
-        warnings.warn(
-            f"chains of {name} spread without bound: their interquartile range is {growth:.2g} "
-            f"times that of the particles that they started at, and the density falls too slowly "
-            f"there to have an integral. The posterior may be improper: give every site a proper "
-            f"prior.",
-            stacklevel=5,
-        )
+        if growth is not None:
+            self._stopped = True
+            warn_of_growth(name, growth)
 
     def _stop(self, best: Candidate | None) -> None:
         """Ends the search after Ctrl-C.
@@ -284,30 +294,46 @@ class SamplerSearch:
             return None
         before = self.evaluations
         log.info("%s: training%s", flow, " on particles and draws" if from_draws else "")
-        with self.timed("training"):
-            guide = train_guide(
-                self.target,
-                flow,
-                self._chain_draws(best) if from_draws else None,
-                self._affine,
-                self.work_to_finish(best),
-                partial(self.worth_trying, best),
-                self.options,
-                self.progress,
-            )
+        try:
+            with self.timed("training"):
+                guide = train_guide(
+                    self.target,
+                    flow,
+                    draws_to_train_on(self.particles, best) if from_draws else None,
+                    self._affine,
+                    self.work_to_finish(best),
+                    partial(self.worth_trying, best),
+                    self.options,
+                    self.progress,
+                )
+        except Exception as error:
+            self._leave_out(flow, error)
+            guide = None
         self._searched += (self.evaluations - before) * self._work_per_evaluation
         if guide is not None and guide.history and guide.history.stopped == "interrupted":
             self._stop(best)
             return None
         return guide
 
-    def _chain_draws(self, best: Candidate | None) -> Tensor:
-        """The particles, and as many draws of the best chains so far."""
-        if best is None:
-            return self.particles
-        chains = best.run.unconstrained.flatten(0, 1)
-        index = torch.randperm(len(chains), device=chains.device)[: len(self.particles)]
-        return torch.cat([self.particles, chains[index]])
+
+def draws_to_train_on(particles: Tensor, best: Candidate | None) -> Tensor:
+    """Particles, and as many draws of the best chains so far."""
+    if best is None:
+        return particles
+    chains = best.run.unconstrained.flatten(0, 1)
+    index = torch.randperm(len(chains), device=chains.device)[: len(particles)]
+    return torch.cat([particles, chains[index]])
+
+
+def warn_of_growth(name: str, growth: float) -> None:
+    """Warns that the posterior may be improper, since chains spread without bound."""
+    warnings.warn(
+        f"chains of {name} spread without bound: their interquartile range is {growth:.2g} "
+        f"times that of the particles that they started at, and the density falls too slowly "
+        f"there to have an integral. The posterior may be improper: give every site a proper "
+        f"prior.",
+        stacklevel=5,
+    )
 
 
 def _none_at_infinity(x: Tensor) -> Tensor:
@@ -321,7 +347,8 @@ def _none_at_infinity(x: Tensor) -> Tensor:
     return x
 
 
-def _pilot_chains(kernel: FlowKernel, options: SearchOptions) -> int:
+def pilot_chains(kernel: FlowKernel, options: SearchOptions) -> int:
+    """The number of chains of a pilot run."""
     return options.pilot_chains if isinstance(kernel, IMH) else options.local_pilot_chains
 
 
@@ -354,6 +381,7 @@ def precise_enough(sampler: SamplerSearch) -> tuple[SamplerSearch, list[str]]:
     log.info("rounding errors of %.2g nats: the density is evaluated in float64", error)
     points = None if sampler.points is None else sampler.points.double()
     before = sampler.evaluations_before  # the target in float64 counts on
-    again = SamplerSearch(double, sampler.goal, sampler.progress, points, before)
+    guide = None if sampler.guide is None else fixed_guide(double, sampler.guide.trained_flow)
+    again = SamplerSearch(double, sampler.goal, sampler.progress, points, before, guide)
     again.find_modes()
     return again, []

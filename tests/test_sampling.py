@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 import sys
 import time
 import warnings
@@ -31,6 +32,7 @@ from pyro_flowsamp import (
     ModeSearchOptions,
     SearchOptions,
     Target,
+    candidates,
     final_run,
     pilot,
     sampling,
@@ -590,6 +592,46 @@ def test_the_user_is_told_where_no_kernel_mixes(hopeless, goal):
     assert data["posterior"].sizes["draw"] <= SMALL.unreliable_draws
 
 
+def late_failure(monkeypatch, error):
+    """Let the flow of jumps fail at the end of the pilot run."""
+    look_ahead, calls = pf.IMH._look_ahead, iter(range(10**9))
+
+    def failing(self, num_chains):
+        if next(calls) == 5:  # 4096 / 256 steps a call: 50 of warm-up, 16 counted, 32 more
+            raise error
+        return look_ahead(self, num_chains)
+
+    monkeypatch.setattr(pf.IMH, "_look_ahead", failing)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("division by zero"), KeyError()])
+def test_a_flow_that_fails_late_is_left_out(monkeypatch, no_training, error):
+    """Whatever its error is, the others go on and are right."""
+    late_failure(monkeypatch, error)
+    call = {"num_samples": 20, "num_chains": 400, "search": SMALL, **QUIET}
+    with pytest.warns(UserWarning, match=r"IMH \(.*\) is left out: (division|KeyError)"):
+        data = pf.sample(standard(), **call)
+    assert not data.attrs["method"].startswith("IMH")
+    assert "left out: " in data.attrs["candidates"]
+    x = values(data, "x")[..., 0]
+    assert abs(z_score(x, 0.0)) < 4 and abs(z_score(x.square(), 1.0)) < 4
+
+
+def test_a_training_that_fails_is_left_out(monkeypatch, bad_flows):
+    """And the next flow is trained."""
+    tried = []
+
+    def failing(target, flow, *args):
+        tried.append(flow)
+        raise IndexError("out of range")
+
+    monkeypatch.setattr(search, "train_guide", failing)
+    monkeypatch.setattr(search.SamplerSearch, "worth_trying", lambda *args: True)
+    with pytest.warns(UserWarning, match="coupling is left out: out of range"):
+        data = pf.sample(standard(), num_samples=3, num_chains=50, search=SMALL, **QUIET)
+    assert tried == ["coupling", "spline"] and data.attrs["method"]
+
+
 def test_a_kernel_that_fails_is_left_out(monkeypatch, bad_flows, no_training):
     def refuse(self):
         raise RuntimeError("warm-up drove the step size to nothing")
@@ -752,6 +794,66 @@ def test_interrupting_the_draws_keeps_all_that_were_appended(monkeypatch):
     assert dict(data["posterior"].sizes)["draw"] == asked[0] + 3
 
 
+# ---- time ----------------------------------------------------------------------------------------
+
+
+def counted(density, **options):
+    """Return a target, and the list of the numbers of points that its density gets."""
+    calls = []
+
+    def energy(x):
+        calls.append(len(x))
+        return density(x)
+
+    return Target.from_energy(energy, 2), calls
+
+
+def slow(x):
+    time.sleep(2e-3)
+    return 0.5 * x.square().sum(-1)
+
+
+def test_a_search_that_cannot_fit_is_refused():
+    """After a few points, and with the time that it would take."""
+    target, calls = counted(slow)
+    with pytest.raises(
+        ValueError, match=r"the search for modes takes about [\d.]+ s at least: 2.5e"
+    ):
+        pf.sample(target, max_seconds=0.01, **QUIET)
+    assert sum(calls) < 1000
+
+
+@mutation(pilot.StepWork, "of")
+def per_point(of, self, chains):
+    """The overhead of operations is shared by no points."""
+    return of(self, self.chains) / self.chains * chains
+
+
+def needed(target):
+    """Return the seconds that a search is said to take at least."""
+    with pytest.raises(ValueError, match="takes about") as caught:
+        pilot.check_time(target, SearchOptions(), 1e-9)
+    return float(re.search(r"takes about ([\d.e+-]+) s", str(caught.value))[1])
+
+
+def test_the_time_of_a_search_is_about_right():
+    """Less than it takes, but not by far."""
+    target, _ = counted(slow)
+    start = perf_counter()
+    search.SamplerSearch(target, Goal(400, None, None), False).find_modes()
+    spent, least = perf_counter() - start, needed(target)
+    pilot.check_time(target, SearchOptions(), spent)
+    assert spent / 30 < least < spent
+    with broken(per_point):  # points of a batch share the overhead of its operations
+        assert needed(target) > 3 * least
+
+
+def test_time_that_is_enough_changes_no_draw():
+    call = {"num_samples": 5, "num_chains": 50, "search": SMALL, **QUIET}
+    one, other = pf.sample(standard(), **call), pf.sample(standard(), max_seconds=1e6, **call)
+    assert torch.equal(values(one, "x"), values(other, "x"))
+
+
 # ---- control -------------------------------------------------------------------------------------
 
 
@@ -764,6 +866,76 @@ def test_candidates_and_exclude():
     assert data.attrs["method"] == "HMC"
     with pytest.raises(ValueError, match="no kernels or flows"):
         pf.sample(mixture(2), candidates=["NUTS"])
+
+
+def trained_guide(shift=0.0):
+    """Return a guide of the conjugate model, whose flow is displaced by some deviations."""
+    guide = pf.AutoFlow(conjugate, flow="gaussian", options=pf.FitOptions(progress=False))
+    guide.fit(*conjugate_data())
+    guide.flow.affine.loc += shift * guide.flow.affine.scale.diagonal()
+    return guide
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.5])
+def test_a_guide_of_the_caller(shift):
+    """Its draws are right, however bad it is, and it stays as it was."""
+    guide = trained_guide(shift)
+    before = guide.flow.affine.loc.clone()
+    call = {"candidates": ["guide"], "num_samples": 50, "num_chains": 200, "search": SMALL}
+    data = pf.sample(conjugate, *conjugate_data(), guide=guide, **call, **QUIET)
+    assert data.attrs["method"].endswith("(guide)")
+    for name, (mean, deviation) in CONJUGATE_TRUTH.items():
+        x = values(data, name)
+        assert abs(z_score(x, mean)) < 4
+        assert abs(z_score((x - mean).square(), deviation**2)) < 4
+    assert torch.equal(guide.flow.affine.loc, before)
+
+
+def test_a_guide_is_compared_with_others():
+    data = pf.sample(
+        conjugate, *conjugate_data(), guide=trained_guide(3.0), search=SMALL, num_samples=5, **QUIET
+    )
+    first, *others = data.attrs["candidates"].split("; ")
+    assert first.startswith("IMH (guide): ") and others
+    assert "guide" not in data.attrs["method"]
+
+
+def test_a_guide_follows_its_target_to_float64():
+    target = Target.from_model(conjugate, *conjugate_data())
+    guide = candidates.given_guide(trained_guide(), conjugate, target, conjugate_data(), {})
+    options = replace(SMALL, max_rounding_error=1e-12)
+    steps = search.SamplerSearch(target, Goal(400, None, None, options), False, guide=guide)
+    steps.find_modes()
+    steps, problems = search.precise_enough(steps)
+    assert problems == [] and steps.target.dtype == torch.float64
+    assert steps.search().run.unconstrained.dtype == torch.float64
+    assert steps.guide.flow.flow.affine.loc.dtype == torch.float64
+
+
+def test_an_amortised_guide():
+    """At the context of the call."""
+
+    def model(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    options = pf.FitOptions(max_steps=200, progress=False)
+    guide = pf.AutoFlow(model, context=["y"], options=options)
+    guide.fit(torch.linspace(-2, 2, 32))
+    call = {"guide": guide, "candidates": ["guide"], "num_samples": 20, **QUIET}
+    data = pf.sample(model, torch.tensor(1.0), **call)
+    assert abs(z_score(values(data, "x"), 0.5)) < 4
+    with pytest.raises(ValueError, match="one context|several"):
+        pf.sample(model, torch.tensor([1.0, 2.0]), **call)
+
+
+def test_guides_that_do_not_fit():
+    guide = pf.AutoFlow(standard(3), flow="gaussian", options=pf.FitOptions(progress=False))
+    guide.fit()
+    with pytest.raises(ValueError, match=r"guide: site 'x' has the shape \(3,\), in the model"):
+        pf.sample(standard(2), guide=guide, **QUIET)
+    with pytest.raises(ValueError, match="guide: it has no site '.*'; .*'x' is no site of the"):
+        pf.sample(conjugate, *conjugate_data(), guide=guide, **QUIET)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log, pi
 
 import torch
 from torch import Tensor
@@ -49,6 +50,8 @@ class GaussianFitOptions:
         batch_size: Draws for each update of each Gaussian.
         min_inside: The fraction of a Gaussian's draws with positive density below which it takes
             the moments of these draws instead.
+        max_loss: Nats by which the evidence lower bound of the fit may be below that of the best
+            path. Where it is lower, the updates have diverged, and the path's Gaussian is taken.
 
     Raises:
         ValueError: An option is out of range, or of another type.
@@ -61,6 +64,7 @@ class GaussianFitOptions:
     iterations: int = 40
     batch_size: int = 128
     min_inside: float = 0.45
+    max_loss: float = 5.0
 
     def __post_init__(self) -> None:
         check_at_least_one(self)
@@ -245,6 +249,10 @@ def fit_gaussian_to_paths(
         root = torch.where(fine[:, None, None], new_root, 0.5 * root)
     bound = _draw(target, kept_loc, kept_root, 4 * batch_size)[-1]
     best = torch.where(kept, bound, bound - BEHIND).argmax()
+    first = paths.elbo.argmax()[None]
+    reached = bound[best] + 0.5 * dim * log(2 * pi)  # the bound of a path has no constant left out
+    if bool(reached < paths.elbo[first[0]] - options.max_loss):
+        return paths.loc[first[0]], paths.scale_tril(first)[0]
     return kept_loc[best], kept_root[best]
 
 
@@ -289,7 +297,9 @@ def _draw(
     # where the draws really are, after rounding
     z = torch.linalg.solve_triangular(root, (x.double() - loc[:, None]).mT, upper=False).mT
     inside = torch.isfinite(log_p)
-    log_w = torch.where(inside, log_p + 0.5 * z.square().sum(-1), 0.0)
+    # The bound has the draws as they were meant: if rounding has moved them far, z is large, and a
+    # Gaussian that is too narrow for its distance from zero would seem to have a high bound.
+    log_w = torch.where(inside, log_p + 0.5 * noise.square().sum(-1), 0.0)
     part = inside.double().mean(-1)
     bound = log_w.mean(-1) / part + part.log() + root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     score = torch.where(inside[..., None], score, 0.0) @ root

@@ -182,7 +182,10 @@ def _expectation_maximisation(
 
 
 def fit_mixture(
-    x: Tensor, max_components: int, options: MixtureFitOptions | None = None
+    x: Tensor,
+    max_components: int,
+    options: MixtureFitOptions | None = None,
+    held_out: Tensor | None = None,
 ) -> Mixture:
     """Fits a mixture of one, two, four, … components to draws.
 
@@ -193,6 +196,10 @@ def fit_mixture(
         x: The draws, ``(N, d)``.
         max_components: Bound on the number of components.
         options: How to fit.
+        held_out: Mask ``(N,)`` of the draws that are held out; by default one in
+            ``options.held_out``, by chance. Draws that depend on each other, such as copies that
+            have moved a little, belong on one side: else a component for every cluster of copies
+            predicts the copies that are held out.
 
     Example:
         >>> import pyro
@@ -202,14 +209,15 @@ def fit_mixture(
         2
     """
     options = options or MixtureFitOptions()
-    x = x[torch.randperm(len(x), device=x.device)].double()
-    num = len(x) // options.held_out
-    held_out, rest = x[:num], x[num:]
+    order = torch.randperm(len(x), device=x.device)
+    x, num = x[order].double(), len(x) // options.held_out
+    aside = torch.arange(len(x), device=x.device) < num if held_out is None else held_out[order]
+    others, rest = x[aside], x[~aside]
     best: Mixture | None = None
     for df in options.degrees_of_freedom:  # heavier tails need no more components
         most = max_components if best is None else len(best.locs)
-        found = _best_count(rest, held_out, most, df, options)
-        if best is None or _predicts_better(found, best, held_out, options.min_tail_gain):
+        found = _best_count(rest, others, most, df, options)
+        if best is None or _predicts_better(found, best, others, options.min_tail_gain):
             best = found
     assert best is not None
     return best

@@ -118,6 +118,13 @@ class Proposal:
         r""":math:`z = f^{-1}(x)`."""
         return self.distribution(len(x)).transform(x)
 
+    @torch.no_grad()
+    def pull_and_log_prob(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r""":math:`z = f^{-1}(x)` ``(N, d)`` and :math:`\log q(x)` ``(N,)`` by the inverse pass."""
+        distribution = self.distribution(len(x))
+        z, ladj = distribution.transform.call_and_ladj(x)
+        return z, distribution.base.log_prob(z) + ladj
+
     def push_vector(self, z: Tensor, v: Tensor) -> Tensor:
         r""":math:`J(z)\, v`, ``(N, d)``, in one forward-mode pass; J is that of f."""
         return torch.func.jvp(lambda at: self.push(at)[0], (z,), (v,))[1]

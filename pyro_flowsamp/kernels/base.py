@@ -16,7 +16,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
@@ -55,7 +55,7 @@ def default_guide(source: Any) -> Guide:
 
 
 class FlowKernel(CompiledKernel, MCMCKernel):
-    """Base class of kernels that use a flow.
+    r"""Base class of kernels that use a flow.
 
     A kernel corrects the flow's draws by MCMC, so that they come from the exact posterior even when
     the flow fits poorly.
@@ -74,6 +74,8 @@ class FlowKernel(CompiledKernel, MCMCKernel):
 
     Attributes:
         binding: The model, guide and arguments, and the target and frozen flow made of them.
+        stays_where_not_inverted: Whether chains may be where the flow cannot be inverted, so that
+            its log density is :math:`-\infty` in their state.
         still_chains: Options of the warning of chains that never move; may be set.
 
     Raises:
@@ -99,6 +101,8 @@ class FlowKernel(CompiledKernel, MCMCKernel):
         >>> int(run.statistics["accepted"].sum())
         0
     """
+
+    stays_where_not_inverted: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -216,7 +220,7 @@ class FlowKernel(CompiledKernel, MCMCKernel):
         if params is not None:
             return self.state_at(params, num_chains)
         check_number_of_chains(num_chains, self.target.contexts)
-        return self.init(self._flow_starts(num_chains))
+        return self.init(flow_starts(self, num_chains))
 
     def state_at(self, params: Values, num_chains: int | None = None) -> Any:
         """Returns the state of chains at ``params``, and leaves all adaptation as it is.
@@ -237,7 +241,8 @@ class FlowKernel(CompiledKernel, MCMCKernel):
         num_chains = num_chains or len(x)
         check_number_of_chains(num_chains, self.target.contexts)
         state = self.init(x.reshape(num_chains, self.target.dim))
-        bad = ~torch.isfinite(state.log_p - state.log_q)
+        log_q = 0.0 if self.stays_where_not_inverted else state.log_q
+        bad = ~torch.isfinite(state.log_p - log_q)
         if bad.any():
             chains = bad.nonzero()[:, 0].tolist()
             raise ValueError(f"initial_params: the density is zero or NaN for chains {chains}")
@@ -251,19 +256,9 @@ class FlowKernel(CompiledKernel, MCMCKernel):
         """
         return on_one_period(self.target, x)
 
-    def _flow_starts(self, num_chains: int) -> Tensor:
-        """Independent draws of the flow, redrawn where the target has no density."""
-        x, _ = self.proposal.sample_and_log_prob(num_chains)
-        for _ in range(MAX_REDRAWS):
-            bad = ~torch.isfinite(self.log_prob(x).detach())
-            if not bad.any():
-                return x
-            fresh, _ = self.proposal.sample_and_log_prob(num_chains)
-            x = torch.where(bad[:, None], fresh, x)
-        raise ValueError(
-            "the flow never proposes a point of finite density: train it longer, or give "
-            "initial_params and a wider flow."
-        )
+    def usable(self, x: Tensor) -> Tensor:
+        """Whether chains may start at draws ``(N, d)`` of the flow, ``(N,)``."""
+        return torch.isfinite(self.log_prob(x).detach())
 
     # ---- Pyro's contract ----------------------------------------------------------------------
 
@@ -365,3 +360,22 @@ class FlowKernel(CompiledKernel, MCMCKernel):
     def __getstate__(self) -> dict[str, Any]:
         """The kernel without its state; ``setup`` makes that again."""
         return {**self.__dict__, "_state": None}
+
+
+def flow_starts(kernel: FlowKernel, num_chains: int) -> Tensor:
+    """Independent draws of a kernel's flow, redrawn where its chains may not start.
+
+    Raises:
+        ValueError: There is no such draw.
+    """
+    x, _ = kernel.proposal.sample_and_log_prob(num_chains)
+    for _ in range(MAX_REDRAWS):
+        bad = ~kernel.usable(x)
+        if not bad.any():
+            return x
+        fresh, _ = kernel.proposal.sample_and_log_prob(num_chains)
+        x = torch.where(bad[:, None], fresh, x)
+    raise ValueError(
+        "the flow never proposes a point of finite density: train it longer, or give "
+        "initial_params and a wider flow."
+    )

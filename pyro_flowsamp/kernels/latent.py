@@ -120,6 +120,8 @@ class LatentHMC(FlowKernel):
     """
 
     jittered: ClassVar[bool] = True
+    #: which ends of trajectories may be taken; by default all
+    allowed: Callable[[hamiltonian.HMCState], Tensor] | None = None
 
     def __init__(
         self,
@@ -249,9 +251,8 @@ class LatentHMC(FlowKernel):
         size, num_steps = self.lengths.next(self.step_size, len(log_u))
         last = LastPoint(self.latent_metric)
         jump = self._jump(log_u) if self.global_prob else None
-        new, info = hamiltonian.step(
-            state, self.density, size, num_steps, noise, log_u, metric=last.metric, jump=jump
-        )
+        also: Any = {"metric": last.metric, "jump": jump, "allowed": self.allowed}
+        new, info = hamiltonian.step(state, self.density, size, num_steps, noise, log_u, **also)
         self.lengths.observe(info, state.z, last, size)
         return new, info
 

@@ -94,7 +94,7 @@ class ModeSearch:
             first, second, base = self._pair(base, prior, num, moves)
             spent = self.target.evaluations - spent
             u, alone = with_modes_of_paths(self.coordinates, start.modes, (first, second), options)
-            mixture = particle_mixture(u, self.options)
+            mixture = particle_mixture(u, options, islands_of(u, (first, second), options.islands))
             direction = compare_directions(first, second, options)
             agreement = self._compare(mixture, first, second)._replace(direction=direction)
             if alone is not None:
@@ -267,6 +267,20 @@ def _from_paths(target: Target, start: Exploration, evaluations: int) -> FoundMo
     x = target.wrap(start.coordinates.to_x(u[order]))
     mixture, second = standard_normal(u), order % 2 == 1
     return FoundModes(x, second, start.coordinates, mixture, agreement, True, True, evaluations)
+
+
+def islands_of(u: Tensor, searches: Sequence[Particles], count: int) -> Tensor:
+    """The island of each particle; points of paths, which are independent, are shared out.
+
+    Arguments:
+        u: The particles of all searches, and points of paths, ``(N, d)``.
+        searches: The searches.
+        count: The number of islands of each.
+    """
+    island = torch.arange(len(u), device=u.device) % count
+    own = [torch.arange(len(s.x), device=u.device) * count // len(s.x) for s in searches]
+    island[: sum(map(len, own))] = torch.cat(own)
+    return island
 
 
 def with_modes_of_paths(

@@ -223,6 +223,7 @@ def step(
     *,
     metric: Metric = IDENTITY,
     jump: Jump | None = None,
+    allowed: Callable[[P], Tensor] | None = None,
     cut: bool = True,
 ) -> tuple[P, HMCInfo]:
     r"""Moves every chain by one trajectory, or by a jump, and accepts or rejects it.
@@ -238,6 +239,8 @@ def step(
         log_u: Logs of uniform variates, ``(C,)``.
         metric: The metric of the momentum.
         jump: Chains that jump; theirs is a trajectory of no length from where they land.
+        allowed: Maps ends of trajectories to whether they may be taken, ``(C,)``. This must depend
+            on the end alone, and hold where the chains are, so that it is the same on the way back.
         cut: Whether half kicks are cut to a length of :math:`\sqrt d`.
 
     Returns:
@@ -260,7 +263,9 @@ def step(
         jumped, gain = jump.mask, (end.log_p - end.log_q) - (old.log_p - old.log_q)
         log_alpha = torch.where(jumped, gain, log_alpha)
     log_alpha = torch.where(finite, log_alpha, -torch.inf)
-    accepted, accept_prob = metropolis(log_alpha, log_u)
     diverging = ~jumped & ((log_alpha < -MAX_ENERGY_ERROR) | ~torch.isfinite(log_alpha))
+    if allowed is not None:
+        log_alpha = torch.where(allowed(end), log_alpha, -torch.inf)
+    accepted, accept_prob = metropolis(log_alpha, log_u)
     moved: Any = select(accepted, end, state)
     return moved, HMCInfo(accepted, accept_prob, diverging, jumped)

@@ -45,8 +45,8 @@ MAY_IMPORT = {
     "verdict": "convergence pilot smc target trust weights",
     "final_run": "convergence pilot target vectorized",
     "provenance": "",
-    "sampling": "draw_buffer export final_run options pilot provenance search seeding target "
-    "verdict weights",
+    "sampling": "candidates draw_buffer export final_run options pilot provenance search seeding "
+    "target verdict weights",
     "diagnostics": "diagnostics convergence export flows guides kernels options smc target trust "
     "weights",
     "reporting": "convergence export provenance reporting weights",

@@ -131,6 +131,13 @@ def flipped_log_q(sample_and_log_prob, self, num):
     return x, self.base_log_prob(z) - ladj
 
 
+@mutation(Proposal, "pull_and_log_prob")
+def flipped_backward(pull_and_log_prob, self, x):
+    """The inverse pass makes the same mistake: else the proposals would be refused."""
+    z, log_q = pull_and_log_prob(self, x)
+    return z, 2 * self.base_log_prob(z) - log_q
+
+
 @mutation(independence, "step")
 def no_log_q(step, state, proposal, log_u):
     zero = torch.zeros_like(log_u)
@@ -167,7 +174,11 @@ def normal_angles(log_prob, self, z):
 
 BOTH = (IMH, LatentMALA)
 MISTAKES = {
-    "log-det sign of the flow": ([flipped_log_det, flipped_log_q], BOTH, "conjugate"),
+    "log-det sign of the flow": (
+        [flipped_log_det, flipped_log_q, flipped_backward],
+        BOTH,
+        "conjugate",
+    ),
     "no log q in the ratio": ([no_log_q], (IMH,), "gaussian"),
     "log q not refreshed": (_stale("log_q"), (IMH,), "gaussian"),
     "log p and log q not refreshed": (_stale("log_p", "log_q"), (IMH,), "modes"),

@@ -5,9 +5,11 @@ from math import log
 import pytest
 import torch
 from support.models import year_regression
+from support.mutations import broken, mutation
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
+from pyro_flowsamp.flows import gaussian_fit
 from pyro_flowsamp.flows.gaussian_fit import GaussianFitOptions, fit_gaussian, match
 from pyro_flowsamp.flows.pathfinder import PathfinderOptions
 from pyro_flowsamp.weights import ess_fraction, pareto_k
@@ -158,3 +160,25 @@ def test_a_half_space_holds_most_of_the_gaussian():
     assert (x[:, 0] > 0).double().mean() > 0.4
     assert_close(root[1, 1], torch.tensor(1.0), rtol=0, atol=0.2)
     assert 0.3 < root[0, 0] < 1.5
+
+
+# ---- fits that diverge ---------------------------------------------------------------------------
+
+
+def far_away(match, z, score, inside, weight, min_inside=0.45):
+    """Let an update go to where single precision resolves nothing, with a tiny width."""
+    eye = torch.eye(z.shape[-1]).to(z)
+    return torch.full_like(z[:, 0], 1e18), (1e-9 * eye).expand(len(z), -1, -1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_fit_that_diverges_is_given_up(dtype):
+    """The Gaussian of the best path is taken, whatever the rounded draws make of the bound."""
+    target = Target.from_energy(lambda x: 0.5 * ((x - 3) / 2).square().sum(-1), 2, dtype=dtype)
+    starts = target.initial_points(8)
+    with broken(mutation(gaussian_fit, "match")(far_away)):
+        loc, scale_tril = fit_gaussian(target, starts)
+        assert float((loc - 3).abs().max()) < 1 and 1 < float(scale_tril[0, 0]) < 4
+        allowed = GaussianFitOptions(max_loss=torch.inf)
+        loc, _ = fit_gaussian(target, starts, allowed)
+        assert float(loc.abs().max()) > 1e15

@@ -96,7 +96,11 @@ def test_paths_reach_scales_of_any_size(loc, scale):
 
 @pytest.mark.parametrize("share", [0.5, 0.97])
 def test_a_mode_that_one_search_misses(share):
-    """Its mass is the estimate of what neither has found."""
+    """Its mass is the estimate of what neither has found.
+
+    Of 3 % of the mass few particles are held out: it is seen in about ten of twelve searches.
+    """
+    pyro.set_rng_seed(1)
     with broken(second_search_loses_a_mode()):
         found = ModeSearch(two_modes(share), ModeSearchOptions(max_evaluations=150_000)).run()
     assert found.covered and not found.settled

@@ -47,6 +47,7 @@ from pyro_flowsamp.flows.pathfinder import PathfinderOptions
 from pyro_flowsamp.flows.proposal import DiagnosticOptions
 from pyro_flowsamp.guides.auto_flow import InitialFitOptions
 from pyro_flowsamp.guides.base import GuideOptions
+from pyro_flowsamp.kernels.inversion import InversionOptions
 from pyro_flowsamp.kernels.local_global import LocalStepsOptions
 from pyro_flowsamp.transitions.trajectory_length import TrajectoryOptions
 from pyro_flowsamp.weights import log_mean_weight
@@ -87,6 +88,7 @@ OPTIONS = {
     AnnealingOptions: ("hidden_features max_blocks", "transport_cost good_ess"),
     DeformationOptions: ("hidden_features points_per_time", "defensive_weight"),
     AdvNFOptions: ("balance_every ascent_starts", "learning_rate held_out"),
+    InversionOptions: ("every", "max_distance relative"),
     LocalStepsOptions: ("first most", "memory"),
     TrajectoryOptions: ("max_steps", "learning_rate decay"),
     MixtureFitOptions: ("steps", "ridge"),
@@ -166,6 +168,9 @@ def of_sample() -> Iterator[BadInput]:
         "params": (lambda: sample(TARGET, initial_params=[0.0]), "must be a dict of unconstrained"),
         "sites": (lambda: sample(TARGET, initial_params={"y": torch.zeros(2)}), "are not sites"),
         "start": (lambda: sample(TARGET, start=3), "start must be a result of sample"),
+        "guide": (lambda: sample(TARGET, guide=3), "guide must be a trained flow guide"),
+        "untrained": (lambda: sample(TARGET, guide=AutoFlow(TARGET)), "guide is not trained"),
+        "no guide": (lambda: sample(TARGET, candidates=["guide"]), "there is none: give guide="),
         "arguments": (lambda: sample(TARGET, 1.0), "takes no model arguments"),
     }
     for name, (call, text) in calls.items():
