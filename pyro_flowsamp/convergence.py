@@ -24,7 +24,7 @@ __all__ = [
     "iqr",
     "nested_r_hat",
     "never_accepted_fraction",
-    "r_hat",
+    "rank_r_hat",
 ]
 
 
@@ -233,41 +233,76 @@ def ess_per_draw(x: Tensor, num_directions: int = 8) -> float:
 def _normalised_ranks(x: Tensor) -> Tensor:
     """Normal quantiles of the ranks in each column, with ties in random order."""
     shuffle = torch.randperm(len(x), device=x.device)
-    ranks = torch.empty_like(x)
-    ranks[shuffle] = x[shuffle].argsort(0).argsort(0).to(x)
-    return torch.special.ndtri((ranks + 0.625) / (len(x) + 0.25))
+    order = x[shuffle].mT.contiguous().argsort(-1)  # sorts rows, which lie together in memory
+    quantiles = _normal_quantiles(torch.arange(len(x), device=x.device).to(x), len(x))
+    z = torch.empty_like(x)
+    z[shuffle] = (
+        torch.empty_like(x.mT.contiguous()).scatter_(-1, order, quantiles.expand_as(order)).mT
+    )
+    return z
 
 
-def r_hat(x: Tensor) -> float:
-    r"""The largest split R-hat of the coordinates, divided by its value for chains that have mixed.
+def _normal_quantiles(ranks: Tensor, count: int) -> Tensor:
+    """Blom's normal scores of ranks from zero, of so many numbers."""
+    return torch.special.ndtri((ranks + 0.625) / (count + 0.25))
 
-    It is the larger of those of the normalised ranks and of the ranks of distances from the median,
-    so that heavy tails do not decide it, and chains that differ in their spread are seen.
 
-    For n draws of a chain, each with half an effective draw, R-hat is about
-    :math:`\sqrt{1 + 2/n}` when the chains have mixed. It is divided by :math:`\sqrt{1 + 8/n}`, so
-    that only more than four times that excess gives a result above 1.
+def rank_r_hat(x: Tensor) -> Tensor:
+    r"""The larger of the split R-hats of ranks, and of ranks of distances from the median.
+
+    For chains of n draws with the variance B of their means, and the mean W of their variances,
+
+    .. math:: \hat R^2 = \frac{n - 1}{n} + \frac{B}{W}
+
+    of the normal quantiles of the ranks, where each chain counts as two halves. Equal draws have
+    equal ranks. So heavy tails do not decide it, and chains that differ in their spread are seen.
 
     Arguments:
         x: Draws ``(chains, draws, d)``, at least four of each chain.
 
+    Returns:
+        The value of each coordinate, ``(d,)``; NaN where it is constant.
+
+    References:
+        Aki Vehtari, Andrew Gelman, Daniel Simpson, Bob Carpenter and Paul-Christian Bürkner,
+        *Rank-Normalization, Folding, and Localization: An Improved R-hat for Assessing Convergence
+        of MCMC*, 2021, https://arxiv.org/abs/1903.08008
+
     Example::
 
         >>> _ = torch.manual_seed(0)
-        >>> x = torch.randn(50, 100, 2)
-        >>> r_hat(x) < 1.05, r_hat(x + torch.arange(50.0)[:, None, None]) > 2
+        >>> x = torch.randn(4, 1000, 1)
+        >>> wide = x * torch.tensor([1.0, 1.0, 1.0, 3.0])[:, None, None]
+        >>> bool(rank_r_hat(x) < 1.01), bool(rank_r_hat(wide) > 1.05)
         (True, True)
     """
     half = x.shape[1] // 2
     columns = torch.cat([x[:, :half], x[:, -half:]]).double()
-    found = 1.0
+    found = []
     for block in columns.split(_columns_at_once(columns), -1):
         folded = (block - block.flatten(0, 1).median(0).values).abs()
-        both = torch.cat([block, folded], -1)
-        z = _normalised_ranks(both.flatten(0, 1)).unflatten(0, both.shape[:2])
-        within, between = z.var(1).mean(0), z.mean(1).var(0)
-        found = max(found, float(((half - 1) / half + between / within).max()) ** 0.5)
-    return found / (1 + 8 / x.shape[1]) ** 0.5
+        found.append(torch.maximum(_r_hat_of_ranks(block), _r_hat_of_ranks(folded)))
+    return torch.cat(found)
+
+
+def _r_hat_of_ranks(x: Tensor) -> Tensor:
+    z = _normal_quantiles(_mean_ranks(x.flatten(0, 1).mT), x[..., 0].numel())
+    z = z.unflatten(-1, x.shape[:2])  # (d, chains, draws)
+    n, within = x.shape[1], z.var(-1).mean(-1)
+    return ((n - 1) / n + z.mean(-1).var(-1) / within).sqrt()
+
+
+def _mean_ranks(x: Tensor) -> Tensor:
+    """Ranks in each row, from zero; equal numbers have the mean of their ranks."""
+    values, order = x.contiguous().sort(-1)
+    place = torch.arange(x.shape[-1], device=x.device).expand_as(order)
+    new = torch.ones_like(values, dtype=torch.bool)
+    new[:, 1:] = values[:, 1:] != values[:, :-1]
+    first = torch.where(new, place, 0).cummax(-1).values
+    last = torch.ones_like(new)  # whether a number is the last of its equals
+    last[:, :-1] = new[:, 1:]
+    end = torch.where(last, place, x.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+    return torch.empty_like(values).scatter_(-1, order, 0.5 * (first + end).to(x))
 
 
 def _columns_at_once(x: Tensor) -> int:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .trust import FlowDraws, draws_of_flow
+
 __all__ = ["add_record", "versions"]
 
 
@@ -43,7 +45,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def add_record(data: Any, run: Any, seed: int | None = None, modes: Any = None) -> None:
+def add_record(
+    data: Any,
+    run: Any,
+    seed: int | None = None,
+    modes: Any = None,
+    flow_draws: FlowDraws | None = None,
+) -> None:
     r"""Adds to an ArviZ object what a report about its run needs.
 
     Attributes: ``versions``, ``seed`` (where there was one), ``device``, ``threads``, ``kernel``;
@@ -53,8 +61,8 @@ def add_record(data: Any, run: Any, seed: int | None = None, modes: Any = None) 
     ``mode_shares_second``, the shares of the particles of the two searches.
 
     Groups: ``proposal``, up to 1000 draws of the flow as one chain, and ``proposal_stats`` with
-    their ``lp``, ``log_q`` and ``log_weight``. At several contexts there are none. They are
-    evaluated, which the target counts.
+    their ``lp``, ``log_q`` and ``log_weight``. At several contexts there are none. Where they are
+    not given they are drawn and evaluated, which the target counts.
 
     The state of the random generators is left as it was.
 
@@ -63,6 +71,7 @@ def add_record(data: Any, run: Any, seed: int | None = None, modes: Any = None) 
         run: The :class:`~pyro_flowsamp.VectorizedMCMC` that made the draws.
         seed: The seed that the caller gave.
         modes: The result of the search for modes, see :mod:`pyro_flowsamp.smc.mode_search`.
+        flow_draws: Draws of the flow that have been made already.
 
     Example::
 
@@ -91,7 +100,7 @@ def add_record(data: Any, run: Any, seed: int | None = None, modes: Any = None) 
     with _generators_kept(run.unconstrained.device):
         if modes is not None:
             found.update(_mode_shares(run.unconstrained, modes))
-        _add_proposals(data, run)
+        _add_proposals(data, run, flow_draws)
     data.attrs.update(found)
 
 
@@ -133,17 +142,16 @@ def _mode_shares(draws: Tensor, modes: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _add_proposals(data: Any, run: Any) -> None:
+def _add_proposals(data: Any, run: Any, made: FlowDraws | None) -> None:
     proposal, target = getattr(run.kernel, "proposal", None), run.target
     if proposal is None or target is None or target.contexts is not None:
         return
     num = max(1, min(MAX_PROPOSALS, MAX_NUMBERS // max(1, target.dim)))
-    x, log_q = proposal.sample_and_log_prob(num)
-    lp, log_q = target.log_prob(x).double(), log_q.double()
-    values = {name: value[None] for name, value in target.unpack(x).items()}
-    stats = {"lp": lp[None], "log_q": log_q[None], "log_weight": (lp - log_q)[None]}
+    made = draws_of_flow(proposal, target, num) if made is None else made.first(num)
+    values = {name: value[None] for name, value in target.unpack(made.x).items()}
+    stats = {"lp": made.log_p, "log_q": made.log_q, "log_weight": made.log_weights}
     _add_group(data, "proposal", values)
-    _add_group(data, "proposal_stats", stats)
+    _add_group(data, "proposal_stats", {name: value[None] for name, value in stats.items()})
 
 
 def _add_group(data: Any, group: str, values: dict[str, Tensor]) -> None:

@@ -33,6 +33,8 @@ from time import perf_counter
 from typing import Any
 
 from .candidates import given_guide
+from .diagnostics.checks import Diagnosis
+from .diagnostics.searches import best_evidence
 from .draw_buffer import given_points
 from .export import check_groups, check_names, to_arviz
 from .final_run import finish
@@ -45,8 +47,9 @@ from .target.arguments import check_shared_names
 from .target.density import as_target
 from .target.options import CompileMode, check_compile
 from .target.site import Values
+from .trust import draws_of_flow
 from .validation import check_count, check_flag, check_number, check_seed, public_call, shown
-from .verdict import advice, evidence_of_all, problems_of_draws, problems_of_search
+from .verdict import advice, judged, thresholds
 from .weights import Estimate
 
 __all__ = ["sample"]
@@ -139,7 +142,8 @@ def sample(
         - ``candidates``: the methods that were compared, each with the work for all draws, or with
           what speaks against it;
         - ``reliable``: 1 if nothing has been seen to be wrong, else 0;
-        - ``problems``: what has been seen to be wrong, in words;
+        - ``problems``: what has been seen to be wrong, in words, by
+          :func:`~pyro_flowsamp.diagnose`; ``notes``: what else should be known;
         - ``thin``: steps of the chain for each draw;
         - ``dtype``: the type in which the density was evaluated; float64 where the rounding errors
           of float32 were too large and the model allowed it;
@@ -242,19 +246,19 @@ def sample(
         sampler.find_modes()
         sampler, problems = precise_enough(sampler)
         best = sampler.search()
-        evidence = evidence_of_all(best, sampler.target, sampler.modes.agreement)
-        problems += problems_of_search(best, sampler.modes, evidence)
+        fresh = draws_of_flow(best.run.kernel.proposal, sampler.target, search.evidence_draws)
         log.info("%s makes the draws, with about %.2g of work", best.name, best.at_least)
         with sampler.timed("sampling"):
             problems += finish(best, sampler.target, progress, sampler.evaluations_before)
-        problems += problems_of_draws(best, sampler.target, sampler.modes)
+        found = judged(best, sampler.modes, fresh, problems)
         data = to_arviz(
             best.run, log_likelihood=log_likelihood, groups=groups, dims=dims, coords=coords
         )
-    if problems:
-        warnings.warn(advice(problems), stacklevel=2)
-    add_record(data, best.run, seed, sampler.modes)  # it evaluates the density, too
-    data.attrs.update(_attributes(sampler, best, problems, evidence))
+    if not found.reliable:
+        warnings.warn(advice(found.problems), stacklevel=2)
+    add_record(data, best.run, seed, sampler.modes, fresh)
+    evidence = best_evidence(fresh.log_weights, sampler.modes.agreement, thresholds(best))
+    data.attrs.update(_attributes(sampler, best, found, evidence))
     return data
 
 
@@ -299,16 +303,16 @@ def _check_options(
 
 
 def _attributes(
-    sampler: SamplerSearch, best: Candidate, problems: list[str], own: Estimate | None
+    sampler: SamplerSearch, best: Candidate, found: Diagnosis, evidence: Estimate
 ) -> dict[str, Any]:
     """The attributes of the result, of types that ArviZ can store."""
     agreement = sampler.modes.agreement
-    evidence = own or agreement.best_evidence
     return {
         "method": best.name,
         "candidates": "; ".join(sampler.compared),
-        "reliable": int(not problems),
-        "problems": "; ".join(problems),
+        "reliable": int(found.reliable),
+        "problems": "; ".join(found.problems),
+        "notes": "; ".join(found.notes),
         "thin": best.thin,
         "dtype": str(sampler.target.dtype).removeprefix("torch."),
         "evaluations": sampler.evaluations,

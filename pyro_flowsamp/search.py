@@ -254,11 +254,7 @@ class SamplerSearch:
         starts = self.particles[: pilot_chains(kernel, self.options)]
         candidate = run_pilot(name, kernel, self.target, starts, self.goal, work)
         if candidate.reliable:
-            x = candidate.run.unconstrained
-            if candidate.is_independence_sampler:
-                problem = jumps_problem(kernel, self.target, x, self.particles, options)
-            else:
-                problem = immobile_problem(kernel, self.target, self.particles, options)
+            problem = distrust(candidate, self.target, self.particles, options)
             candidate = candidate._replace(distrust=problem)
         self._warn_if_improper(name, candidate.run.unconstrained[:, -1])
         return candidate
@@ -314,6 +310,16 @@ class SamplerSearch:
             self._stop(best)
             return None
         return guide
+
+
+def distrust(
+    candidate: Candidate, target: Target, particles: Tensor, options: SearchOptions
+) -> str:
+    """Why a candidate cannot be trusted, by particles and states; empty where it can."""
+    kernel, x = candidate.run.kernel, candidate.run.unconstrained
+    if candidate.is_independence_sampler:
+        return jumps_problem(kernel, target, x, particles, options)
+    return immobile_problem(kernel, target, particles, options)
 
 
 def draws_to_train_on(particles: Tensor, best: Candidate | None) -> Tensor:

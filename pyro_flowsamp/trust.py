@@ -34,9 +34,10 @@ from .vectorized import VectorizedMCMC
 from .weights import Estimate, ess_fraction, log_mean_weight, pareto_k
 
 __all__ = [
+    "FlowDraws",
     "LocalChange",
+    "draws_of_flow",
     "flow_evidence",
-    "fresh_log_weights",
     "growth_without_bound",
     "immobile_problem",
     "jumps_problem",
@@ -122,23 +123,43 @@ def jumps_problem(
     return change.problem
 
 
-def fresh_log_weights(proposal: Proposal, target: Target, num: int) -> Tensor:
-    """Log weights of fresh draws of a flow, ``(num,)``, in float64."""
+class FlowDraws(NamedTuple):
+    """Fresh draws of a flow, with what their importance weights are made of.
+
+    Attributes:
+        x: The draws, ``(N, d)``.
+        log_p, log_q: Their log densities under the target and the flow, ``(N,)``, in float64.
+    """
+
+    x: Tensor
+    log_p: Tensor
+    log_q: Tensor
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Their log weights, ``(N,)``."""
+        return self.log_p - self.log_q
+
+    def first(self, num: int) -> FlowDraws:
+        """The first of them."""
+        return FlowDraws(*(value[:num] for value in self))
+
+
+def draws_of_flow(proposal: Proposal, target: Target, num: int) -> FlowDraws:
+    """So many fresh draws of a flow, with their densities."""
     x, log_q = proposal.sample_and_log_prob(num)
     with torch.no_grad():
-        return target.log_prob(x).double() - log_q.double()
+        return FlowDraws(x, target.log_prob(x).double(), log_q.double())
 
 
-def flow_evidence(kernel: FlowKernel, target: Target, options: SearchOptions) -> Estimate | None:
-    """The log evidence by importance sampling from a kernel's flow; None where it is not known.
+def flow_evidence(log_w: Tensor, options: SearchOptions) -> Estimate | None:
+    """The log evidence by importance sampling from a flow; None where it is not known.
 
     Arguments:
-        kernel: The kernel, whose flow is trained.
-        target: Its target.
-        options: The number of draws, and what their weights must be like: an effective sample size
-            as of proposals that an independence sampler may have, and a small Pareto k.
+        log_w: Log weights of fresh draws of the flow, ``(N,)``.
+        options: What they must be like: an effective sample size as of proposals that an
+            independence sampler may have, and a small Pareto k.
     """
-    log_w = fresh_log_weights(kernel.proposal, target, options.evidence_draws)
     if float(ess_fraction(log_w)) < options.min_independence_ess:
         return None
     flat = float(log_w.max() - log_w.median()) <= options.flat_log_weights

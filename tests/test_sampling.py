@@ -40,9 +40,9 @@ from pyro_flowsamp import (
 )
 from pyro_flowsamp.flows.recipes import LayeredFlow
 from pyro_flowsamp.pilot import Goal
-from pyro_flowsamp.smc.directions import DirectionGap
 from pyro_flowsamp.smc.path_modes import PathModes
-from pyro_flowsamp.verdict import evidence_of_all, problems_of_draws, problems_of_search
+from pyro_flowsamp.trust import draws_of_flow
+from pyro_flowsamp.verdict import judged
 
 QUIET = {"progress": False, "seed": 0}
 #: a search of little work
@@ -454,19 +454,23 @@ def found(target):
     return steps, best
 
 
+def problems(steps, best, modes=None, reported=()):
+    made = draws_of_flow(best.run.kernel.proposal, steps.target, 1000)
+    return judged(best, modes or steps.modes, made, reported).problems
+
+
 def test_regions_that_chains_lose():
     """All draws are in one of the two modes that both searches have found."""
     steps, best = found(two_modes())
-    assert problems_of_draws(best, steps.target, steps.modes) == []
+    assert problems(steps, best) == ()
     best.run.unconstrained.copy_(best.run.unconstrained.abs())
-    problems = problems_of_draws(best, steps.target, steps.modes)
-    assert any("hardly ever visit" in problem for problem in problems)
+    assert any("hardly ever visit" in problem for problem in problems(steps, best))
 
 
 def test_trajectories_that_diverge():
     steps, best = found(standard())
     best.run.statistics["diverging"][0] = True
-    assert "diverged" in problems_of_draws(best, steps.target, steps.modes)[0]
+    assert "diverged" in problems(steps, best)[0]
 
 
 def test_a_model_without_data():
@@ -508,7 +512,7 @@ def test_a_wide_posterior_is_not_called_improper(scale):
 def test_chains_that_disagree():
     steps, best = found(standard())
     best.run.unconstrained.add_(torch.randn(len(best.run.unconstrained), 1, 1))
-    assert "chains disagree" in problems_of_draws(best, steps.target, steps.modes)[0]
+    assert "chains disagree" in problems(steps, best)[0]
 
 
 @pytest.mark.parametrize("name, value", [("pilot_chains", 0), ("patience", -1.0)])
@@ -973,17 +977,12 @@ def test_time_ends_the_doubling():
 def test_draws_at_which_chains_stay_too_long():
     """One state in a place that the flow hardly ever proposes."""
     steps, best = found(standard())
-    assert best.is_independence_sampler and problems_of_draws(best, steps.target, steps.modes) == []
+    assert best.is_independence_sampler and problems(steps, best) == ()
     log_w = best.run.statistics["log_weight"]
     log_w += 0.3 * torch.randn_like(log_w)
-    assert problems_of_draws(best, steps.target, steps.modes) == []
+    assert problems(steps, best) == ()
     log_w[:7, 0] += torch.arange(1, 8)  # weights of up to 1000 times the mean: more than 20 draws
-    assert any(
-        "stay at single draws" in problem
-        for problem in problems_of_draws(best, steps.target, steps.modes)
-    )
-    best = best._replace(distrust="it has been said before")
-    assert problems_of_draws(best, steps.target, steps.modes) == []
+    assert any("stay at single draws" in problem for problem in problems(steps, best))
 
 
 def test_searches_that_miss_mass_which_the_flow_has():
@@ -991,29 +990,9 @@ def test_searches_that_miss_mass_which_the_flow_has():
     steps, best = found(standard())
     less = steps.modes.agreement.log_evidence - torch.tensor([0.0, 3.0])
     agreement = steps.modes.agreement._replace(log_evidence=less)
-    modes = steps.modes._replace(agreement=agreement, settled=False)
-    evidence = evidence_of_all(best, steps.target, agreement)
-    assert abs(float(evidence.value) - math.log(2 * math.pi)) < 0.1
-    assert problems_of_search(best, modes, evidence) == []
-    more = agreement._replace(log_evidence=less + 2)
-    assert evidence_of_all(best, steps.target, more) is None
-    assert "log evidences are" in problems_of_search(best, modes, None)[0]
-    unknown = agreement._replace(error=torch.tensor([0.1, 3.0], dtype=torch.double))
-    modes = modes._replace(agreement=unknown)
-    assert "cannot be compared" in problems_of_search(best, modes, None)[0]
-
-
-def test_searches_that_differ_along_a_direction():
-    """Evidences that agree are not blamed."""
-    steps, best = found(standard())
-    gap = DirectionGap("coordinate 2", 0.4, 9.0, 4.3, (0.3, 0.7))
-    agreement = steps.modes.agreement._replace(direction=gap)
-    modes = steps.modes._replace(agreement=agreement, settled=False)
-    assert problems_of_search(best, modes, None) == [gap.problem]
-    assert "along coordinate 2: below one value they have 30% and 70%" in gap.problem
-    both = agreement.log_evidence - torch.tensor([0.0, 3.0])
-    modes = modes._replace(agreement=agreement._replace(log_evidence=both))
-    assert len(problems_of_search(best, modes, None)) == 2
+    assert problems(steps, best, steps.modes._replace(agreement=agreement)) == ()
+    more = steps.modes._replace(agreement=agreement._replace(log_evidence=less + 2))
+    assert any("log evidences are" in problem for problem in problems(steps, best, more))
 
 
 def test_modes_of_paths_that_chains_lose():
@@ -1022,13 +1001,68 @@ def test_modes_of_paths_that_chains_lose():
     away = torch.full((1, 2), 9.0, dtype=torch.double)
     mass = torch.tensor([math.log(0.05 * 2 * math.pi)], dtype=torch.double)
     mode = PathModes(away, torch.eye(2)[None].double(), mass, away[None])
-    assert problems_of_draws(best, steps.target, steps.modes) == []
+    assert problems(steps, best) == ()
     missed = steps.modes.agreement._replace(
         missed=float(steps.modes.agreement.shares_of(mode).sum())
     )
     lost = steps.modes._replace(alone=mode, agreement=missed)
-    assert "quasi-Newton paths" in problems_of_draws(best, steps.target, lost)[0]
     assert lost.unseen == pytest.approx(0.05, abs=0.01)
-    assert "both searches for modes have missed" in problems_of_search(best, lost)[0]
+    told = problems(steps, best, lost)
+    assert any("both searches for modes have missed" in problem for problem in told)
+    assert any("modes in which quasi-Newton paths have found" in problem for problem in told)
     rare = mode._replace(log_mass=mass - 6)  # too little to be expected among the draws
-    assert problems_of_draws(best, steps.target, steps.modes._replace(alone=rare)) == []
+    assert problems(steps, best, steps.modes._replace(alone=rare)) == ()
+
+
+# ---- an uncertain evidence -----------------------------------------------------------------------
+
+
+@mutation(search, "ModeSearch")
+def evidence_of_the_second_is_unknown(ModeSearch, *args):
+    class Unknown(ModeSearch):
+        def run(self):
+            found = super().run()
+            error = found.agreement.error.new_tensor([0.1, 3.0])
+            return found._replace(settled=False, agreement=found.agreement._replace(error=error))
+
+    return Unknown(*args)
+
+
+@mutation(sampling, "draws_of_flow")
+def heavy_weights(draws_of_flow, proposal, target, num):
+    made = draws_of_flow(proposal, target, num)
+    return made._replace(log_q=made.log_q + 4 * torch.randn(num).double())
+
+
+def of_an_unknown_evidence(target, *candidates):
+    call = {"num_samples": 20, "num_chains": 100, "search": SMALL, "candidates": candidates}
+    call |= QUIET
+    with broken(evidence_of_the_second_is_unknown, heavy_weights), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pf.sample(target, **call).attrs
+
+
+def test_an_unknown_evidence_of_one_mode_is_no_alarm():
+    """The draws do not depend on it: chains from the starts of both searches agree."""
+    attrs = of_an_unknown_evidence(standard(), "HMC")
+    assert attrs["reliable"] == 1 and attrs["problems"] == ""
+    assert "the log evidence is uncertain" in attrs["notes"]
+
+
+def test_an_unknown_evidence_of_several_modes_is_an_alarm():
+    attrs = of_an_unknown_evidence(mixture(2))
+    assert attrs["reliable"] == 0 and "cannot be compared" in attrs["problems"]
+    assert attrs["notes"] == ""
+
+
+def test_the_flow_is_drawn_once():
+    """The evidence, the verdict and the record share the draws."""
+    target, counts = standard(), []
+    sample_and_log_prob = pf.flows.proposal.Proposal.sample_and_log_prob
+    spy = mutation(pf.flows.proposal.Proposal, "sample_and_log_prob")(
+        lambda right, self, num: counts.append(num) or sample_and_log_prob(self, num)
+    )
+    with broken(spy):
+        data = pf.sample(target, num_samples=20, num_chains=100, search=SMALL, **QUIET)
+    assert counts.count(SMALL.evidence_draws) == 1 and 1000 not in counts[-3:]
+    assert data["proposal"]["x"].shape == (1, 1000, 2)

@@ -12,7 +12,7 @@ of both, should agree. :mod:`.missed_modes` compares the particles themselves.
 from __future__ import annotations
 
 from copy import deepcopy
-from math import isnan, sqrt
+from math import exp, isnan, log, sqrt
 from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any, cast
@@ -24,7 +24,7 @@ from ..convergence import effective_sample_sizes
 from ..guides.auto_flow import AutoFlow
 from ..smc.found_modes import FoundModes
 from ..target.density import Target
-from ..trust import local_change
+from ..trust import draws_of_flow, local_change, weights_problem
 from ..weights import Estimate, ess_fraction, pareto_k
 from .checks import Check
 from .draws import DiagnosedDraws
@@ -40,6 +40,7 @@ __all__ = [
 
 
 MORE = "the flow has missed mass: start chains and flow at tempered_smc particles"
+LONGEST_STAY = 500.0  #: log steps of a stay, lest its exponential overflow
 RETRAIN = "train the flow longer, or use local moves too (LocalGlobalHMC)"
 
 
@@ -49,7 +50,8 @@ def state_weight_checks(
 ) -> list[Check]:
     """The tail of the weights of states, and of annealed particles where there are any.
 
-    It decides where the sampler only jumps, and is reported elsewhere.
+    It decides where the sampler only jumps, and is reported elsewhere. There it is looked at too
+    how long a chain stays at the draw of the largest weight, see :func:`_stay_check`.
 
     Arguments:
         draws: The draws.
@@ -60,8 +62,8 @@ def state_weight_checks(
     if log_w is None or draws.of_a_guide:
         return []
     log_w = log_w.flatten()
+    checks = [_stay_check(draws, log_w, options)] if draws.jumps_only else []
     log_w = log_w[:: -(-len(log_w) // options.max_draws)]
-    checks = []
     if particles is not None:
         checks.append(_without_density(draws, particles, options))
         log_w = torch.cat([log_w, particles])
@@ -75,6 +77,34 @@ def state_weight_checks(
     bound = options.max_state_pareto_k if draws.jumps_only and not flat else float("nan")
     advice = RETRAIN
     return [*checks, Check("Pareto k of states", k, bound, not wrong, text, advice)]
+
+
+def _stay_check(draws: DiagnosedDraws, log_w: Tensor, options: DiagnosisOptions) -> Check:
+    r"""Heavy weights at which an independence sampler stays too long for its chains.
+
+    At a state of weight w it accepts a proposal :math:`y \sim q` with the probability
+    :math:`\min(1, w_y / w)`, whose mean is at most :math:`\mathbb E_q[w] / w`. So it stays for
+    about :math:`w / \mathbb E_q[w]` steps or longer. States have the density
+    :math:`w q / \mathbb E_q[w]`, so that the mean of :math:`1 / w` over them is
+    :math:`1 / \mathbb E_q[w]`. It decides where the weights have a heavy tail: elsewhere no weight
+    is much larger than those that the chains have left again.
+
+    Arguments:
+        draws: The draws, of a sampler that only jumps.
+        log_w: Log weights of the states, ``(N,)``.
+        options: The longest stay, and the Pareto k of a heavy tail.
+    """
+    steps = draws.columns.shape[1] * draws.thin
+    log_w = log_w[log_w.isfinite()]
+    stay, wrong = 0.0, ""
+    if len(log_w):
+        log_mean = log(len(log_w)) - float((-log_w).logsumexp(0))
+        stay = exp(min(float(log_w.max()) - log_mean, LONGEST_STAY))
+        wrong = weights_problem(log_w, options.search)
+    bound = options.max_stay * steps
+    ok = not wrong or stay <= bound
+    text = f"chains stay at single draws for up to {stay:.2g} steps: {wrong}"
+    return Check("longest expected stay", stay, bound if wrong else float("nan"), ok, text, RETRAIN)
 
 
 def _without_density(draws: DiagnosedDraws, particles: Tensor, options: DiagnosisOptions) -> Check:
@@ -92,8 +122,12 @@ def weight_checks(
 ) -> list[Check]:
     r"""The weights of fresh draws of the flow, and averages by them beside those of the chains.
 
-    The averages are those of :math:`u = F(x_i)` and :math:`(2 u - 1)^2` for each coordinate, with
-    the distribution function F of the chains' draws: their expectations are 1/2 and 1/3.
+    Averages are compared where the weights have a variance. Fresh draws of the flow hardly show a
+    region where it is thin, but states do: their weights have the shape k / (1 - k), which must
+    show the same. The averages are those of :math:`u = F(x_i)` and :math:`(2 u - 1)^2` for each
+    coordinate, with the distribution function F of the chains' draws: their expectations are 1/2
+    and 1/3. Where they differ, new draws of the flow must differ too: few draws with large weights
+    have errors that are less normal than those of the chains.
 
     Arguments:
         draws: The draws; their ``x`` must be known.
@@ -125,29 +159,38 @@ def weight_checks(
             RETRAIN,
         ),
     ]
-    known = (flat or k < options.max_average_pareto_k) and ess * len(
-        log_w
-    ) >= options.min_weighted_draws
-    if known and draws.x is not None and draws.x.shape[1] > 3 and not draws.of_a_guide:
-        checks.append(_weighted_averages(draws.x.double(), points.double(), log_w, options))
-    return checks
+    most = options.max_average_pareto_k
+    known = (flat or k < most) and ess * len(log_w) >= options.min_weighted_draws
+    if known and (states := weights_of_states(draws)) is not None:
+        states = states.flatten()[:: -(-states.numel() // options.max_draws)]
+        states = states[torch.isfinite(states)]
+        even = float(states.max() - states.median()) <= options.flat_log_weights
+        known = even or pareto_k(states) < most / (1 - most)
+    if not known or draws.x is None or draws.x.shape[1] <= 3 or draws.of_a_guide:
+        return checks
+    x = draws.x.double()
+    found = _weighted_averages(x, points.double(), log_w, options)
+    if not found.ok and draws.proposal is not None and draws.target is not None:
+        new = draws_of_flow(draws.proposal, draws.target, len(points))
+        again = _weighted_averages(x, new.x.double(), new.log_weights, options)
+        found = min(found, again, key=lambda check: check.value)
+    return [*checks, found]
 
 
 def _weighted_averages(x: Tensor, y: Tensor, log_w: Tensor, options: DiagnosisOptions) -> Check:
-    flat = x.flatten(0, 1)
-    order = flat.sort(0).values.mT.contiguous()
-    share = log_w.softmax(0)[:, None]
+    flat = x.flatten(0, 1).mT.contiguous()  # rows are sorted faster than columns
+    order, share = flat.sort(-1).values, log_w.softmax(0)
 
     def rank(points: Tensor) -> Tensor:
-        return torch.searchsorted(order, points.mT.contiguous(), right=True).mT / len(flat)
+        return torch.searchsorted(order, points, right=True) / flat.shape[-1]
 
+    mine, theirs = rank(flat), rank(y.mT.contiguous())
     z = []
-    for function in (lambda u: u, lambda u: (2 * u - 1).square()):
-        mine, theirs = function(rank(flat)), function(rank(y))
-        sizes = effective_sample_sizes(mine.mT.reshape(-1, *x.shape[:2]))
-        mean = (share * theirs).sum(0)
-        error = (share * (theirs - mean)).square().sum(0) + mine.var(0) / sizes
-        z.append(((mean - mine.mean(0)) / error.clamp(min=1e-300).sqrt()).abs())
+    for u, v in ((mine, theirs), ((2 * mine - 1).square(), (2 * theirs - 1).square())):
+        sizes = effective_sample_sizes(u.double().unflatten(-1, x.shape[:2]))
+        mean = (share * v).sum(-1)
+        error = (share * (v - mean[:, None])).square().sum(-1) + u.var(-1) / sizes
+        z.append(((mean - u.mean(-1)) / error.clamp(min=1e-300).sqrt()).abs())
     value, bound = float(torch.cat(z).max()), _largest_score(2 * x.shape[-1], options)
     ok = value <= bound
     text = f"averages by the chains and by weighted draws of the flow are {value:.1f} errors apart"

@@ -5,7 +5,7 @@ Chains that all miss the same region agree perfectly. The checks of :mod:`.agree
 
 from __future__ import annotations
 
-from math import log, log1p
+from math import isinf, log, log1p
 
 import torch
 from torch import Tensor
@@ -16,12 +16,13 @@ from ..convergence import (
     group_by_start,
     nested_r_hat,
     never_accepted_fraction,
+    rank_r_hat,
 )
 from .checks import Check
 from .draws import DiagnosedDraws
 from .options import DiagnosisOptions
 
-__all__ = ["chain_checks", "longest_runs", "rank_r_hat", "region_checks"]
+__all__ = ["chain_checks", "longest_runs", "region_checks"]
 
 
 FEWEST_DRAWS = 8  #: draws of a chain from which on its two halves can be compared
@@ -125,6 +126,8 @@ def _nested(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check]:
     their draws is compared.
     """
     x, groups = draws.columns, draws.groups
+    if isinf(options.max_nested_r_hat):  # the caller has judged it
+        return []
     if groups is None or len(groups.unique()) > len(x) // 2:
         if len(x) < 2 * options.start_groups:
             return []
@@ -136,52 +139,6 @@ def _nested(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check]:
     ok = value <= options.max_nested_r_hat
     text = f"chains depend on where they started: nested R-hat is {value:.3f}"
     return [Check("nested R-hat", value, options.max_nested_r_hat, ok, text, LONGER)]
-
-
-def rank_r_hat(x: Tensor) -> Tensor:
-    r"""The larger of the split R-hats of ranks, and of ranks of distances from the median.
-
-    For chains of n draws with the variance B of their means, and the mean W of their variances,
-
-    .. math:: \hat R^2 = \frac{n - 1}{n} + \frac{B}{W}
-
-    of the normal quantiles of the ranks, where each chain counts as two halves. Equal draws have
-    equal ranks.
-
-    Arguments:
-        x: Draws ``(chains, draws, d)``, at least four of each chain.
-
-    Returns:
-        The value of each coordinate, ``(d,)``; NaN where it is constant.
-
-    References:
-        Aki Vehtari, Andrew Gelman, Daniel Simpson, Bob Carpenter and Paul-Christian Bürkner,
-        *Rank-Normalization, Folding, and Localization: An Improved R-hat for Assessing Convergence
-        of MCMC*, 2021, https://arxiv.org/abs/1903.08008
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> x = torch.randn(4, 1000, 1)
-        >>> wide = x * torch.tensor([1.0, 1.0, 1.0, 3.0])[:, None, None]
-        >>> bool(rank_r_hat(x) < 1.01), bool(rank_r_hat(wide) > 1.05)
-        (True, True)
-    """
-    half = x.shape[1] // 2
-    x = torch.cat([x[:, :half], x[:, -half:]]).double()
-    folded = (x - x.flatten(0, 1).median(0).values).abs()
-    return torch.maximum(_split_r_hat(x), _split_r_hat(folded))
-
-
-def _split_r_hat(x: Tensor) -> Tensor:
-    found = []
-    for column in x.unbind(-1):
-        order, count = column.flatten().unique(return_inverse=True, return_counts=True)[1:]
-        middle = count.cumsum(0) - 0.5 * (count - 1)
-        ranks = middle[order]
-        z = torch.special.ndtri((ranks - 0.375) / (len(ranks) + 0.25)).reshape(column.shape)
-        within, n = z.var(1).mean(), z.shape[1]
-        found.append(((n - 1) / n + z.mean(1).var() / within).sqrt())
-    return torch.stack(found)
 
 
 # ---- moves ---------------------------------------------------------------------------------------

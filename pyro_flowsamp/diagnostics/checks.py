@@ -48,6 +48,7 @@ class Diagnosis:
     Attributes:
         checks: All checks that could be made.
         unchecked: What could not be checked, with what it would need.
+        notes: What else should be known, and is not wrong.
 
     Example:
         >>> bad = Check("R-hat", 1.3, 1.01, False, "the chains disagree", "draw longer chains")
@@ -65,6 +66,7 @@ class Diagnosis:
 
     checks: tuple[Check, ...]
     unchecked: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def reliable(self) -> bool:
@@ -114,6 +116,8 @@ class Diagnosis:
         else:
             told = [f"{c.message}: {c.advice}" if c.advice else c.message for c in self.failed]
             lines = ["The draws may be wrong:", *(f"- {text}" for text in told)]
+        if self.notes:
+            lines += ["Notes:", *(f"- {text}" for text in self.notes)]
         if self.unchecked:
             lines += ["Not checked:", *(f"- {text}" for text in self.unchecked)]
         return lines

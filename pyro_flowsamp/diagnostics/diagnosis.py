@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from math import isnan
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,28 +15,31 @@ from torch import Tensor
 from ..kernels.imh import IMH
 from ..smc.found_modes import FoundModes
 from ..smc.particle_mixture import particle_mixture
-from ..trust import log_weights
+from ..trust import FlowDraws, draws_of_flow, log_weights
 from ..weights import Estimate, pareto_k
 from .agreement import evidence_checks, move_checks, state_weight_checks, weight_checks
 from .chains import chain_checks, region_checks
 from .checks import Check, Diagnosis
 from .draws import DiagnosedDraws, read_draws
 from .evidence import estimates_of_draws
-from .missed_modes import (
-    draws_of_paths,
-    own_search,
-    particle_checks,
-    path_checks,
-    region_of,
+from .missed_modes import draws_of_paths, own_search, particle_checks, path_checks, region_of
+from .options import DiagnosisOptions
+from .searches import (
+    compare_evidences,
+    direction_check,
+    distance_of_searches,
+    evidence_of_flow,
+    one_mode,
+    path_mode_check,
     search_checks,
     unseen_check,
 )
-from .options import DiagnosisOptions
 
 __all__ = ["diagnose"]
 
 
 FEWEST_DRAWS = 8  #: draws of a chain that are kept where chains are thinned
+TOO_MANY_DIMENSIONS = "missed modes: there are too many dimensions for annealed particles"
 
 
 def diagnose(
@@ -47,6 +51,7 @@ def diagnose(
     search: bool = True,
     groups: Tensor | None = None,
     reported: Sequence[str] = (),
+    flow_draws: FlowDraws | None = None,
     options: DiagnosisOptions = DiagnosisOptions(),
 ) -> Diagnosis:
     r"""Looks for everything that may be wrong with draws, and says what to try.
@@ -78,11 +83,12 @@ def diagnose(
             or an ArviZ object of draws.
         guide: A trained guide of the same posterior; a run of this package has its own.
         target: The target of the draws.
-        modes: The result of a search for modes, in place of new ones.
+        modes: The result of the search for modes on which the draws depend, in place of new ones.
         search: Whether to search for modes where the target is known and there are no ``modes``.
         groups: The superchain of each chain, ``(chains,)``: chains of a group have started at the
             same point or near each other. Also read from the coordinate "superchain".
         reported: What is known to be wrong already, in words.
+        flow_draws: Draws of the flow that have been made already, in place of new ones.
         options: Thresholds.
 
     Returns:
@@ -125,12 +131,14 @@ def diagnose(
         draws = draws._replace(groups=groups)
     if draws.kernel is not None and not isinstance(draws.kernel, IMH):
         draws = draws._replace(statistics={"step_size": torch.empty(0), **draws.statistics})
-    checks = [_reported(text) for text in [*reported, *_stored_problems(draws)]]
+    told = [*reported, *_stored_problems(draws)]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(options.seed)
-        found, unchecked = _all_checks(draws, modes, search, options)
-    return Diagnosis(tuple(checks + found), tuple(unchecked))
+        found, unchecked, notes = _all_checks(draws, modes, search, flow_draws, bool(told), options)
+    known = {check.message for check in found}
+    checks = [_reported(text) for text in told if text not in known]
+    return Diagnosis(tuple(checks + found), tuple(unchecked), tuple(notes))
 
 
 def _reported(text: str) -> Check:
@@ -148,8 +156,14 @@ def _stored_problems(draws: DiagnosedDraws) -> list[str]:
 
 
 def _all_checks(
-    draws: DiagnosedDraws, modes: FoundModes | None, search: bool, options: DiagnosisOptions
-) -> tuple[list[Check], list[str]]:
+    draws: DiagnosedDraws,
+    modes: FoundModes | None,
+    search: bool,
+    made: FlowDraws | None,
+    wrong: bool,
+    options: DiagnosisOptions,
+) -> tuple[list[Check], list[str], list[str]]:
+    """All checks, what could not be checked, and notes; ``wrong`` if something is known to be."""
     unchecked: list[str] = []
     if draws.of_a_guide:
         unchecked.append("chains: these are independent draws of a guide, not of the target")
@@ -157,46 +171,111 @@ def _all_checks(
     else:
         checks = chain_checks(draws, options)
     if checks and not checks[0].ok:
-        return checks, ["everything else: draws are not finite"]
-    given = modes is not None
+        return checks, ["everything else: draws are not finite"], []
+    given, outside = modes is not None, []
     if modes is None and search and draws.target is not None:
         modes, found, problem = _searched(draws, options)
         checks += found
         unchecked += [problem] if problem else []
     elif modes is None:
         unchecked.append("missed modes: they need target=, and search=True")
+    elif isnan(modes.agreement.unseen):  # there are points of paths, and no particles
+        unchecked.append(TOO_MANY_DIMENSIONS)
+        outside, modes = search_checks(modes, options), None
     if not draws.of_a_guide:
         checks += _regions(draws, modes, options)
-    particles, log_w = None, None
-    if draws.proposal is not None and draws.target is not None:
-        points, log_q = draws.proposal.sample_and_log_prob(options.evidence.num_draws)
-        with torch.no_grad():
-            log_w = draws.target.log_prob(points).double() - log_q.double()
-        checks += weight_checks(draws, points, log_w, options)
-        if modes is not None:
-            flow = cast(Any, SimpleNamespace(proposal=draws.proposal))
-            tolerance = options.search.inversion_tolerance
-            particles = log_weights(flow, draws.target, modes.x, tolerance)
-    else:
+    found, log_w = _of_the_flow(draws, modes, made, options)
+    checks += [*outside, *found]
+    if log_w is None:
         unchecked.append("the weights of the flow: they need guide= and target=")
+    checks += move_checks(draws, modes, options) if options.moves else []
+    if modes is not None:
+        checks += _of_the_search(draws, modes, given, checks, options)
+    elif not isnan(unseen := float(draws.attributes.get("unseen_mass", float("nan")))):
+        checks.append(unseen_check(unseen, options))
+    checks += _of_evidences(draws, modes, log_w, options)
+    if modes is None or not given:
+        return checks, unchecked, []
+    by_flow = None if log_w is None else evidence_of_flow(log_w, modes.agreement, options)
+    wrong = wrong or not all(check.ok for check in checks)
+    distance = cache(lambda: _distance(draws, modes, wrong, options))
+    found, note = compare_evidences(modes.agreement, by_flow, distance, options)
+    found += direction_check(modes.agreement, by_flow, distance, options)
+    return [*checks, *found], unchecked, [note] if note else []
+
+
+def _of_the_flow(
+    draws: DiagnosedDraws,
+    modes: FoundModes | None,
+    made: FlowDraws | None,
+    options: DiagnosisOptions,
+) -> tuple[list[Check], Tensor | None]:
+    """Checks of weights, and the log weights of draws of the flow; None where it is not known."""
+    if draws.proposal is None or draws.target is None:
+        return state_weight_checks(draws, None, options), None
+    if made is None:
+        made = draws_of_flow(draws.proposal, draws.target, options.evidence.num_draws)
+    fewer = draws if draws.x is None else draws._replace(x=_thinned(draws.x, options.max_draws))
+    checks = weight_checks(fewer, made.x, made.log_weights, options)
+    particles = None
+    if modes is not None:
+        flow = cast(Any, SimpleNamespace(proposal=draws.proposal))
+        tolerance = options.search.inversion_tolerance
+        particles = log_weights(flow, draws.target, modes.x, tolerance)
+    return [*checks, *state_weight_checks(draws, particles, options)], made.log_weights
+
+
+def _of_the_search(
+    draws: DiagnosedDraws,
+    modes: FoundModes,
+    given: bool,
+    others: Sequence[Check],
+    options: DiagnosisOptions,
+) -> list[Check]:
+    """Checks of two searches, and of the draws beside their particles."""
+    checks = search_checks(modes, options, given)
+    if draws.x is None or draws.of_a_guide:
+        return checks
+    x = _thinned(draws.x, options.max_draws)
+    checks += particle_checks(x, modes, options, given or modes.settled, given)
+    if given and draws.target is not None:
+        size = _effective_number(others, draws.x)
+        flat = _some(draws.x.flatten(0, 1), options.max_draws)
+        checks += path_mode_check(flat, size, modes, draws.target, options)
+    return checks
+
+
+def _of_evidences(
+    draws: DiagnosedDraws,
+    modes: FoundModes | None,
+    log_w: Tensor | None,
+    options: DiagnosisOptions,
+) -> list[Check]:
+    """Evidences of particles beside those of the flow and the chains."""
     own = estimates_of_draws(draws, options.evidence, log_w)
     annealed = {"stored particles": own.pop("particles")} if "particles" in own else {}
     if log_w is not None and pareto_k(log_w) >= options.max_pareto_k:
         own = {}
-    checks += state_weight_checks(draws, particles, options)
-    checks += move_checks(draws, modes, options)
     if modes is not None:
-        checks += search_checks(modes, options, given)
-        if draws.x is not None and not draws.of_a_guide:
-            checks += particle_checks(
-                _thinned(draws.x, options.max_draws), modes, options, given or modes.settled
-            )
+        values, errors = modes.agreement.log_evidence, modes.agreement.error
         for i, name in enumerate(("the first search", "the second search")):
-            agreement = modes.agreement
-            annealed[name] = Estimate(agreement.log_evidence[i], agreement.error[i])
-    elif not isnan(unseen := float(draws.attributes.get("unseen_mass", float("nan")))):
-        checks.append(unseen_check(unseen, options))
-    return [*checks, *evidence_checks(annealed, own, options)], unchecked
+            annealed[name] = Estimate(values[i], errors[i])
+    return evidence_checks(annealed, own, options)
+
+
+def _distance(
+    draws: DiagnosedDraws, modes: FoundModes, wrong: bool, options: DiagnosisOptions
+) -> float:
+    """The distance of particles and draws; infinity where the draws depend on the evidences."""
+    if wrong or not one_mode(modes) or draws.x is None or draws.target is None:
+        return float("inf")
+    return distance_of_searches(draws.x.flatten(0, 1), modes, draws.target, options)
+
+
+def _effective_number(checks: Sequence[Check], x: Tensor) -> float:
+    """The effective number of draws, or their number where it is not known."""
+    sizes = [check.value for check in checks if check.name == "bulk ESS"]
+    return min([float(x[..., 0].numel()), *sizes])
 
 
 def _some(x: Tensor, most: int) -> Tensor:
@@ -218,7 +297,7 @@ def _searched(
     except ValueError as error:
         return None, checks, f"missed modes: {error}"
     if isnan(found.agreement.unseen):
-        return None, checks, "missed modes: there are too many dimensions for annealed particles"
+        return None, checks, TOO_MANY_DIMENSIONS
     return found, checks, "" if found.settled else "missed modes: two searches for them disagree"
 
 

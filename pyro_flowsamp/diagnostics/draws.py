@@ -30,6 +30,7 @@ class DiagnosedDraws(NamedTuple):
         kernel: The kernel that made the draws; None where it is not known.
         groups: The superchain of each chain, ``(C,)``; None where it is not known.
         starts: The point where each chain began, ``(C, d)``; None where it is not known.
+        thin: Steps of a chain for each draw.
     """
 
     columns: Tensor
@@ -42,6 +43,7 @@ class DiagnosedDraws(NamedTuple):
     kernel: Any
     groups: Tensor | None
     starts: Tensor | None = None
+    thin: int = 1
 
     @property
     def of_a_guide(self) -> bool:
@@ -73,7 +75,7 @@ def read_draws(source: Any, guide: Any = None, target: Any = None) -> DiagnosedD
         raise ValueError("the guide is untrained: call guide.fit(...) first")
     kernel = proposal = x = None
     attributes: dict[str, Any] = {}
-    groups = starts = None
+    groups, starts, thin = None, None, 1
     if hasattr(source, "unconstrained") and hasattr(source, "statistics"):
         values = source.get_samples(group_by_chain=True)
         statistics = dict(source.statistics)
@@ -81,6 +83,7 @@ def read_draws(source: Any, guide: Any = None, target: Any = None) -> DiagnosedD
             statistics["step_size"] = source.step_size
         x, target = source.unconstrained, target or source.target
         starts = source.starts if len(source.starts) == len(x) else None
+        thin = source.thin
         if source.target is not None and source.kernel.target is source.target:
             kernel, proposal = source.kernel, source.kernel.proposal
     else:
@@ -90,6 +93,7 @@ def read_draws(source: Any, guide: Any = None, target: Any = None) -> DiagnosedD
             target = target or _kernel_target(source.kernel)
         values, statistics, groups = _read_arviz(data)
         attributes = dict(getattr(data, "attrs", {}))
+        thin = int(attributes.get("thin", 1))
     if guide is not None:
         target = target or _guide_target(guide)
         proposal = guide.proposal() if proposal is None else proposal
@@ -104,7 +108,7 @@ def read_draws(source: Any, guide: Any = None, target: Any = None) -> DiagnosedD
     if x is not None and target is not None and x.shape[-1] != target.dim:
         x = proposal = kernel = None  # not all sites were kept
     return DiagnosedDraws(
-        columns, names, x, statistics, attributes, target, proposal, kernel, groups, starts
+        columns, names, x, statistics, attributes, target, proposal, kernel, groups, starts, thin
     )
 
 

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from ..convergence import effective_sample_sizes
-from ..trust import fresh_log_weights
+from ..trust import draws_of_flow
 from ..weights import Estimate, log_mean_weight, smoothed_log_weights
 from .draws import DiagnosedDraws, read_draws
 from .options import EvidenceOptions
@@ -122,7 +122,7 @@ def log_evidence(
             raise ValueError("the guide is untrained: call guide.fit(...) first")
         target = target or source.target_for(*args, **kwargs)
         proposal = source.proposal(*args, **kwargs)
-        return _importance(fresh_log_weights(proposal, target, options.num_draws))
+        return _importance(draws_of_flow(proposal, target, options.num_draws).log_weights)
     if args or kwargs:
         raise ValueError("a run has stored its model's arguments: give them for a guide only")
     draws = read_draws(source, guide, target)
@@ -175,7 +175,7 @@ def estimates_of_draws(
     found: dict[str, Estimate] = {}
     if draws.proposal is not None and draws.target is not None:
         if log_w is None:
-            log_w = fresh_log_weights(draws.proposal, draws.target, options.num_draws)
+            log_w = draws_of_flow(draws.proposal, draws.target, options.num_draws).log_weights
         found["importance"] = _importance(log_w)
         states = None if draws.of_a_guide else weights_of_states(draws)
         if states is not None and states.shape[1] >= FEWEST_DRAWS:

@@ -9,7 +9,6 @@ and small differences of shares do not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isnan
 from typing import NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from ..convergence import far_apart, iqr
 from ..flows.gaussian_fit import distinct_paths
 from ..flows.mixture_fit import Mixture
 from ..flows.pathfinder import overdispersed_starts, pathfinder
-from ..smc.found_modes import NOT_COVERED, FoundModes, unseen_problem
+from ..smc.found_modes import FoundModes
 from ..smc.mode_search import ModeSearch
 from ..smc.starts import StudentStart
 from ..target.density import Target
@@ -33,11 +32,10 @@ __all__ = [
     "kolmogorov_distance",
     "particle_checks",
     "own_search",
+    "particle_weights",
     "path_checks",
     "region_of",
-    "search_checks",
     "share_far_away",
-    "unseen_check",
 ]
 
 
@@ -177,47 +175,17 @@ def region_of(modes: FoundModes, x: Tensor) -> Tensor:
     return modes.agreement.modes[modes.component_of(x)]
 
 
-def search_checks(
-    modes: FoundModes, options: DiagnosisOptions, decides: bool = True
-) -> list[Check]:
-    """Checks of two searches for modes beside each other.
-
-    Arguments:
-        modes: The result of the search.
-        options: Thresholds.
-        decides: Whether the draws depend on this search. Of any other one only what the draws lack
-            is an alarm, see :func:`particle_checks`, and not that it has missed something itself.
-    """
-    covered = modes.covered or not decides
-    checks = [
-        Check(
-            "particles outside of their start",
-            float(not modes.covered),
-            0 if decides else float("nan"),
-            covered,
-            NOT_COVERED,
-            "give the model more informative priors",
-        )
-    ]
-    unseen = modes.agreement.unseen
-    if isnan(unseen):
-        return checks
-    return [*checks, unseen_check(unseen, options, decides)]
-
-
-def unseen_check(unseen: float, options: DiagnosisOptions, decides: bool = True) -> Check:
-    """The mass that one of two searches has found alone; an alarm where it decides."""
-    ok = unseen <= options.max_unseen or not decides
-    text = unseen_problem(unseen)
-    advice = "give the search more evaluations (ModeSearchOptions.max_evaluations)"
-    bound = options.max_unseen if decides else float("nan")
-    return Check("unseen mass", unseen, bound, ok, text, advice)
-
-
 def particle_checks(
-    x: Tensor, modes: FoundModes, options: DiagnosisOptions, settled: bool = True
+    x: Tensor,
+    modes: FoundModes,
+    options: DiagnosisOptions,
+    settled: bool = True,
+    decides: bool = False,
 ) -> list[Check]:
     """Checks of draws beside annealed particles: regions, their shares, and distributions.
+
+    Each search counts in proportion to its evidence: one that has not found the way to the mass has
+    particles far away from it, and a much smaller evidence.
 
     Arguments:
         x: Unconstrained draws, ``(chains, draws, d)``.
@@ -225,23 +193,26 @@ def particle_checks(
         options: Thresholds.
         settled: Whether the two searches agree. If not, only what draws lack is looked at: the
             particles' own shares are not known.
+        decides: Whether the draws depend on this search. Then components of its mixture that are
+            no modes count as regions too, where both searches have particles of them.
     """
+    of_component = modes.component_of(flat := x.flatten(0, 1))
     of_mode = torch.nn.functional.one_hot(modes.agreement.modes).double()
-    counts = modes.agreement.counts.double() @ of_mode
-    flat = x.flatten(0, 1)
-    share = region_of(modes, flat).bincount(minlength=counts.shape[1]).double() / len(flat)
-    by_search = counts / counts.sum(1, keepdim=True)
-    expected = by_search.mean(0)
-    enough = counts.sum(0) >= 2 * options.min_region_particles
-    lost = enough & (share < options.min_share * expected)
-    mass = float(expected[lost].sum())
+    by_component = torch.nn.functional.one_hot(of_component, len(of_mode)).double().mean(0)
+    counts = modes.agreement.counts.double()
+    share, in_modes = by_component @ of_mode, counts @ of_mode
+    by_search = in_modes / in_modes.sum(1, keepdim=True)
+    expected = modes.agreement.search_weights @ by_search
+    lost, mass = _lost(share, expected * in_modes.sum() / 2, expected, options)
+    if decides and not lost:
+        expected = (counts / counts.sum(1, keepdim=True)).amin(0)
+        lost, mass = _lost(by_component, counts.amin(0), expected, options)
     text = (
-        f"chains hardly ever visit {int(lost.sum())} regions in which searches for modes have "
-        f"found {mass:.2%} of the mass"
+        f"chains hardly ever visit {lost} regions in which searches for modes have found "
+        f"{mass:.2%} of the mass"
     )
-    ok = not bool(lost.any())
-    checks = [Check("mass not visited", mass, 0, ok, text, EXPLORE)]
-    away = share_far_away(x, modes.x, options)
+    checks = [Check("mass not visited", mass, 0, not lost, text, EXPLORE)]
+    away = share_far_away(x, modes.x, options, particle_weights(modes))
     ok = away <= options.max_far_away
     text = f"{away:.2%} of the annealed particles are far from all draws"
     most = options.max_far_away
@@ -249,7 +220,9 @@ def particle_checks(
     if not settled:
         return checks
     checks.append(_share_gap(share, by_search, options))
-    distance = kolmogorov_distance(flat, modes.x)
+    parts = [modes.x[~modes.second], modes.x[modes.second]]
+    found = [kolmogorov_distance(flat, part if len(part) else modes.x) for part in parts]
+    distance = modes.agreement.search_weights @ torch.stack(found)
     worst, value = int(distance.argmax()), float(distance.max())
     ok = value <= options.max_distance
     text = (
@@ -261,15 +234,36 @@ def particle_checks(
     return [*checks, Check(name, value, most, ok, text, EXPLORE)]
 
 
-def share_far_away(x: Tensor, particles: Tensor, options: DiagnosisOptions) -> float:
+def _lost(
+    share: Tensor, particles: Tensor, expected: Tensor, options: DiagnosisOptions
+) -> tuple[int, float]:
+    """The number of regions that the draws hardly visit, and the share of particles there."""
+    enough = particles >= options.min_region_particles
+    lost = enough & (share < options.min_share * expected)
+    return int(lost.sum()), float(expected[lost].sum())
+
+
+def particle_weights(modes: FoundModes) -> Tensor:
+    """The weight of each particle: each search counts in proportion to its evidence, ``(N,)``."""
+    second = modes.second.long()
+    counts = second.bincount(minlength=2)
+    each = modes.agreement.search_weights.to(second.device) * (counts > 0) / counts.clamp(min=1)
+    return (each / (each * counts).sum())[second]
+
+
+def share_far_away(
+    x: Tensor, particles: Tensor, options: DiagnosisOptions, weights: Tensor | None = None
+) -> float:
     """The share of particles that are farther from all draws than draws are from each other.
 
     Arguments:
         x: Draws, ``(chains, draws, d)``.
         particles: Points ``(N, d)``.
         options: The number of draws, and the quantile of the distance.
+        weights: Weights of the particles, of sum one; or None where they are equal.
     """
-    return float(far_from(x, options)(particles).double().mean())
+    far = far_from(x, options)(particles).double()
+    return float(far.mean() if weights is None else far @ weights)
 
 
 def far_from(x: Tensor, options: DiagnosisOptions) -> Callable[[Tensor], Tensor]:

@@ -73,7 +73,8 @@ class DiagnosisOptions:
             :math:`\hat R^2 = 1 + 2 / m` (Vats and Knudson, 2021). So the bound is larger where
             many chains have the effective draws asked for below together, but few each.
         max_nested_r_hat: Largest nested R-hat of groups of chains (Margossian et al., 2024).
-            Of right draws in groups by their first draws it is at most 1.013.
+            Of right draws in groups by their first draws it is at most 1.013. Where it is infinite
+            it is not computed.
         start_groups: Groups of chains with near starting points, where superchains are not known.
         min_ess: Least effective sample size, of the bulk and of the tails, of every parameter;
             400 is that of Vehtari et al., 2021.
@@ -91,11 +92,14 @@ class DiagnosisOptions:
         max_pareto_k: Pareto k of weights of draws of a flow from which on averages by them are not
             known (Vehtari et al., 2024).
         max_average_pareto_k: Pareto k of these weights from which on averages by them are not
-            compared with those of the chains: below 1/2 the weights have a variance.
+            compared with those of the chains: below 1/2 the weights have a variance. That of states
+            must be below k / (1 - k) of this, too.
         max_state_pareto_k: Pareto k of the weights of states from which on a sampler that only
             jumps is not trusted. It is k / (1 - k) where it is k for draws of the flow. Below 1 the
             weights have a mean over states, and averages of bounded functions by independence
             samplers a finite asymptotic variance (Deligiannidis and Lee, 2018).
+        max_stay: Steps that a sampler which only jumps may be expected to stay at a draw where its
+            weights have a heavy tail (``search.max_pareto_k``), as a multiple of those of a chain.
         flat_log_weights: Nats between the largest and the median weight of states below which k is
             no alarm: weights that hardly vary have no tail.
         min_importance_ess: Least importance effective sample size of draws of the flow, as a
@@ -103,6 +107,8 @@ class DiagnosisOptions:
         min_weighted_draws: Effective number of weighted draws from which on their averages are
             compared with those of the chains.
         check_error: Probability that a comparison of averages fails for right draws.
+        moves: Whether the kernel moves states or particles for a check; a caller who has looked at
+            that already saves the time.
         moved_particles: Particles at most from which a sampler with local moves takes a few steps.
         max_immobile: Largest share of them that may not move.
         max_distance: Largest Kolmogorov distance between draws and annealed particles, in any
@@ -177,10 +183,12 @@ class DiagnosisOptions:
     max_pareto_k: float = 0.7
     max_average_pareto_k: float = 0.5
     max_state_pareto_k: float = 1.0
+    max_stay: float = 1.0
     flat_log_weights: float = log(3.0)
     min_importance_ess: float = 0.01
     min_weighted_draws: float = 200.0
     check_error: float = 1e-3
+    moves: bool = True
     moved_particles: int = 1000
     max_immobile: float = 0.01
     max_distance: float = 0.4

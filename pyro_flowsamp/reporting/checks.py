@@ -19,7 +19,8 @@ __all__ = ["ReportCheck", "Verdict", "judge"]
 
 ADVICE = (
     (
-        r"two searches",
+        r"two searches|both searches|in which searches|quasi-Newton|paths to modes|"
+        r"annealed particles",
         "A region of the posterior may be missing. Run sample() again with another seed, and give "
         "points of regions that you know by initial_params=. Write hierarchical models in their "
         "non-centred form. More particles: search=SearchOptions(modes=ModeSearchOptions(...)).",
@@ -41,7 +42,8 @@ ADVICE = (
         "non-centred form, or give scales a prior that keeps them away from zero.",
     ),
     (
-        r"never moved|never jumped|hardly ever|single draws",
+        r"never moved|never jumped|hardly ever|single draws|one point|importance ESS|Pareto k|"
+        r"local moves|by weighted draws|log evidence is|the flow has no density|does not move",
         "The flow does not reach where these chains are. Train it longer, take another flow "
         "(flow='spline', or an ensemble), or use a kernel with local moves, as LocalGlobalHMC.",
     ),
@@ -111,6 +113,7 @@ class Verdict:
         problems: What is wrong with advice, ``[(problem, advice), ...]``.
         checks: The checks behind it.
         unchecked: What could not be checked, with what it would need.
+        notes: What else should be known, and is not wrong.
     """
 
     reliable: bool
@@ -119,6 +122,7 @@ class Verdict:
     problems: list[tuple[str, str]]
     checks: list[ReportCheck]
     unchecked: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def level(self) -> str:
@@ -142,9 +146,11 @@ def judge(source: ReportSource, diagnosis: Any = None) -> Verdict:
         checks = [_as_check(check) for check in diagnosis.checks]
         recorded = []
         unchecked = tuple(map(str, getattr(diagnosis, "unchecked", ())))
+        notes = tuple(map(str, getattr(diagnosis, "notes", ())))
     else:
         checks = _checks(source)
         recorded, unchecked = _recorded_problems(source.attrs), ()
+        notes = tuple(filter(None, str(source.attrs.get("notes", "")).split("; ")))
     problems = [(text, advice_for(text)) for text in recorded]
     problems += [
         (c.message or f"{c.name} is {c.value}", c.advice or advice_for(c.message))
@@ -153,14 +159,16 @@ def judge(source: ReportSource, diagnosis: Any = None) -> Verdict:
     ]
     problems = list(dict(reversed(problems)).items())[::-1]  # each once, with its first advice
     if problems and diagnosis is None and not recorded and "reliable" in source.attrs:
-        return Verdict(True, "The draws look reliable, but look at this", DOUBTS, problems, checks)
+        return Verdict(
+            True, "The draws look reliable, but look at this", DOUBTS, problems, checks, (), notes
+        )
     if problems:
         title = "The draws may be wrong"
         text = "Do not use them before you have looked into these points:"
-        return Verdict(False, title, text, problems, checks, unchecked)
+        return Verdict(False, title, text, problems, checks, unchecked, notes)
     judged = diagnosis is not None or "reliable" in source.attrs
     title = "The draws look reliable" if judged else "No problem was seen"
-    return Verdict(True, title, GOOD if judged else UNJUDGED, [], checks, unchecked)
+    return Verdict(True, title, GOOD if judged else UNJUDGED, [], checks, unchecked, notes)
 
 
 def advice_for(problem: str) -> str:

@@ -61,7 +61,7 @@ def sections(source: ReportSource, verdict: Verdict) -> Iterator[Section]:
     yield _acceptance(source)
     yield _training(source)
     yield _modes(source)
-    yield _evidence(source)
+    yield _evidence(source, verdict)
     yield _candidates(source)
     yield _record(source)
 
@@ -80,6 +80,7 @@ def _checks(verdict: Verdict) -> Section:
     marked = frozenset(i for i, c in enumerate(verdict.checks) if not c.ok)
     text = ["What was looked at for the verdict, and what would be right."]
     text += [f"Not checked: {reason}" for reason in verdict.unchecked]
+    text += [f"Note: {note}" for note in verdict.notes if "evidence" not in note]
     table = Table(["check", "found", "right", "passed"], rows, marked)
     return Section("checks", "Checks", text, [table] if rows else [])
 
@@ -249,7 +250,7 @@ def _modes(source: ReportSource) -> Section:
     return Section("modes", "Modes", text, pictures=[picture] if picture else [])
 
 
-def _evidence(source: ReportSource) -> Section:
+def _evidence(source: ReportSource, verdict: Verdict) -> Section:
     attrs = source.attrs
     if not np.isfinite(float(attrs.get("log_evidence", np.nan))):
         text = ["Not recorded: sample() estimates it by its annealed particles."]
@@ -260,6 +261,7 @@ def _evidence(source: ReportSource) -> Section:
         "Differences of it compare models: 3 is strong, 1 is weak.",
         "Good: an error below about 0.5. It is only as right as the search for modes is complete.",
     ]
+    text += [f"Note: {note}." for note in verdict.notes if "evidence" in note]
     table = Table(["", "estimate", "± error"], [["log evidence", f"{value:.3f}", _number(error)]])
     return Section("evidence", "Evidence", text, [table])
 

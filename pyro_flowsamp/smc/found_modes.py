@@ -57,6 +57,11 @@ class Agreement(NamedTuple):
         return len(self.modes[self.counts.sum(0) > 0].unique())
 
     @property
+    def search_weights(self) -> Tensor:
+        """The weights of the searches, in proportion to their evidences, ``(2,)``."""
+        return self.log_evidence.double().softmax(0)
+
+    @property
     def best_evidence(self) -> Estimate:
         r"""The log of the mean evidence of both searches, with its standard error.
 

@@ -17,7 +17,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 #: part of the package -> the parts that it may import, itself included where it is a folder
 MAY_IMPORT = {
     "_zuko": "zuko",
-    "options": "",
+    "search_options": "",
+    "options": "search_options",
     "weights": "",
     "validation": "",
     "seeding": "",
@@ -42,11 +43,11 @@ MAY_IMPORT = {
     "pilot": "convergence kernels options target vectorized",
     "candidates": "flows guides options target",
     "search": "candidates guides kernels options pilot smc target transitions trust",
-    "verdict": "convergence pilot smc target trust weights",
+    "verdict": "diagnostics pilot smc trust",
     "final_run": "convergence pilot target vectorized",
-    "provenance": "",
-    "sampling": "candidates draw_buffer export final_run options pilot provenance search seeding "
-    "target verdict weights",
+    "provenance": "trust",
+    "sampling": "candidates diagnostics draw_buffer export final_run options pilot provenance "
+    "search seeding target trust verdict weights",
     "diagnostics": "diagnostics convergence export flows guides kernels options smc target trust "
     "weights",
     "reporting": "convergence export provenance reporting weights",

@@ -1,18 +1,16 @@
 """Checks of the chains: each flags what it is for, passes right draws, and fails when broken."""
 
-import arviz as az
 import numpy as np
 import pytest
 import torch
-from support.diagnosed import diagnosed, draws_of_modes, independent, slow
-from support.mutations import broken, mutation
+from support.diagnosed import diagnosed, draws_of_modes, independent, scenario_tests, slow
+from support.mutations import mutation
 
-from pyro_flowsamp import DiagnosisOptions
+from pyro_flowsamp import DiagnosisOptions, convergence
 from pyro_flowsamp.diagnostics import chains
 from pyro_flowsamp.diagnostics.chains import (
     chain_checks,
     longest_runs,
-    rank_r_hat,
     region_checks,
 )
 
@@ -139,12 +137,6 @@ SCENARIOS = {
 }
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
-def test_it_is_flagged(scenario):
-    check = scenario()[SCENARIOS[scenario]]
-    assert not check.ok and check.message and check.advice
-
-
 @pytest.mark.parametrize(
     "x",
     [independent(), independent(4, 1000), independent(400, 40), slow(0.8, 40, 400)],
@@ -176,16 +168,15 @@ def one_number_is_forgotten(_number_checks, draws):
     return _number_checks(draws)[:1]
 
 
-@mutation(chains, "_split_r_hat")
-def the_first_half_only(_split_r_hat, x):
-    whole = len(x) // 2
-    return _split_r_hat(x[:whole])
+@mutation(convergence, "_r_hat_of_ranks")
+def the_first_half_only(_r_hat_of_ranks, x):
+    return _r_hat_of_ranks(x[: len(x) // 2])
 
 
 @mutation(chains, "rank_r_hat")
 def not_folded(rank_r_hat, x):
     half = x.shape[1] // 2
-    return chains._split_r_hat(torch.cat([x[:, :half], x[:, -half:]]).double())
+    return convergence._r_hat_of_ranks(torch.cat([x[:, :half], x[:, -half:]]).double())
 
 
 @mutation(chains, "rank_r_hat")
@@ -248,24 +239,10 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("wrong, scenario", BROKEN, ids=lambda value: value.__name__)
-def test_a_broken_check_does_not_flag_it(wrong, scenario):
-    with broken(wrong):
-        found = scenario()
-    check = found.get(SCENARIOS[scenario])
-    assert check is None or check.ok
+test_it_is_flagged, test_a_broken_check_does_not_flag_it = scenario_tests(SCENARIOS, BROKEN)
 
 
 # ---- parts ---------------------------------------------------------------------------------------
-
-
-def test_rank_r_hat_is_that_of_arviz():
-    x = independent(4, 500) * torch.tensor([1.0, 1.2, 1.0, 1.0])[:, None, None]
-    x[..., 1] = x[..., 1].round()  # ties
-    for i, found in enumerate(rank_r_hat(x)):
-        assert float(found) == pytest.approx(
-            float(az.rhat(x[..., i].numpy())), abs=1e-4
-        )  # of medians
 
 
 def test_longest_runs():

@@ -180,8 +180,8 @@ def none_are_stored(_stored_problems, draws):
 
 
 @mutation(missed_modes, "share_far_away")
-def of_the_first_coordinate(share_far_away, x, particles, options):
-    return share_far_away(x[..., 1:], particles[..., 1:], options)
+def of_the_first_coordinate(share_far_away, x, particles, options, weights):
+    return share_far_away(x[..., 1:], particles[..., 1:], options, weights)
 
 
 def test_regions_must_be_looked_at():

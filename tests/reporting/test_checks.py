@@ -118,10 +118,29 @@ def test_problems_of_sample_are_told_with_advice():
         "chains hardly ever visit 2 regions",
         "chains stay at single draws for up to 80 steps",
         "max_seconds are over",
+        "draws of the flow have an importance ESS of 0.50%",
+        "the weights of states have a Pareto k of 1.20",
+        "the flow has no density, or an unknown one, at 3.00% of the particles",
+        "averages by the chains and by weighted draws of the flow are 7.0 errors apart",
+        "the log evidence is 1.00 by bridge sampling, and 2.00 by the first search, 9 errors more",
+        "3 of 40 chains stay at one point for more than 20% of their draws, 50 at most",
+        "3.00% of the annealed particles are far from all draws",
+        "draws and annealed particles have other distributions: they are 0.50 apart",
+        "both searches for modes have missed regions that quasi-Newton paths have found",
+        "paths to modes have found regions with 20.00% of the mass, far from all draws",
     ],
 )
 def test_each_problem_that_sample_tells_has_advice_of_its_own(problem):
     assert advice_for(problem) != OTHERWISE
+
+
+def test_notes_are_told():
+    attrs = {**SAMPLE_ATTRS, "notes": "the log evidence is uncertain; another"}
+    found = judged(numbers(), statistics(), attrs)
+    assert found.reliable and found.notes == ("the log evidence is uncertain", "another")
+    assert judged(numbers(), statistics(), SAMPLE_ATTRS).notes == ()
+    made = SimpleNamespace(checks=(), notes=("a note",))
+    assert judged(diagnosis=made).notes == ("a note",)
 
 
 def test_a_diagnosis_is_taken_in_place_of_the_own_checks():

@@ -1,6 +1,8 @@
 """Draws that are right, or wrong in one way, for the checks of a diagnosis."""
 
+import pytest
 import torch
+from support.mutations import broken
 
 from pyro_flowsamp import Target
 from pyro_flowsamp.diagnostics.draws import DiagnosedDraws
@@ -9,6 +11,30 @@ from pyro_flowsamp.smc.coordinates import WhitenedTarget
 from pyro_flowsamp.smc.found_modes import Agreement, FoundModes
 
 CHAINS, DRAWS = 40, 200
+
+
+def scenario_tests(scenarios, mutations):
+    """Two tests: each scenario is flagged, and a broken check does not flag it.
+
+    Arguments:
+        scenarios: ``{function: name of the check that must fail}``; the function returns checks by
+            their names.
+        mutations: Pairs of a mutation and of a scenario that must pass under it.
+    """
+
+    @pytest.mark.parametrize("scenario", scenarios, ids=lambda s: s.__name__)
+    def flagged(scenario):
+        check = scenario()[scenarios[scenario]]
+        assert not check.ok and check.message and check.advice
+
+    @pytest.mark.parametrize("wrong, scenario", mutations, ids=lambda value: value.__name__)
+    def not_flagged(wrong, scenario):
+        with broken(wrong):
+            found = scenario()
+        check = found.get(scenarios[scenario])
+        assert check is None or check.ok
+
+    return flagged, not_flagged
 
 
 def by_name(checks):

@@ -1,0 +1,286 @@
+r"""Checks of two searches for modes beside each other, and of what paths alone have found.
+
+A mode that one search alone has found shows that each of them can miss modes. Their log evidences
+:math:`\hat\ell_1, \hat\ell_2` show more: a search that has lost mass has the smaller one. But an
+evidence can be wrong, or badly known, where no mass is lost: in many dimensions annealed particles
+hardly ever estimate it well. Three facts decide what that means for the draws:
+
+- Draws of a flow with good weights estimate it too. Their estimate is taken where neither search
+  has found more.
+- A kernel needs the density up to a constant only. Evidences matter to its draws where they give
+  the shares of several modes, or show mass that was lost.
+- A search that has lost the share :math:`m = 1 - e^{-|\hat\ell_1 - \hat\ell_2|}` of the mass has
+  particles in the rest only, so that their distribution has the distance m (in total variation)
+  from that of right draws. Differences of several nats are then seen in the particles themselves:
+  in the distribution of a coordinate, or of the log density.
+
+So evidences that differ, or are not known, make the *draws* doubtful where there are several modes,
+where any other check fails, or where particles of either search are distributed otherwise than the
+draws. Else it is the *evidence* that is uncertain, which is a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import exp, isnan
+
+import torch
+from torch import Tensor
+
+from ..smc.found_modes import NOT_COVERED, Agreement, FoundModes, unseen_problem
+from ..target.density import Target
+from ..trust import flow_evidence
+from ..weights import Estimate
+from .checks import Check
+from .missed_modes import kolmogorov_distance
+from .options import DiagnosisOptions
+
+__all__ = [
+    "best_evidence",
+    "compare_evidences",
+    "direction_check",
+    "distance_of_searches",
+    "evidence_of_flow",
+    "one_mode",
+    "path_mode_check",
+    "search_checks",
+    "unseen_check",
+]
+
+
+MORE_EVALUATIONS = "give the search more evaluations (ModeSearchOptions.max_evaluations)"
+
+
+def search_checks(
+    modes: FoundModes, options: DiagnosisOptions, decides: bool = True
+) -> list[Check]:
+    """Checks of what two searches have found.
+
+    Arguments:
+        modes: The result of the search.
+        options: Thresholds.
+        decides: Whether the draws depend on this search. Of any other one only what the draws lack
+            is an alarm, see :mod:`.missed_modes`, and not that it has missed something itself.
+    """
+    none = float("nan")
+    checks = [
+        Check(
+            "particles outside of their start",
+            float(not modes.covered),
+            0 if decides else none,
+            modes.covered or not decides,
+            NOT_COVERED,
+            "give the model more informative priors",
+        )
+    ]
+    agreement, most = modes.agreement, options.search.modes.max_missed
+    if isnan(agreement.unseen):
+        return checks
+    checks.append(
+        Check(
+            "mass that particles have lost",
+            agreement.missed,
+            most if decides else none,
+            agreement.missed <= most or not decides,
+            f"both searches for modes have missed regions that quasi-Newton paths have found: they "
+            f"have {agreement.missed:.2%} of the mass, and about as much may be in regions that "
+            f"none has found",
+            MORE_EVALUATIONS,
+        )
+    )
+    return [*checks, unseen_check(agreement.unseen, options, decides)]
+
+
+def unseen_check(unseen: float, options: DiagnosisOptions, decides: bool = True) -> Check:
+    """The mass that one of two searches has found alone; an alarm where it decides."""
+    ok = unseen <= options.max_unseen or not decides
+    bound = options.max_unseen if decides else float("nan")
+    text = unseen_problem(unseen)
+    return Check("unseen mass", unseen, bound, ok, text, MORE_EVALUATIONS)
+
+
+def path_mode_check(
+    x: Tensor, size: float, modes: FoundModes, target: Target, options: DiagnosisOptions
+) -> list[Check]:
+    """The mass of modes that paths alone have found, and that the draws hardly visit.
+
+    Arguments:
+        x: Unconstrained draws, ``(N, d)``.
+        size: Their effective number: a mode counts where it should have some of them.
+        modes: The result of the search.
+        target: The target.
+        options: Thresholds.
+    """
+    alone = modes.alone
+    if alone is None or not len(alone.loc):
+        return []
+    mass = modes.agreement.shares_of(alone)
+    share = alone.near(x, target).double().mean(1)
+    lost = (size * mass >= options.min_region_particles) & (share < options.min_share * mass)
+    value = float(mass[lost].sum())
+    text = (
+        f"chains hardly ever visit {int(lost.sum())} modes in which quasi-Newton paths have found "
+        f"{value:.2%} of the mass"
+    )
+    name = "mass of path modes not visited"
+    advice = "use a flow that jumps between modes, such as AutoFlow(ensemble=tempered_smc)"
+    return [Check(name, value, 0, not bool(lost.any()), text, advice)]
+
+
+# ---- evidences -----------------------------------------------------------------------------------
+def evidence_of_flow(
+    log_w: Tensor, agreement: Agreement, options: DiagnosisOptions
+) -> Estimate | None:
+    """The log evidence by draws of a flow; None where it misses mass, or is not known.
+
+    It must not be smaller than those of the searches, by more than the errors of both.
+
+    Arguments:
+        log_w: Log weights of fresh draws of the flow, ``(N,)``.
+        agreement: The evidences of two searches.
+        options: Bounds.
+    """
+    own, bounds = flow_evidence(log_w, options.search), options.search.modes
+    if own is None:
+        return None
+    more = agreement.log_evidence.to(own.value) - own.value
+    error = (agreement.error.to(own.value).square() + own.standard_error.square()).sqrt()
+    bound = (bounds.max_gap * error).clamp(min=bounds.evidence_tolerance)
+    return None if bool((more > bound).any()) else own
+
+
+def one_mode(modes: FoundModes) -> bool:
+    """Whether the particles of both searches, and all paths, are in one mode."""
+    alone = modes.alone
+    return modes.agreement.num_modes == 1 and (alone is None or not len(alone.loc))
+
+
+def best_evidence(log_w: Tensor, agreement: Agreement, options: DiagnosisOptions) -> Estimate:
+    """The log evidence by draws of the flow where that is known, and else by the better search.
+
+    Where the evidences of the searches are apart, the error is at least their difference.
+
+    Arguments:
+        log_w: Log weights of fresh draws of the flow, ``(N,)``.
+        agreement: The evidences of two searches.
+        options: Bounds.
+    """
+    own, best = evidence_of_flow(log_w, agreement, options), agreement.best_evidence
+    if own is not None or not _apart(agreement, options):
+        return own or best
+    more = (agreement.log_evidence[0] - agreement.log_evidence[1]).abs()
+    return Estimate(best.value, torch.maximum(best.standard_error, more.to(best.standard_error)))
+
+
+def distance_of_searches(
+    x: Tensor, modes: FoundModes, target: Target, options: DiagnosisOptions
+) -> float:
+    """The largest Kolmogorov distance between draws and the particles of either search.
+
+    It is that of the coordinates and of the log density.
+
+    Arguments:
+        x: Unconstrained draws, ``(N, d)``.
+        modes: The result of the search.
+        target: The target, which is evaluated at some draws and at the particles.
+        options: The number of draws.
+    """
+    some = x[torch.randperm(len(x), device=x.device)[: options.compared_draws]]
+    with torch.no_grad():
+        of_draws, of_particles = (
+            torch.cat([points.double(), target.log_prob(points).double()[:, None]], -1)
+            for points in (some, modes.x.to(target.dtype))
+        )
+    searches = of_particles[~modes.second], of_particles[modes.second]
+    return max(float(kolmogorov_distance(of_draws, part).max()) for part in searches)
+
+
+def compare_evidences(
+    agreement: Agreement,
+    own: Estimate | None,
+    distance: Callable[[], float],
+    options: DiagnosisOptions,
+) -> tuple[list[Check], str]:
+    r"""Compares the log evidences of two searches.
+
+    They agree if they are known, and differ by at most ``max_gap`` standard errors of both. If not,
+    they would differ as much if one search had lost the share m of the mass. This is excluded, and
+    the evidence is uncertain only, if the distance of particles and draws is below ``max_distance``
+    times m. An evidence that is not known may be wrong by its error.
+
+    Arguments:
+        agreement: The evidences.
+        own: That of :func:`evidence_of_flow`; it makes the comparison needless.
+        distance: A function that returns that of :func:`distance_of_searches`; infinity where the
+            draws depend on the evidences anyway.
+        options: Bounds.
+
+    Returns:
+        The check, and a note where the evidence is uncertain and the draws do not depend on it.
+    """
+    values, errors, bounds = agreement.log_evidence, agreement.error, options.search.modes
+    if bool((values + errors).isnan().any()):
+        return [], ""
+    gap, error = agreement.evidence_gap, float(errors.max())
+    one, two = values.tolist()
+    unknown, apart = error > bounds.max_evidence_error, _apart(agreement, options)
+    name = "evidences of two searches"
+    if own is not None or not (unknown or apart):
+        return [Check(name, gap, bounds.max_gap if own is None else float("nan"), True)], ""
+    lost = 1 - exp(-max(abs(one - two), error if unknown else 0.0))
+    if distance() <= options.max_distance * lost:
+        note = (
+            f"the log evidence is uncertain: those of two searches are {one:.2f} and {two:.2f}, "
+            f"with errors of {float(errors[0]):.2g} and {float(errors[1]):.2g}. The draws do not "
+            f"depend on it, since all particles are in one mode, and distributed as the draws"
+        )
+        return [Check(name, gap, float("nan"), True)], note
+    if unknown:
+        text = (
+            f"two searches for modes cannot be compared: the log evidence of one has an error of "
+            f"{error:.2g}, so that missed modes would not be seen"
+        )
+        most, name = bounds.max_evidence_error, "error of an evidence"
+        return [Check(name, error, most, False, text, MORE_EVALUATIONS)], ""
+    text = (
+        f"two searches for modes disagree: their log evidences are {one:.2f} and {two:.2f}, "
+        f"{gap:.1f} standard errors apart"
+    )
+    return [Check(name, gap, bounds.max_gap, False, text, MORE_EVALUATIONS)], ""
+
+
+def direction_check(
+    agreement: Agreement,
+    own: Estimate | None,
+    distance: Callable[[], float],
+    options: DiagnosisOptions,
+) -> list[Check]:
+    """Compares the particles of two searches along directions.
+
+    Searches that differ along a direction make the draws doubtful where evidences do: where the
+    flow does not give the evidence, and the draws depend on the searches or are distributed
+    otherwise than the particles.
+
+    Arguments:
+        agreement: The direction along which the searches differ most.
+        own, distance, options: See :func:`compare_evidences`.
+
+    Returns:
+        The check; none where there is no such direction.
+    """
+    gap, bounds = agreement.direction, options.search.modes
+    if gap is None:
+        return []
+    bound = bounds.direction_tolerance
+    if not agreement.directions_agree(bounds):
+        decides = own is None and distance() > options.max_distance
+        found = gap.difference, bound if decides else float("nan"), not decides
+    else:
+        found = gap.difference, float("nan"), True
+    return [Check("two searches along directions", *found, gap.problem, MORE_EVALUATIONS)]
+
+
+def _apart(agreement: Agreement, options: DiagnosisOptions) -> bool:
+    bounds = options.search.modes
+    more = abs(float(agreement.log_evidence[0] - agreement.log_evidence[1]))
+    return more > bounds.evidence_tolerance and agreement.evidence_gap > bounds.max_gap

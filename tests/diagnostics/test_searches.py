@@ -1,0 +1,302 @@
+"""Two searches beside each other: what is flagged, what is a note, and broken checks."""
+
+import math
+
+import pytest
+import torch
+from support.diagnosed import by_name, found_modes, independent, scenario_tests, two_modes
+from support.mutations import mutation
+
+from pyro_flowsamp import DiagnosisOptions, Target
+from pyro_flowsamp.diagnostics import searches
+from pyro_flowsamp.diagnostics.searches import evidence_of_flow, one_mode
+from pyro_flowsamp.smc.directions import DirectionGap
+from pyro_flowsamp.smc.path_modes import PathModes
+from pyro_flowsamp.weights import Estimate, log_mean_weight
+
+OPTIONS = DiagnosisOptions()
+
+
+def agreement_of(values, errors):
+    pair = [torch.tensor(v).double() for v in (values, errors)]
+    return found_modes().agreement._replace(log_evidence=pair[0], error=pair[1])
+
+
+def compared(values, errors, distance=math.inf, own=None):
+    agreement = agreement_of(values, errors)
+    found, note = searches.compare_evidences(agreement, own, lambda: distance, OPTIONS)
+    return by_name(found), note
+
+
+def lost_half(**fields):
+    """A Gaussian of which one search has the upper half only, and a smaller evidence."""
+    target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+    x = independent(1, 2000)[0]
+    modes = found_modes((1.0, 1e-9), log_evidence=torch.tensor([0.0, -2.0]).double(), **fields)
+    upper = torch.cat([x[:, :1].abs(), x[:, 1:]], -1)
+    return target, modes._replace(x=torch.where(modes.second[:, None], upper, x))
+
+
+def distance_of(target, modes):
+    return searches.distance_of_searches(independent(1, 4000)[0], modes, target, OPTIONS)
+
+
+def lost_mode(mass=0.3):
+    """A mode at (10, 0) that paths have found, with this share of the mass of ``found_modes``."""
+    log_mass = torch.tensor([1.8 + math.log(mass)]).double()
+    loc = torch.tensor([[10.0, 0.0]]).double()
+    return PathModes(loc, torch.eye(2).double()[None], log_mass, loc[None])
+
+
+# ---- scenarios: one thing is wrong ---------------------------------------------------------------
+
+
+def found_by_one_search():
+    return by_name(searches.search_checks(found_modes(unseen=0.02), OPTIONS))
+
+
+def found_by_paths_alone():
+    return by_name(searches.search_checks(found_modes(missed=0.05), OPTIONS))
+
+
+def outside_of_the_start():
+    return by_name(searches.search_checks(found_modes(covered=False), OPTIONS))
+
+
+def a_path_mode_without_draws():
+    x = independent().flatten(0, 1) - torch.tensor([10.0, 0.0])
+    modes = found_modes(alone=lost_mode())
+    return by_name(searches.path_mode_check(x, 1000.0, modes, two_modes()[0], OPTIONS))
+
+
+def a_path_mode_with_few_draws():
+    x = independent().flatten(0, 1) - torch.tensor([10.0, 0.0])
+    x[: len(x) // 50] += torch.tensor([20.0, 0.0])
+    modes = found_modes(alone=lost_mode())
+    return by_name(searches.path_mode_check(x, 1000.0, modes, two_modes()[0], OPTIONS))
+
+
+def evidences_that_differ():
+    return compared((0.0, -0.7), (0.05, 0.05))[0]
+
+
+def an_unknown_evidence_of_several_modes():
+    return compared((0.0, 1.0), (0.1, 3.0))[0]
+
+
+GAP = DirectionGap("coordinate 2", 0.4, 9.0, 4.3, (0.3, 0.7))
+
+
+def along_directions(gap=GAP, own=None, distance=math.inf):
+    agreement = found_modes().agreement._replace(direction=gap)
+    return by_name(searches.direction_check(agreement, own, lambda: distance, OPTIONS))
+
+
+def searches_that_differ_along_a_direction():
+    return along_directions()
+
+
+def mass_that_one_search_has_lost():
+    target, modes = lost_half()
+    found, _ = searches.compare_evidences(
+        modes.agreement, None, lambda: distance_of(target, modes), OPTIONS
+    )
+    return by_name(found)
+
+
+SCENARIOS = {
+    found_by_one_search: "unseen mass",
+    found_by_paths_alone: "mass that particles have lost",
+    outside_of_the_start: "particles outside of their start",
+    a_path_mode_without_draws: "mass of path modes not visited",
+    a_path_mode_with_few_draws: "mass of path modes not visited",
+    evidences_that_differ: "evidences of two searches",
+    an_unknown_evidence_of_several_modes: "error of an evidence",
+    mass_that_one_search_has_lost: "evidences of two searches",
+    searches_that_differ_along_a_direction: "two searches along directions",
+}
+
+
+# ---- what is no alarm ----------------------------------------------------------------------------
+
+
+def test_a_direction_is_no_alarm_where_the_draws_do_not_depend_on_the_searches():
+    known = Estimate(torch.tensor(0.0), torch.tensor(0.01))
+    within = GAP._replace(errors=3.0)
+    for options in ({"own": known}, {"distance": 0.1}, {"gap": within}):
+        assert all(check.ok for check in along_directions(**options).values())
+    assert along_directions(gap=None) == {}
+    text = along_directions()["two searches along directions"].message
+    assert "along coordinate 2: below one value they have 30% and 70%" in text
+
+
+def test_right_searches_pass():
+    assert all(c.ok for c in searches.search_checks(found_modes(), OPTIONS))
+    assert all(c.ok for c in compared((0.0, 0.1), (0.1, 0.1))[0].values())
+    many = independent().flatten(0, 1)
+    many[: len(many) // 3] += torch.tensor([10.0, 0.0])
+    modes = found_modes(alone=lost_mode())
+    assert all(c.ok for c in searches.path_mode_check(many, 1000.0, modes, two_modes()[0], OPTIONS))
+
+
+def test_a_search_on_which_nothing_depends():
+    modes = found_modes(unseen=0.02, covered=False, missed=0.5)
+    found = searches.search_checks(modes, OPTIONS, decides=False)
+    assert len(found) == 3 and all(c.ok and math.isnan(c.threshold) for c in found)
+
+
+def test_a_path_mode_that_should_have_no_draw():
+    x, target = independent().flatten(0, 1) - 10, two_modes()[0]
+    modes = found_modes(alone=lost_mode(1e-3))
+    assert searches.path_mode_check(x, 1000.0, modes, target, OPTIONS)[0].ok
+    assert not searches.path_mode_check(x, 100_000.0, modes, target, OPTIONS)[0].ok
+    assert searches.path_mode_check(x, 1000.0, found_modes(), target, OPTIONS) == []
+
+
+@pytest.mark.parametrize(
+    "values, errors",
+    [((0.0, -3.0), (0.1, 2.0)), ((0.0, -5.5), (0.9, 0.9)), ((0.0, 0.1), (2.0, 2.0))],
+)
+def test_an_uncertain_evidence_of_one_mode_is_a_note(values, errors):
+    """The particles are distributed as the draws: no mass is lost, whatever the evidences say."""
+    found, note = compared(values, errors, distance=0.1)
+    assert all(c.ok for c in found.values())
+    assert f"uncertain: those of two searches are 0.00 and {values[1]:.2f}" in note
+    assert ";" not in note
+    found, note = compared(values, errors, distance=0.5)
+    assert not all(c.ok for c in found.values()) and not note
+
+
+def test_a_small_loss_needs_a_small_distance():
+    """Of 18 % of the mass a distance of 0.1 is no proof."""
+    assert compared((0.0, -0.2), (0.01, 0.01), distance=0.1)[1] == ""
+    assert compared((0.0, -0.2), (0.01, 0.01), distance=0.05)[1]
+
+
+def test_the_distance_of_the_searches():
+    target, modes = lost_half()
+    assert abs(distance_of(target, modes) - 0.5) < 0.05
+    same = modes._replace(x=independent(1, 2000)[0])
+    assert distance_of(target, same) < 0.1
+    outside = modes._replace(x=1.5 * independent(1, 2000)[0])  # seen by the log density
+    assert distance_of(target, outside) > 0.2
+
+
+def test_the_best_evidence():
+    none = torch.tensor([0.0, 9.0]).double()
+    close, apart = agreement_of((0.0, -0.1), (0.2, 0.1)), agreement_of((0.0, -5.0), (0.2, 0.1))
+    value, error = searches.best_evidence(none, close, OPTIONS)
+    assert (value, error) == close.best_evidence
+    value, error = searches.best_evidence(none, apart, OPTIONS)
+    assert (float(value), float(error)) == pytest.approx((math.log(0.5 + 0.5 * math.exp(-5)), 5.0))
+    own = searches.best_evidence(torch.zeros(100).double(), apart, OPTIONS)
+    assert float(own.value) == 0.0 and float(own.standard_error) < 1e-6
+
+
+def test_the_evidence_of_a_flow_ends_the_comparison():
+    own = Estimate(torch.tensor(0.0), torch.tensor(0.01))
+    for values, errors in (((0.0, -9.0), (0.1, 0.1)), ((0.0, -1.0), (0.1, 3.0))):
+        found, note = compared(values, errors, own=own)
+        assert all(c.ok for c in found.values()) and not note
+    assert compared((float("nan"),) * 2, (float("nan"),) * 2) == ({}, "")
+
+
+def of_flow(values, errors=(0.05, 0.05), spread=0.3):
+    torch.manual_seed(0)
+    log_w = spread * torch.randn(2000).double()
+    log_w = log_w - log_mean_weight(log_w).value
+    return evidence_of_flow(log_w, agreement_of(values, errors), OPTIONS)
+
+
+def test_the_evidence_of_a_flow_counts_only_if_no_search_has_more():
+    assert abs(float(of_flow((0.0, -3.0)).value)) < 1e-6
+    assert of_flow((0.0, 0.5)) is None
+    assert of_flow((0.0, 0.05), (1e-3, 1e-3)) is not None  # within the tolerance
+    assert of_flow((0.0, 0.5), (0.05, 0.3)) is not None  # within the errors
+    assert of_flow((0.0, 0.0), spread=3.0) is None  # its weights are heavy
+
+
+def test_one_mode():
+    assert not one_mode(found_modes())
+    counts = torch.tensor([[10, 0], [10, 0]])
+    single = found_modes(counts=counts)
+    assert one_mode(single) and not one_mode(single._replace(alone=lost_mode()))
+    assert one_mode(single._replace(alone=lost_mode().some(torch.tensor([], dtype=torch.long))))
+
+
+# ---- broken checks -------------------------------------------------------------------------------
+
+
+@mutation(searches, "unseen_check")
+def of_both_searches(unseen_check, unseen, *options):
+    return unseen_check(unseen**2, *options)
+
+
+@mutation(searches, "search_checks")
+def of_a_search_that_does_not_decide(search_checks, modes, options):
+    return search_checks(modes, options, False)
+
+
+@mutation(PathModes, "near")
+def everything_is_near(near, self, x, target):
+    return torch.ones_like(near(self, x, target))
+
+
+@mutation(searches, "path_mode_check")
+def of_one_draw(path_mode_check, x, size, *others):
+    return path_mode_check(x, 1.0, *others)
+
+
+@mutation(searches, "path_mode_check")
+def modes_with_any_draw_are_visited(path_mode_check, x, size, modes, target, options):
+    seen = modes.alone.near(x, target).any(1)
+    return path_mode_check(x, size, modes._replace(alone=modes.alone.some(~seen)), target, options)
+
+
+@mutation(searches, "compare_evidences")
+def errors_are_added_to_the_tolerance(compare_evidences, agreement, own, distance, options):
+    large = agreement._replace(error=agreement.error + 1)
+    return compare_evidences(large, own, distance, options)
+
+
+@mutation(searches, "compare_evidences")
+def never_needed(compare_evidences, agreement, own, distance, options):
+    return compare_evidences(agreement, own, lambda: 0.0, options)
+
+
+@mutation(searches, "direction_check")
+def directions_never_decide(direction_check, agreement, own, distance, options):
+    return direction_check(agreement, own, lambda: 0.0, options)
+
+
+@mutation(searches, "distance_of_searches")
+def of_all_particles(distance_of_searches, x, modes, target, options):
+    half = torch.arange(len(modes.x)) % 2 == 0
+    modes = modes._replace(x=modes.x[torch.randperm(len(modes.x))], second=half)
+    return distance_of_searches(x, modes, target, options)
+
+
+@mutation(searches, "compare_evidences")
+def of_the_first_search_alone(compare_evidences, agreement, own, distance, options):
+    value, error = agreement.log_evidence[:1].expand(2), agreement.error[:1].expand(2)
+    return compare_evidences(
+        agreement._replace(log_evidence=value, error=error), own, distance, options
+    )
+
+
+BROKEN = [
+    (directions_never_decide, searches_that_differ_along_a_direction),
+    (of_both_searches, found_by_one_search),
+    (everything_is_near, a_path_mode_without_draws),
+    (everything_is_near, a_path_mode_with_few_draws),
+    (of_all_particles, mass_that_one_search_has_lost),
+    (of_a_search_that_does_not_decide, found_by_paths_alone),
+    (of_a_search_that_does_not_decide, outside_of_the_start),
+    (of_one_draw, a_path_mode_without_draws),
+    (modes_with_any_draw_are_visited, a_path_mode_with_few_draws),
+    (errors_are_added_to_the_tolerance, evidences_that_differ),
+    (never_needed, an_unknown_evidence_of_several_modes),
+    (of_the_first_search_alone, evidences_that_differ),
+]
+
+test_it_is_flagged, test_a_broken_check_does_not_flag_it = scenario_tests(SCENARIOS, BROKEN)
