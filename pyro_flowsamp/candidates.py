@@ -42,6 +42,12 @@ def gaussian_guide(target: Target, loc: Tensor, scale_tril: Tensor) -> AutoFlow:
         target: The target of the guide.
         loc: The mean, ``(d,)``.
         scale_tril: The lower Cholesky factor of the covariance, ``(d, d)``.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: 0.5 * ((x - 3) / 2).square().sum(-1), 1)
+        >>> guide = gaussian_guide(target, torch.tensor([3.0]), torch.tensor([[2.0]]))
+        >>> round(float(guide.flow().log_prob(torch.tensor([[3.0]]))), 4)  # -log 2 - log(2π) / 2
+        -1.6121
     """
     return _trained(target, gaussian, loc, scale_tril)[0]
 
@@ -53,6 +59,14 @@ def mixture_guide(target: Target, loc: Tensor, scale_tril: Tensor, mixture: Mixt
         target: The target of the guide.
         loc, scale_tril: :math:`\mu` and L.
         mixture: The mixture of u; a target with angles takes only its affine map.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: 0.5 * (x.abs() - 5).square().sum(-1), 1)
+        >>> locs, roots = torch.tensor([[-5.0], [5.0]]), torch.ones(2, 1, 1)
+        >>> mixture = Mixture(torch.tensor([0.5, 0.5]).log(), locs, roots)
+        >>> guide = mixture_guide(target, torch.zeros(1), torch.eye(1), mixture)
+        >>> round(float(guide.flow().log_prob(torch.tensor([[5.0]]))), 4)  # log 1/2 - log(2π) / 2
+        -1.6121
     """
     if target.circular:
         return gaussian_guide(target, loc, scale_tril)
@@ -138,7 +152,18 @@ def fixed_guide(target: Target, flow: nn.Module) -> AutoFlow:
 
 
 def mixture_name(target: Target, mixture: Mixture) -> str:
-    """The name of the sampler that jumps by a mixture."""
+    """The name of the sampler that jumps by a mixture.
+
+    Arguments:
+        target: The target.
+        mixture: The mixture.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> zero, one = torch.zeros(2, 1), torch.ones(2, 1, 1)
+        >>> [mixture_name(target, Mixture(zero[:k, 0], zero[:k], one[:k])) for k in (1, 2)]
+        ['Gaussian', 'mixture']
+    """
     if len(mixture.locs) > 1 and not target.circular:
         return "mixture"
     return "Gaussian" if target.circular or isinf(mixture.df) else "Student-t"
@@ -207,6 +232,15 @@ def flow_candidates(target: Target, several_modes: bool) -> Iterator[tuple[str, 
     Draws cost the low-density regions between modes that no particle has entered, and chains from
     these draws do not show the loss. So each flow is first trained by reverse KL alone. This may
     lose modes, but chains that start in a lost mode never move, which is seen.
+
+    Arguments:
+        target: The target.
+        several_modes: Whether the search has found more than one mode.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        >>> list(flow_candidates(target, several_modes=False))
+        [('coupling', False), ('spline', False)]
     """
     if target.dim == 1:
         return  # no coordinates to couple
@@ -241,6 +275,14 @@ def train_guide(
 
     Returns:
         The guide; None if training takes more work than it can save.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        >>> affine, few = (torch.zeros(2), torch.eye(2)), SearchOptions(training_steps=1)
+        >>> def never(evaluations, work):
+        ...     return False
+        >>> train_guide(target, "coupling", None, affine, 1e3, never, few, False) is None
+        True
     """
     first = FitOptions(max_steps=1, progress=False)
     ensemble = None if draws is None else lambda target: draws

@@ -21,7 +21,19 @@ TYPES = {"accepted": torch.bool, "diverging": torch.bool}  #: of statistics; els
 
 
 def starting_values(params: Values | None, num_chains: int) -> Values | None:
-    """Values as tensors; raises a ValueError unless there is one of each site for each chain."""
+    """Values as tensors; raises a ValueError unless there is one of each site for each chain.
+
+    Arguments:
+        params: Unconstrained values ``{site: (num_chains, ...)}``, or None.
+        num_chains: The number of chains.
+
+    Example:
+        >>> starting_values({"x": [1.0, 2.0]}, num_chains=2)
+        {'x': tensor([1., 2.])}
+        >>> starting_values({"x": [1.0, 2.0]}, num_chains=3)
+        Traceback (most recent call last):
+        ValueError: initial_params['x'] has shape (2,); its leading dimension must be num_chains=3
+    """
     if params is None:
         return None
     if not isinstance(params, Mapping) or not params:
@@ -56,6 +68,11 @@ def given_points(target: Target, initial_params: Values | None, start: Any) -> T
     Raises:
         ValueError: A site is missing, unknown or has another shape; ``start`` is no such object;
             the density is zero at all points.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 2)
+        >>> given_points(target, {"x": torch.tensor([[1.0, 2.0], [torch.nan, 0.0]])}, None)
+        tensor([[1., 2.]])
     """
     found = []
     if initial_params is not None:
@@ -105,6 +122,16 @@ class KeptSites:
 
     Raises:
         ValueError: A name is not a site.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...     pyro.sample("rate", dist.Exponential(1.0))
+        >>> kept = KeptSites(Target.from_model(model), ["rate"])
+        >>> kept.columns, kept.unpack(torch.zeros(1, 1, 1))  # exp(0)
+        (tensor([2]), {'rate': tensor([[1.]])})
     """
 
     def __init__(self, target: Target, names: Sequence[str] | None) -> None:
@@ -133,6 +160,16 @@ class DrawBuffer:
         num_samples: Draws that there is room for.
         state: The chains' state.
         columns: Columns of the positions to keep.
+
+    Example:
+        >>> from pyro_flowsamp.transitions import independence
+        >>> zero = torch.zeros(3)
+        >>> state = independence.init(zero[:, None], zero, zero)
+        >>> buffer = DrawBuffer(10, state, torch.tensor([0]))
+        >>> buffer.add(*independence.step(state, state._replace(x=state.x + 1), zero - 1))
+        >>> x, found = buffer.by_chain()
+        >>> x.flatten(), found["accepted"].flatten()
+        (tensor([1., 1., 1.]), tensor([True, True, True]))
     """
 
     def __init__(self, num_samples: int, state: KernelState, columns: Tensor) -> None:

@@ -23,7 +23,15 @@ from .target.density import Target
 from .target.work import OVERHEAD, WorkCounter
 from .vectorized import VectorizedMCMC
 
-__all__ = ["Candidate", "Goal", "StepWork", "check_time", "run_pilot"]
+__all__ = [
+    "Candidate",
+    "Goal",
+    "StepWork",
+    "check_time",
+    "evaluations_per_step",
+    "pilot_chains",
+    "run_pilot",
+]
 
 
 class StepWork(NamedTuple):
@@ -33,6 +41,11 @@ class StepWork(NamedTuple):
         operations: Operations, the same for any number of chains.
         elements: Elements that they pass over, in proportion to the number of chains.
         chains: The number of chains for which they were counted.
+
+    Example:
+        >>> step = StepWork(operations=10.0, elements=500.0, chains=5)
+        >>> step.of(50) - step.of(0)  # 100 elements for each chain
+        5000.0
     """
 
     operations: float
@@ -58,6 +71,11 @@ class Goal(NamedTuple):
         num_chains: Number of chains; None for a number that suits the kernel's work.
         options: Options of the search, with bounds for the number of chains.
         deadline: Time of :func:`time.perf_counter` after which draws are not doubled; or None.
+
+    Example:
+        >>> goal = Goal(ess=4000, num_samples=None, num_chains=100)
+        >>> goal.steps(100, ess_per_draw=0.5)  # 40 effective draws of each chain
+        80.0
     """
 
     ess: int | None
@@ -101,6 +119,14 @@ class Candidate(NamedTuple):
         never_accepted_fraction: Share of its chains that never moved.
         goal: The draws that are wanted.
         distrust: Why it cannot be trusted; empty where it can.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> goal = Goal(ess=4000, num_samples=None, num_chains=100)
+        >>> run = SimpleNamespace(kernel=None)  # stands for a pilot run
+        >>> slow = Candidate("HMC", run, 100, 0.01, StepWork(1.0, 1.0, 100), 0.0, goal)
+        >>> slow.reliable, slow.problem
+        (False, 'only 1 effective draws of a chain')
     """
 
     name: str
@@ -185,6 +211,16 @@ class Candidate(NamedTuple):
         if self.reliable:
             return False, False, self.at_least
         return True, self.is_independence_sampler, -self.ess_per_draw * self.length
+
+
+def pilot_chains(kernel: FlowKernel, options: SearchOptions) -> int:
+    """The number of chains of a pilot run."""
+    return options.pilot_chains if isinstance(kernel, IMH) else options.local_pilot_chains
+
+
+def evaluations_per_step(kernel: FlowKernel, options: SearchOptions) -> float:
+    """Target gradients of a step in a pilot run, for each chain; a density counts as a third."""
+    return 1 / 3 if isinstance(kernel, IMH) else options.expected_leapfrogs
 
 
 def run_pilot(

@@ -28,7 +28,7 @@ from .kernels.imh import IMH
 from .kernels.latent import LatentHMC
 from .kernels.local_global import LocalGlobalHMC
 from .options import FitOptions, SearchOptions
-from .pilot import Candidate, Goal, run_pilot
+from .pilot import Candidate, Goal, evaluations_per_step, pilot_chains, run_pilot
 from .smc.found_modes import FoundModes
 from .smc.mode_search import ModeSearch
 from .target.density import Target
@@ -215,7 +215,7 @@ class SamplerSearch:
             return best
         name = f"{method} ({flow})" if flow else method
         steps = pilot_chains(kernel, self.options) * self.options.min_pilot_steps
-        evaluations = steps * _evaluations_per_step(kernel, self.options)
+        evaluations = steps * evaluations_per_step(kernel, self.options)
         work = self._work_per_evaluation * evaluations
         if best is not None and not self.worth_trying(best, evaluations, work):
             log.info("%s: not tried, since its pilot run takes more work than it could save", name)
@@ -353,16 +353,6 @@ def _none_at_infinity(x: Tensor) -> Tensor:
     return x
 
 
-def pilot_chains(kernel: FlowKernel, options: SearchOptions) -> int:
-    """The number of chains of a pilot run."""
-    return options.pilot_chains if isinstance(kernel, IMH) else options.local_pilot_chains
-
-
-def _evaluations_per_step(kernel: FlowKernel, options: SearchOptions) -> float:
-    """Target gradients of a step in a pilot run, for each chain; a density counts as a third."""
-    return 1 / 3 if isinstance(kernel, IMH) else options.expected_leapfrogs
-
-
 def precise_enough(sampler: SamplerSearch) -> tuple[SamplerSearch, list[str]]:
     """The search itself, or one in float64 where the density has too large rounding errors.
 
@@ -371,6 +361,15 @@ def precise_enough(sampler: SamplerSearch) -> tuple[SamplerSearch, list[str]]:
 
     Returns:
         The search, and what is wrong where float64 is needed and cannot be had.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> found = SimpleNamespace(
+        ...     target=target, options=SearchOptions(), particles=torch.randn(50, 1)
+        ... )
+        >>> precise_enough(found)[0] is found
+        True
     """
     target, options = sampler.target, sampler.options
     if target.dtype == torch.float64:

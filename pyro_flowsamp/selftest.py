@@ -52,6 +52,11 @@ class SelfTestOptions:
         spread: Standard deviation of the noise in the couplings of the bad flows.
         shift: Shift of the flows, in standard deviations of the density.
         width: Factor by which the flows are too wide.
+
+    Example:
+        >>> options = SelfTestOptions(bound=0.0, independence_chains=20, independence_warmup=5)
+        >>> next(run_self_test(options=options)).ok  # no score is within a bound of zero
+        False
     """
 
     bound: float = 4.5
@@ -75,6 +80,12 @@ class ExactnessCheck(NamedTuple):
         moments: The number of moments.
         acceptance: Share of accepted proposals.
         ok: Whether the score is within the bound, and the chains have moved.
+
+    Example:
+        >>> options = SelfTestOptions(independence_chains=20, independence_warmup=5)
+        >>> check = next(run_self_test(options=options))
+        >>> check.kernel, check.ok == (check.score <= options.bound)
+        ('IMH', True)
     """
 
     kernel: str
@@ -93,6 +104,12 @@ class KnownDensity(NamedTuple):
         flow: The untrained flow.
         loc, scale: Roughly where it lies, in unconstrained coordinates.
         moments: Functions of the draws ``{site: (chains, draws, ...)}`` with their true means.
+
+    Example:
+        >>> known = DENSITIES["two modes"]()
+        >>> draws = {"x": torch.zeros(1, 1, 2)}
+        >>> len(known.loc) == known.flow.features, known.moments[0][0](draws).shape
+        (True, torch.Size([1, 1]))
     """
 
     source: Callable

@@ -52,6 +52,23 @@ def log_weights(kernel: FlowKernel, target: Target, x: Tensor, tolerance: float)
 
     NaN where the flow does not lead back to the point, by more than ``tolerance`` of the points'
     interquartile ranges: its density there is not known.
+
+    Arguments:
+        kernel: A kernel with a frozen flow.
+        target: Its target.
+        x: The points.
+        tolerance: The part of an interquartile range by which the flow may miss a point.
+
+    Returns:
+        The log weights, ``(N,)``, float64.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> kernel = SimpleNamespace(proposal=Proposal(gaussian(1)))
+        >>> log_weights(kernel, target, torch.tensor([[0.0], [2.0]]), 0.1).float()  # log(2π) / 2
+        tensor([0.9189, 0.9189])
     """
     proposal = kernel.proposal
     with torch.no_grad():
@@ -107,6 +124,14 @@ def jumps_problem(
         x: Its draws ``(chains, draws, d)``.
         particles: Points ``(N, d)`` that are distributed nearly as the target.
         options: Counts and bounds.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> kernel, x = SimpleNamespace(proposal=Proposal(gaussian(1))), torch.zeros(4, 9, 1)
+        >>> jumps_problem(kernel, target, x, torch.randn(100, 1), SearchOptions())  # none
+        ''
     """
     chains, draws, _ = x.shape
     each = max(1, min(draws, -(-options.check_states // chains)))
@@ -180,6 +205,15 @@ def immobile_problem(
         target: Its target.
         particles: Points ``(N, d)`` that are distributed nearly as the target.
         options: The number of steps, and the share of particles that may not move.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> still = SimpleNamespace(
+        ...     state_at=lambda values: SimpleNamespace(**values), step=lambda state: (state, None)
+        ... )
+        >>> immobile_problem(still, target, torch.zeros(4, 1), SearchOptions())
+        'it does not move 100.00% of the particles, and hardly enters their places'
     """
     start = state = kernel.state_at(target.unpack_unconstrained(particles))
     for _ in range(options.check_immobile_steps):
@@ -208,6 +242,12 @@ def growth_without_bound(
 
     Returns:
         The largest growth of an interquartile range; None where it is small, or the density falls.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: (1 + x.square()).log().sum(-1) / 4, 1)  # improper
+        >>> particles = torch.linspace(-1, 1, 100)[:, None]
+        >>> round(growth_without_bound(target, particles, 1000 * particles, SearchOptions()))
+        1000
     """
     growth = iqr(x) / iqr(particles)
     growing = growth > options.max_spread
@@ -232,6 +272,12 @@ class LocalChange(NamedTuple):
         z: z-scores of the mean changes of functions, ``(m,)``.
         bound: What the largest of them does not exceed for draws of the target.
         log_weights: Log weights of the states after the later half of the moves.
+
+    Example:
+        >>> LocalChange(torch.tensor([0.1, -7.0]), 4.0, torch.zeros(3)).problem
+        'local moves change the distribution of the states, by 7.0 errors'
+        >>> LocalChange(torch.tensor([0.1, -2.0]), 4.0, torch.zeros(3)).problem
+        ''
     """
 
     z: Tensor
@@ -260,6 +306,17 @@ def local_change(
         target: Its target.
         x: States, ``(C, n, d)``: n of each chain, whose changes are averaged.
         options: Lengths of the warm-up and of the moves, and the error that is allowed.
+
+    Example:
+        >>> from pyro_flowsamp import AutoFlow
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> guide = AutoFlow(target, flow="gaussian")
+        >>> _ = guide.target_for()
+        >>> guide.trained = True  # a new Gaussian flow is standard normal
+        >>> options = SearchOptions(check_warmup_chains=10, check_warmup=5, check_moves=4)
+        >>> kernel, x = LatentHMC(guide=guide), 3 * torch.randn(200, 1, 1)  # far too wide
+        >>> local_change(kernel, target, x, options).problem != ""
+        True
     """
     local = LatentHMC(guide=kernel.guide, num_steps=options.check_leapfrogs)
     tuned, x = x[: options.check_warmup_chains, 0], x[options.check_warmup_chains :]

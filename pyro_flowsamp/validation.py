@@ -163,7 +163,13 @@ def check_seed(seed: Any) -> int:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: in full where it is short, else its type and shape."""
+    """A value in a message: in full where it is short, else its type and shape.
+
+    Example:
+        >>> import torch
+        >>> shown(torch.zeros(2, 3)), shown(3.5), shown(float)
+        ('a Tensor of shape (2, 3)', '3.5', 'the class float')
+    """
     if isinstance(value, Tensor | np.ndarray) and value.ndim:
         return f"a {type(value).__name__} of shape {tuple(value.shape)}"
     if isinstance(value, type):

@@ -7,6 +7,9 @@ seconds of the flow include its training and the chains' warm-up, those of NUTS 
 warm-up. Effective draws are ArviZ's bulk effective sample size, the least of all parameters. The
 flow makes 50 000 draws and NUTS 400, so that both take seconds; with more draws the fixed costs of
 both count for less.
+
+It prints one line, the ratio of the two rates with its standard deviation over the seeds, and takes
+half a minute on one core.
 """
 
 import argparse

@@ -57,6 +57,14 @@ def state_weight_checks(
         draws: The draws.
         particles: Log weights of particles ``(N,)``, or None.
         options: Thresholds.
+
+    Example:
+        >>> x = torch.zeros(4, 100, 1)
+        >>> stats = {"log_weight": -3 * torch.rand(4, 100, generator=torch.manual_seed(0)).log()}
+        >>> draws = DiagnosedDraws(x, ("x",), x, stats, {}, None, None, None, None)
+        >>> check = state_weight_checks(draws, None, DiagnosisOptions())[1]
+        >>> check.name, check.value > 1, check.ok  # the weights 1 / u³ have k = 3
+        ('Pareto k of states', True, False)
     """
     log_w = weights_of_states(draws)
     if log_w is None or draws.of_a_guide:
@@ -134,6 +142,15 @@ def weight_checks(
         points: Draws of the flow, ``(M, d)``.
         log_w: Their log weights, ``(M,)``.
         options: Thresholds.
+
+    Example:
+        >>> x = torch.zeros(4, 2, 1)
+        >>> stats = {"log_weight": x[..., 0]}
+        >>> draws = DiagnosedDraws(x, ("x",), x, stats, {}, None, None, None, None)
+        >>> log_w = torch.tensor([0.0, 0.0, -torch.inf, -torch.inf])  # half have a weight
+        >>> check = weight_checks(draws, torch.zeros(4, 1), log_w, DiagnosisOptions())[0]
+        >>> check.name, check.value, check.ok
+        ('importance ESS of the flow', 0.5, True)
     """
     ess, k = float(ess_fraction(log_w)), pareto_k(log_w)
     flat = float(log_w.max() - log_w.median()) <= options.flat_log_weights
@@ -216,6 +233,12 @@ def move_checks(
         draws: The draws of a run whose kernel is known.
         modes: Annealed particles, or None.
         options: Thresholds.
+
+    Example:
+        >>> x = torch.zeros(4, 2, 1)
+        >>> draws = DiagnosedDraws(x, ("x",), x, {}, {}, None, None, None, None)
+        >>> move_checks(draws, None, DiagnosisOptions())  # nothing to move without the kernel
+        []
     """
     kernel, target, x, search = draws.kernel, draws.target, draws.x, options.search
     if kernel is None or target is None or x is None:
@@ -274,6 +297,14 @@ def evidence_checks(
         annealed: Estimates of particles, by name.
         own: Estimates by importance and bridge sampling, by name.
         options: Thresholds.
+
+    Example:
+        >>> def of(value):
+        ...     return Estimate(torch.tensor(value), torch.tensor(0.1))
+        >>> more, less = {"particles": of(-9.0)}, {"importance": of(-10.0)}
+        >>> [evidence_checks(one, two, DiagnosisOptions())[0].ok for one, two in
+        ...     ((more, less), (less, more))]  # particles that find more mass are an alarm
+        [False, True]
     """
     gaps = []
     for one, a in annealed.items():

@@ -35,6 +35,16 @@ def chain_checks(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check
     Arguments:
         draws: The draws.
         options: Thresholds.
+
+    Returns:
+        The checks; of very short chains only those that need no long ones.
+
+    Example:
+        >>> x = torch.randn(4, 500, 1, generator=torch.manual_seed(0)).double()
+        >>> x[0] += 3.0  # a chain that is elsewhere
+        >>> draws = DiagnosedDraws(x, ("x",), None, {}, {}, None, None, None, None)
+        >>> [check.name for check in chain_checks(draws, DiagnosisOptions()) if not check.ok]
+        ['rank R-hat', 'bulk ESS', 'tail ESS', 'ESS per chain']
     """
     checks = _number_checks(draws)
     x = draws.columns
@@ -211,6 +221,12 @@ def region_checks(regions: Tensor, options: DiagnosisOptions) -> list[Check]:
 
     Returns:
         Two checks, or none where there is one region.
+
+    Example:
+        >>> stuck = torch.tensor([[0], [1]]).expand(2, 100)  # each chain in a region of its own
+        >>> checks = region_checks(stuck, DiagnosisOptions())
+        >>> checks[0].name, round(checks[0].value, 1), checks[0].ok  # one effective draw in all
+        ('visits of regions', 0.5, False)
     """
     chains, steps = regions.shape
     indicator = torch.nn.functional.one_hot(regions).double().permute(2, 0, 1)

@@ -31,6 +31,13 @@ class DiagnosedDraws(NamedTuple):
         groups: The superchain of each chain, ``(C,)``; None where it is not known.
         starts: The point where each chain began, ``(C, d)``; None where it is not known.
         thin: Steps of a chain for each draw.
+
+    Example:
+        >>> x = torch.zeros(4, 100, 1)
+        >>> stats = {"log_weight": x[..., 0]}
+        >>> draws = DiagnosedDraws(x, ("x",), x, stats, {}, None, None, None, None)
+        >>> draws.jumps_only, draws.of_a_guide
+        (True, False)
     """
 
     columns: Tensor
@@ -68,6 +75,13 @@ def read_draws(source: Any, guide: Any = None, target: Any = None) -> DiagnosedD
     Raises:
         ValueError: The source is none of these or has no draws, the guide is untrained, or the
             target is at several contexts, or has other sites.
+
+    Example:
+        >>> import xarray as xr
+        >>> posterior = xr.Dataset({"x": (("chain", "draw", "side"), np.zeros((4, 100, 2)))})
+        >>> draws = read_draws({"posterior": posterior})
+        >>> draws.names, draws.columns.shape, draws.x is None  # without a target
+        (('x[0]', 'x[1]'), torch.Size([4, 100, 2]), True)
     """
     if target is not None and not isinstance(target, Target):
         target = as_target(target)

@@ -158,6 +158,15 @@ def evidence_estimates(
 
     Raises:
         ValueError: See :func:`log_evidence`.
+
+    Example:
+        >>> import xarray as xr
+        >>> class Result(dict):  # stands for an ArviZ object of sample()
+        ...     attrs = {"log_evidence": -3.0, "log_evidence_error": 0.1}
+        >>> x = torch.zeros(2, 9).numpy()
+        >>> result = Result(posterior=xr.Dataset({"x": (("chain", "draw"), x)}))
+        >>> {name: float(found.value) for name, found in evidence_estimates(result).items()}
+        {'particles': -3.0}
     """
     return estimates_of_draws(read_draws(source, guide, target), options)
 
@@ -171,6 +180,20 @@ def estimates_of_draws(
         draws: The draws.
         options: Number of draws, and when iterations end.
         log_w: Log weights of fresh draws of the flow, or None.
+
+    Returns:
+        Those of "importance", "bridge" and "particles" that there are.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> from pyro_flowsamp.flows import Proposal, gaussian
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> x = torch.zeros(2, 9, 1)
+        >>> flow = Proposal(gaussian(1))  # standard normal, as the target is
+        >>> draws = DiagnosedDraws(x, ("x",), x, {}, {}, target, flow, None, None)
+        >>> found = estimates_of_draws(draws, EvidenceOptions(num_draws=100))
+        >>> {name: round(float(log_z.value), 4) for name, log_z in found.items()}  # log(2π) / 2
+        {'importance': 0.9189, 'bridge': 0.9189}
     """
     found: dict[str, Estimate] = {}
     if draws.proposal is not None and draws.target is not None:
@@ -191,6 +214,15 @@ def weights_of_states(draws: DiagnosedDraws) -> Tensor | None:
     """Log weights of the states under the flow, ``(C, n)``; None where they are not known.
 
     Recorded ones belong to the flow of the run. With another flow they are computed anew.
+
+    Arguments:
+        draws: The draws.
+
+    Example:
+        >>> x = torch.zeros(1, 2, 1)
+        >>> recorded = {"log_weight": torch.tensor([[1.0, 2.0]])}
+        >>> weights_of_states(DiagnosedDraws(x, ("x",), x, recorded, {}, None, None, None, None))
+        tensor([[1., 2.]], dtype=torch.float64)
     """
     recorded = draws.statistics.get("log_weight")
     if draws.kernel is not None or draws.proposal is None:

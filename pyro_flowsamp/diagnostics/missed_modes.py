@@ -48,6 +48,12 @@ class PathDraws(NamedTuple):
     Attributes:
         x: The draws of each set, ``(N, d)``.
         log_w: Their log weights against the mixture of the Gaussians of the set, ``(N,)``.
+
+    Example:
+        >>> x = torch.randn(2, 200, 1, generator=torch.manual_seed(0))
+        >>> far = PathDraws([torch.full((50, 1), 30.0)], [torch.zeros(50)])  # all mass is at 30
+        >>> path_checks(x, far, DiagnosisOptions())[0].value
+        1.0
     """
 
     x: list[Tensor]
@@ -71,6 +77,12 @@ def draws_of_paths(target: Target, x: Tensor | None, options: DiagnosisOptions) 
 
     Raises:
         ValueError: The density is not finite at any starting point.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: 0.5 * (x - 3).square().sum(-1), 1)
+        >>> found = draws_of_paths(target, None, DiagnosisOptions(explorations=1))
+        >>> float(found.x[0].mean().round()), round(float(found.log_w[0].mean()), 2)  # log(2π) / 2
+        (3.0, 0.92)
     """
     modes, found = options.search.modes, PathDraws([], [])
     if target.dim > options.max_path_dim:
@@ -132,6 +144,13 @@ def path_checks(x: Tensor, paths: PathDraws, options: DiagnosisOptions) -> list[
         x: Unconstrained draws, ``(chains, draws, d)``.
         paths: Draws of the paths.
         options: Thresholds.
+
+    Example:
+        >>> x = torch.randn(2, 200, 1, generator=torch.manual_seed(0))
+        >>> near = PathDraws([torch.zeros(50, 1)], [torch.zeros(50)])
+        >>> check = path_checks(x, near, DiagnosisOptions())[0]
+        >>> check.value, check.ok
+        (0.0, True)
     """
     far, masses = far_from(x, options), [0.0]
     for points, log_w in zip(paths.x, paths.log_w):
@@ -171,7 +190,20 @@ def own_search(target: Target, paths: PathDraws, options: DiagnosisOptions) -> F
 
 
 def region_of(modes: FoundModes, x: Tensor) -> Tensor:
-    """The mode of each of the points ``(N, d)``, by the mixture of a search, ``(N,)``."""
+    """The mode of each of the points ``(N, d)``, by the mixture of a search, ``(N,)``.
+
+    Arguments:
+        modes: The result of a search.
+        x: The points.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> agreement = SimpleNamespace(modes=torch.tensor([0, 1, 1]))
+        >>> components = torch.tensor([0, 2])
+        >>> modes = SimpleNamespace(agreement=agreement, component_of=lambda x: components)
+        >>> region_of(modes, torch.zeros(2, 1))  # the second and third component are of one mode
+        tensor([0, 1])
+    """
     return modes.agreement.modes[modes.component_of(x)]
 
 
@@ -195,6 +227,24 @@ def particle_checks(
             particles' own shares are not known.
         decides: Whether the draws depend on this search. Then components of its mixture that are
             no modes count as regions too, where both searches have particles of them.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> agreement = SimpleNamespace(
+        ...     modes=torch.tensor([0, 1]),
+        ...     counts=torch.tensor([[50, 50], [50, 50]]),
+        ...     search_weights=torch.tensor([0.5, 0.5]).double(),
+        ... )
+        >>> x = torch.randn(2, 200, 1, generator=torch.manual_seed(0))  # all in the first mode
+        >>> modes = SimpleNamespace(
+        ...     agreement=agreement,
+        ...     component_of=lambda x: (x[:, 0] > 5).long(),
+        ...     x=torch.cat([x[0, :50], x[1, :50] + 10]),
+        ...     second=torch.arange(100) % 2 == 0,
+        ... )
+        >>> check = particle_checks(x, modes, DiagnosisOptions(), settled=False)[0]
+        >>> check.name, check.value, check.ok
+        ('mass not visited', 0.5, False)
     """
     of_component = modes.component_of(flat := x.flatten(0, 1))
     of_mode = torch.nn.functional.one_hot(modes.agreement.modes).double()
@@ -261,6 +311,11 @@ def share_far_away(
         particles: Points ``(N, d)``.
         options: The number of draws, and the quantile of the distance.
         weights: Weights of the particles, of sum one; or None where they are equal.
+
+    Example:
+        >>> x = torch.randn(2, 200, 1, generator=torch.manual_seed(0))
+        >>> share_far_away(x, torch.tensor([[0.0], [0.5], [1.0], [50.0]]), DiagnosisOptions())
+        0.25
     """
     far = far_from(x, options)(particles).double()
     return float(far.mean() if weights is None else far @ weights)
@@ -276,6 +331,11 @@ def far_from(x: Tensor, options: DiagnosisOptions) -> Callable[[Tensor], Tensor]
     Arguments:
         x: Draws, ``(chains, draws, d)``.
         options: The number of draws, and the quantile of the distance.
+
+    Example:
+        >>> x = torch.randn(2, 200, 1, generator=torch.manual_seed(0))
+        >>> far_from(x, DiagnosisOptions())(torch.tensor([[0.0], [50.0]]))
+        tensor([False,  True])
     """
     one, two = x.double().chunk(2) if len(x) > 1 else x.double().chunk(2, 1)
     one, two = (

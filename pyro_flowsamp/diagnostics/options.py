@@ -29,8 +29,10 @@ class EvidenceOptions:
 
     Example::
 
-        >>> EvidenceOptions(num_draws=1000).max_steps
-        1000
+        >>> options = EvidenceOptions(num_draws=1000)  # half as many draws, half the time
+        >>> EvidenceOptions(num_draws=0)
+        Traceback (most recent call last):
+        ValueError: EvidenceOptions.num_draws must be at least 1, got 0
     """
 
     num_draws: int = 4096
@@ -163,8 +165,9 @@ class DiagnosisOptions:
 
     Example::
 
-        >>> DiagnosisOptions(min_ess=1000).max_r_hat
-        1.01
+        >>> from pyro_flowsamp.diagnostics.searches import unseen_check
+        >>> [unseen_check(0.005, DiagnosisOptions(max_unseen=most)).ok for most in (0.001, 0.01)]
+        [False, True]
     """
 
     max_r_hat: float = 1.01

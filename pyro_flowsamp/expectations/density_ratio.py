@@ -45,6 +45,12 @@ class Ratios(TimeMLP):
         steps: :math:`\beta_k - \beta_{k-1}`, ``(K,)``.
         draws: Draws ``(K + 1, G, n, d)``, for their location and scale.
         options: ``classifier_width`` and ``classifier_reach`` are used.
+
+    Example:
+        >>> draws = torch.randn(2, 3, 10, 1)  # of two densities, in three groups
+        >>> ratios = Ratios(torch.tensor([0.5]), draws, ImportanceOptions())
+        >>> ratios(draws[1:], torch.full((1, 3, 10), 4.0)).unique()  # untrained: -0.5 * 4
+        tensor([-2.], grad_fn=<Unique2Backward0>)
     """
 
     steps: Tensor
@@ -88,6 +94,15 @@ def fit_ratios(draws: Tensor, phi: Tensor, steps: Tensor, options: ImportanceOpt
 
     Returns:
         The log ratios as a module.
+
+    Example:
+        >>> from pyro_flowsamp import FitOptions
+        >>> draws = torch.tensor([0.0, 1.0]).repeat(20).expand(2, 2, 40)[..., None].clone()
+        >>> options = ImportanceOptions(classifier_fit=FitOptions(1, 8, 1e-4, progress=False))
+        >>> ratios = fit_ratios(draws, draws[..., 0], torch.tensor([1.0]), options)
+        >>> log_ratio = ratios.total(torch.zeros(2, 1, 1), torch.zeros(2, 1))
+        >>> [round(value, 1) for value in log_ratio.flatten().tolist()]  # c - x, with c = 1/2, at 0
+        [0.5, 0.5]
     """
     ratios, training = Ratios(steps, draws, options), options.classifier_fit
     with torch.no_grad():

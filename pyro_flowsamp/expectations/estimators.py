@@ -35,6 +35,17 @@ class Path:
         num: Number of fresh draws for each estimator.
         islands: Number of independent groups of particles.
         options: Settings.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from pyro_flowsamp.expectations.integrand import ONE
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> zero = torch.zeros(1, 4).double()
+        >>> made = Particles(SimpleNamespace(x=torch.randn(4, 1)), zero, zero[:, 0])
+        >>> guide = SimpleNamespace(particles=lambda num, islands: made)  # stands for a trained one
+        >>> path = Path(target, ONE, guide, 4, 1, ImportanceOptions())
+        >>> float(path.particles.evidence.value), path.correction(path.particles.x)
+        (0.0, tensor([0., 0., 0., 0.], dtype=torch.float64))
     """
 
     target: Target
@@ -101,6 +112,18 @@ def error_at_particles(path: Path, flow: Distribution) -> Tensor:
     References:
         Chatterjee and Diaconis, *The Sample Size Required in Importance Sampling*, 2018,
         https://arxiv.org/abs/1511.01437
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from pyro_flowsamp.expectations.integrand import ONE
+        >>> normal = torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1))
+        >>> target = Target.from_energy(lambda x: -normal.log_prob(x), 1)
+        >>> zero = torch.zeros(1, 4).double()
+        >>> made = Particles(SimpleNamespace(x=torch.randn(4, 1)), zero, zero[:, 0])
+        >>> guide = SimpleNamespace(particles=lambda num, islands: made)  # stands for a trained one
+        >>> path = Path(target, ONE, guide, 100, 1, ImportanceOptions())
+        >>> round(float(error_at_particles(path, normal)), 3)  # the flow is the density itself
+        0.0
     """
     particles = path.particles
     mass = (particles.log_w + particles.log_z[:, None]).flatten()

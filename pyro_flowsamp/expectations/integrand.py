@@ -38,6 +38,12 @@ class SampledDensity(NamedTuple):
         values: Converts points ``(N, d)`` into the argument of h.
         normalised: Whether the start is p itself.
         evaluations_before: Evaluations of the target before the call.
+
+    Example:
+        >>> normal = torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1))
+        >>> density = as_density(normal, (), None, None, ImportanceOptions(pilot_draws=10))
+        >>> density.draws.shape, density.target.log_prob(torch.zeros(1, 1))
+        (torch.Size([10, 1]), tensor([-0.9189]))
     """
 
     target: Target
@@ -67,6 +73,14 @@ def as_density(
     Raises:
         ValueError: There is neither a model nor data, or both; the data or the distribution have
             the wrong shape.
+
+    Example:
+        >>> normal = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+        >>> as_density(normal, (), None, None, ImportanceOptions()).normalised
+        True
+        >>> as_density(normal, (), torch.zeros(10, 2), None, ImportanceOptions())
+        Traceback (most recent call last):
+        ValueError: give either a model (or a distribution, or a flow) or data=, not both
     """
     if (model is None) == (data is None):
         raise ValueError("give either a model (or a distribution, or a flow) or data=, not both")
@@ -174,6 +188,11 @@ class Integrand(NamedTuple):
     Attributes:
         exact: :math:`\log h`.
         relaxed: :math:`\log h_\epsilon`.
+
+    Example:
+        >>> h = Integrand(lambda x: (x[:, 0] > 1).double().log(), lambda x: logsigmoid(x[:, 0] - 1))
+        >>> h.exact(torch.tensor([[0.0], [2.0]])), h.relaxed(torch.tensor([[1.0]]))  # log 1/2
+        (tensor([-inf, 0.], dtype=torch.float64), tensor([-0.6931]))
     """
 
     exact: LogFunction
@@ -203,9 +222,26 @@ def integrands(
 ) -> list[Integrand]:
     """Makes the integrand of h or of an event; for a signed h one for each sign.
 
+    Arguments:
+        density: The density.
+        h: A function of draws, or None.
+        event: A function of draws that is positive where the event happens, or None.
+        signed: Whether h has both signs.
+        options: How h and the event are relaxed.
+
     Raises:
         ValueError: There is neither h nor an event, or both; h is zero at all pilot draws; the
             event's function is constant, or has a sign.
+
+    Example:
+        >>> normal = torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1))
+        >>> options = ImportanceOptions(pilot_draws=100)
+        >>> density = as_density(normal, (), None, None, options)
+        >>> beyond = integrands(density, None, lambda x: x[:, 0] - 1, False, options)[0]
+        >>> beyond.exact(torch.tensor([[0.0], [2.0]])).exp()
+        tensor([0., 1.], dtype=torch.float64)
+        >>> len(integrands(density, lambda x: x[:, 0], None, True, options))  # one for each sign
+        2
     """
     if (h is None) == (event is None):
         raise ValueError("give either h, or event= (a function that is positive where it happens)")

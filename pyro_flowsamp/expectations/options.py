@@ -37,8 +37,10 @@ class ImportanceOptions:
 
     Example::
 
-        >>> ImportanceOptions(sharpness=10.0).groups
-        8
+        >>> options = ImportanceOptions(sharpness=10.0)  # a relaxation twice as wide
+        >>> ImportanceOptions(sharpness=0.0)
+        Traceback (most recent call last):
+        ValueError: ImportanceOptions.sharpness must be positive, got 0.0
     """
 
     pilot_draws: int = 4096

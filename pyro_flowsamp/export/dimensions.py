@@ -26,6 +26,12 @@ class Dimensions(NamedTuple):
         names: The names by variable.
         sizes: The size of each named dimension.
         variables: The shapes of the variables.
+
+    Example:
+        >>> school = Variable(torch.Size([3]), 1, ("school",))
+        >>> dimensions = Dimensions({"x": ["school"]}, {"school": 3}, {"x": school})
+        >>> dimensions.of("x", (3,)), dimensions.of("y", (2,))
+        (['school'], ['y_dim_0'])
     """
 
     names: dict[str, list[str]]
@@ -59,7 +65,12 @@ def _defaults(name: str, count: int) -> list[str]:
 
 
 def variables_of(samples: Values, skip: int = 2) -> dict[str, Variable]:
-    """The shapes of arrays, without the first ``skip`` dimensions; none of them has a plate."""
+    """The shapes of arrays, without the first ``skip`` dimensions; none of them has a plate.
+
+    Example:
+        >>> variables_of({"x": torch.zeros(4, 100, 3)})["x"].shape  # 4 chains of 100 draws
+        torch.Size([3])
+    """
     shapes = {name: torch.as_tensor(value).shape[skip:] for name, value in samples.items()}
     return {name: Variable(s, len(s), (None,) * len(s)) for name, s in shapes.items()}
 

@@ -63,6 +63,17 @@ def constant_data(target: Target, data: Values) -> Values:
     Arguments:
         target: The target of a model.
         data: The values of the observed sites.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro_flowsamp import Target
+        >>> def model(width, y):
+        ...     x = pyro.sample("x", dist.Normal(0.0, width))
+        ...     pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+        >>> y = torch.tensor(1.0)
+        >>> constant_data(Target.from_model(model, torch.tensor(2.0), y), {"y": y})
+        {'width': tensor(2.)}
     """
     density = target.model
     if density is None:
@@ -91,6 +102,19 @@ class ModelGroups:
 
     Attributes:
         left_out: What was left out, and why, in words.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro_flowsamp import Target
+        >>> from pyro_flowsamp.target.quantities import model_variables
+        >>> def model():
+        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        ...     pyro.deterministic("twice", 2 * x)
+        >>> target, x = Target.from_model(model), torch.tensor([[1.0, 3.0]])
+        >>> drawn = ExportedDraws({"x": x}, {}, target, None, torch.zeros(1))
+        >>> ModelGroups(drawn, model_variables(target)).deterministic()
+        {'twice': tensor([[2., 6.]])}
     """
 
     def __init__(self, drawn: ExportedDraws, found: ModelVariables) -> None:

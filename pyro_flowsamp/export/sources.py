@@ -26,6 +26,14 @@ class ExportedDraws(NamedTuple):
         packed: The same draws of the saved sites in R^d, ``(chains, draws, d)``, where the source
             has them; else None.
         superchains: The starting point of each chain as a number, ``(chains,)``.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 1)
+        >>> x = torch.tensor([[[1.0], [3.0]]])  # two draws of one chain
+        >>> drawn = ExportedDraws({"x": x}, {}, target, None, torch.zeros(1))
+        >>> float(drawn.samples["x"].mean())
+        2.0
     """
 
     samples: Values
@@ -46,6 +54,15 @@ def draws_of(source: Any, args: tuple, kwargs: dict, num_samples: int) -> Export
     Raises:
         ValueError: The source is of another type, has no draws or is untrained, or a run is given
             arguments.
+
+    Example:
+        >>> from pyro_flowsamp import AutoFlow, Target
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        >>> guide = AutoFlow(target, flow="gaussian")
+        >>> _ = guide.target_for()
+        >>> guide.trained = True
+        >>> draws_of(guide, (), {}, 10).samples["x"].shape
+        torch.Size([1, 10, 2])
     """
     if hasattr(source, "trained"):
         return _guide_draws(source, args, kwargs, num_samples)
@@ -108,6 +125,18 @@ def unconstrained_values(drawn: ExportedDraws) -> Values:
 
     Arguments:
         drawn: Draws whose target is known.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro_flowsamp import Target
+        >>> def model():
+        ...     pyro.sample("rate", dist.Exponential(1.0))
+        >>> drawn = ExportedDraws(
+        ...     {"rate": torch.tensor([[1.0]])}, {}, Target.from_model(model), None, torch.zeros(1)
+        ... )
+        >>> unconstrained_values(drawn)  # log 1
+        {'rate': tensor([[0.]])}
     """
     assert drawn.target is not None
     sites = [site for site in drawn.target.sites if site.name in drawn.samples]

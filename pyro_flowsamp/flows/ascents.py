@@ -39,6 +39,17 @@ class Paths(NamedTuple):
         level: The part that has passed of the steps in a row without gain that end a path.
         steps: How many steps have been made.
         ended: Which paths have ended.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> from pyro_flowsamp.flows.line_search import evaluated
+        >>> target = Target.from_energy(lambda x: 0.5 * (x - 3).square().sum(-1), 1)
+        >>> options = AscentOptions()
+        >>> paths = Paths.starting(evaluated(target, torch.zeros(1, 1)), options)
+        >>> while not bool(paths.ended.all()):
+        ...     paths = paths.advanced(evaluated(target, paths.trial()), 1e-7, options)
+        >>> paths.at.x.round(decimals=2)
+        tensor([[3.]], dtype=torch.float64)
     """
 
     at: Evaluated

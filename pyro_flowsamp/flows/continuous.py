@@ -50,6 +50,13 @@ class Tableau(NamedTuple):
         c: The nodes.
         a: The weights of earlier stages in each stage.
         b: The weights of the stages in the result.
+
+    Example:
+        >>> method = METHODS["rk4"]
+        >>> [round(sum(row), 4) for row in method.a] == [round(c, 4) for c in method.c]
+        True
+        >>> round(sum(b * c**3 for b, c in zip(method.b, method.c)), 4)  # order four
+        0.25
     """
 
     c: Sequence[float]
@@ -83,7 +90,16 @@ Field = Callable[[float, ODEState], ODEState]
 
 
 class Velocity(Protocol):
-    """The method of its network that a continuous flow calls."""
+    """The method of its network that a continuous flow calls.
+
+    Example:
+        >>> class Growth:  # dx/dt = x, whose divergence is the dimension
+        ...     def with_divergence(self, t, x):
+        ...         return x, torch.full((len(x),), float(x.shape[1]))
+        >>> x, log_det = ContinuousMap(Growth(), 8, "rk4", False).push(torch.ones(1, 2))
+        >>> x.round(decimals=3), log_det  # e, and 2
+        (tensor([[2.7180, 2.7180]]), tensor([2.]))
+    """
 
     def with_divergence(self, t: float, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -150,6 +166,14 @@ class ContinuousMap(Map):
         velocity: The velocity field with its divergence.
         steps, method, recompute: See :func:`integrate`.
         start, end: The times of latent and data.
+
+    Example:
+        >>> from pyro_flowsamp.nn import VelocityMLP
+        >>> velocity = VelocityMLP(2)
+        >>> _ = [torch.nn.init.normal_(p, std=0.3) for p in velocity.parameters()]
+        >>> map, z = ContinuousMap(velocity, 8, "rk4", False), torch.ones(1, 2)
+        >>> torch.allclose(map.inv(map(z)), z, atol=1e-4)
+        True
     """
 
     def __init__(
@@ -258,7 +282,16 @@ class TransportFlow(zuko.lazy.Flow):
 
 
 class Inverse(zuko.lazy.LazyTransform):
-    """The inverse of a block: zuko's transforms map data to latent, blocks map latent to data."""
+    """The inverse of a block: zuko's transforms map data to latent, blocks map latent to data.
+
+    Example:
+        >>> from pyro_flowsamp.nn import VelocityMLP
+        >>> velocity = VelocityMLP(2)
+        >>> _ = [torch.nn.init.normal_(p, std=0.3) for p in velocity.parameters()]
+        >>> block, z = ContinuousTransform(velocity, steps=8), torch.ones(1, 2)
+        >>> torch.allclose(Inverse(block)()(block()(z)), z, atol=1e-4)
+        True
+    """
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()

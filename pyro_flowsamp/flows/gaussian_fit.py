@@ -55,6 +55,13 @@ class GaussianFitOptions:
 
     Raises:
         ValueError: An option is out of range, or of another type.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> target = Target.from_energy(lambda x: 0.5 * (x - 3).square().sum(-1), 1)
+        >>> options = GaussianFitOptions(max_paths=4, iterations=5)
+        >>> fit_gaussian(target, target.initial_points(4), options)[0].round()
+        tensor([3.])
     """
 
     max_paths: int = 32
@@ -227,6 +234,14 @@ def fit_gaussian_to_paths(
 
     Returns:
         The mean ``(d,)`` and the lower Cholesky factor of the covariance ``(d, d)``, float64.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> from pyro_flowsamp.flows.pathfinder import pathfinder
+        >>> target = Target.from_energy(lambda x: 0.5 * ((x - 3) / 2).square().sum(-1), 1)
+        >>> loc, root = fit_gaussian_to_paths(target, pathfinder(target, target.initial_points(4)))
+        >>> [round(float(value), 1) for value in (loc, root)]
+        [3.0, 2.0]
     """
     options = options or GaussianFitOptions()
     dim, batch_size = target.dim, options.batch_size
@@ -266,6 +281,17 @@ def distinct_paths(paths: PathfinderResult, most: int, distance: float) -> Tenso
         paths: The paths.
         most: Number of paths at most.
         distance: Root mean square of the standardised differences from which on two are apart.
+
+    Example:
+        >>> from pyro_flowsamp.flows.pathfinder import pathfinder
+        >>> from pyro_flowsamp import Target
+        >>> def energy(x):  # two modes, of a third and two thirds of the mass, at -9 and 9
+        ...     ends = torch.tensor([-9.0, 9.0])
+        ...     return -(torch.tensor([1.0, 2.0]).log() - 0.5 * (x - ends).square()).logsumexp(-1)
+        >>> starts = torch.tensor([[-8.0], [7.0], [-7.0], [8.0]])
+        >>> paths = pathfinder(Target.from_energy(energy, 1), starts)
+        >>> paths.loc[distinct_paths(paths, most=4, distance=1.0)].flatten().round()
+        tensor([ 9., -9.], dtype=torch.float64)
     """
     left = torch.ones_like(paths.elbo, dtype=torch.bool)
     found: list[Tensor] = []

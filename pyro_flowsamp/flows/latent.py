@@ -22,6 +22,13 @@ class LatentDistribution(Distribution):
         like: A tensor ``(d,)`` of the dtype and device of draws.
         angles: Mask ``(d,)`` of periodic coordinates, or None.
         batch_shape: The batch shape.
+
+    Example:
+        >>> base = LatentDistribution(torch.zeros(2), torch.tensor([False, True]))
+        >>> base.log_prob(torch.zeros(1, 2))  # minus log(2π) / 2, and minus log 2π
+        tensor([-2.7568])
+        >>> bool(base.sample((100,))[:, 1].abs().max() <= pi)
+        True
     """
 
     arg_constraints: dict = {}
@@ -55,6 +62,12 @@ class MixtureDistribution(Distribution):
     Arguments:
         mixture: The mixture.
         batch_shape: The batch shape.
+
+    Example:
+        >>> locs, roots = torch.tensor([[-5.0], [5.0]]), torch.ones(2, 1, 1)
+        >>> base = MixtureDistribution(Mixture(torch.tensor([0.5, 0.5]).log(), locs, roots))
+        >>> base.log_prob(torch.tensor([[5.0]]))  # log 1/2 - log(2π) / 2
+        tensor([-1.6121])
     """
 
     arg_constraints: dict = {}

@@ -24,7 +24,17 @@ REACH_POWER = 0.5
 
 
 class Differentiable(Protocol):
-    """The attributes and methods of a target that are used here."""
+    """The attributes and methods of a target that are used here.
+
+    Example:
+        >>> class Normal:
+        ...     dim, dtype = 1, torch.float32
+        ...     def log_prob_and_grad(self, x):
+        ...         return -0.5 * x.square().sum(-1), -x
+        >>> at = evaluated(Normal(), torch.tensor([[2.0]]))
+        >>> float(at.log_prob), float(at.grad)
+        (-2.0, -2.0)
+    """
 
     dim: int
     dtype: torch.dtype
@@ -50,6 +60,14 @@ class AscentOptions:
 
     Raises:
         ValueError: An option is out of range, or of another type.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> from pyro_flowsamp.flows.pathfinder import PathfinderOptions, pathfinder
+        >>> target = Target.from_energy(lambda x: 0.5 * (x - 3).square().sum(-1), 1)
+        >>> options = PathfinderOptions(ascent=AscentOptions(tolerance=1e-2, memory=5))
+        >>> pathfinder(target, torch.zeros(1, 1), options).end.round(decimals=1)
+        tensor([[3.]], dtype=torch.float64)
     """
 
     memory: int = 20
@@ -67,7 +85,14 @@ class AscentOptions:
 
 
 class Evaluated(NamedTuple):
-    """Points ``(P, d)`` with log densities ``(P,)`` and gradients ``(P, d)``, in float64."""
+    """Points ``(P, d)`` with log densities ``(P,)`` and gradients ``(P, d)``, in float64.
+
+    Example:
+        >>> one = Evaluated(torch.tensor([[1.0]]), torch.tensor([-0.5]), torch.tensor([[-1.0]]))
+        >>> two = Evaluated(torch.tensor([[2.0]]), torch.tensor([-2.0]), torch.tensor([[-2.0]]))
+        >>> two.where(torch.tensor([False]), one).log_prob
+        tensor([-0.5000])
+    """
 
     x: Tensor
     log_prob: Tensor
@@ -88,6 +113,12 @@ def evaluated(target: Differentiable, x: Tensor) -> Evaluated:
     Arguments:
         target: The density.
         x: The points, ``(P, d)``.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> evaluated(target, torch.tensor([[2.0]])).grad
+        tensor([[-2.]], dtype=torch.float64)
     """
     reach = torch.finfo(target.dtype).max ** REACH_POWER
     x = x.clamp(-reach, reach).to(target.dtype)
@@ -107,6 +138,14 @@ class LineSearch(NamedTuple):
         high_log_prob: The log densities at ``high``.
         step: The trial steps.
         trials: The number of trials so far.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> at = evaluated(target, torch.tensor([[2.0]]))
+        >>> search = LineSearch.along(at.grad, at, torch.ones(1, dtype=torch.double))
+        >>> search.slope, search.direction  # at 2 the density rises by 2 for each unit
+        (tensor([4.], dtype=torch.float64), tensor([[-2.]], dtype=torch.float64))
     """
 
     direction: Tensor

@@ -46,6 +46,12 @@ class MixtureFitOptions:
 
     Raises:
         ValueError: An option is out of range, or of another type.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.cat([torch.randn(200, 1) - 5, torch.randn(200, 1) + 5])
+        >>> len(fit_mixture(x, 4, options=MixtureFitOptions(steps=10)).log_weights)
+        2
     """
 
     steps: int = 50

@@ -54,6 +54,13 @@ class PathfinderOptions:
 
     Raises:
         ValueError: An option is out of range, or of another type.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> target = Target.from_energy(lambda x: 0.5 * (x - 3).square().sum(-1), 1)
+        >>> found = pathfinder(target, torch.zeros(1, 1), PathfinderOptions(max_evaluations=20))
+        >>> found.end.round(decimals=2)
+        tensor([[3.]], dtype=torch.float64)
     """
 
     max_evaluations: int = 200
@@ -149,6 +156,15 @@ def draw(loc: Tensor, factor: LowRankFactor, num: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         Points ``(num, P, d)`` and log densities ``(num, P)``.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> target = Target.from_energy(lambda x: 0.5 * ((x - 3) / 2).square().sum(-1), 1)
+        >>> found = pathfinder(target, torch.zeros(1, 1))
+        >>> x, log_q = draw(found.loc, found.factor, 5)
+        >>> normal = torch.distributions.Normal(3.0, 2.0)
+        >>> torch.allclose(log_q, normal.log_prob(x).squeeze(-1), atol=1e-3)
+        True
     """
     noise = torch.randn(num, *loc.shape, dtype=loc.dtype, device=loc.device)
     squares = noise.square().sum(-1) + loc.shape[-1] * log(2 * pi)
@@ -175,6 +191,15 @@ def evidence_bounds(
 
     Returns:
         The bounds ``(P,)``; :math:`-\infty` where a Gaussian does not exist or no draw has density.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> found = pathfinder(target, torch.ones(1, 1))
+        >>> yes = torch.tensor([True])
+        >>> bound = evidence_bounds(target, found.loc, found.factor, yes, num=4)
+        >>> round(float(bound), 3)  # the log evidence, log(2π) / 2: the Gaussian is the target
+        0.919
     """
     x, log_q = draw(loc, factor, num)
     fine = fine & torch.isfinite(x).all(-1).all(0)

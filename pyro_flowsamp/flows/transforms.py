@@ -40,7 +40,20 @@ def wrap(angle: Tensor) -> Tensor:
 
 
 class Map(Transform):
-    """A bijection z → x; subclasses give :meth:`push` and :meth:`pull`, each with its log-det."""
+    """A bijection z → x; subclasses give :meth:`push` and :meth:`pull`, each with its log-det.
+
+    Example:
+        >>> class Doubling(Map):
+        ...     def push(self, z):
+        ...         return 2 * z, torch.full(z.shape[:-1], 2.0).log() * z.shape[-1]
+        ...     def pull(self, x):
+        ...         return x / 2, torch.full(x.shape[:-1], 0.5).log() * x.shape[-1]
+        >>> map, z = Doubling(), torch.ones(1, 2)
+        >>> map(z), map.inv(z)
+        (tensor([[2., 2.]]), tensor([[0.5000, 0.5000]]))
+        >>> map.log_abs_det_jacobian(z, map(z))  # log 4
+        tensor([1.3863])
+    """
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
@@ -78,6 +91,12 @@ class Flipped(Map):
 
     Arguments:
         base: The map.
+
+    Example:
+        >>> two = torch.tensor([[2.0]])
+        >>> map = AffineMap(torch.tensor([1.0]), two, two.log().sum(), None)
+        >>> map(3 * two), Flipped(map)(map(3 * two)), Flipped(map).inv is map
+        (tensor([[13.]]), tensor([[6.]]), True)
     """
 
     def __init__(self, base: Map) -> None:
@@ -149,6 +168,15 @@ class CouplingMap(Map):
     Arguments:
         layer: The layer, which has :math:`\phi` and :math:`g`.
         context: :math:`c`, or None.
+
+    Example:
+        >>> from pyro_flowsamp.flows import Coupling
+        >>> layer = Coupling(2, 0, torch.tensor([True, False]), affine_univariate, 2)
+        >>> with torch.no_grad():
+        ...     _ = layer.net[-1].bias.copy_(torch.tensor([1.0, 0.0]))  # a shift of one
+        >>> x, ladj = CouplingMap(layer, None).push(torch.zeros(1, 2))
+        >>> x.tolist(), ladj.tolist()
+        ([[0.0, 1.0]], [0.0])
     """
 
     def __init__(self, layer: CouplingLayer, context: Tensor | None) -> None:
@@ -189,6 +217,13 @@ def affine_univariate(phi: Tensor, x: Tensor, inverse: bool) -> tuple[Tensor, Te
     References:
         Laurent Dinh, Jascha Sohl-Dickstein and Samy Bengio, *Density estimation using Real NVP*,
         2017, https://arxiv.org/abs/1605.08803.
+
+    Example:
+        >>> phi = torch.tensor([[[3.0, 0.0]]])  # shift 3, log scale 0
+        >>> affine_univariate(phi, torch.tensor([[1.0]]), inverse=False)
+        (tensor([[4.]]), tensor([[0.]]))
+        >>> affine_univariate(phi, torch.tensor([[4.0]]), inverse=True)[0]
+        tensor([[1.]])
     """
     return _apply(zuko.transforms.MonotonicAffineTransform(*phi.unbind(-1)), x, inverse)
 
@@ -211,6 +246,15 @@ def spline_univariate(
     References:
         Conor Durkan, Artur Bekasov, Iain Murray and George Papamakarios, *Neural Spline Flows*,
         2019, https://arxiv.org/abs/1906.04032.
+
+    Example:
+        >>> x, phi = torch.tensor([[0.0, 2.0, 9.0]]), torch.zeros(1, 3, 3 * 4 - 1)
+        >>> spline_univariate(phi, x, False, bins=4)[0].round(decimals=4)  # equal pieces: identity
+        tensor([[0., 2., 9.]])
+        >>> phi = torch.randn(1, 3, 11)
+        >>> y = spline_univariate(phi, x, False, bins=4)[0]
+        >>> torch.allclose(spline_univariate(phi, y, True, bins=4)[0], x, atol=1e-4), float(y[0, 2])
+        (True, 9.0)
     """
     knots = phi.split([bins, bins, bins - 1], -1)
     return _apply(zuko.transforms.MonotonicRQSTransform(*knots, bound=bound), x, inverse)
@@ -237,6 +281,14 @@ def circular_univariate(
     References:
         Danilo Jimenez Rezende et al., *Normalizing Flows on Tori and Spheres*, 2020,
         https://arxiv.org/abs/2002.02428.
+
+    Example:
+        >>> angles, phi = torch.tensor([True]), torch.randn(1, 1, 3 * 4)
+        >>> ends = torch.tensor([[-pi], [pi - 1e-6]])
+        >>> y, ladj = circular_univariate(phi, ends, False, 4, angles)
+        >>> gap = wrap(y[0] - y[1]).abs()  # the two ends are one point of the circle
+        >>> float(gap) < 1e-3, abs(float(ladj[0] - ladj[1])) < 1e-3
+        (True, True)
     """
     knots, phase = phi[..., :-1], phi[..., -1] + pi
     bound = torch.where(angles, pi, 8.0).to(x)[..., None]

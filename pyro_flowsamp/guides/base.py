@@ -64,6 +64,11 @@ class GuideOptions:
 
     Raises:
         ValueError: An option is out of range, or of another type.
+
+    Example:
+        >>> GuideOptions(num_summary=0)
+        Traceback (most recent call last):
+        ValueError: GuideOptions.num_summary must be at least 1, got 0
     """
 
     diagnostics: DiagnosticOptions = DiagnosticOptions()

@@ -30,6 +30,11 @@ def check_guide(model: Any, options: Any) -> None:
 
     Raises:
         TypeError: The model cannot be called, or the options are none of a training.
+
+    Example:
+        >>> check_guide(lambda: None, {"max_steps": 10})
+        Traceback (most recent call last):
+        TypeError: options must be FitOptions(...), got {'max_steps': 10}
     """
     check_model(model)
     check_kind("options", options, FitOptions)
@@ -98,6 +103,16 @@ def load_or_restore(guide: Any, state: Mapping[str, Any], load: Callable[..., An
 
     Raises:
         ValueError: A parameter is missing, left over, or has another shape.
+
+    Example:
+        >>> from functools import partial
+        >>> from pyro_flowsamp import AutoFlow, Target
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 2)
+        >>> guide = AutoFlow(target, flow="gaussian")
+        >>> _ = guide.target_for()
+        >>> load_or_restore(guide, {}, partial(nn.Module.load_state_dict, guide))
+        Traceback (most recent call last):
+        ValueError: the state does not fit this guide, which is left as it was: ...
     """
     own = {k: v.clone() if isinstance(v, Tensor) else v for k, v in guide.state_dict().items()}
     known = guide.trained, guide.context_arguments.range
@@ -124,6 +139,17 @@ def load_or_reset(guide: Any, *state: Any) -> None:
 
     Raises:
         ValueError: See :func:`load_or_restore`.
+
+    Example:
+        >>> from pyro_flowsamp import AutoFlow, Target
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 2)
+        >>> guide = AutoFlow(target, flow="gaussian")
+        >>> _ = guide.target_for()
+        >>> load_or_reset(guide, {})
+        Traceback (most recent call last):
+        ValueError: the state does not fit this guide, which is left as it was: ...
+        >>> guide.flow is None
+        True
     """
     try:
         guide.load_state_dict(*state)
@@ -133,11 +159,35 @@ def load_or_reset(guide: Any, *state: Any) -> None:
 
 
 def first_tensor(flow: nn.Module) -> Tensor:
-    """A tensor of a flow's dtype and device; a flow may have no parameters, all of it fixed."""
+    """A tensor of a flow's dtype and device; a flow may have no parameters, all of it fixed.
+
+    Example:
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> first_tensor(gaussian(2).double()).dtype
+        torch.float64
+    """
     return next(value for value in flow.state_dict().values() if isinstance(value, Tensor))
 
 
 def check_flow(flow: nn.Module, target: Target, row: Tensor | None) -> None:
+    """Checks that a flow draws and scores in one pass, in as many dimensions as the target has.
+
+    Arguments:
+        flow: The flow.
+        target: The target.
+        row: A context ``(c,)``, or None.
+
+    Raises:
+        ValueError: The flow's distribution has another dimension, or no ``rsample_and_log_prob``.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 2)
+        >>> check_flow(gaussian(3), target, None)
+        Traceback (most recent call last):
+        ValueError: the flow has (3,) features, the model needs (2,) (x: 2).
+    """
     distribution = flow(None if row is None else row.to(first_tensor(flow)))
     if not hasattr(distribution, "rsample_and_log_prob"):
         raise ValueError(
@@ -153,6 +203,19 @@ def check_flow(flow: nn.Module, target: Target, row: Tensor | None) -> None:
 
 
 def check_dtype(flow: nn.Module, target: Target) -> None:
+    """Checks that a flow's parameters have the type of the target's points.
+
+    Raises:
+        ValueError: They have another one.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 2)
+        >>> check_dtype(gaussian(2).double(), target)
+        Traceback (most recent call last):
+        ValueError: this guide's flow is of torch.float64, the model's sites are torch.float32: ...
+    """
     if others := {p.dtype for p in flow.parameters()} - {target.dtype}:
         raise ValueError(
             f"this guide's flow is of {others.pop()}, the model's sites are {target.dtype}: "

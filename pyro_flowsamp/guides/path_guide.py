@@ -21,6 +21,13 @@ class PathGuide(FlowGuide):
 
     Attributes:
         time_name: The name of these times, for pictures.
+
+    Example:
+        >>> guide = PathGuide(Target.from_energy(lambda x: x.square().sum(-1), 2))
+        >>> guide.check_islands(12, 3)
+        >>> guide.check_islands(10, 3)
+        Traceback (most recent call last):
+        ValueError: 10 particles do not divide into 3 islands: take a multiple
     """
 
     time_name = "time t"

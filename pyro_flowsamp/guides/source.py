@@ -23,6 +23,13 @@ class Unregistered:
 
     Attributes:
         value: The value.
+
+    Example:
+        >>> import torch
+        >>> module = torch.nn.Module()
+        >>> module.held, module.own = Unregistered(torch.nn.Linear(1, 1)), torch.nn.Linear(1, 1)
+        >>> [name for name, _ in module.named_parameters()]
+        ['own.weight', 'own.bias']
     """
 
     value: Any

@@ -48,6 +48,11 @@ def default_guide(source: Any) -> Guide:
     """A new :class:`~pyro_flowsamp.AutoFlow` for a model or target.
 
     Kernels work with any guide and import none; this default is imported when it is first used.
+
+    Example:
+        >>> guide = default_guide(Target.from_energy(lambda x: x.square().sum(-1), 2))
+        >>> type(guide).__name__, guide.trained
+        ('AutoFlow', False)
     """
     from ..guides.auto_flow import AutoFlow
 

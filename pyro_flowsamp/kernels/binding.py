@@ -28,6 +28,12 @@ class Guide(Protocol):
         trained: Whether the flow has been trained.
         options: Options of the training, :class:`~pyro_flowsamp.FitOptions`.
         model_source: The model or target that the guide was made for, None where it has none.
+
+    Example:
+        >>> from pyro_flowsamp import IMH, AutoFlow
+        >>> guide: Guide = AutoFlow(Target.from_energy(lambda x: x.square().sum(-1), 2))
+        >>> IMH(guide=guide).guide is guide
+        True
     """
 
     trained: bool
@@ -62,6 +68,15 @@ class ModelBinding:
         TypeError: The model or the potential cannot be called, or the guide is no flow guide.
         ValueError: Not exactly one of model, potential_fn, guide, or a model with its guide, is
             given.
+
+    Example:
+        >>> from pyro_flowsamp import AutoFlow
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        >>> binding = ModelBinding(target)
+        >>> binding.bind((), {}, None, lambda source: AutoFlow(source, flow="gaussian"))
+        >>> binding.prepare(warmup_steps=1, progress=False)
+        >>> binding.target is target, binding.proposal.sample_and_log_prob(3)[0].shape
+        (True, torch.Size([3, 2]))
     """
 
     def __init__(

@@ -31,8 +31,10 @@ class LocalStepsOptions:
 
     Example::
 
-        >>> LocalStepsOptions(most=16)
-        LocalStepsOptions(first=4, most=16, memory=0.98)
+        >>> from pyro_flowsamp import Target
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> LocalGlobalHMC(target, search=LocalStepsOptions(first=2, most=16)).search.first
+        2
     """
 
     first: int = 4
@@ -55,6 +57,19 @@ class LocalGlobalInfo(NamedTuple):
         local: The local moves' reports, ``(K C,)`` each.
         x: Positions after the local moves, ``(C, d)``.
         squared: Mean squared displacement of a local move, ``(C, d)``.
+
+    Example:
+        >>> from pyro_flowsamp import AutoFlow, Target
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> guide = AutoFlow(target, flow="gaussian")
+        >>> _ = guide.target_for()
+        >>> guide.trained = True  # a new Gaussian flow is standard normal, as the target is
+        >>> kernel = LocalGlobalHMC(guide=guide, local_steps=3)
+        >>> kernel.bind(), kernel.prepare(0), kernel.reset()
+        (None, None, None)
+        >>> state, info = kernel.step(kernel.init(torch.zeros(4, 1)))
+        >>> round(float(info.accept_prob.min()), 4), info.local.accepted.shape
+        (1.0, torch.Size([12]))
     """
 
     accepted: Tensor

@@ -107,6 +107,16 @@ def check_flow(proposal: Proposal) -> None:
 
     Raises:
         ValueError: One of these pairs differs, or J is singular.
+
+    Example:
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> class Wrong(Proposal):
+        ...     def log_prob(self, x):
+        ...         return super().log_prob(x) + 1.0
+        >>> check_flow(Proposal(gaussian(2)))
+        >>> check_flow(Wrong(gaussian(2)))
+        Traceback (most recent call last):
+        ValueError: the flow's density and draws disagree: sampling and scoring by 1 nats, ...
     """
     z = proposal.sample_latent(NUM_CHECKED)
     with torch.no_grad():
@@ -139,6 +149,16 @@ def check_metric(proposal: Proposal) -> None:
 
     Raises:
         ValueError: J is singular to working precision, or the flow has no forward-mode derivative.
+
+    Example:
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> class Wrong(Proposal):
+        ...     def pull_vector(self, x, u):
+        ...         return 2 * super().pull_vector(x, u)
+        >>> check_metric(Proposal(gaussian(2)))
+        >>> check_metric(Wrong(gaussian(2)))
+        Traceback (most recent call last):
+        ValueError: the flow's Jacobian J is singular to working precision: |J J⁻¹u − u| = 1 ...
     """
     z = proposal.sample_latent(NUM_CHECKED)
     x, _ = proposal.push(z)

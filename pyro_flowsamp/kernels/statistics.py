@@ -37,6 +37,11 @@ class StillChainOptions:
             has one warns.
         least_rate: The acceptance rate that this chance is computed with, where that of the run is
             lower. With 0.05 a chain that is alone needs 90 draws.
+
+    Example:
+        >>> accepted = torch.tensor([[True], [False]]).expand(2, 50)
+        >>> found = {"accepted": accepted, "lp": torch.randn(2, 50) * accepted}
+        >>> warn_of_still_chains(found, StillChainOptions(max_expected=0.0))  # never warns
     """
 
     max_expected: float = 0.01
@@ -50,6 +55,14 @@ class KernelState(Protocol):
         x: Positions, ``(C, d)``.
         log_p: Unnormalised log densities of the target, ``(C,)``.
         log_q: Log densities of the flow, ``(C,)``.
+
+    Example:
+        >>> from pyro_flowsamp.transitions import independence
+        >>> zero = torch.zeros(2)
+        >>> state: KernelState = independence.init(zero[:, None], zero + 3, zero + 1)
+        >>> info = independence.step(state, state, zero - 1)[1]
+        >>> statistics(state, info)["log_weight"]
+        tensor([2., 2.], dtype=torch.float64)
     """
 
     @property
@@ -67,6 +80,14 @@ class StepInfo(Protocol):
         accepted: Whether each chain moved, ``(C,)``.
         accept_prob: Its acceptance probability, ``(C,)``.
         diverging: Whether its trajectory diverged, ``(C,)``.
+
+    Example:
+        >>> from pyro_flowsamp.transitions import independence
+        >>> zero = torch.zeros(1)
+        >>> state = independence.init(zero[:, None], zero, zero)
+        >>> info: StepInfo = independence.step(state, state._replace(log_p=zero - 1), zero)[1]
+        >>> statistics(state, info)["acceptance_rate"].float()  # 1 / e
+        tensor([0.3679])
     """
 
     @property
@@ -78,7 +99,13 @@ class StepInfo(Protocol):
 
 
 def on_one_period(target: Target, x: Tensor) -> Tensor:
-    r"""A target's log density ``(N,)``, :math:`-\infty` at angles outside [−π, π]."""
+    r"""A target's log density ``(N,)``, :math:`-\infty` at angles outside [−π, π].
+
+    Example:
+        >>> target = Target.from_energy(lambda x: -x.cos().sum(-1), 1, angles=[0])
+        >>> on_one_period(target, torch.tensor([[0.0], [2 * pi]]))
+        tensor([1., -inf])
+    """
     log_p = target.log_prob(x)
     if not target.circular:
         return log_p
@@ -87,7 +114,15 @@ def on_one_period(target: Target, x: Tensor) -> Tensor:
 
 
 def proposal_diagnostics(proposal: Proposal, target: Target) -> dict[str, float]:
-    """The fit of a flow to a target, see :meth:`FlowKernel.proposal_diagnostics`."""
+    """The fit of a flow to a target, see :meth:`FlowKernel.proposal_diagnostics`.
+
+    Example:
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> found = proposal_diagnostics(Proposal(gaussian(1)), target)
+        >>> round(found["importance ess"], 4), round(found["log q error"], 4)
+        (1.0, 0.0)
+    """
     found = proposal.diagnostics(lambda x: on_one_period(target, x).detach())
     return {
         "importance ess": float(found.ess.min()),
@@ -113,6 +148,15 @@ def statistics(state: KernelState, info: StepInfo) -> dict[str, Tensor]:
         - ``acceptance_rate``: the probability with which the move was accepted;
         - ``diverging``: whether the trajectory diverged: its energy error was so large that the
           step size is too long there.
+
+    Example:
+        >>> from pyro_flowsamp.transitions import independence
+        >>> zero = torch.zeros(2)
+        >>> state = independence.init(zero[:, None], zero, zero)
+        >>> better = independence.init(zero[:, None] + 1, zero + 1, zero)
+        >>> found = statistics(*independence.step(state, better, zero))
+        >>> found["accepted"], found["lp"].tolist()
+        (tensor([True, True]), [1.0, 1.0])
     """
     return {
         "lp": state.log_p,

@@ -62,6 +62,13 @@ def cut_normal(u: Tensor, log_scale: Tensor, inverse: bool) -> tuple[Tensor, Ten
 
     Returns:
         The values and the log-derivatives.
+
+    Example:
+        >>> u = torch.tensor([-3.0, 0.0, 2.0])
+        >>> z, ladj = cut_normal(u, torch.tensor(0.5).log(), inverse=False)
+        >>> back, ladj_back = cut_normal(z, torch.tensor(0.5).log(), inverse=True)
+        >>> torch.allclose(back, u, atol=1e-4), torch.allclose(ladj, -ladj_back, atol=1e-4)
+        (True, True)
     """
     scale = log_scale.exp()
     mass = torch.erf(pi / (sqrt(2) * scale))
@@ -86,6 +93,14 @@ class LatticeCoupling(zuko.lazy.LazyTransform):
         channels: Number of sums :math:`z_c` beside :math:`r`.
         hidden_features: Widths of the network's hidden layers.
         bins: Number of bins of the spline.
+
+    Example:
+        >>> from pyro_flowsamp.lattice.grid import coarse_to_fine
+        >>> group = coarse_to_fine((4,))[-1]
+        >>> layer = LatticeCoupling(4, 0, group)
+        >>> x = torch.tensor([[0.5, -1.0, 2.0, 0.1]])
+        >>> torch.allclose(layer().inv(layer()(x)), x, atol=1e-4)
+        True
     """
 
     def __init__(
@@ -161,6 +176,10 @@ class CircleMap(Map):
     r"""Wraps latent angles to :math:`[-\pi, \pi)`.
 
     A chain in latent space may leave the interval.
+
+    Example:
+        >>> CircleMap()(torch.tensor([[4.0]])).round(decimals=4)  # 4 - 2π
+        tensor([[-2.2832]])
     """
 
     def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,7 +190,12 @@ class CircleMap(Map):
 
 
 class Circle(zuko.lazy.LazyTransform):
-    """The layer of a flow that wraps latent angles."""
+    """The layer of a flow that wraps latent angles.
+
+    Example:
+        >>> Circle()().inv(torch.tensor([[4.0]])).round(decimals=4)  # 4 - 2π
+        tensor([[-2.2832]])
+    """
 
     def forward(self, c: Tensor | None = None) -> Map:
         """Returns the map, which is the same at all contexts."""

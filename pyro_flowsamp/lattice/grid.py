@@ -38,6 +38,11 @@ class SiteGroup(NamedTuple):
             squares.
         key: The level counted from the finest, and the group within it; a group of the same kind
             has the same key on all lattices.
+
+    Example:
+        >>> last = coarse_to_fine((4,))[-1]  # site 3, next to sites 2 and 0
+        >>> last.sites.tolist(), sorted(last.near[0, :2].tolist()), last.distance[:2].tolist()
+        ([3], [0, 2], [1.0, 1.0])
     """
 
     sites: Tensor
@@ -181,6 +186,10 @@ def lattice_shape(shape: Shape) -> Size:
 
     Raises:
         ValueError: There is no axis, or one has fewer than two sites.
+
+    Example:
+        >>> lattice_shape(4), lattice_shape([2, 3])
+        (torch.Size([4]), torch.Size([2, 3]))
     """
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in sizes)
@@ -196,6 +205,10 @@ def on_lattice(x: Tensor, sizes: Size) -> Tensor:
 
     Raises:
         ValueError: The points do not have one coordinate for each site.
+
+    Example:
+        >>> on_lattice(torch.zeros(10, 6), Size([2, 3])).shape
+        torch.Size([10, 2, 3])
     """
     if x.dim() == 0 or x.shape[-1] != prod(sizes):
         raise ValueError(
@@ -206,17 +219,38 @@ def on_lattice(x: Tensor, sizes: Size) -> Tensor:
 
 
 def axes(sizes: Size) -> range:
-    """Returns the axes of a field, counted from the right because there may be batches."""
+    """Returns the axes of a field, counted from the right because there may be batches.
+
+    Example:
+        >>> list(axes(Size([2, 3])))
+        [-2, -1]
+    """
     return range(-len(sizes), 0)
 
 
 def differences(field: Tensor, axis: int, periodic: bool = True) -> Tensor:
-    """Returns neighbour minus site along an axis; an open axis has no closing bond."""
+    """Returns neighbour minus site along an axis; an open axis has no closing bond.
+
+    Arguments:
+        field: Fields, ``(..., *sizes)``.
+        axis: The axis, counted from the right.
+        periodic: Whether the last site is bound to the first.
+
+    Example:
+        >>> field = torch.tensor([1.0, 2.0, 4.0])
+        >>> differences(field, -1), differences(field, -1, periodic=False)
+        (tensor([ 1.,  2., -3.]), tensor([1., 2.]))
+    """
     return field.roll(-1, axis) - field if periodic else field.diff(dim=axis)
 
 
 def over_sites(values: Tensor, sizes: Size) -> Tensor:
-    """Sums over the lattice, ``(..., *sizes) → (...,)``."""
+    """Sums over the lattice, ``(..., *sizes) → (...,)``.
+
+    Example:
+        >>> over_sites(torch.ones(10, 2, 3), Size([2, 3])).unique()
+        tensor([6.])
+    """
     return values.flatten(-len(sizes)).sum(-1)
 
 

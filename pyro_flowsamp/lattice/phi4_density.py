@@ -140,8 +140,8 @@ def phi4(
     Example::
 
         >>> problem = phi4(8, mass=0.5)
-        >>> problem.sample(5).shape, problem.modes.shape
-        (torch.Size([5, 8]), torch.Size([2, 8]))
+        >>> problem.sample(5).shape, problem.modes.sign()[:, 0]
+        (torch.Size([5, 8]), tensor([-1.,  1.]))
     """
     sizes = lattice_shape(shape)
     check_normalisable(mass, coupling)
@@ -213,8 +213,9 @@ class Phi4Observables(NamedTuple):
 
     Example::
 
-        >>> phi4_observables(torch.ones(4), 4)._fields
-        ('mean', 'mean_square', 'action')
+        >>> found = phi4_observables(torch.tensor([[1.0, -1.0], [1.0, 1.0]]), 2)
+        >>> found.mean, found.mean_square
+        (tensor([0., 1.]), tensor([1., 1.]))
     """
 
     mean: Tensor

@@ -169,8 +169,8 @@ def xy(
     Example::
 
         >>> problem = xy(8, temperature=0.5)
-        >>> problem.target.dim, problem.log_z is not None
-        (8, True)
+        >>> float(problem.target.log_prob(torch.zeros(1, 8)))  # eight bonds over the temperature
+        16.0
     """
     sizes = lattice_shape(shape)
     check_temperature(temperature)
@@ -251,8 +251,9 @@ class XYObservables(NamedTuple):
 
     Example::
 
-        >>> xy_observables(torch.zeros(5, 16), (4, 4))._fields[:3]
-        ('energy', 'magnetization', 'mean_square')
+        >>> found = xy_observables(torch.zeros(5, 16), (4, 4))  # aligned: two bonds for each site
+        >>> float(found.energy), float(found.magnetization), float(found.susceptibility)
+        (-2.0, 1.0, 0.0)
     """
 
     energy: Tensor

@@ -22,6 +22,11 @@ def check_temperature(temperature: float | Tensor) -> None:
     """Raises ValueError unless the temperature is positive.
 
     A tensor is not checked: it may be a context, and its value cannot be read under vmap.
+
+    Example:
+        >>> check_temperature(-1.0)
+        Traceback (most recent call last):
+        ValueError: the temperature must be positive, got -1.0
     """
     if not isinstance(temperature, Tensor) and not temperature > 0:
         raise ValueError(f"the temperature must be positive, got {temperature}")
@@ -37,8 +42,9 @@ class ExactXY(NamedTuple):
 
     Example::
 
-        >>> exact_xy_chain(8)._fields
-        ('log_z', 'energy', 'mean_square')
+        >>> exact = exact_xy_chain(8, temperature=0.01)  # nearly aligned: N bonds, less T / 2 each
+        >>> round(exact.energy, 2), round(exact.mean_square, 1)
+        (-1.0, 1.0)
     """
 
     log_z: float

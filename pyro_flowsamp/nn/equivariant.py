@@ -45,6 +45,12 @@ class SignedPermutationGroup(NamedTuple):
         order: :math:`\pi`, ``(G, d)``.
         sign: :math:`s`, ``(G, d)``.
         quotient: The index of the element :math:`a b^{-1}`, ``(G, G)``.
+
+    Example:
+        >>> swap = group([((1, 0), (1, 1))])
+        >>> swap.act(torch.tensor([1.0, 2.0]))  # the identity, and the exchange
+        tensor([[1., 2.],
+                [2., 1.]])
     """
 
     order: Tensor
@@ -191,6 +197,14 @@ def tie(net: TimeMLP, elements: SignedPermutationGroup) -> dict[str, _Orbits]:
     Raises:
         ValueError: The group acts on another dimension, the hidden layers' width is no multiple of
             its order, or a velocity has units that bend single coordinates.
+
+    Example:
+        >>> swap, net = group([((1, 0), (1, 1))]), VelocityMLP(2, 8, units=0)
+        >>> _ = [torch.nn.init.normal_(weight) for weight in net.parameters()]
+        >>> _ = tie(net, swap)
+        >>> x = torch.tensor([[1.0, 2.0]])
+        >>> torch.allclose(net(0.5, x.flip(-1)), net(0.5, x).flip(-1), atol=1e-4)
+        True
     """
     (order, dim), (hidden, features) = elements.order.shape, net.in_weight.shape[-2:]
     if dim != features:
@@ -217,6 +231,16 @@ def tied(nets: Iterable[TimeMLP], elements: SignedPermutationGroup) -> Iterator[
     Arguments:
         nets: The networks.
         elements: The group.
+
+    Example:
+        >>> swap, net = group([((1, 0), (1, 1))]), VelocityMLP(2, 8, units=0)
+        >>> _ = [torch.nn.init.normal_(weight) for weight in net.parameters()]
+        >>> x, sgd = torch.tensor([[1.0, 2.0]]), torch.optim.SGD(net.parameters(), 0.1)
+        >>> with tied([net], swap):
+        ...     net(0.5, x)[0, 0].backward()  # a loss without the symmetry
+        ...     sgd.step()
+        >>> torch.allclose(net(0.5, x.flip(-1)), net(0.5, x).flip(-1), atol=1e-3)
+        True
     """
     hooks = [
         getattr(net, name).register_hook(orbit)

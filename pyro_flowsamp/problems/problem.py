@@ -80,7 +80,13 @@ class Problem:
 
 
 class TensorOptions(TypedDict):
-    """The dtype and device of a target, as keyword arguments of tensor constructors."""
+    """The dtype and device of a target, as keyword arguments of tensor constructors.
+
+    Example:
+        >>> options: TensorOptions = {"dtype": torch.float64, "device": torch.device("cpu")}
+        >>> torch.zeros(2, **options) == torch.zeros(2, **EXACT)
+        tensor([True, True])
+    """
 
     dtype: torch.dtype
     device: torch.device
@@ -91,7 +97,12 @@ EXACT: TensorOptions = {"dtype": torch.float64, "device": torch.device("cpu")}
 
 
 def tensor_options(dtype: torch.dtype | None, device: torch.device | str | None) -> TensorOptions:
-    """Returns the dtype and device, which are torch's defaults where None."""
+    """Returns the dtype and device, which are torch's defaults where None.
+
+    Example:
+        >>> tensor_options(torch.float64, "cpu") == EXACT
+        True
+    """
     return {
         "dtype": dtype or torch.get_default_dtype(),
         "device": torch.device(device) if device is not None else torch.get_default_device(),

@@ -91,6 +91,11 @@ class ReportCheck:
         ok: Whether it is right.
         message: What is wrong, in a sentence; empty where nothing is.
         advice: What to do.
+
+    Example:
+        >>> check = ReportCheck("R-hat", "1.30", "below 1.01", False, "the chains disagree")
+        >>> advice_for(check.message)[:10]
+        'Draw more '
     """
 
     name: str
@@ -114,6 +119,10 @@ class Verdict:
         checks: The checks behind it.
         unchecked: What could not be checked, with what it would need.
         notes: What else should be known, and is not wrong.
+
+    Example:
+        >>> [Verdict(reliable, "", "", [("doubt", "look")], []).level for reliable in (True, False)]
+        ['look', 'bad']
     """
 
     reliable: bool
@@ -141,6 +150,13 @@ def judge(source: ReportSource, diagnosis: Any = None) -> Verdict:
             ``threshold``, ``ok``, ``message`` and ``advice`` (and, where there are, ``at_least``),
             and maybe texts ``unchecked``; by default the checks are made here,
             and what ``sample()`` has found to be wrong is added.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> bad = ReportCheck("R-hat", "1.3", "1.01", False, "the chains disagree", "draw more")
+        >>> found = judge(None, SimpleNamespace(checks=[bad]))
+        >>> found.title, found.problems
+        ('The draws may be wrong', [('the chains disagree', 'Draw more.')])
     """
     if diagnosis is not None:
         checks = [_as_check(check) for check in diagnosis.checks]

@@ -24,6 +24,11 @@ class Table:
         columns: Headings of the columns.
         rows: The rows, texts.
         marked: Numbers of the rows that are marked as wrong.
+
+    Example:
+        >>> table = Table(["", "mean"], [["x", "0.1"], ["y", "9.9"]], frozenset([1]))
+        >>> [row[0] for i, row in enumerate(table.rows) if i in table.marked]
+        ['y']
     """
 
     columns: list[str]
@@ -41,6 +46,11 @@ class Section:
         text: What it shows, what is good, and what to do otherwise.
         tables: Tables.
         pictures: Pictures.
+
+    Example:
+        >>> section = Section("weights", "Weights", ["There are none."])
+        >>> section.tables, section.pictures
+        ([], [])
     """
 
     anchor: str
@@ -51,7 +61,18 @@ class Section:
 
 
 def sections(source: ReportSource, verdict: Verdict) -> Iterator[Section]:
-    """The sections after the verdict; those without anything to show say what is missing."""
+    """The sections after the verdict; those without anything to show say what is missing.
+
+    Example:
+        >>> import numpy as np
+        >>> import xarray as xr
+        >>> from pyro_flowsamp.reporting.checks import judge
+        >>> from pyro_flowsamp.reporting.source import read_source
+        >>> values = np.random.default_rng(0).normal(size=(4, 100))
+        >>> source = read_source({"posterior": xr.Dataset({"x": (("chain", "draw"), values)})})
+        >>> next(sections(source, judge(source))).anchor
+        'checks'
+    """
     yield _checks(verdict)
     yield _summary(source)
     yield _convergence(source)

@@ -45,6 +45,12 @@ class Picture:
     Attributes:
         svg: The ``<svg>`` element.
         caption: What it shows, in a sentence.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> source = SimpleNamespace(attrs={"training_loss": [3.0, 1.0]})
+        >>> next(training(source)).svg[:4]
+        '<svg'
     """
 
     svg: str
@@ -260,7 +266,15 @@ def _window(values: np.ndarray, bins: int) -> np.ndarray:
 
 # ---- flow and kernel ----------------------------------------------------------------------------
 def training(source: ReportSource) -> Iterator[Picture]:
-    """The loss and the effective sample size along the training."""
+    """The loss and the effective sample size along the training.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> losses, ess = [3.0, 1.0], [0.1, 0.9]
+        >>> source = SimpleNamespace(attrs={"training_loss": losses, "training_ess": ess})
+        >>> [picture.caption[:4] for picture in training(source)]
+        ['Loss', 'Effe']
+    """
     for key, caption in (
         ("training_loss", "Loss of each window of steps. It should fall and become level."),
         (
@@ -309,7 +323,15 @@ def tails(source: ReportSource) -> Picture | None:
 
 
 def acceptance(source: ReportSource) -> Iterator[Picture]:
-    """Acceptance along the draws, and its distribution over the chains."""
+    """Acceptance along the draws, and its distribution over the chains.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> stats, options = {"accepted": np.ones((4, 10))}, SimpleNamespace(steps=100)
+        >>> source = SimpleNamespace(stats=stats, num_draws=10, num_chains=4, options=options)
+        >>> len(list(acceptance(source)))  # of few chains there is no histogram
+        1
+    """
     name = next((n for n in ("accepted", "acceptance_rate") if n in source.stats), None)
     if name is None:
         return
@@ -335,7 +357,13 @@ def acceptance(source: ReportSource) -> Iterator[Picture]:
 
 
 def modes(source: ReportSource) -> Picture | None:
-    """Shares of the draws and of the particles of two searches in each mode."""
+    """Shares of the draws and of the particles of two searches in each mode.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> modes(SimpleNamespace(attrs={"mode_shares": [1.0]})) is None  # a single mode
+        True
+    """
     shares = mode_shares(source.attrs)
     if not shares:
         return None

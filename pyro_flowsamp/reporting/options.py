@@ -46,8 +46,9 @@ class ReportOptions:
 
     Example::
 
-        >>> ReportOptions(worst=2).worst
-        2
+        >>> options = ReportOptions(worst=2)  # pictures of two parameters
+        >>> round(options.r_hat_bound(10**6), 3)  # for draws without number
+        1.01
     """
 
     max_parameters: int = 400

@@ -35,6 +35,13 @@ class Summary:
         ess_bulk, ess_tail: Effective sample sizes; NaN for constants and for very short chains.
         r_hat: R-hat by ranks; NaN for constants, for one chain and for very short chains.
         order: Parameters from the worst to the best; constants come last.
+
+    Example:
+        >>> import xarray as xr
+        >>> values = np.random.default_rng(0).normal(size=(4, 100)) + 3.0
+        >>> source = read_source({"posterior": xr.Dataset({"x": (("chain", "draw"), values)})})
+        >>> source.summary.mean.round(), source.summary.r_hat.round(1)
+        (array([3.]), array([1.]))
     """
 
     mean: np.ndarray
@@ -62,6 +69,13 @@ class ReportSource:
         attrs: Attributes of the result.
         left_out: Scalar parameters that the report does not show.
         options: Options of the report.
+
+    Example:
+        >>> import xarray as xr
+        >>> posterior = xr.Dataset({"x": (("chain", "draw"), np.zeros((4, 100)))})
+        >>> source = read_source({"posterior": posterior})
+        >>> source.num_chains, source.num_draws, len(source.varying)  # x is constant
+        (4, 100, 0)
     """
 
     names: list[str]

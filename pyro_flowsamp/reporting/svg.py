@@ -74,7 +74,15 @@ def figure() -> Iterator[tuple[Any, Any]]:
 
 
 def log_axis(axis: Any) -> None:
-    """Puts plain numbers at an axis with a logarithmic scale, and few of them."""
+    """Puts plain numbers at an axis with a logarithmic scale, and few of them.
+
+    Example:
+        >>> with figure() as (picture, axes):
+        ...     _ = axes.set(xscale="log", xlim=(1, 1000))
+        ...     log_axis(axes.xaxis)
+        ...     [axes.xaxis.get_major_formatter()(tick) for tick in axes.get_xticks()[1:-1]]
+        ['1', '10', '100', '1000']
+    """
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
     low, high = sorted(axis.get_view_interval())
@@ -92,6 +100,12 @@ def to_svg(picture: Any, name: str, dpi: int = 130) -> str:
         picture: The figure, inside of the block of :func:`figure`.
         name: A prefix for the identifiers in it, unique in the page.
         dpi: Resolution of the parts that are drawn as pixels, such as clouds of points.
+
+    Example:
+        >>> with figure() as (picture, axes):
+        ...     svg = to_svg(picture, "empty")
+        >>> svg[:4], 'id="empty-' in svg
+        ('<svg', True)
     """
     stream = StringIO()
     picture.patch.set_alpha(0.0)

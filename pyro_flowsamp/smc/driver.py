@@ -40,6 +40,12 @@ class SMCStep(NamedTuple):
     Attributes:
         transport: Carries and weights particles to the next density.
         mcmc: Moves particles by a transition that leaves that density invariant.
+
+    Example:
+        >>> step = SMCStep(transport=lambda p: p._replace(log_w=p.log_w + 1.0), mcmc=lambda p: p)
+        >>> before = Particles(None, torch.zeros(1, 2), torch.zeros(1))
+        >>> step.mcmc(step.transport(before)).evidences
+        tensor([1.])
     """
 
     transport: Callable[[Particles], Particles]
@@ -58,6 +64,16 @@ def run_smc(
         next_step: Returns the next step for the particles so far, or None at the end of the path.
         resample_below: ESS fraction of an island below which it is resampled between transport and
             MCMC; infinity resamples always.
+
+    Example:
+        >>> def next_step(particles):  # three steps, each of which multiplies all weights by e
+        ...     if float(particles.log_z) > 2.5:
+        ...         return None
+        ...     return SMCStep(lambda p: p._replace(log_w=p.log_w + 1.0), lambda p: p)
+        >>> state = hamiltonian.HMCState(*torch.zeros(6, 2, dtype=torch.double))
+        >>> first = Particles(state, torch.zeros(1, 2).double(), torch.zeros(1).double())
+        >>> [float(p.evidences) for p in run_smc(first, next_step, resample_below=torch.inf)]
+        [1.0, 2.0, 3.0]
     """
     while (step := next_step(particles)) is not None:
         particles = step.mcmc(resample(step.transport(particles), resample_below))
@@ -76,6 +92,17 @@ class Stage(NamedTuple):
             it is zero, all particles have the same scale and density.
         previous_log_prob: Reads :math:`\log\tilde f_{k-1}`, ``(N,)``, off states of
             :math:`\tilde f_k`; needed where some particles stay behind.
+
+    Example:
+        >>> def normal(z):
+        ...     log_pi = -0.5 * z.double().square().sum(-1)
+        ...     return hamiltonian.HMCState(z, log_pi, -z, z, log_pi, torch.zeros_like(log_pi))
+        >>> stage = Stage(None, normal, torch.ones(1), torch.tensor(0.5))
+        >>> x = torch.zeros(4, 1)
+        >>> first = Particles(normal(x), torch.zeros(1, 4).double(), torch.zeros(1).double())
+        >>> step = stage.step(mcmc_steps=2)
+        >>> len(step.mcmc(step.transport(first)).x.unique())  # every particle has moved on its own
+        4
     """
 
     map: Pushes | None
@@ -92,7 +119,29 @@ class Stage(NamedTuple):
 
 @torch.no_grad()
 def transport(cloud: Particles, stage: Stage) -> Particles:
-    """Carries particles by the stage's map, all or most, with their weights."""
+    """Carries particles by the stage's map, all or most, with their weights.
+
+    Arguments:
+        cloud: The particles.
+        stage: The stage.
+
+    Returns:
+        The particles at the stage's density, weighted.
+
+    Example:
+        >>> def density(z):  # a normal density of standard deviation 2, not normalised
+        ...     log_pi = -z.double().square().sum(-1) / 8
+        ...     return hamiltonian.HMCState(z, log_pi, -z / 4, z, log_pi, torch.zeros_like(log_pi))
+        >>> class Doubling:
+        ...     def push(self, z):
+        ...         return 2 * z, z.new_full((len(z),), 2.0).log()
+        >>> x = torch.tensor([[0.0], [1.0]])
+        >>> normal = density(2 * x)._replace(z=x, x=x)
+        >>> first = Particles(normal, torch.zeros(1, 2).double(), torch.zeros(1).double())
+        >>> after = transport(first, Stage(Doubling(), density, torch.ones(1), torch.tensor(0.5)))
+        >>> after.x.flatten(), after.log_w.exp()  # a perfect map: equal weights, the ratio of Z
+        (tensor([0., 2.]), tensor([[2.0000, 2.0000]], dtype=torch.float64))
+    """
     if stage.map is not None and stage.defensive_weight > 0:
         assert stage.previous_log_prob is not None
         return _transport_defensive(cloud, stage, stage.map, stage.previous_log_prob)
@@ -125,13 +174,39 @@ def _transport_defensive(
 
 
 def log_mixture(share: Tensor, stayed: Tensor, carried: Tensor) -> Tensor:
-    """Log density of a mixture of two, the first of weight ``share``; NaN counts as zero."""
+    """Log density of a mixture of two, the first of weight ``share``; NaN counts as zero.
+
+    Arguments:
+        share: The weight of the first density, 0-d or of a shape that broadcasts.
+        stayed, carried: Log densities, ``(N,)``.
+
+    Example:
+        >>> share, four, nan = torch.tensor([0.25, 4.0, torch.nan])
+        >>> round(float(log_mixture(share, four.log(), nan).exp()), 4)  # 0.25 * 4 + 0.75 * 0
+        1.0
+    """
     stayed, carried = (torch.where(v.isnan(), -torch.inf, v) for v in (stayed, carried))
     return torch.logaddexp(share.log() + stayed, (-share).log1p() + carried)
 
 
 def move(cloud: Particles, stage: Stage, moves: int) -> Particles:
-    """Moves that leave the stage's density invariant: Metropolis-adjusted Langevin."""
+    """Moves that leave the stage's density invariant: Metropolis-adjusted Langevin.
+
+    Arguments:
+        cloud: Particles at the stage's density.
+        stage: The stage.
+        moves: The number of moves.
+
+    Example:
+        >>> def flat(z):
+        ...     zero = torch.zeros(len(z), dtype=torch.double)
+        ...     return hamiltonian.HMCState(z, zero, 0 * z, z, zero, zero)
+        >>> stage = Stage(None, flat, torch.ones(1), torch.tensor(0.1))
+        >>> first = Particles(flat(torch.zeros(1000, 1)), torch.zeros(1, 1000), torch.zeros(1))
+        >>> _ = torch.manual_seed(0)
+        >>> round(float(move(first, stage, moves=4).x.std()), 2)  # all is accepted: 0.1 * sqrt(4)
+        0.2
+    """
     return _moved(cloud, stage, moves, None)[0]
 
 
@@ -141,6 +216,20 @@ def move_and_tune(
     """Moves as :func:`move` does, tuning the step size after every move; returns the last one too.
 
     This is for a first pass: an estimate of Z needs step sizes that were fixed beforehand.
+
+    Arguments:
+        cloud, stage, moves: See :func:`move`.
+        target_accept_prob: The acceptance that the step size is tuned to.
+
+    Example:
+        >>> def flat(z):
+        ...     zero = torch.zeros(len(z), dtype=torch.double)
+        ...     return hamiltonian.HMCState(z, zero, 0 * z, z, zero, zero)
+        >>> stage = Stage(None, flat, torch.ones(1), torch.tensor(0.1))
+        >>> first = Particles(flat(torch.zeros(4, 1)), torch.zeros(1, 4), torch.zeros(1))
+        >>> _, step_size = move_and_tune(first, stage, moves=2, target_accept_prob=0.6)
+        >>> round(float(step_size), 4)  # all is accepted: 0.1 times exp(0.5 * 0.4), twice
+        0.1492
     """
     return _moved(cloud, stage, moves, target_accept_prob)
 

@@ -33,6 +33,13 @@ class Exploration(NamedTuple):
         points: Weighted draws of the Gaussians of good paths, in these coordinates, ``(N, d)``.
         prior: The prior's density in these coordinates, or None where it cannot be drawn from.
         modes: Modes that good paths have found, in the target's own coordinates; or None.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: 0.5 * (x - 3).square().sum(-1), 1)
+        >>> whitened = WhitenedTarget(target, torch.tensor([3.0]), torch.eye(1))
+        >>> found = Exploration(whitened, points=torch.zeros(4, 1), prior=None)
+        >>> found.coordinates.to_x(found.points[:1])
+        tensor([[3.]])
     """
 
     coordinates: WhitenedTarget

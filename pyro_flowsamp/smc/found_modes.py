@@ -23,7 +23,12 @@ NOT_COVERED = (
 
 
 def unseen_problem(share: float) -> str:
-    """The clause which says that one search alone has found a share of the mass."""
+    """The clause which says that one search alone has found a share of the mass.
+
+    Example:
+        >>> unseen_problem(0.25).split(": ")[1].split(",")[0]
+        'one alone has found regions that have 25.00% of the mass'
+    """
     return (
         f"two searches for modes disagree: one alone has found regions that have {share:.2%} of "
         f"the mass, and about as much may be in regions that none has found"
@@ -41,6 +46,20 @@ class Agreement(NamedTuple):
         log_evidence, error: Log evidence of each search and its standard error, ``(2,)``.
         missed: Share of the mass in modes that paths have found, and both searches have lost.
         direction: The direction along which the searches differ most; None where it is not known.
+
+    Example:
+        >>> import torch
+        >>> agreement = Agreement(
+        ...     counts=torch.tensor([[60, 40, 0], [55, 0, 45]]),
+        ...     modes=torch.tensor([0, 1, 1]),  # the second and third component overlap
+        ...     unseen=0.0,
+        ...     log_evidence=torch.tensor([-10.0, -10.5]),
+        ...     error=torch.tensor([0.3, 0.4]),
+        ... )
+        >>> agreement.num_modes, round(agreement.evidence_gap, 4)  # 0.5 by a joint error of 0.5
+        (2, 1.0)
+        >>> round(float(agreement.best_evidence.value), 3)  # of the mean of both
+        -10.219
     """
 
     counts: Tensor
@@ -131,6 +150,26 @@ class FoundModes(NamedTuple):
         alone: Modes that paths have found, and both searches have lost; their points are among
             ``x``. None where there are no particles.
         evaluations: Evaluations of the density.
+
+    Example:
+        >>> import torch
+        >>> from pyro_flowsamp import Target
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> locs = torch.tensor([[-4.0], [4.0]]).double()
+        >>> halves, eye = torch.tensor([0.5, 0.5]).double(), torch.eye(1).double().expand(2, 1, 1)
+        >>> none = torch.zeros(2)
+        >>> found = FoundModes(
+        ...     x=locs,
+        ...     second=torch.tensor([False, True]),
+        ...     coordinates=WhitenedTarget(target, torch.zeros(1), torch.eye(1)),
+        ...     mixture=Mixture(halves.log(), locs, eye),
+        ...     agreement=Agreement(torch.eye(2), torch.arange(2), 0.1, none, none, missed=0.2),
+        ...     covered=True,
+        ...     settled=False,
+        ...     evaluations=100,
+        ... )
+        >>> found.component_of(found.x), round(found.unseen, 4)
+        (tensor([0, 1]), 0.3)
     """
 
     x: Tensor

@@ -296,6 +296,20 @@ def with_modes_of_paths(
         modes: The modes of the paths, or None.
         searches: Particles of several searches.
         options: Which modes count, and when their points are far too few.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> whitened = WhitenedTarget(target, torch.zeros(1), torch.eye(1))
+        >>> from types import SimpleNamespace
+        >>> near = SimpleNamespace(x=torch.zeros(4, 1).double())
+        >>> search = Particles(near, torch.zeros(1, 4).double(), torch.zeros(1).double())
+        >>> far = torch.tensor([[20.0]]).double()
+        >>> modes = PathModes(far, torch.eye(1)[None].double(), torch.zeros(1).double(), far[None])
+        >>> u, lost = with_modes_of_paths(whitened, modes, [search], ModeSearchOptions())
+        >>> u.flatten().tolist()  # no particle is near 20, where the path has found a mode
+        [0.0, 0.0, 0.0, 0.0, 20.0]
+        >>> len(lost.loc)
+        1
     """
     u = torch.cat([s.x for s in searches])
     if modes is None:

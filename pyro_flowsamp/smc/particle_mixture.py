@@ -57,7 +57,12 @@ def particle_mixture(
 
 
 def standard_normal(u: Tensor) -> Mixture:
-    """A mixture of one component, in the coordinates of points."""
+    """A mixture of one component, in the coordinates of points.
+
+    Example:
+        >>> standard_normal(torch.rand(5, 2)).log_prob(torch.zeros(1, 2))  # minus log 2π
+        tensor([-1.8379])
+    """
     eye = torch.eye(u.shape[1]).to(u)
     return Mixture(torch.zeros(1).to(u), torch.zeros_like(u[:1]), eye[None])
 

@@ -58,6 +58,17 @@ class Particles(NamedTuple):
         log_w: Log weights since the island was last resampled, ``(R, n)``, float64.
         log_z: Log of the product of mean weights up to then, ``(R,)``, float64.
         betas: Inverse temperatures that were visited, ``(stages + 1, R)``; None for other paths.
+
+    Example:
+        >>> from pyro_flowsamp.transitions.hamiltonian import HMCState
+        >>> x = torch.tensor([[0.0], [1.0]])
+        >>> state = HMCState(x, x[:, 0].double(), x, x, x[:, 0], x[:, 0])
+        >>> log_w = torch.tensor([[1.0, 3.0]], dtype=torch.double).log()
+        >>> particles = Particles(state, log_w, torch.zeros(1))
+        >>> float(particles.mean(x).value)  # (1 * 0 + 3 * 1) / 4
+        0.75
+        >>> round(float(particles.evidence.value.exp()), 6)  # the mean weight
+        2.0
     """
 
     state: Any
@@ -115,7 +126,22 @@ class Particles(NamedTuple):
 
 
 def init(x: Tensor, density: hamiltonian.Density, islands: int = 1) -> Particles:
-    r"""Equally weighted draws ``(R·n, d)`` of :math:`f_0`, at unit scale."""
+    r"""Equally weighted draws ``(R·n, d)`` of :math:`f_0`, at unit scale.
+
+    Arguments:
+        x: The draws.
+        density: Makes states of positions.
+        islands: The number of islands R.
+
+    Example:
+        >>> from pyro_flowsamp.transitions.hamiltonian import HMCState
+        >>> def normal(x):
+        ...     log_pi = -0.5 * x.double().square().sum(-1)
+        ...     return HMCState(x, log_pi, -x, x, log_pi, torch.zeros_like(log_pi))
+        >>> particles = init(torch.randn(6, 1), normal, islands=2)
+        >>> particles.log_w.shape, particles.evidences
+        (torch.Size([2, 3]), tensor([0., 0.], dtype=torch.float64))
+    """
     state = density(x)
     log_w = torch.zeros_like(state.log_pi).unflatten(0, (islands, -1))
     return Particles(state, log_w, torch.zeros_like(log_w[:, 0]))
@@ -126,6 +152,21 @@ def reweight(cloud: Particles, state: Any, ladj: Tensor | float = 0.0) -> Partic
 
     A particle that has left the support has lost its weight for good: where it comes from a density
     of zero, or its gain is not a number, it goes to zero.
+
+    Arguments:
+        cloud: The particles.
+        state: Their states at the next density.
+        ladj: Log-determinants ``(N,)`` of the map that has carried them there.
+
+    Example:
+        >>> from pyro_flowsamp.transitions.hamiltonian import HMCState
+        >>> def density(x, beta):
+        ...     log_pi = -0.5 * beta * x.double().square().sum(-1)
+        ...     return HMCState(x, log_pi, -beta * x, x, log_pi, torch.zeros_like(log_pi))
+        >>> x = torch.tensor([[0.0], [2.0]])
+        >>> particles = init(x, lambda x: density(x, 1.0))
+        >>> reweight(particles, density(x, 2.0)).log_w
+        tensor([[ 0., -2.]], dtype=torch.float64)
     """
     gain = state.log_pi - cloud.state.log_pi + ladj
     gain = torch.where(gain.isfinite(), gain, -torch.inf)
@@ -133,7 +174,17 @@ def reweight(cloud: Particles, state: Any, ladj: Tensor | float = 0.0) -> Partic
 
 
 def systematic(log_w: Tensor, draws: int | None = None) -> Tensor:
-    """Indices of a systematic resampling of each row, ``(R, n)`` → ``(R, draws)``."""
+    """Indices of a systematic resampling of each row, ``(R, n)`` → ``(R, draws)``.
+
+    Arguments:
+        log_w: Log weights.
+        draws: The number of indices of each row; by default n.
+
+    Example:
+        >>> log_w = torch.tensor([[0.5, 0.0, 0.5]]).log()
+        >>> systematic(log_w, draws=4)  # as many draws of each as its weight says
+        tensor([[0, 0, 2, 2]])
+    """
     islands, num = log_w.shape
     draws = num if draws is None else draws
     edges = log_w.softmax(-1).cumsum(-1)
@@ -143,7 +194,24 @@ def systematic(log_w: Tensor, draws: int | None = None) -> Tensor:
 
 
 def resample(cloud: Particles, below: float) -> Particles:
-    """Resamples the islands whose effective sample size, as a fraction, is below a bound."""
+    """Resamples the islands whose effective sample size, as a fraction, is below a bound.
+
+    Arguments:
+        cloud: The particles.
+        below: The bound.
+
+    Returns:
+        The particles; those of resampled islands have equal weights.
+
+    Example:
+        >>> from pyro_flowsamp.transitions.hamiltonian import HMCState
+        >>> x = torch.tensor([[0.0], [1.0]])
+        >>> state = HMCState(x, x[:, 0].double(), x, x, x[:, 0], x[:, 0])
+        >>> log_w = torch.tensor([[-torch.inf, 0.0]], dtype=torch.double)
+        >>> after = resample(Particles(state, log_w, torch.zeros(1).double()), below=0.9)
+        >>> after.x.tolist(), after.log_w.tolist(), after.log_z.exp().tolist()
+        ([[1.0], [1.0]], [[0.0, 0.0]], [0.5])
+    """
     islands, num = cloud.log_w.shape
     poor = ess_fraction(cloud.log_w.mT)[:, None] < below
     stay = torch.arange(num, device=poor.device).expand(islands, -1)

@@ -30,6 +30,18 @@ class PathModes(NamedTuple):
         scale_tril: Cholesky factors of their covariances, ``(K, d, d)``.
         log_mass: Logs of the masses that they cover, not normalised, ``(K,)``.
         points: Draws of the target around each, ``(K, n, d)``.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> eye = torch.eye(1).double().expand(2, 1, 1)
+        >>> loc = torch.tensor([[0.0], [20.0]]).double()
+        >>> modes = PathModes(loc, eye, torch.tensor([0.5, 0.5]).log(), loc[:, None])
+        >>> modes.near(torch.tensor([[0.1], [1.0]]), target)
+        tensor([[ True,  True],
+                [False, False]])
+        >>> points = torch.zeros(100, 1)  # none of them is near 20
+        >>> modes.alone(points, target, 0.0, ModeSearchOptions()).loc
+        tensor([[20.]], dtype=torch.float64)
     """
 
     loc: Tensor

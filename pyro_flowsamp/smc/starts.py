@@ -24,7 +24,21 @@ COVERED = 3.0  #: standard deviations of a Gaussian base up to which points are 
 
 
 class TemperedStart:
-    """N(loc, diag(scale²)), uniform on angles."""
+    """N(loc, diag(scale²)), uniform on angles.
+
+    Arguments:
+        loc, scale: Mean and standard deviation of each coordinate, ``(d,)``.
+        angles: Mask of periodic coordinates, ``(d,)``.
+
+    Example:
+        >>> angles = torch.tensor([False, True])
+        >>> start = TemperedStart(torch.zeros(2), torch.tensor([2.0, 1.0]), angles)
+        >>> log_b, grad = start.log_prob_and_grad(torch.tensor([[4.0, 1.0]]))
+        >>> grad  # -x / scale², and nothing along the angle
+        tensor([[-1.,  0.]])
+        >>> bool(start.sample(100)[:, 1].abs().max() <= pi)
+        True
+    """
 
     def __init__(self, loc: Tensor, scale: Tensor, angles: Tensor) -> None:
         self.loc, self.scale, self.angles = loc, scale, angles.to(loc.device)
@@ -61,6 +75,17 @@ def overdispersed_base(target: Target, num: int) -> TemperedStart:
     and any whose log density ends within :data:`SLACK` of that half's is kept too: without, a mode
     that is far out, or a little lower than another, may have no part in the base. It is made wider
     where such a point would be more than :data:`COVERED` standard deviations out.
+
+    Arguments:
+        target: The target.
+        num: The number of points.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> target = Target.from_energy(lambda x: 0.5 * (x - 5).square().sum(-1), 1)
+        >>> base = overdispersed_base(target, 16)
+        >>> base.loc.round(), bool(base.scale >= 1)
+        (tensor([5.]), True)
     """
     contexts = 1 if target.contexts is None else len(target.contexts)
     x = target.initial_points(num)
@@ -187,6 +212,13 @@ class PriorStart:
 
     Attributes:
         loc: The origin of these coordinates, about which particles are scaled.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> whitened = WhitenedTarget(target, torch.zeros(1), torch.eye(1))
+        >>> start = PriorStart(whitened, torch.tensor([[1.0], [2.0]]))
+        >>> start.sample(3).flatten()
+        tensor([1., 2., 1.])
     """
 
     def __init__(self, density: WhitenedTarget, draws: Tensor) -> None:

@@ -75,8 +75,8 @@ def tempered_smc(
             inverse temperatures in common.
         check_coverage: Whether to look for mass outside of the base, and to warn of it: particles
             that end outside, and points that quasi-Newton paths from many scales have found there.
-            The paths take about 64 times 50 evaluations, and 2048 more for their weights. Targets
-            at several contexts have no paths.
+            The paths took 16 000 to 31 000 evaluations on mixtures of 2, 25 and 40 modes in two
+            dimensions. Targets at several contexts have no paths.
 
     Returns:
         Equally weighted particles of the target, with an estimate of its log evidence for each
@@ -85,6 +85,19 @@ def tempered_smc(
     Raises:
         ValueError: The target's density is not finite anywhere, or there are fewer than two
             particles on an island.
+
+    Example:
+        >>> import math, pyro
+        >>> pyro.set_rng_seed(0)
+        >>> target = Target.from_energy(lambda x: 0.5 * (x - 3).square().sum(-1), 1)
+        >>> from pyro_flowsamp.smc.starts import TemperedStart
+        >>> start = TemperedStart(torch.tensor([0.0]), torch.tensor([3.0]), target.angles)
+        >>> particles = tempered_smc(target, 400, mcmc_steps=3, base=start, islands=4)
+        >>> mean, evidence = particles.mean(particles.x), particles.evidence
+        >>> abs(float(mean.value) - 3) < 4 * float(mean.standard_error)
+        True
+        >>> abs(float(evidence.value) - 0.5 * math.log(2 * math.pi)) < 4 * evidence.standard_error
+        tensor(True)
     """
     if num_particles is None:
         num_particles = 4096 if getattr(target, "contexts", None) is None else 500

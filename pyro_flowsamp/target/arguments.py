@@ -50,8 +50,17 @@ def check_model(model: Any) -> None:
 def check_values(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
     """Checks that the model's arguments and parameters are not on the device "meta".
 
+    Arguments:
+        model: The model.
+        args, kwargs: Its arguments.
+
     Raises:
         ValueError: One of them is, or new tensors are by default.
+
+    Example:
+        >>> check_values(lambda x: None, (torch.zeros(1, device="meta"),), {})
+        Traceback (most recent call last):
+        ValueError: argument 0 of the model is on the device 'meta', which holds no values: ...
     """
     given = {f"argument {i} of the model": value for i, value in enumerate(args)}
     given |= {f"the model's argument '{name}'": value for name, value in kwargs.items()}
@@ -77,6 +86,11 @@ def check_observed(nodes: Iterable[Mapping[str, Any]]) -> None:
 
     Raises:
         TypeError: One of them is an array, a list, a boolean or anything else.
+
+    Example:
+        >>> check_observed([{"type": "sample", "is_observed": True, "name": "y", "value": [1.0]}])
+        Traceback (most recent call last):
+        TypeError: site 'y' is observed as [1.0], which is no tensor: give torch.as_tensor(...
     """
     for node in nodes:
         if node["type"] != "sample" or not node["is_observed"]:
@@ -95,6 +109,12 @@ def check_autograd() -> None:
 
     Raises:
         RuntimeError: ``torch.inference_mode()`` is on.
+
+    Example:
+        >>> with torch.inference_mode():
+        ...     check_autograd()
+        Traceback (most recent call last):
+        RuntimeError: torch.inference_mode() is on, in which there are no gradients of the ...
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
@@ -113,6 +133,13 @@ def check_fits(model: Callable, args: tuple, kwargs: dict[str, Any], error: Type
 
     Raises:
         TypeError: The arguments do not fit the model's signature; the cause is the error.
+
+    Example:
+        >>> def model(x):
+        ...     pass
+        >>> check_fits(model, (1, 2), {}, TypeError("a call has failed"))
+        Traceback (most recent call last):
+        TypeError: the arguments do not fit the model model(x): too many positional arguments...
     """
     signature = _signature(model)
     if signature is None:

@@ -19,7 +19,16 @@ __all__ = ["Rewritten", "batchable"]
 
 
 class Rewritten(dist.TorchDistribution):
-    """A distribution whose density a subclass writes in another way."""
+    """A distribution whose density a subclass writes in another way.
+
+    Example:
+        >>> class Halved(Rewritten):  # half of the log density
+        ...     def log_prob(self, value):
+        ...         return 0.5 * self.base_dist.log_prob(value)
+        >>> fn = Halved(dist.Exponential(1.0))
+        >>> fn.log_prob(torch.tensor(3.0)), fn.support
+        (tensor(-1.5000), GreaterThanEq(lower_bound=0.0))
+    """
 
     arg_constraints: dict[str, Any] = {}
 

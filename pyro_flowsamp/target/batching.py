@@ -41,7 +41,14 @@ ULPS, ULPS_ON_DEVICE = 2.0, 64.0
 
 
 def fixed_points(like: Tensor, num: int) -> Tensor:
-    """Points ``(num, d)`` in the box from -1 to 1, always the same; no global seed is used."""
+    """Points ``(num, d)`` in the box from -1 to 1, always the same; no global seed is used.
+
+    Example:
+        >>> torch.equal(fixed_points(torch.zeros(2), 3), fixed_points(torch.zeros(2), 3))
+        True
+        >>> float(fixed_points(torch.zeros(2), 100).abs().max()) <= 1
+        True
+    """
     generator = torch.Generator("cpu").manual_seed(0)
     points = torch.rand(num, like.shape[-1], generator=generator, device="cpu")
     return (2 * points - 1).to(like)
@@ -50,8 +57,17 @@ def fixed_points(like: Tensor, num: int) -> Tensor:
 def value_and_grad(density: Density, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
     """Densities ``(N,)`` and their gradients ``(N, d)`` at points.
 
+    Arguments:
+        density: A batched density.
+        x: The points.
+        c: Their contexts ``(N, c)``, or None.
+
     Raises:
         ValueError: There is no gradient.
+
+    Example:
+        >>> value_and_grad(lambda x, c: -x.square().sum(-1), torch.tensor([[3.0]]), None)
+        (tensor([-9.]), tensor([[-6.]]))
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -113,7 +129,13 @@ def check_repeatable(density: Density, x: Tensor, c: Tensor | None, first: Tenso
 
 
 def far_points(points: Tensor) -> Tensor:
-    """Random points ``(M, d)``, some of them far from the origin."""
+    """Random points ``(M, d)``, some of them far from the origin.
+
+    Example:
+        >>> x = far_points(torch.zeros(2, 5))
+        >>> x.shape, bool(x.abs().max() > 30)  # four batches at each of three radii, up to 100
+        (torch.Size([24, 5]), True)
+    """
     return torch.cat([torch.empty_like(points).uniform_(-r, r) for r in FAR for _ in range(4)])
 
 
@@ -137,6 +159,15 @@ def couples(
         far: Other points, ``(M, d)``.
         rtol, atol: Bounds, relative and in nats, of a difference that counts as an error of
             rounding or of a solver.
+
+    Example:
+        >>> def shared(x, c):  # normalised by the whole batch
+        ...     return -x.square().sum(-1) / x.std()
+        >>> def alone(x, c):
+        ...     return -x.square().sum(-1)
+        >>> x, far = torch.tensor([[1.0], [2.0]]), torch.tensor([[50.0]])
+        >>> [couples(density, x, density(x, None), far) for density in (shared, alone)]
+        [True, False]
     """
     with torch.enable_grad():
         x = torch.cat([points, far]).requires_grad_()
@@ -155,6 +186,15 @@ def warn_of_gradient(sites: Sequence[Site], value: Tensor, grad: Tensor) -> None
     Arguments:
         sites: The sites of the coordinates.
         value, grad: Densities ``(N,)`` and gradients ``(N, d)`` at some points.
+
+    Example:
+        >>> from pyro_flowsamp.target.site import real_site
+        >>> sites, grad = [real_site("x", torch.Size([2]))], torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn_of_gradient(sites, torch.zeros(2), grad)
+        >>> str(caught[0].message)[:44]
+        "the density does not depend on 1 of 'x' (coo"
     """
     finite = value.isfinite()[:, None]
     if bool((grad.isnan() & finite).any()):
@@ -191,6 +231,12 @@ class ChosenBatching(NamedTuple):
         name: ``"vmap"``, ``"plate"`` or ``"loop"``.
         value, grad: Densities ``(N,)`` and gradients ``(N, d)`` at some points.
         reasons: Why each faster way is not used.
+
+    Example:
+        >>> one = torch.ones(1, 1)
+        >>> chosen = choose_batching({"loop": lambda x, c: -x.square().sum(-1)}, one, None)
+        >>> chosen.name, chosen.value, chosen.reasons
+        ('loop', tensor([-1.]), [])
     """
 
     name: str
@@ -210,6 +256,15 @@ def choose_batching(ways: dict[str, Density], points: Tensor, c: Tensor | None) 
     Raises:
         RandomDensityError: Two evaluations at the same points differ.
         ValueError: The density depends on no latent site.
+
+    Example:
+        >>> def loop(x, c):
+        ...     return torch.stack([-row.square().sum() for row in x])
+        >>> def wrong(x, c):
+        ...     return -x.sum(-1)
+        >>> chosen = choose_batching({"vmap": wrong, "loop": loop}, torch.randn(2, 3), None)
+        >>> chosen.name, chosen.reasons
+        ('loop', ["vmap: its densities differ from the loop's"])
     """
     *fast, (slow_name, slow) = ways.items()
     reference = value_and_grad(slow, points, c)
@@ -247,7 +302,16 @@ def _of_another_size(density: Density, points: Tensor, c: Tensor | None) -> Tens
 
 
 def warn_of_loop(chosen: ChosenBatching) -> None:
-    """Warns where points are evaluated in a Python loop."""
+    """Warns where points are evaluated in a Python loop.
+
+    Example:
+        >>> chosen = ChosenBatching("loop", torch.zeros(2), torch.zeros(2, 1), ["vmap: .item()"])
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn_of_loop(chosen)
+        >>> str(caught[0].message)[:78]
+        'the density is evaluated point by point, in a Python loop (vmap: .item()). Thi'
+    """
     if chosen.name != "loop":
         return
     warnings.warn(

@@ -59,6 +59,11 @@ def same_objects(one: tuple, two: tuple) -> bool:
     """Whether two argument lists hold the same objects.
 
     Values of tensors are not compared, since that would wait for the device.
+
+    Example:
+        >>> x = torch.zeros(1)
+        >>> same_objects((x, 1), (x, 1)), same_objects((x,), (x.clone(),))
+        (True, False)
     """
     return len(one) == len(two) and all(a is b for a, b in zip(one, two))
 

@@ -23,7 +23,12 @@ __all__ = ["Enumerate", "einsum", "marginal_log_prob", "tensordot", "transpose"]
 
 
 def transpose(a: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Permutes dimensions, as Pyro's einsum backends must."""
+    """Permutes dimensions, as Pyro's einsum backends must.
+
+    Example:
+        >>> transpose(torch.zeros(2, 3), (1, 0)).shape
+        torch.Size([3, 2])
+    """
     return a.permute(axes)
 
 
@@ -67,7 +72,17 @@ class _Ring(LogRing):
 
 
 class Enumerate(EnumMessenger):
-    """Pyro's enumeration handler, with an empty tensor of the same shape for ``value.data``."""
+    """Pyro's enumeration handler, with an empty tensor of the same shape for ``value.data``.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> def model():
+        ...     return pyro.sample("z", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        >>> with Enumerate(first_available_dim=-1):
+        ...     model()
+        tensor([0., 1.])
+    """
 
     def _pyro_post_sample(self, msg: Any) -> None:
         value = msg["value"]
@@ -78,7 +93,19 @@ class Enumerate(EnumMessenger):
 
 
 def marginal_log_prob(trace: Trace, keep: str) -> Tensor:
-    """The log density of an enumerated trace: a scalar, or one for each slice of plate ``keep``."""
+    """The log density of an enumerated trace: a scalar, or one for each slice of plate ``keep``.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro import poutine
+        >>> def model():
+        ...     z = pyro.sample("z", dist.Bernoulli(0.25), infer={"enumerate": "parallel"})
+        ...     pyro.sample("y", dist.Bernoulli(0.2 + 0.4 * z), obs=torch.tensor(1.0))
+        >>> trace = poutine.trace(Enumerate(first_available_dim=-1)(model)).get_trace()
+        >>> round(float(marginal_log_prob(trace, "").exp()), 4)  # 0.75 * 0.2 + 0.25 * 0.6
+        0.3
+    """
     trace.compute_log_prob()
     trace.pack_tensors()
     plates = trace.plate_to_symbol

@@ -40,7 +40,15 @@ MEMORY_BUDGET = 512 * 2**20
 
 @dataclass
 class EvaluationCounter:
-    """The evaluations of a target and of those made from it by ``at_contexts``."""
+    """The evaluations of a target and of those made from it by ``at_contexts``.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> target = Target.from_energy(lambda x: torch.where(x > 0, x, torch.inf).sum(-1), 1)
+        >>> _ = target.log_prob(torch.tensor([[1.0], [2.0], [-1.0]]))
+        >>> target.counter.evaluations, int(target.counter.nonfinite)
+        (3, 1)
+    """
 
     nonfinite: Tensor
     evaluations: int = 0
@@ -145,7 +153,12 @@ class TracedEvaluation:
 
 
 def finite_or_zero(grad: Tensor) -> Tensor:
-    """A gradient, zero where it is NaN or infinite."""
+    """A gradient, zero where it is NaN or infinite.
+
+    Example:
+        >>> finite_or_zero(torch.tensor([1.0, torch.nan, -torch.inf]))
+        tensor([1., 0., 0.])
+    """
     return torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -155,6 +168,11 @@ class PointsWithContext(NamedTuple):
     Attributes:
         x: The points ``(N, d)``.
         c: Their contexts ``(N, c)``, or None.
+
+    Example:
+        >>> density = ChunkedDensity(lambda x, c: x.sum(-1) + c.sum(-1))
+        >>> density.split(torch.zeros(3, 2), torch.ones(3, 1))[0].c.shape
+        torch.Size([3, 1])
     """
 
     x: Tensor

@@ -35,11 +35,29 @@ RADII = 1.0, 1.0, 0.5, 0.1, 0.01  #: half widths of boxes: nearer 0 more matrice
 
 
 class ModelStructureError(RuntimeError):
-    """The model's sites, shapes or supports are not the same from call to call."""
+    """The model's sites, shapes or supports are not the same from call to call.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro_flowsamp import Target
+        >>> names = iter("abcdefgh")
+        >>> def model():
+        ...     pyro.sample(next(names), dist.Normal(0.0, 1.0))
+        >>> Target.from_model(model)
+        Traceback (most recent call last):
+        pyro_flowsamp.target.inspection.ModelStructureError: ...
+    """
 
 
 class RandomDensityError(ModelStructureError):
-    """Two evaluations of the density at the same points differ."""
+    """Two evaluations of the density at the same points differ.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> Target.from_energy(lambda x: x.square().sum(-1) + torch.rand(len(x)), 2)
+        Traceback (most recent call last):
+        pyro_flowsamp.target.inspection.RandomDensityError: the density is random: two ...
+    """
 
 
 class Prototype(NamedTuple):
@@ -53,6 +71,15 @@ class Prototype(NamedTuple):
         has_observations: Whether there are data.
         guarded: Names of sites whose values may lie outside their support.
         summed_out: Values of discrete missing data on which nothing depends.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model():
+        ...     with pyro.plate("rows", 3):
+        ...         pyro.sample("x", dist.Normal(0.0, 1.0))
+        >>> found = inspect_model(model, (), {})
+        >>> found.values["x"].shape, found.max_plate_nesting, found.has_observations
+        (torch.Size([3]), 1, False)
     """
 
     sites: list[Site]
@@ -75,6 +102,12 @@ def at_some_radius(attempt: Callable[[float], T]) -> T:
 
     Raises:
         ValueError: There is no such radius.
+
+    Example:
+        >>> def attempt(radius):
+        ...     return torch.linalg.cholesky(torch.tensor([[1.0, 3 * radius], [3 * radius, 1.0]]))
+        >>> at_some_radius(attempt)[1, 0]  # not definite at radii of 1 and 0.5
+        tensor(0.3000)
     """
     for radius in RADII:
         try:
@@ -98,6 +131,12 @@ def init_to_unconstrained(site: dict | None = None, radius: float = 2.0) -> Any:
 
     Raises:
         ValueError: Nothing is known to map R^n onto the support.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> values = init_to_unconstrained({"fn": dist.HalfNormal(torch.ones(100)), "name": "x"})
+        >>> bool((values >= 0.13).all() & (values <= 7.4).all())  # exp(-2) to exp(2)
+        True
     """
     if site is None:
         return partial(init_to_unconstrained, radius=radius)
@@ -160,7 +199,13 @@ def _check_same_structure(first: Trace, second: Trace) -> None:
 
 
 def check_support(name: str, stays: bool) -> None:
-    """Raises ModelStructureError unless the support of a site is always the same."""
+    """Raises ModelStructureError unless the support of a site is always the same.
+
+    Example:
+        >>> check_support("x", stays=False)
+        Traceback (most recent call last):
+        pyro_flowsamp.target.inspection.ModelStructureError: the support of site 'x' depends ...
+    """
     if not stays:
         raise ModelStructureError(
             f"the support of site '{name}' depends on other sites, or on arguments that vary; "
@@ -249,6 +294,15 @@ def inspect_model(
     Raises:
         ValueError: The model has no density on R^d; the message says why.
         ModelStructureError: The two runs differ.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(y):
+        ...     x = pyro.sample("x", dist.Exponential(1.0))
+        ...     pyro.sample("y", dist.Poisson(x), obs=y)
+        >>> found = inspect_model(model, (torch.tensor(2.0),), {})
+        >>> [site.name for site in found.sites], found.has_observations, found.enumerated
+        (['x'], True, False)
     """
     if isinstance(model, AutoGuide):
         kind = type(model).__name__

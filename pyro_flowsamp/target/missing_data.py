@@ -34,6 +34,22 @@ class Imputed(Messenger):
     scale of the other terms. It integrates to one, and the posterior of all other sites does not
     change. Data that an outer mask hides stay hidden. NaN and infinities among data that any mask
     hides would make all gradients NaN; a point of the support replaces each of them.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro import poutine
+        >>> def model():
+        ...     with pyro.plate("rows", 2):
+        ...         y, shown = torch.tensor([1.0, torch.nan]), torch.tensor([True, False])
+        ...         pyro.sample("y", dist.Normal(0.0, 1.0), obs=y, obs_mask=shown)
+        >>> with Imputed():
+        ...     trace = poutine.trace(model).get_trace()
+        >>> filled = trace.nodes["y_unobserved"]["value"]
+        >>> normal = dist.Normal(0.0, 1.0)  # once for the datum, and once for each imputed value
+        >>> truth = normal.log_prob(torch.tensor(1.0)) + normal.log_prob(filled).sum()
+        >>> bool(torch.isclose(trace.log_prob_sum(), truth))
+        True
     """
 
     def __enter__(self) -> Any:
@@ -116,6 +132,18 @@ def summed_out(model: Callable, values: Mapping[str, Tensor]) -> Callable:
     Arguments:
         model: A Pyro model.
         values: What :func:`without_influence` returns.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro import poutine
+        >>> def model():
+        ...     y, shown = torch.tensor([1.0, 0.0]), torch.tensor([True, False])
+        ...     with pyro.plate("rows", 2):
+        ...         pyro.sample("y", dist.Poisson(3.0), obs=y, obs_mask=shown)
+        >>> smaller = summed_out(model, {"y_unobserved": torch.zeros(2)})
+        >>> [list(poutine.trace(m).get_trace().stochastic_nodes) for m in (model, smaller)]
+        [['rows', 'y_unobserved'], ['rows']]
     """
     if not values:
         return model
@@ -160,6 +188,20 @@ def without_influence(model: Callable, args: tuple, kwargs: dict, traces: list[T
 
     Returns:
         A value for each site of such data.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro import poutine
+        >>> def model():
+        ...     rate = pyro.sample("rate", dist.Exponential(1.0))
+        ...     with pyro.plate("rows", 2):
+        ...         y, shown = torch.tensor([1.0, 0.0]), torch.tensor([True, False])
+        ...         pyro.sample("y", dist.Poisson(rate), obs=y, obs_mask=shown)
+        >>> with poutine.block(), Imputed():
+        ...     traces = [poutine.trace(model).get_trace() for _ in range(2)]
+        >>> list(without_influence(model, (), {}, traces))
+        ['y_unobserved']
     """
     found = _missing_counts(traces[0])
     unscaled = {n for n, node in found.items() if (torch.as_tensor(node["scale"]) == 1).all()}
@@ -239,6 +281,21 @@ def refuse_missing_counts(model: Callable, args: tuple, kwargs: dict, traces: li
         model: A Pyro model.
         args, kwargs: Its arguments.
         traces: Runs of it, in which data that nothing depends on are summed out already.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro import poutine
+        >>> def model():
+        ...     with pyro.plate("rows", 2):
+        ...         y, shown = torch.tensor([1.0, 0.0]), torch.tensor([True, False])
+        ...         y = pyro.sample("y", dist.Poisson(3.0), obs=y, obs_mask=shown)
+        ...         pyro.sample("z", dist.Normal(y, 1.0), obs=torch.zeros(2))
+        >>> with poutine.block(), Imputed():
+        ...     traces = [poutine.trace(model).get_trace()]
+        >>> refuse_missing_counts(model, (), {}, traces)
+        Traceback (most recent call last):
+        ValueError: site 'y': its missing values (obs_mask=) are discrete (Poisson) and cannot ...
     """
     for name, node in _missing_counts(traces[0]).items():
         if node["fn"].has_enumerate_support:

@@ -69,6 +69,16 @@ class ModelDensity:
 
     Raises:
         ValueError: The model has no such arguments, or others without names.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro_flowsamp.target.inspection import inspect_model
+        >>> def model():
+        ...     pyro.sample("rate", dist.Exponential(1.0))
+        >>> density = ModelDensity(model, (), {}, inspect_model(model, (), {}))
+        >>> density.vmap({"rate": torch.tensor([1.0, 3.0])}, {})
+        tensor([-1., -3.])
     """
 
     def __init__(

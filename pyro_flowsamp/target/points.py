@@ -73,6 +73,16 @@ def overdispersed_points(
 
     Raises:
         ValueError: No point has a finite density, or some an infinite one.
+
+    Example:
+        >>> from pyro_flowsamp.target.site import real_site
+        >>> sites = [real_site("x", torch.Size([1]))]
+        >>> layout = SiteLayout(sites, torch.float32, torch.device("cpu"))
+        >>> def log_prob(x):  # no density below 1
+        ...     return torch.where(x[:, 0] > 1, -x[:, 0], -torch.inf)
+        >>> x = overdispersed_points(log_prob, log_prob, layout, 5, scales=(2.0,))
+        >>> x.shape, bool((x > 1).all() & (x < 2).all())
+        (torch.Size([5, 1]), True)
     """
     check_count("num", num)
     dim, dtype, device = layout.dim, layout.dtype, layout.device
@@ -128,6 +138,16 @@ def prior_points(
     Returns:
         The points, with NaN where a matrix could not be factorised; or None where the prior cannot
         be sampled, since it is improper, its terms are masked or scaled, or the model fails.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(3.0, 0.1))
+        ...     pyro.factor("f", torch.tensor(-100.0))
+        >>> target = Target.from_model(model)
+        >>> x = prior_points(target.model, target.layout, None, 50)
+        >>> x.shape, round(float(x.mean()), 1)
+        (torch.Size([50, 1]), 3.0)
     """
     rows = [None] * num if contexts is None else contexts
     try:
@@ -161,6 +181,11 @@ def is_drawn_from_its_prior(node: dict) -> bool:
     """Whether a site's term of the log density is that of the distribution that it is drawn from.
 
     It is not where it is masked, wholly or in part, or scaled.
+
+    Example:
+        >>> plain = {"fn": dist.Normal(0.0, 1.0), "mask": None, "scale": 1.0}
+        >>> is_drawn_from_its_prior(plain), is_drawn_from_its_prior({**plain, "scale": 2.0})
+        (True, False)
     """
     fn: Any = node["fn"]
     masks = [node["mask"]]

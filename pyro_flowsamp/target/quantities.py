@@ -51,6 +51,16 @@ class Variable(NamedTuple):
         shape: The shape, without that of a batch.
         batch_dims: How many of its dimensions, from the left, are not part of one event.
         plates: The name of the plate of each dimension, or None.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro_flowsamp import Target
+        >>> def model():
+        ...     with pyro.plate("schools", 3):
+        ...         pyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        >>> model_variables(Target.from_model(model)).latent["x"]
+        Variable(shape=torch.Size([3, 2]), batch_dims=1, plates=('schools', None))
     """
 
     shape: Size
@@ -69,6 +79,17 @@ class ModelVariables(NamedTuple):
         data: The values of the observed sites.
         improper: Names of latent sites that are not drawn from their prior, since it is masked or
             scaled.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro_flowsamp import Target
+        >>> def model(y):
+        ...     x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        ...     pyro.sample("y", dist.Normal(x.sum(), 1.0), obs=y)
+        >>> found = model_variables(Target.from_model(model, torch.tensor(2.0)))
+        >>> list(found.all), found.numbers, found.data
+        (['x', 'y'], 4, {'y': tensor(2.)})
     """
 
     latent: dict[str, Variable]

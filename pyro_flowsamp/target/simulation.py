@@ -23,6 +23,16 @@ class Simulated(Messenger):
 
     Arguments:
         given: The names of sites whose values stay.
+
+    Example:
+        >>> import pyro
+        >>> def model():
+        ...     x = pyro.sample("x", dist.Delta(torch.tensor(5.0)))
+        ...     return pyro.sample("y", dist.Uniform(x, x + 1), obs=torch.tensor(5.5))
+        >>> with Simulated():
+        ...     y = model()
+        >>> bool(5 <= y <= 6), float(y) == 5.5  # drawn, though the model observes it
+        (True, False)
     """
 
     def __init__(self, given: Collection[str] = ()) -> None:

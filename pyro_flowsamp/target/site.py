@@ -73,6 +73,15 @@ def site_of(node: dict) -> Site:
     Raises:
         ValueError: There is no bijection onto the support, or none that is finite at 0; the site is
             a Delta, or an angle that is transformed or mixed.
+
+    Example:
+        >>> import pyro
+        >>> from pyro import poutine
+        >>> def model():
+        ...     pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+        >>> site = site_of(poutine.trace(model).get_trace().nodes["p"])
+        >>> site.name, site.shape, site.value_shape
+        ('p', torch.Size([2]), torch.Size([3]))
     """
     transform, value = bijection(node), node["value"]
     fn = unwrapped(node["fn"])
@@ -105,7 +114,13 @@ def site_of(node: dict) -> Site:
 
 
 def real_site(name: str, shape: Size) -> Site:
-    """A site whose values are all real, so that they are their own coordinates."""
+    """A site whose values are all real, so that they are their own coordinates.
+
+    Example:
+        >>> site = real_site("x", torch.Size([2, 3]))
+        >>> site.size, site.circular
+        (6, False)
+    """
     return Site(name, shape, shape, len(shape), identity_transform)
 
 

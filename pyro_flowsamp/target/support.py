@@ -42,7 +42,12 @@ FARTHEST = 16.0  #: coordinates, in R^n, of values that are as near to an edge a
 
 
 def unwrapped(fn: Any) -> Any:
-    """A distribution without the wrappers that mask it, expand it or regroup its dimensions."""
+    """A distribution without the wrappers that mask it, expand it or regroup its dimensions.
+
+    Example:
+        >>> unwrapped(dist.Exponential(2.0).mask(False))
+        Exponential(rate: 2.0)
+    """
     while isinstance(fn, WRAPPERS):
         fn = fn.base_dist
     return fn
@@ -58,6 +63,10 @@ def bijection(site: dict) -> Transform:
 
     Raises:
         ValueError: There is none.
+
+    Example:
+        >>> bijection({"name": "x", "fn": dist.HalfNormal(1.0)})(torch.tensor(0.0))  # exp(0)
+        tensor(1.)
     """
     try:
         return with_logarithms(biject_to(site["fn"].support))
@@ -70,18 +79,41 @@ def bijection(site: dict) -> Transform:
 
 
 def same_bijection(one: Transform, two: Transform, u: Tensor) -> bool:
-    """Whether two bijections agree at points of the shape of ``u``; the second may be a batch."""
+    """Whether two bijections agree at points of the shape of ``u``; the second may be a batch.
+
+    Arguments:
+        one, two: The bijections.
+        u: A point of the space that they map from.
+
+    Example:
+        >>> u = torch.zeros(2)
+        >>> one, two = (biject_to(dist.Uniform(0.0, high).support) for high in (1.0, 2.0))
+        >>> same_bijection(one, one, u), same_bijection(one, two, u)
+        (True, False)
+    """
     points = [torch.full_like(u, at) for at in PROBES]
     return all(torch.allclose(one(x), two(x), equal_nan=True) for x in points)
 
 
 def is_transformed(fn: Any) -> bool:
-    """Whether a distribution is transformed, so that its support is that of the last transform."""
+    """Whether a distribution is transformed, so that its support is that of the last transform.
+
+    Example:
+        >>> normal = dist.Normal(0.0, 1.0)
+        >>> fn = dist.TransformedDistribution(normal, torch.distributions.transforms.ExpTransform())
+        >>> is_transformed(fn), is_transformed(normal)
+        (True, False)
+    """
     return type(unwrapped(fn)) in _TRANSFORMED
 
 
 def has_bounds(fn: Any) -> bool:
-    """Whether a distribution, or the one that it transforms, has a bounded support."""
+    """Whether a distribution, or the one that it transforms, has a bounded support.
+
+    Example:
+        >>> has_bounds(dist.Gamma(1.0, 1.0)), has_bounds(dist.Normal(0.0, 1.0).expand([2]))
+        (True, False)
+    """
     fn = unwrapped(fn)
     if is_transformed(fn):
         return has_bounds(fn.base_dist)
@@ -95,7 +127,13 @@ def has_bounds(fn: Any) -> bool:
 
 
 def moves(one: dict, two: dict) -> bool:
-    """Whether a site's value or its support differs, or may differ, between two runs."""
+    """Whether a site's value or its support differs, or may differ, between two runs.
+
+    Example:
+        >>> one = {"fn": dist.Uniform(0.0, 1.0), "value": torch.tensor(0.5)}
+        >>> moves(one, one), moves(one, {**one, "fn": dist.Uniform(0.0, 2.0)})
+        (False, True)
+    """
     return (
         is_transformed(one["fn"])
         or not _same(one["value"], two["value"])
@@ -180,6 +218,16 @@ class Guard(Messenger):
 
     Arguments:
         names: The names of these sites.
+
+    Example:
+        >>> import pyro
+        >>> from pyro import poutine
+        >>> def model():
+        ...     pyro.sample("x", dist.Uniform(0.0, 1.0), obs=torch.tensor(3.0))
+        >>> with Guard({"x"}), pyro.validation_enabled(False):
+        ...     trace = poutine.trace(model).get_trace()
+        ...     trace.log_prob_sum()  # without the guard 0, the log density inside
+        tensor(-inf)
     """
 
     def __init__(self, names: Collection[str]) -> None:

@@ -106,6 +106,13 @@ class HMCState(NamedTuple):
         x: The points :math:`f(z)` of the target's own space; z itself where there is no flow.
         log_p: Target log density of x, ``(C,)``, float64.
         log_q: Flow log density of x, ``(C,)``, float64; zero without a flow.
+
+    Example:
+        >>> z = torch.tensor([[3.0]])
+        >>> log_pi = (-0.5 * z.square()).sum(-1).double()
+        >>> state = HMCState(z, log_pi, -z, x=z, log_p=log_pi, log_q=torch.zeros_like(log_pi))
+        >>> state.log_pi, state.grad
+        (tensor([-4.5000], dtype=torch.float64), tensor([[-3.]]))
     """
 
     z: Tensor
@@ -124,6 +131,12 @@ class HMCInfo(NamedTuple):
         accept_prob: The probability of that.
         diverging: Whether a trajectory was not finite, or its energy off by more than 1000 nats.
         jumped: Whether a jump was proposed.
+
+    Example:
+        >>> no = torch.zeros(2, dtype=torch.bool)
+        >>> info = HMCInfo(~no, torch.tensor([1.0, 0.8]), diverging=no, jumped=no)
+        >>> round(float(info.accept_prob.mean()), 4), int(info.diverging.sum())
+        (0.9, 0)
     """
 
     accepted: Tensor
@@ -133,7 +146,24 @@ class HMCInfo(NamedTuple):
 
 
 class Point(Protocol):
-    """Fields of a state that a trajectory uses; :class:`HMCState` has them."""
+    """Fields of a state that a trajectory uses; :class:`HMCState` has them.
+
+    Example:
+        >>> from typing import NamedTuple
+        >>> class Normal(NamedTuple):  # a state of a chain with a standard normal density
+        ...     z: Tensor
+        ...     @property
+        ...     def log_pi(self) -> Tensor:
+        ...         return -0.5 * self.z.double().square().sum(-1)
+        ...     @property
+        ...     def grad(self) -> Tensor:
+        ...         return -self.z
+        >>> end, momentum, _ = trajectory(
+        ...     Normal(torch.zeros(1, 1)), Normal, torch.tensor(0.5), 1, torch.ones(1, 1)
+        ... )
+        >>> end.z, momentum  # 0.5, and 1 - 0.25 * 0.5
+        (tensor([[0.5000]]), tensor([[0.8750]]))
+    """
 
     @property
     def z(self) -> Tensor: ...
@@ -154,6 +184,16 @@ class Metric(NamedTuple):
         solve: Maps a state and r to :math:`J^{-1} r`.
         apply: Maps a state and v to :math:`J v`.
         log_det: Maps a state to :math:`\log|\det J|`, ``(C,)``.
+
+    Example:
+        >>> log_2 = torch.tensor(2.0).log()
+        >>> double = Metric(lambda _, r: r / 2, lambda _, v: 2 * v, lambda _: log_2)  # J = 2
+        >>> def flat(z):
+        ...     zero = torch.zeros(1).double()
+        ...     return HMCState(z, zero, 0 * z, z, zero, zero)
+        >>> start, one = flat(torch.zeros(1, 1)), torch.tensor(1.0)
+        >>> trajectory(start, flat, one, 1, torch.ones(1, 1), metric=double)[0].z  # a step of 1 / J
+        tensor([[0.5000]])
     """
 
     solve: Callable[[Any, Tensor], Tensor]
@@ -165,7 +205,18 @@ IDENTITY = Metric(lambda _, r: r, lambda _, v: v, lambda state: torch.zeros_like
 
 
 class Jump(NamedTuple):
-    """Chains that jump, ``(C,)``, and draws of the base distribution, ``(C, d)``."""
+    """Chains that jump, ``(C,)``, and draws of the base distribution, ``(C, d)``.
+
+    Example:
+        >>> def flat(z):
+        ...     zero = torch.zeros(len(z)).double()
+        ...     return HMCState(z, zero, 0 * z, z, zero, zero)
+        >>> start, one = flat(torch.zeros(2, 1)), torch.ones(2, 1)
+        >>> jump, log_u = Jump(torch.tensor([False, True]), 7 * one), torch.tensor([-1.0, -1.0])
+        >>> step(start, flat, torch.tensor(0.5), 1, one, log_u, jump=jump)[0].z
+        tensor([[0.5000],
+                [7.0000]])
+    """
 
     mask: Tensor
     z: Tensor
@@ -178,6 +229,11 @@ def half_kick(grad: Tensor, step_size: Tensor, cut: bool = True) -> Tensor:
         grad: The field g, ``(C, d)``.
         step_size: :math:`\epsilon`, 0-d or ``(C, 1)``.
         cut: Whether to cut k to a length of at most :math:`\sqrt d`.
+
+    Example:
+        >>> steep = torch.tensor([[-100.0]])
+        >>> half_kick(steep, torch.tensor(0.5)), half_kick(steep, torch.tensor(0.5), cut=False)
+        (tensor([[-1.]]), tensor([[-25.]]))
     """
     half = 0.5 * step_size * grad
     if not cut:
@@ -203,6 +259,16 @@ def trajectory(
     Returns:
         The last state, the last momentum ``(C, d)``, and whether all densities were finite
         ``(C,)``.
+
+    Example:
+        >>> def normal(z):
+        ...     log_pi = -0.5 * z.double().square().sum(-1)
+        ...     return HMCState(z, log_pi, -z, z, log_pi, torch.zeros_like(log_pi))
+        >>> start, momentum = normal(torch.zeros(1, 1)), torch.ones(1, 1)
+        >>> end, momentum, _ = trajectory(start, normal, torch.tensor(0.1), 10, momentum)
+        >>> back, _, _ = trajectory(end, normal, torch.tensor(0.1), 10, -momentum)
+        >>> round(float(end.z), 2), abs(float(back.z)) < 1e-6  # sin 1, and the way back
+        (0.84, True)
     """
     finite = torch.ones_like(state.log_pi, dtype=torch.bool)
     for _ in range(num_steps):
@@ -245,6 +311,18 @@ def step(
 
     Returns:
         The state and the report of the step.
+
+    Example:
+        >>> def normal(z):
+        ...     log_pi = -0.5 * z.double().square().sum(-1)
+        ...     return HMCState(z, log_pi, -z, z, log_pi, torch.zeros_like(log_pi))
+        >>> start = normal(torch.zeros(2, 1))
+        >>> momentum, log_u = torch.ones(2, 1), torch.tensor([0.0, -1.0]).double()
+        >>> state, info = step(start, normal, torch.tensor(1.0), 1, momentum, log_u)
+        >>> info.accept_prob[0].log()  # r' = 1/2 at z' = 1: -1/2 + 1/2 - 1/8
+        tensor(-0.1250, dtype=torch.float64)
+        >>> state.z.tolist()
+        [[0.0], [1.0]]
     """
     start: Any = state
     if jump is not None:

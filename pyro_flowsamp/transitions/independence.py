@@ -44,6 +44,11 @@ class IMHState(NamedTuple):
         x: Positions, ``(C, d)``.
         log_p: Unnormalised target log densities, ``(C,)``, float64.
         log_q: Proposal log densities, ``(C,)``, float64.
+
+    Example:
+        >>> state = IMHState(torch.zeros(2, 1), torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.5]))
+        >>> state.log_p - state.log_q  # the log weights
+        tensor([1.0000, 0.5000])
     """
 
     x: Tensor
@@ -52,7 +57,16 @@ class IMHState(NamedTuple):
 
 
 def init(x: Tensor, log_p: Tensor, log_q: Tensor) -> IMHState:
-    """A state of given positions and densities, which are kept in float64."""
+    """A state of given positions and densities, which are kept in float64.
+
+    Arguments:
+        x: Positions, ``(C, d)``.
+        log_p, log_q: Log densities of target and flow, ``(C,)``.
+
+    Example:
+        >>> init(torch.zeros(1, 2), torch.zeros(1), torch.zeros(1)).log_p
+        tensor([0.], dtype=torch.float64)
+    """
     return IMHState(x, log_p.double(), log_q.double())
 
 
@@ -63,6 +77,17 @@ def step(state: IMHState, proposal: IMHState, log_u: Tensor) -> tuple[IMHState, 
         state: Where the chains are.
         proposal: One independent draw of q per chain.
         log_u: Logs of uniform variates, ``(C,)``.
+
+    Returns:
+        The new states, and the report.
+
+    Example:
+        >>> zero, one = torch.zeros(2, 1), torch.ones(2, 1)
+        >>> state = init(zero, torch.tensor([0.0, 0.0]), torch.tensor([0.0, 0.0]))
+        >>> proposal = init(one, torch.tensor([0.0, 0.0]), torch.tensor([1.0, -1.0]))
+        >>> moved, info = step(state, proposal, torch.full((2,), -0.5))
+        >>> moved.x.tolist(), info.accept_prob.tolist()  # ratios of weights: 1/e and e
+        ([[0.0], [1.0]], [0.36787944117144233, 1.0])
     """
     log_alpha = (proposal.log_p - proposal.log_q) - (state.log_p - state.log_q)
     accepted, accept_prob = metropolis(log_alpha, log_u)
@@ -81,6 +106,17 @@ def choose(
         proposals: Log weights of the proposals, ``(C, N)``.
         gumbel: Standard Gumbel variates, ``(C, N)``.
         log_u: Logs of uniform variates, ``(C,)``.
+
+    Returns:
+        The index of the chosen proposal, whether it is accepted, and the probability of that,
+        ``(C,)`` each.
+
+    Example:
+        >>> log_w = torch.tensor([0.0])
+        >>> proposals = torch.tensor([[1.0, 3.0]]).log()
+        >>> index, accepted, accept_prob = choose(log_w, proposals, torch.zeros(1, 2), log_w - 1)
+        >>> index, accept_prob  # the second: W = 4 is more than 4 - 3 + 1
+        (tensor([1]), tensor([1.]))
     """
     proposals = torch.where(proposals.isnan(), -torch.inf, proposals)
     index = (proposals + gumbel).argmax(-1)

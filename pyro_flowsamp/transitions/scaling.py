@@ -130,6 +130,18 @@ def scale_step(
 
     Returns:
         The new state, and what became of the proposals.
+
+    Example:
+        >>> from pyro_flowsamp.transitions import hamiltonian
+        >>> def normal(x):
+        ...     log_pi = -0.5 * x.double().square().sum(-1)
+        ...     return hamiltonian.HMCState(x, log_pi, -x, x, log_pi, torch.zeros_like(log_pi))
+        >>> twice = ScaleProposals(torch.tensor([2.0]).log(), torch.zeros(1))
+        >>> real, log_u = torch.tensor([True]), torch.tensor([-1.0])
+        >>> start = normal(torch.ones(1, 1))
+        >>> state, info = scale_step(start, normal, torch.zeros(1), real, twice, log_u)
+        >>> state.x, info.accept_prob  # from 1 to 2: 2 exp(-1.5)
+        (tensor([[2.]]), tensor([0.4463], dtype=torch.float64))
     """
     log_factor = proposals.log_factor
     factor = torch.where(real, log_factor.exp()[:, None], 1.0)

@@ -139,10 +139,27 @@ def robbins_monro(
 
 
 def jitter(step_size: Tensor) -> Tensor:
-    """Step sizes times uniforms on (0.8, 1.2), against resonance with a period of the target."""
+    """Step sizes times uniforms on (0.8, 1.2), against resonance with a period of the target.
+
+    Arguments:
+        step_size: Step sizes, of any shape.
+
+    Example:
+        >>> steps = jitter(torch.ones(1000))
+        >>> round(float(steps.min()), 1), round(float(steps.max()), 1)
+        (0.8, 1.2)
+    """
     return step_size * torch.empty_like(step_size).uniform_(0.8, 1.2)
 
 
 def optimal_step_size(dim: int) -> float:
-    r""":math:`1.65\, d^{-1/6}`, optimal for a standard normal (Roberts & Rosenthal, 1998)."""
+    r""":math:`1.65\, d^{-1/6}`, optimal for a standard normal (Roberts & Rosenthal, 1998).
+
+    Arguments:
+        dim: The dimension d.
+
+    Example:
+        >>> optimal_step_size(1), optimal_step_size(64)
+        (1.65, 0.825)
+    """
     return 1.65 * dim ** (-1 / 6)

@@ -149,6 +149,13 @@ class ObservedTrajectory(NamedTuple):
         acceptance: Harmonic mean of the acceptance probabilities; NaN where all chains jumped.
         criterion: F, see :func:`~pyro_flowsamp.transitions.chees.criterion_and_gradient`.
         gradient: Its derivative by the log of the mean length.
+
+    Example:
+        >>> seen = ObservedTrajectory(h=1.0, acceptance=0.7, criterion=2.0, gradient=-0.3)
+        >>> ascent = LengthAscent(TrajectoryOptions(first_steps=2.0, learning_rate=0.1))
+        >>> ascent.update([seen])  # shorter trajectories would carry the chains further
+        >>> round(ascent.mean / 2.0, 4)  # exp(-0.1)
+        0.9048
     """
 
     h: float

@@ -11,7 +11,7 @@ from pyro.infer import MCMC
 from scipy.special import iv
 from scipy.stats import chi2
 from support.marks import slow
-from support.mutations import must_fail, mutation, stale
+from support.mutations import broken, must_fail, mutation, stale
 from support.scenarios import (
     SCENARIOS,
     THRESHOLD,
@@ -24,7 +24,16 @@ from support.scenarios import (
 )
 from torch.distributions import AffineTransform
 
-from pyro_flowsamp import IMH, AutoFlow, LatentMALA, Target, VectorizedMCMC
+from pyro_flowsamp import (
+    IMH,
+    AutoFlow,
+    LatentHMC,
+    LatentMALA,
+    LocalGlobalHMC,
+    Target,
+    VectorizedMCMC,
+    kernels,
+)
 from pyro_flowsamp._zuko import zuko
 from pyro_flowsamp.flows.latent import LatentDistribution
 from pyro_flowsamp.flows.proposal import Proposal
@@ -57,7 +66,17 @@ def _draws(name, kernel, seed=0, patience=1):
 
 @KERNELS
 @pytest.mark.parametrize(
-    "name", slow(SCENARIOS, "torus", "modes", "conjugate", "cylinder", "enumerated", "manifolds")
+    "name",
+    slow(
+        SCENARIOS,
+        "torus",
+        "modes",
+        "conjugate",
+        "cylinder",
+        "enumerated",
+        "manifolds",
+        "bounded base",
+    ),
 )
 def test_draws_are_exact_however_bad_the_flow(name, kernel):
     assert_exact(_draws(name, kernel), SCENARIOS[name])
@@ -216,28 +235,56 @@ def _ready(kernel, num_chains=256):
     return kernel.start(num_chains)
 
 
-@KERNELS
-@pytest.mark.parametrize("name", ["funnel", "manifolds", "cylinder", "half space"])
+#: every exported kernel, in each metric and with each kind of trajectory
+EVERY = {
+    "IMH": IMH,
+    "LatentMALA": partial(LatentMALA, step_size=0.5),
+    "LatentMALA, Jacobian metric": partial(LatentMALA, step_size=0.3, metric="jacobian"),
+    "LatentMALA and jumps": partial(LatentMALA, step_size=0.5, global_prob=0.3),
+    "LatentHMC": partial(LatentHMC, step_size=0.4, num_steps=3),
+    "LatentHMC, adapted trajectories": partial(LatentHMC, step_size=0.4, trajectory="adapted"),
+    "LocalGlobalHMC": partial(LocalGlobalHMC, step_size=0.4, num_steps=2, local_steps=2),
+}
+
+
+def test_every_exported_kernel_is_among_them():
+    classes = {getattr(make, "func", make).__name__ for make in EVERY.values()}
+    assert classes == set(kernels.__all__) - {"FlowKernel"}
+
+
+@pytest.mark.parametrize("kernel", EVERY)
+@pytest.mark.parametrize("name", ["funnel", "manifolds", "cylinder", "half space", "bounded base"])
 def test_the_state_is_never_stale(name, kernel):
+    _check_state(name, kernel)
+
+
+@pytest.mark.parametrize("kernel", EVERY)
+def test_a_stale_state_is_seen(kernel):
+    with broken(*_stale("log_p")), pytest.raises(AssertionError, match="not close"):
+        _check_state("half space", kernel)
+
+
+def _check_state(name, kernel):
     torch.set_default_dtype(torch.float64)
     scenario = SCENARIOS[name]
-    source = scenario.source()
-    guide = spoil(AutoFlow(source, flow=scenario.flow()), scenario)
-    ready = IMH(guide=guide) if kernel is IMH else LatentMALA(guide=guide, step_size=0.5)
+    guide = spoil(AutoFlow(scenario.source(), flow=scenario.flow()), scenario)
+    ready = EVERY[kernel](guide=guide)
     state = _ready(ready)
     first = state.x
-    for _ in range(100):
+    for _ in range(60 if kernel == "IMH" else 20):
         state, info = ready.step(state)
     assert 0 < info.accepted.double().mean() < 1
     assert (state.x != first).any(-1).double().mean() > 0.9
     close = {"rtol": 0, "atol": 1e-9}
     torch.testing.assert_close(state.log_p, ready.target.log_prob(state.x), **close)
     torch.testing.assert_close(state.log_q, ready.proposal.log_prob(state.x), **close)
-    if kernel is LatentMALA:
+    if kernel != "IMH":
         x, ladj = ready.proposal.push(state.z)
         torch.testing.assert_close(state.x, x, **close)
         torch.testing.assert_close(state.log_pi, state.log_p + ladj, **close)
-        torch.testing.assert_close(state.grad, _slopes(ready, state.z), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(state.grad, ready.density(state.z).grad, **close)
+        if "Jacobian" not in kernel:  # in that metric the field is a gradient in x
+            torch.testing.assert_close(state.grad, _slopes(ready, state.z), rtol=1e-4, atol=1e-4)
 
 
 def _slopes(kernel, z, h=1e-5):

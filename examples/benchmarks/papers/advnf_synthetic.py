@@ -10,6 +10,8 @@ r"""AdvNF on MOG-4, MOG-8 and Rings-4: which objective finds every mode.
 MOG-4 is :math:`\frac14 \sum N((\pm8, \pm8), I)`, MOG-8 eight unit Gaussians on a circle of radius
 10, Rings-4 has radii 1, 2, 3, 4 of equal mass and radial width 0.1: the paper's own centres are not
 public. The negative log-likelihood (NLL) is that of 20 000 exact draws; none is below the entropy.
+
+The script prints the tables. The stored runs took 1.6 hours on one core.
 """
 
 import sys

@@ -19,6 +19,8 @@ histograms of the energy per site (80 bins) and of \|m\| (40 bins) against Monte
 overlap in per cent, and the earth mover's distance on a range scaled to 1, of the flow's own draws
 and after IMH; the same of exact draws against exact draws is the ceiling. Monte Carlo: 256 HMC
 chains of 200 draws at each temperature, from tempered particles; it knows nothing of any flow.
+
+The script prints the tables. The stored runs took 3.4 hours on one core.
 """
 
 import sys

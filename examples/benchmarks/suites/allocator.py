@@ -6,6 +6,8 @@ glibc maps blocks above a threshold that grows to 32 MB at most, and unmaps them
 above it, some ten thousand points in hidden layers, are fetched and zeroed page by page at every
 operation; those of a training's batches are not. Two environment variables keep them. Pairs of
 processes in turn; ratios of wall-clock seconds.
+
+It prints these ratios, and takes minutes.
 """
 
 import argparse

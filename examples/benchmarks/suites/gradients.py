@@ -21,6 +21,9 @@ Both sample the same density: before each run of NUTS the two log densities are 
 points, where they may differ by a constant only. Each run is in a process of its own, and is stored
 in ``results/gradients.jsonl`` when it ends; a rerun does what is missing. NumPyro may be installed
 in another environment: give its interpreter as ``--nuts-python``.
+
+A run takes two or three minutes on average. The table has, for each posterior, both costs, their
+ratio and the effective draws.
 """
 
 import argparse

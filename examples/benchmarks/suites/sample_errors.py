@@ -17,6 +17,9 @@ itself gives. Over many runs they should have mean 0 and standard deviation 1.
 - ``evidence_t2_1`` and ``evidence_t2_10``: the log evidence that the search for modes gives for
   Student-t distributions with two degrees of freedom in 1 and 10 dimensions, where the search says
   that it has settled.
+
+The stored runs took seven minutes on one core. The table has the mean, the standard deviation and
+the largest of the z-scores of each statistic.
 """
 
 import sys

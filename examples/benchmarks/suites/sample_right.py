@@ -24,6 +24,9 @@ and z the normal score of the binomial tail probability.
 A run is right if none of its :math:`m` scores is beyond :math:`\Phi^{-1}(1 - 0.01 / 2m)`: by
 Bonferroni's inequality a right sampler passes in 99 % of the runs or more. It is flagged if its
 attribute ``reliable`` is 0; its warnings are stored too.
+
+A run takes seconds to minutes. The tables count the runs by verdict, and have the worst
+z-score, the seconds and the least effective sample size of each posterior.
 """
 
 import argparse

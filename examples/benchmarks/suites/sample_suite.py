@@ -12,6 +12,9 @@ compilation count, imports do not. Effective draws are ArviZ's bulk ESS, the lea
 statistics of ``problems/suite.py``; z-scores are against their truths. NumPyro and flowMC are
 needed for their rows only (the ``bench`` extra); NUTS takes the energies as they are, flowMC takes
 energies only.
+
+The stored runs took half an hour on one core. The table has the seconds, the effective draws, the
+evaluations and the worst z-score of each sampler on each posterior.
 """
 
 import argparse

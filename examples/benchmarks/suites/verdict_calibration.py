@@ -20,6 +20,9 @@ Else it is *undecided*: with so few effective draws nobody can see whether it is
 
 Thresholds were chosen on one half of the targets. The first table is that of the other half.
 Needles, modes of less than 1 % of the mass, are told apart from both.
+
+The stored runs took a quarter of an hour on one core. The tables count right and wrong draws, each
+flagged or passed.
 """
 
 import sys

@@ -17,7 +17,12 @@ __all__ = ["DenseDiscriminator", "with_context"]
 
 
 def with_context(x: Tensor, context: Tensor | None) -> Tensor:
-    """Appends context features to those of points, where there are any."""
+    """Appends context features to those of points, where there are any.
+
+    Example:
+        >>> with_context(torch.zeros(1, 2), torch.ones(1, 1))
+        tensor([[0., 0., 1.]])
+    """
     return x if context is None else torch.cat([x, context], -1)
 
 

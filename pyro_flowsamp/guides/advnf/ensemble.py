@@ -56,6 +56,12 @@ def gather(given: EnsembleSource | None, target: Target, rows: Tensor | None) ->
         given: See :meth:`~pyro_flowsamp.AutoAdvNF.fit`.
         target: The density.
         rows: The contexts, ``(K, c)``, or None.
+
+    Example:
+        >>> draws = {"x": torch.eye(2)}
+        >>> gather(draws, Target.from_energy(lambda x: x.square().sum(-1), 2), None).draws
+        tensor([[1., 0.],
+                [0., 1.]])
     """
     here = target if rows is None else target.at_contexts(rows)
     if given is None:
@@ -81,6 +87,16 @@ def missed_fraction(
         rows: The contexts, ``(K, c)``, or None.
         ensemble: Draws, at all contexts.
         options: ``ascent_starts``, ``far`` and ``slack`` are used.
+
+    Example:
+        >>> def energy(x):  # two modes, at -9 and 9
+        ...     return 0.5 * (x.abs() - 9).square().sum(-1)
+        >>> target, one = Target.from_energy(energy, 1), torch.randn(100, 1) + 9
+        >>> options = AdvNFOptions(ascent_starts=64)
+        >>> missed_fraction(target, None, Ensemble(torch.cat([one, -one])), options)
+        0.0
+        >>> 0.2 < missed_fraction(target, None, Ensemble(one), options) < 0.8  # about half
+        True
     """
     draws, here = ensemble.draws, target
     if rows is not None:

@@ -87,7 +87,12 @@ class AdvNFWeights:
 
 
 def weight_at(weight: Weight, progress: float) -> float:
-    """Returns a weight at a progress from 0 to 1."""
+    """Returns a weight at a progress from 0 to 1.
+
+    Example:
+        >>> weight_at(2.0, 0.5), weight_at(lambda progress: 1 - progress, 0.25)
+        (2.0, 0.75)
+    """
     return weight(progress) if callable(weight) else weight
 
 
@@ -118,6 +123,12 @@ class AdvNFOptions:
 
     Raises:
         ValueError: A value is out of range.
+
+    Example:
+        >>> options = AdvNFOptions(held_out=0.5, learning_rate=1e-4)
+        >>> AdvNFOptions(held_out=1.0)
+        Traceback (most recent call last):
+        ValueError: held_out is a part in [0, 1), got 1.0
     """
 
     pretraining: float = 0.25

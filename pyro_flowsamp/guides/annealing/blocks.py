@@ -30,6 +30,12 @@ class BlockReport(NamedTuple):
         defensive_weight: Share of particles that it leaves behind; 1 where the map makes the
             weights worse.
         seconds: Wall-clock time.
+
+    Example:
+        >>> names = "rollbacks steps integration_steps log_q_error defensive_weight seconds".split()
+        >>> report = BlockReport(beta=0.5, ess_before=0.6, ess=0.9, **dict.fromkeys(names, 1))
+        >>> report.covers  # all particles are left behind
+        False
     """
 
     beta: float
@@ -49,7 +55,16 @@ class BlockReport(NamedTuple):
 
 
 class Standardized(VelocityMLP):
-    r"""A velocity :math:`s \cdot v((x - m) / s)`, whose divergence is that of :math:`v`."""
+    r"""A velocity :math:`s \cdot v((x - m) / s)`, whose divergence is that of :math:`v`.
+
+    Example:
+        >>> velocity = Standardized(1, 8)
+        >>> _ = [torch.nn.init.normal_(p) for p in velocity.parameters()]
+        >>> before = velocity(0.5, torch.zeros(1, 1))
+        >>> velocity.standardize(torch.tensor([3.0]), torch.tensor([2.0]))
+        >>> torch.allclose(velocity(0.5, torch.tensor([[3.0]])), 2 * before)
+        True
+    """
 
     loc: Tensor
     spread: Tensor
@@ -76,6 +91,14 @@ class Block(ContinuousTransform):
     """A continuous block that knows where on the path it ends, and how to move there.
 
     It is trained by a single midpoint step, which is cheap, and then integrated to the end.
+
+    Example:
+        >>> block, z = Block(1, 8), torch.ones(1, 1)
+        >>> float(block.map(z))  # the velocity starts at zero
+        1.0
+        >>> block.defensive_weight = 1.0
+        >>> block.map is None
+        True
     """
 
     SAVED = ("beta", "refinement", "defensive_weight", "method")
@@ -103,7 +126,18 @@ class Block(ContinuousTransform):
 
 
 class AnnealedFlow(TransportFlow):
-    """The blocks found so far on top of a start; a state_dict brings its own number of blocks."""
+    """The blocks found so far on top of a start; a state_dict brings its own number of blocks.
+
+    Example:
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> flow, other = AnnealedFlow(gaussian(1), 1, 8), AnnealedFlow(gaussian(1), 1, 8)
+        >>> flow.blocks.append(flow.new_block())
+        ModuleList(
+        ...
+        >>> _ = other.load_state_dict(flow.state_dict())
+        >>> len(other.annealing_blocks), other.count_refinements()
+        (1, 0)
+    """
 
     like: Tensor
 
@@ -144,7 +178,13 @@ class AnnealedFlow(TransportFlow):
 
 
 class BaseDensity:
-    """The start's density, with its gradient, as paths take it."""
+    """The start's density, with its gradient, as paths take it.
+
+    Example:
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> BaseDensity(gaussian(1)).log_prob_and_grad(torch.tensor([[2.0]]))
+        (tensor([-2.9189]), tensor([[-2.]]))
+    """
 
     def __init__(self, flow: nn.Module) -> None:
         self.distribution = flow(None)

@@ -28,6 +28,14 @@ class TransportBatch(NamedTuple):
         log_f: Evaluates :math:`\log\tilde f_k` there, ``(N,)``, float64; called only where it is
             needed.
         beta: :math:`\beta_k`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> zero = torch.zeros(2)
+        >>> before = SimpleNamespace(x=zero[:, None], log_pi=zero + 1)
+        >>> batch = TransportBatch(before, zero[:, None] + 2, zero + 0.5, lambda: zero + 3, 1.0)
+        >>> batch.log_weights(), batch.cost()  # 3 + 0.5 - 1, and 2²
+        (tensor([2.5000, 2.5000], dtype=torch.float64), tensor(4.))
     """
 
     before: TemperedState
@@ -64,6 +72,16 @@ def log_variance(batch: TransportBatch) -> Loss:
         Nüsken and Richter, *Solving high-dimensional Hamilton–Jacobi–Bellman PDEs using neural
         networks: perspectives from the theory of controlled diffusions and measures on path
         space*, 2021, https://arxiv.org/abs/2005.05409
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> zero = torch.zeros(2)
+        >>> before = SimpleNamespace(x=zero[:, None], log_pi=zero)
+        >>> for log_f in torch.tensor([2.0, 2.0]), torch.tensor([2.0, 4.0]):
+        ...     batch = TransportBatch(before, zero[:, None], zero, lambda: log_f, beta=1.0)
+        ...     print(float(log_variance(batch)[0]) > 0.1)  # zero where all weights are equal
+        False
+        True
     """
     log_w = batch.log_weights()
     finite = torch.isfinite(log_w)

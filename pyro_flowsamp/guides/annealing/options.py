@@ -45,8 +45,10 @@ class AnnealingOptions:
 
     Example::
 
-        >>> AnnealingOptions(hidden_features=32).retries
-        2
+        >>> options = AnnealingOptions(hidden_features=32, method="dopri5")
+        >>> AnnealingOptions(method="rk5")
+        Traceback (most recent call last):
+        ValueError: method must be one of ['dopri5', 'euler', 'midpoint', 'rk4'], got 'rk5'
     """
 
     objective: Callable[[TransportBatch], Loss] = log_variance

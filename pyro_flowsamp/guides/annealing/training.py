@@ -255,6 +255,12 @@ def check_settings(reference: object, guide: AnnealingSettings) -> None:
 
     Raises:
         ValueError: One is out of range.
+
+    Example:
+        >>> from pyro_flowsamp import AutoAnnealingFlow
+        >>> AutoAnnealingFlow(lambda: None, schedule=[0.0, 0.5])
+        Traceback (most recent call last):
+        ValueError: a schedule rises from 0 to 1, got [0.0, 0.5]
     """
     if guide.schedule is not None:
         _check_schedule(guide.schedule)
@@ -348,7 +354,18 @@ def choose_defensive_weight(
 
 
 def path_density(target: Target, start: BaseDensity, beta: float) -> Callable[[Tensor], Tensor]:
-    r""":math:`\log\tilde f`, differentiable; the ends ask only the density they need."""
+    r""":math:`\log\tilde f`, differentiable; the ends ask only the density they need.
+
+    Arguments:
+        target, start: The densities at the ends.
+        beta: The inverse temperature.
+
+    Example:
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 1)
+        >>> path_density(target, BaseDensity(gaussian(1)), 1.0)(torch.tensor([[2.0]]))
+        tensor([-4.])
+    """
     if beta == 0:
         return start.log_prob
     if beta == 1:

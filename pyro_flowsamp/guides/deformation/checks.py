@@ -37,8 +37,19 @@ def check_base(
 ) -> None:
     """Refuses arguments of the guide that are out of range, or that do not go together.
 
+    Arguments:
+        interpolation: "trainable", "linear", or a function of times and places.
+        base_power, base_scale: The power and the scale of the base; a scale of None is found.
+        exploration_scale: The width of the base from which training explores.
+
     Raises:
         ValueError: An argument is out of its range.
+
+    Example:
+        >>> check_base("trainable", base_power=2.0, base_scale=None, exploration_scale=1.0)
+        >>> check_base("cubic", 2.0, None, 1.0)
+        Traceback (most recent call last):
+        ValueError: interpolation must be 'trainable', 'linear' or a function, got 'cubic'
     """
     if not callable(interpolation) and interpolation not in ("trainable", "linear"):
         raise ValueError(
@@ -61,6 +72,11 @@ def check_gradient(target: Target) -> None:
 
     Raises:
         ValueError: The gradient cannot be computed, or is zero everywhere.
+
+    Example:
+        >>> check_gradient(Target.from_energy(lambda x: (0 * x).sum(-1), 2))
+        Traceback (most recent call last):
+        ValueError: the energy's gradient is zero everywhere, but training needs one.
     """
     x = target.initial_points(16)  # raises where the density is not finite anywhere
     try:
@@ -84,6 +100,14 @@ def log_weights(flow: DeformationFlow, target: Target, num: int) -> Tensor:
 
     Returns:
         Float64 log weights ``(num,)``; NaN became :math:`-\infty`.
+
+    Example:
+        >>> from pyro_flowsamp.guides.deformation.energy_path import BoltzmannPath
+        >>> from pyro_flowsamp.nn import VelocityMLP
+        >>> flow = DeformationFlow(BoltzmannPath(1, 2.0, None, None), VelocityMLP(1), 4, 2)
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 1)  # the base itself
+        >>> log_weights(flow, target, 2)  # log Z, of which the base knows log π / 2
+        tensor([0.5724, 0.5724], dtype=torch.float64)
     """
     x, log_q = flow(None).rsample_and_log_prob((num,))
     log_w = target.log_prob(x).double() - log_q.double()
@@ -101,6 +125,18 @@ def missed_mass(flow: DeformationFlow, population: TerminalParticles, own: Tenso
         flow: The flow.
         population: Annealed particles.
         own: log Z by the flow's weights.
+
+    Example:
+        >>> from pyro_flowsamp.guides.deformation.collocation import TerminalParticles
+        >>> from pyro_flowsamp.guides.deformation.energy_path import BoltzmannPath
+        >>> from pyro_flowsamp.nn import VelocityMLP
+        >>> flow = DeformationFlow(BoltzmannPath(1, 2.0, None, None), VelocityMLP(1), 4, 2)
+        >>> x, weights = torch.tensor([[0.0], [9.0]]), torch.tensor([0.75, 0.25])
+        >>> log_z = torch.tensor(0.5724).double()
+        >>> evidence = Estimate(log_z, torch.zeros(()).double())
+        >>> particles = TerminalParticles(x, torch.zeros(2).double(), weights, evidence)
+        >>> round(missed_mass(flow, particles, log_z), 4)  # the flow has next to no density at 9
+        0.25
     """
     if population.evidence.value == -inf:
         return 0.0
@@ -123,6 +159,16 @@ def warn_of_missed_modes(
         evidences: log Z with its standard error, of the "flow" and of each set of particles.
         missed: The missed mass of each set of particles, see :func:`missed_mass`.
         given_path: Whether the user gave the interpolation.
+
+    Example:
+        >>> import warnings
+        >>> def of(value):
+        ...     return Estimate(torch.tensor(value), torch.tensor(0.01))
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn_of_missed_modes({"flow": of(0.0), "base": of(0.7)}, {"base": 0.0}, False)
+        >>> str(caught[0].message)[:56]
+        'log Z is 0.00 ± 0.01 by the flow, but 0.70 ± 0.01 by ann'
     """
     remedy = "Train longer, or give a larger base_scale, or exploration_scale."
     if given_path:

@@ -61,7 +61,16 @@ MOVES = 4  #: Langevin steps in each slice, for every 16 dimensions begun
 
 
 class Sample(NamedTuple):
-    """Points ``(S·m, ...)``, sorted by time, with what is fixed of the path there."""
+    """Points ``(S·m, ...)``, sorted by time, with what is fixed of the path there.
+
+    Example:
+        >>> path, base = BoltzmannPath(1, 2.0, None, None), GeneralisedNormal(torch.zeros(1), 2.0)
+        >>> target = Target.from_energy(lambda x: 2 * x.square().sum(-1), 1)  # the path: (1 + t) u²
+        >>> times = torch.tensor([0.0, 1.0])
+        >>> found = CollocationPoints(path, VelocityMLP(1), target, base, times, 1.0, 8).sample(3)
+        >>> torch.allclose(found.grad_energy, 2 * (1 + found.t[:, None]) * found.u, atol=1e-4)
+        True
+    """
 
     t: Tensor
     u: Tensor
@@ -95,6 +104,13 @@ def smc_history(
     The more dimensions, the more changes from slice to slice, and the more moves follow each.
     Weights are raised to the power ``selection``; with less than 1 modes of little mass keep more
     particles than are their due, and the evidence is none.
+
+    Example:
+        >>> path, base = BoltzmannPath(1, 2.0, None, None), GeneralisedNormal(torch.zeros(1), 2.0)
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 1)  # the base itself
+        >>> history = smc_history(path, target, base, torch.tensor([0.0, 0.5, 1.0]), num=64)
+        >>> history.states.x.shape, round(float(history.evidence.value), 4)  # log π / 2
+        (torch.Size([3, 64, 1]), 0.5724)
     """
     moves = MOVES * ceil(target.dim / 16)
     sizes = [torch.full_like(times[0], optimal_step_size(target.dim))]
@@ -146,6 +162,13 @@ class TerminalParticles(NamedTuple):
         log_prob: The target's log density there, ``(N,)``, float64.
         weights: Which sum to one, ``(N,)``.
         evidence: The estimate of log Z.
+
+    Example:
+        >>> one, log_z = torch.ones(2).double(), torch.zeros(()).double()
+        >>> x = torch.tensor([[0.0], [4.0]])
+        >>> found = TerminalParticles(x, -one, 0.5 * one, Estimate(log_z, log_z))
+        >>> float((found.weights[:, None] * found.x).sum())
+        2.0
     """
 
     x: Tensor
@@ -162,6 +185,13 @@ def anneal_from_bases(
 
     The bases are an over-dispersed one, one twice as wide as the path's, and the path's own, here
     without its learned term. (Step sizes are tuned on the way: no evidence is strictly unbiased.)
+
+    Example:
+        >>> path, base = BoltzmannPath(1, 2.0, None, None), GeneralisedNormal(torch.zeros(1), 2.0)
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 1)
+        >>> found, step_sizes = anneal_from_bases(path, target, base, torch.linspace(0, 1, 3))
+        >>> sorted(found), step_sizes.shape
+        (['base', 'over-dispersed', 'twice as wide'], torch.Size([3]))
     """
     plain = BoltzmannPath(target.dim, path.power, None, None).to(path.loc)
     plain.loc.copy_(path.loc)
@@ -231,6 +261,14 @@ class CollocationPoints:
     Attributes:
         history: See :class:`SMCHistory`.
         step_sizes: Of the Langevin moves, at each time, ``(S, 1)``.
+
+    Example:
+        >>> path, base = BoltzmannPath(1, 2.0, None, None), GeneralisedNormal(torch.zeros(1), 2.0)
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 1)
+        >>> made = CollocationPoints(path, VelocityMLP(1), target, base, torch.arange(2.0), 1.0, 8)
+        >>> made.refresh()
+        >>> made.sample(3).u.shape  # of each of four sources at each of two times
+        torch.Size([24, 1])
     """
 
     def __init__(

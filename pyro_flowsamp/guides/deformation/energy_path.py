@@ -37,7 +37,15 @@ __all__ = ["BoltzmannPath", "EnergyMLP", "PathState", "diffusion"]
 
 
 class EnergyMLP(TimeMLP):
-    """A scalar function of time and place, with its derivatives in closed form."""
+    """A scalar function of time and place, with its derivatives in closed form.
+
+    Example:
+        >>> energy, x = EnergyMLP(2, 8), torch.ones(1, 2, requires_grad=True)
+        >>> _ = [nn.init.normal_(p) for p in energy.parameters()]
+        >>> value, rate, slope = energy.with_derivatives(torch.tensor([0.5]), x)
+        >>> torch.allclose(slope, torch.autograd.grad(value.sum(), x)[0], atol=1e-4)
+        True
+    """
 
     def __init__(self, features: int, hidden_features: int = 64, kernels: int = 1) -> None:
         super().__init__(features, 1, hidden_features, kernels)
@@ -69,6 +77,13 @@ class FixedTerms(NamedTuple):
         denergy_dt: :math:`\partial_t f_t`, ``(N,)``.
         grad_energy: :math:`\nabla f_t`, ``(N, d)``.
         dgrad_dt: :math:`\partial_t \nabla f_t`; zero where energies are given.
+
+    Example:
+        >>> path = BoltzmannPath(1, 2.0, None, None)  # from x² to 2x²
+        >>> target = Target.from_energy(lambda x: 2 * x.square().sum(-1), 1)
+        >>> found = path.fixed_terms(target, torch.tensor([0.5]), torch.tensor([[1.0]]))
+        >>> found.energy, found.denergy_dt, found.grad_energy
+        (tensor([1.5000]), tensor([1.]), tensor([[3.]]))
     """
 
     energy: Tensor
@@ -85,6 +100,13 @@ class PathState(NamedTuple):
         log_pi: :math:`-f_t`, ``(N,)``, float64.
         grad: :math:`-\nabla f_t`, ``(N, d)``.
         denergy_dt, grad_energy, dgrad_dt: Without the learned term, see :class:`FixedTerms`.
+
+    Example:
+        >>> path = BoltzmannPath(1, 2.0, None, None)  # from x² to 2x²
+        >>> target = Target.from_energy(lambda x: 2 * x.square().sum(-1), 1)
+        >>> state = path.state_at(target, torch.tensor([0.5]), torch.tensor([[1.0]]))
+        >>> state.log_pi, state.grad
+        (tensor([-1.5000], dtype=torch.float64), tensor([[-3.]]))
     """
 
     z: Tensor
@@ -121,6 +143,12 @@ class BoltzmannPath(nn.Module):
         constants: By how much given energies exceed those of base and target, ``(2,)``.
         learned_fraction: :math:`s`, the weight of the learned term: 0 before training. While it is
             0, the learned term is not evaluated and has no gradient.
+
+    Example:
+        >>> path = BoltzmannPath(1, 2.0, None, None)  # from x² to 2x²
+        >>> target, ones = Target.from_energy(lambda x: 2 * x.square().sum(-1), 1), torch.ones(3, 1)
+        >>> path.state_at(target, torch.tensor([0.0, 0.5, 1.0]), ones).log_pi
+        tensor([-1.0000, -1.5000, -2.0000], dtype=torch.float64)
     """
 
     loc: Tensor
@@ -304,6 +332,12 @@ def diffusion(weights: Tensor, means: Tensor, variances: Tensor, scale: float) -
         means: ``(K, d)``.
         variances: The diagonals of the covariances, ``(K, d)``, or ``(K, 1)`` where all are equal.
         scale: :math:`\sigma` of the base, as given to the guide.
+
+    Example:
+        >>> one = torch.ones(1, 1)
+        >>> energy = diffusion(torch.ones(1), 3 * one, one, scale=2**0.5)  # from N(0, 1) to N(3, 1)
+        >>> energy(torch.tensor([0.0, 1.0]), torch.tensor([[0.0], [3.0]]))  # log(2π) / 2
+        tensor([0.9189, 0.9189])
     """
     return partial(_diffused, weights=weights, means=means, variances=variances, scale=scale)
 

@@ -42,6 +42,15 @@ class CollocationLoss:
         path, velocity, base: The path, the velocity, and the base of the flow.
         loss: The function L of the deformation error.
         dropped, seen: Number of points whose error was not finite, 0-d, and number of all points.
+
+    Example:
+        >>> from pyro_flowsamp.nn import VelocityMLP
+        >>> flow = DeformationFlow(BoltzmannPath(1, 2.0, None, None), VelocityMLP(1), 1, 2)
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 1)
+        >>> times = torch.tensor([0.0, 1.0])
+        >>> loss = CollocationLoss(flow, target, times, 16, 1.0, 100, DeformationOptions())
+        >>> loss.deviations(torch.tensor([[1.0, 3.0, torch.nan]])), int(loss.dropped)
+        (tensor([[-1.,  1.,  0.]]), 1)
     """
 
     def __init__(
@@ -94,6 +103,17 @@ def at_smc_points(training: CollocationLoss) -> Closure:
 
     Returns:
         The closure.
+
+    Example:
+        >>> from pyro_flowsamp.nn import VelocityMLP
+        >>> flow = DeformationFlow(BoltzmannPath(1, 2.0, None, None), VelocityMLP(1), 1, 2)
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 1)
+        >>> times = torch.tensor([0.0, 1.0])
+        >>> closure = at_smc_points(
+        ...     CollocationLoss(flow, target, times, 16, 1.0, 100, DeformationOptions())
+        ... )
+        >>> abs(float(closure())) < 1e-5  # the target is the base, and no velocity is right
+        True
     """
     path, times, options = training.path, training.times, training.options
     points = CollocationPoints(
@@ -129,7 +149,21 @@ def residual(
     denergy_dt: Tensor,
     grad_energy: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    r""":math:`E_t - C_t` ``(N,)``, and V; given what is fixed of rate and slope."""
+    r""":math:`E_t - C_t` ``(N,)``, and V; given what is fixed of rate and slope.
+
+    Arguments:
+        path, velocity: The path, and the velocity along it.
+        t: Times, ``(N,)``.
+        u: Places, ``(N, d)``.
+        denergy_dt, grad_energy: Rate ``(N,)`` and slope ``(N, d)`` without the learned term.
+
+    Example:
+        >>> path, one = BoltzmannPath(1, 2.0, None, None), torch.ones(1)
+        >>> u = slope = one[:, None]
+        >>> error, v = residual(path, VelocityMLP(1), 0.5 * one, u, 3 * one, slope)
+        >>> error.tolist(), v.tolist()  # without a velocity the error is the rate of the energy
+        ([3.0], [[0.0]])
+    """
     v, divergence = velocity.with_divergence(t, u)
     _, more, steeper = path.learned_terms(t, u)
     return denergy_dt + more + ((grad_energy + steeper) * v).sum(-1) - divergence, v

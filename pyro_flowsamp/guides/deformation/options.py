@@ -79,8 +79,10 @@ class DeformationOptions:
 
     Example::
 
-        >>> DeformationOptions(hidden_features=64).loss
-        'mixed'
+        >>> options = DeformationOptions(hidden_features=64, time_grid=[0.0, 0.1, 1.0])
+        >>> DeformationOptions(time_grid=[0.0, 0.1])
+        Traceback (most recent call last):
+        ValueError: time_grid must rise from 0 to 1, got [0.0, 0.1]
     """
 
     collocation: Callable[[Any], Closure] | None = None

@@ -36,7 +36,13 @@ NUM_REFINE = 256  #: draws on which the integrator is checked
 
 
 class Progress(NamedTuple):
-    """The flow while it was trained: optimiser steps, densities asked, seconds, ESS fraction."""
+    """The flow while it was trained: optimiser steps, densities asked, seconds, ESS fraction.
+
+    Example:
+        >>> done = [Progress(25, 6400, 0.1, 0.5), Progress(50, 12800, 0.2, 0.8)]
+        >>> max(done, key=lambda progress: progress.ess).steps
+        50
+    """
 
     steps: int
     evaluations: int
@@ -55,7 +61,15 @@ class DeformationSettings(Protocol):
 
 
 def networks(flow: DeformationFlow) -> list[TimeMLP]:
-    """Returns the networks that are trained: the velocity, and the path's learned term if any."""
+    """Returns the networks that are trained: the velocity, and the path's learned term if any.
+
+    Example:
+        >>> from pyro_flowsamp.guides.deformation.energy_path import BoltzmannPath, EnergyMLP
+        >>> from pyro_flowsamp.nn import VelocityMLP
+        >>> paths = [BoltzmannPath(1, 2.0, term, None) for term in (None, EnergyMLP(1))]
+        >>> [len(networks(DeformationFlow(path, VelocityMLP(1), 4, 2))) for path in paths]
+        [1, 2]
+    """
     learned_term = flow.path.learned_term
     return [flow.velocity] if learned_term is None else [flow.velocity, learned_term]
 
@@ -70,6 +84,19 @@ class VelocityTrainer:
 
     Attributes:
         progress: The state of the flow at the end of each window of training.
+
+    Example:
+        >>> from pyro_flowsamp import AutoDeformationFlow
+        >>> from pyro_flowsamp.guides.deformation.energy_path import BoltzmannPath
+        >>> from pyro_flowsamp.nn import VelocityMLP
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 1)
+        >>> options = FitOptions(max_steps=2, eval_every=1, progress=False)
+        >>> guide = AutoDeformationFlow(target, base_scale=1.0, options=options)
+        >>> flow = DeformationFlow(BoltzmannPath(1, 2.0, None, None), VelocityMLP(1), 1, 2)
+        >>> trainer = VelocityTrainer(flow, target, guide)
+        >>> _ = trainer.train(torch.tensor([0.0, 1.0]))
+        >>> [progress.steps for progress in trainer.progress]  # the flow fits at once
+        [1]
     """
 
     def __init__(self, flow: DeformationFlow, target: Target, guide: DeformationSettings) -> None:
