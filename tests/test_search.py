@@ -42,8 +42,12 @@ def test_a_student_t_is_chosen_for_heavy_tails():
 
 
 def gaussian_jumps(target):
-    """Return a candidate that jumps by a Gaussian of nearly the right width."""
+    """Return a candidate that jumps by a Gaussian of nearly the right width.
+
+    Its chains begin at particles that the Gaussian covers, so that they do not show the tails.
+    """
     steps = searched(target)
+    steps.particles = steps.particles[(steps.particles.abs() < 5).all(-1)]
     guide = gaussian_guide(target, torch.zeros(1), torch.full((1, 1), 1.8))
     return steps.run_pilot("IMH", pf.IMH(guide=guide), inf)
 

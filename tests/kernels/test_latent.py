@@ -1,6 +1,7 @@
 """Latent kernels are exact in both metrics, however bad the flow is."""
 
 from functools import partial
+from math import inf
 
 import pyro
 import pytest
@@ -174,7 +175,15 @@ MISTAKES = {
 )
 def test_the_check_sees_mistakes(mistake, kernel):
     mutations, _ = MISTAKES[mistake]
-    must_fail(*mutations, score=lambda: _departure(kernel), above=1.5 * THRESHOLD)
+
+    def score():
+        try:
+            return _departure(kernel)
+        except RuntimeError as error:  # no step is small enough: that is seen, too
+            assert "warm-up drove the step size" in str(error)
+            return inf
+
+    must_fail(*mutations, score=score, above=1.5 * THRESHOLD)
 
 
 @pytest.mark.slow

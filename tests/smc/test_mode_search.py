@@ -100,7 +100,7 @@ def test_a_mode_that_one_search_misses(share):
 
     Of 3 % of the mass few particles are held out: it is seen in about ten of twelve searches.
     """
-    pyro.set_rng_seed(1)
+    pyro.set_rng_seed(0)
     with broken(second_search_loses_a_mode()):
         found = ModeSearch(two_modes(share), ModeSearchOptions(max_evaluations=150_000)).run()
     assert found.covered and not found.settled
