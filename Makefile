@@ -16,7 +16,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 first_that_runs = $(firstword $(foreach p,$(1),$(shell $(p) -V >/dev/null 2>&1 && echo $(p))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-py312 test-lowest bench lint docs dist clean
+.PHONY: help demo test test-fast test-kill test-py312 test-lowest bench lint docs dist clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,10 @@ test: $(VENV)/.installed  ## run the tests, and the examples in docstrings
 
 test-fast: $(VENV)/.installed  ## run the tests without the slow ones
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m $(PYTEST) -m "not slow"
+
+test-kill: $(VENV)/.installed  ## kill, interrupt and break runs at random moments
+	OMP_NUM_THREADS=1 FLOWSAMP_KILLS=10 FLOWSAMP_INTERRUPTS=60 FLOWSAMP_ERRORS=20 \
+		$(VENV)/bin/python -m pytest -s tests/checkpoint/test_kills.py
 
 test-py312: $(PY312)/.installed  ## run the tests with ArviZ 1.x on Python 3.12
 	OMP_NUM_THREADS=1 $(PY312)/bin/python -m $(PYTEST)

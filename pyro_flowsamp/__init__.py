@@ -2,6 +2,7 @@
 
 from importlib import metadata as _metadata
 
+from .checkpoint import CheckpointOptions
 from .diagnostics import (
     Check,
     Diagnosis,
@@ -55,6 +56,7 @@ __all__ = [
     "AutoDeformationFlow",
     "AutoFlow",
     "Check",
+    "CheckpointOptions",
     "DeformationOptions",
     "Diagnosis",
     "DiagnosisOptions",

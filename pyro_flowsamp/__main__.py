@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from .diagnostics import diagnose
-from .provenance import versions
 from .reporting import report
 from .selftest import run_self_test
+from .versions import versions
 
 __all__ = ["main"]
 

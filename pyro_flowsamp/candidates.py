@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checkpoint.scope import deactivated
 from .flows.frozen import FlowAtContext
 from .flows.mixture_fit import Mixture
 from .flows.recipes import LayeredFlow, gaussian
@@ -21,6 +22,7 @@ from .guides.checks import first_tensor
 from .options import FitOptions, SearchOptions
 from .target.density import Target
 from .target.work import WorkCounter
+from .train import History
 from .validation import shown
 
 __all__ = [
@@ -276,6 +278,10 @@ def train_guide(
     Returns:
         The guide; None if training takes more work than it can save.
 
+    Raises:
+        KeyboardInterrupt: It was interrupted.
+        RuntimeError, ValueError: The flow cannot be trained on this target.
+
     Example:
         >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
         >>> affine, few = (torch.zeros(2), torch.eye(2)), SearchOptions(training_steps=1)
@@ -294,8 +300,10 @@ def train_guide(
         guide.trained = True
     guide.fit()  # the first step, and the mixture that it starts from
     guide.options = replace(first, max_steps=options.training_steps)
-    with WorkCounter() as counter:
-        guide.train_flow(target, None)
+    _raise_if_interrupted(guide.history)
+    with deactivated(), WorkCounter() as counter:  # a step that is read from a file is no work
+        history = guide.train_flow(target, None)
+    _raise_if_interrupted(history)
     step = counter.work / options.training_steps
     evaluations = FitOptions.batch_size * options.min_training_steps
     if not worth_trying(evaluations, step * options.min_training_steps):
@@ -306,5 +314,11 @@ def train_guide(
     ):
         steps *= 0.5
     guide.options = FitOptions(max_steps=max(1, int(steps)), progress=progress)
-    guide.fit()
+    _raise_if_interrupted(guide.fit())
     return guide
+
+
+def _raise_if_interrupted(history: History | None) -> None:
+    """Raises the KeyboardInterrupt that has ended a training."""
+    if history is not None and history.stopped == "interrupted":
+        raise KeyboardInterrupt

@@ -8,15 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .free_memory import free_bytes
 from .kernels.statistics import STATISTICS, KernelState, StepInfo, statistics
 from .target.density import Target
 from .target.site import Values
 from .validation import as_tensor, shown
 
-__all__ = ["DrawBuffer", "KeptSites", "given_points", "starting_values"]
+__all__ = [
+    "DrawBuffer",
+    "KeptSites",
+    "check_memory",
+    "given_points",
+    "needed_bytes",
+    "starting_values",
+]
 
 
 MAX_GIVEN = 256  #: draws of an earlier result that a search begins at
+COPIES = 2  #: of the positions of draws: packed, and as values of sites
 TYPES = {"accepted": torch.bool, "diverging": torch.bool}  #: of statistics; else float64
 
 
@@ -161,6 +170,9 @@ class DrawBuffer:
         state: The chains' state.
         columns: Columns of the positions to keep.
 
+    Attributes:
+        size, count: Draws that there is room for, and draws so far.
+
     Example:
         >>> from pyro_flowsamp.transitions import independence
         >>> zero = torch.zeros(3)
@@ -174,7 +186,7 @@ class DrawBuffer:
 
     def __init__(self, num_samples: int, state: KernelState, columns: Tensor) -> None:
         shape = num_samples, len(state.x)
-        self.columns, self.count = columns, 0
+        self.columns, self.size, self.count = columns, num_samples, 0
         self.x = state.x.new_empty((*shape, len(columns)))
         self.statistics = {
             name: torch.empty(shape, dtype=TYPES.get(name, torch.double), device=self.x.device)
@@ -188,7 +200,62 @@ class DrawBuffer:
             self.statistics[name][self.count] = value
         self.count += 1
 
+    def since(self, first: int) -> dict[str, Any]:
+        """The draws from number ``first`` on, for :meth:`extend`."""
+        rows = slice(first, self.count)
+        return {
+            "x": self.x[rows].clone(),
+            "found": {k: v[rows].clone() for k, v in self.statistics.items()},
+        }
+
+    def extend(self, x: Tensor, found: dict[str, Tensor]) -> None:
+        """Stores the draws ``(n, C, d)`` and their statistics ``(n, C)``."""
+        rows = slice(self.count, self.count + len(x))
+        self.x[rows] = x
+        for name, values in found.items():
+            self.statistics[name][rows] = values
+        self.count += len(x)
+
     def by_chain(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The draws so far, ``(chains, draws, d)``, and statistics ``(chains, draws)``."""
         stats = {name: value[: self.count].mT for name, value in self.statistics.items()}
         return self.x[: self.count].transpose(0, 1), stats
+
+
+def needed_bytes(target: Target, num_samples: int, num_chains: int, columns: int) -> int:
+    """Bytes for draws and their statistics: in the order of steps, by chain, and constrained.
+
+    Arguments:
+        target: The target, for its dtype.
+        num_samples, num_chains: Counts of draws.
+        columns: Columns of the positions that are kept.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 2)
+        >>> needed_bytes(target, 1000, 1000, 2)  # twice 8 bytes of positions, 26 of statistics
+        42000000
+    """
+    statistics = sum(TYPES.get(name, torch.double).itemsize for name in STATISTICS)
+    positions = COPIES * columns * torch.empty(0, dtype=target.dtype).element_size()
+    return num_samples * num_chains * (positions + statistics)
+
+
+def check_memory(target: Target, num_samples: int, num_chains: int, columns: int) -> None:
+    """Refuses draws that need more memory than the device has free, before any work is done.
+
+    Arguments:
+        target: The target, for its dtype and device.
+        num_samples, num_chains: Counts of draws.
+        columns: Columns of the positions that are kept.
+
+    Raises:
+        ValueError: There is too little memory.
+    """
+    needed = needed_bytes(target, num_samples, num_chains, columns)
+    free = free_bytes(torch.device(target.device))
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{num_samples} draws of {num_chains} chains, {columns} numbers each, need {needed:,} "
+            f"bytes on {target.device}, and {free:,} are free: keep fewer draws by thin=..., fewer "
+            f"sites by save_params=..., or fewer chains by num_chains=..."
+        )

@@ -9,6 +9,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from .checkpoint.folder import CheckpointError
 from .convergence import bulk_and_tail_ess, group_by_start, nested_r_hat
 from .pilot import Candidate
 from .target.density import Target
@@ -18,6 +19,11 @@ from .vectorized import VectorizedMCMC
 __all__ = ["burn_in", "finish"]
 
 log = logging.getLogger(__name__)
+#: what is wrong with the draws where Ctrl-C has ended the burn-in
+BURN_IN_ENDED = (
+    "Ctrl-C ended the burn-in: these draws are of the burn-in or of the pilot run, and depend on "
+    "where the chains began"
+)
 FEWEST_DRAWS = 8  #: draws of a chain from which on its two halves can be compared
 
 
@@ -40,15 +46,29 @@ def finish(best: Candidate, target: Target, progress: bool, before: int = 0) -> 
     planned = goal.num_samples or ceil(goal.steps(chains, best.ess_per_draw) / best.thin)
     if not best.reliable and goal.num_samples is None:
         planned = min(planned, best.options.unreliable_draws)
-    problems = burn_in(best, target, planned, target.unpack_unconstrained(x), before)
+    try:
+        problems = burn_in(best, target, planned, target.unpack_unconstrained(x), before)
+    except KeyboardInterrupt:  # between two runs of chains
+        return [BURN_IN_ENDED]
     if run.interrupted:
-        return problems
+        return [*problems, BURN_IN_ENDED]
     run.disable_progbar = not progress
-    if goal.num_samples is not None:
-        run.resume(goal.num_samples, best.thin)
-        return problems
-    groups = group_by_start(_standardised(x), best.options.start_groups)
-    return problems + _draw_until_enough(best, max(FEWEST_DRAWS, planned // 2), groups)
+    last = run.unconstrained
+    try:
+        if goal.num_samples is not None:
+            run.resume(goal.num_samples, best.thin)
+            return problems
+        groups = group_by_start(_standardised(x), best.options.start_groups)
+        return problems + _draw_until_enough(best, max(FEWEST_DRAWS, planned // 2), groups)
+    except KeyboardInterrupt:  # between two runs of chains
+        return problems if run.unconstrained is not last else [*problems, BURN_IN_ENDED]
+    except CheckpointError:
+        raise
+    except Exception as error:
+        if run.unconstrained is last:  # there are no draws yet
+            raise
+        kind = type(error).__name__
+        return [*problems, f"the density raised {kind} ({error}), and the draws end there"]
 
 
 def _standardised(x: Tensor) -> Tensor:

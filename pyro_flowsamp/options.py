@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .checkpoint.options import Location, as_checkpoint_options
 from .search_options import ModeSearchOptions, SearchOptions
 from .validation import check_count, check_number, check_options
 
@@ -38,6 +39,8 @@ class FitOptions:
             first steps are as long as the learning rate, whatever the gradient. A flow that starts
             from draws of narrow modes can lose them by such steps, and does not find them again.
         progress: Whether to show a progress bar.
+        checkpoint: A folder, or :class:`~pyro_flowsamp.CheckpointOptions`, where the training is
+            stored, so that the same call goes on after an end of the process; None for none.
 
     Raises:
         ValueError: An option is out of range.
@@ -63,9 +66,11 @@ class FitOptions:
     cosine_schedule: bool = False
     warmup_fraction: float = 0.0
     progress: bool = True
+    checkpoint: Location | None = None
 
     def __post_init__(self) -> None:
         check_options(self)
+        as_checkpoint_options(self.checkpoint)
         for name in ("max_steps", "batch_size", "eval_every", "patience"):
             check_count(f"FitOptions.{name}", getattr(self, name))
         check_number(

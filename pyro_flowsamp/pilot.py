@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checkpoint.scope import deactivated
 from .convergence import ess_per_draw, never_accepted_fraction
 from .kernels.base import FlowKernel
 from .kernels.imh import IMH
@@ -343,7 +344,7 @@ def _counted(run: VectorizedMCMC, options: SearchOptions) -> StepWork:
     steps = options.counted_steps
     if isinstance(run.kernel, IMH):  # its proposals are evaluated ahead, for many steps at once
         steps = max(steps, run.kernel.lookahead // run.num_chains)
-    with WorkCounter() as counter:
+    with deactivated(), WorkCounter() as counter:  # a step that is read from a file is no work
         run.resume(steps)
     if run.interrupted:  # the next call would forget it
         raise KeyboardInterrupt

@@ -5,10 +5,8 @@ It is kept in attributes and groups of the ArviZ object, so that it is stored in
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module, metadata
 from typing import Any
 
 import numpy as np
@@ -16,33 +14,15 @@ import torch
 from torch import Tensor
 
 from .trust import FlowDraws, draws_of_flow
+from .versions import versions
 
-__all__ = ["add_record", "versions"]
+__all__ = ["add_record"]
 
 
-PACKAGES = ("torch", "pyro-ppl", "zuko", "arviz", "numpy")
 MAX_PROPOSALS = 1000  #: draws of the flow that are kept
 MAX_NUMBERS = 2_000_000  #: numbers of these draws
 MAX_SORTED = 20_000  #: draws that are sorted into modes
 TRAINING = ("stopped", "steps", "evaluations", "skipped", "seconds")  #: numbers of a training
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python, of this package and of those that it is built on.
-
-    Example::
-
-        >>> list(versions())[:3]
-        ['python', 'pyro_flowsamp', 'torch']
-    """
-    found = {"python": platform.python_version()}
-    found["pyro_flowsamp"] = import_module(__package__).__version__
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    return found
 
 
 def add_record(

@@ -33,6 +33,8 @@ from time import perf_counter
 from typing import Any
 
 from .candidates import given_guide
+from .checkpoint.options import Location
+from .checkpoint.scope import entered
 from .diagnostics.checks import Diagnosis
 from .diagnostics.searches import best_evidence
 from .draw_buffer import given_points
@@ -42,6 +44,7 @@ from .options import SearchOptions
 from .pilot import Candidate, Goal, check_time
 from .provenance import add_record
 from .search import SamplerSearch, precise_enough
+from .search_storage import begin_sampling
 from .seeding import seeded
 from .target.arguments import check_shared_names
 from .target.density import as_target
@@ -79,6 +82,7 @@ def sample(
     groups: Sequence[str] = (),
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence] | None = None,
+    checkpoint: Location | None = None,
     **kwargs: Any,
 ) -> Any:
     r"""Draws from the posterior of a model, with the MCMC method that takes the least work.
@@ -133,6 +137,9 @@ def sample(
             :func:`~pyro_flowsamp.to_arviz`.
         dims, coords: Names of the dimensions of a site, and labels along them, see
             :func:`~pyro_flowsamp.to_arviz`. A dimension inside a plate has the plate's name.
+        checkpoint: A folder, or :class:`~pyro_flowsamp.CheckpointOptions`, where the search, the
+            trainings and the draws are stored. After an end of the process the same call goes on
+            from there, and has the same draws; not with ``max_seconds``, which is the clock's.
 
     Returns:
         An ArviZ object, ``InferenceData`` or (ArviZ 1.x) ``DataTree``, with the dimensions chain
@@ -162,6 +169,7 @@ def sample(
           shows, see :func:`~pyro_flowsamp.provenance.add_record`.
 
     Raises:
+        CheckpointError: The checkpoint cannot be read or written, or is of another call.
         TypeError: The model is no function, or the arguments do not fit it; ``guide`` is no guide.
         ValueError: The model has no continuous site, or no point of finite density; the density
             does not fall in some direction; an option is out of range, has a wrong type, or has the
@@ -212,6 +220,7 @@ def sample(
     options |= {"search": search, "candidates": candidates, "exclude": exclude, "start": start}
     options |= {"initial_params": initial_params, "max_seconds": max_seconds, "groups": groups}
     options |= {"dims": dims, "coords": coords, "guide": guide, "compile": compile}
+    options |= {"checkpoint": checkpoint}
     check_shared_names(sample, model, args, options)
     _check_options(seed, progress, log_likelihood, search, candidates, exclude)
     if candidates or exclude:
@@ -237,11 +246,12 @@ def sample(
     check_groups(groups)
     if not target.has_observations:
         warnings.warn("nothing is observed: the draws are of the model's prior", stacklevel=2)
-    with public_call(), seeded(seed):
+    with public_call(), seeded(seed), entered(checkpoint, "sample") as scope:
         points = given_points(target, initial_params, start)
         if goal.deadline is not None:
             check_time(target, search, goal.deadline - perf_counter())
         given = None if guide is None else given_guide(guide, model, target, args, kwargs)
+        begin_sampling(scope, target, goal, (args, kwargs, seed, points, given))
         sampler = SamplerSearch(target, goal, progress, points, guide=given)
         sampler.find_modes()
         sampler, problems = precise_enough(sampler)

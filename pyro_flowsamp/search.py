@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from math import inf
-from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -22,13 +19,16 @@ from .candidates import (
     mixture_name,
     train_guide,
 )
+from .checkpoint.folder import CheckpointError
 from .guides.auto_flow import AutoFlow
 from .kernels.base import FlowKernel
 from .kernels.imh import IMH
 from .kernels.latent import LatentHMC
 from .kernels.local_global import LocalGlobalHMC
 from .options import FitOptions, SearchOptions
+from .phase_times import PhaseTimes
 from .pilot import Candidate, Goal, evaluations_per_step, pilot_chains, run_pilot
+from .search_storage import interruptible, stored_check, stored_modes
 from .smc.found_modes import FoundModes
 from .smc.mode_search import ModeSearch
 from .target.density import Target
@@ -40,37 +40,6 @@ from .trust import growth_without_bound, immobile_problem, jumps_problem
 __all__ = ["SamplerSearch", "precise_enough"]
 
 log = logging.getLogger(__name__)
-
-
-class PhaseTimes:
-    """Wall-clock times of phases, for the report only.
-
-    Arguments:
-        phases: Names of the phases.
-
-    Attributes:
-        seconds: The time of each phase so far.
-
-    Example::
-
-        >>> timed = PhaseTimes("pilot")
-        >>> with timed("pilot"):
-        ...     pass
-        >>> timed.seconds["pilot"] >= 0
-        True
-    """
-
-    def __init__(self, *phases: str) -> None:
-        self.seconds = dict.fromkeys(phases, 0.0)
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Adds the time of a block to a phase."""
-        clock = perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += perf_counter() - clock
 
 
 class SamplerSearch:
@@ -130,7 +99,8 @@ class SamplerSearch:
     def find_modes(self) -> None:
         """Searches for all modes, and counts the work of an evaluation."""
         with self.timed("start"):
-            self.modes: FoundModes = ModeSearch(self.target, self.options.modes, self.points).run()
+            search = ModeSearch(self.target, self.options.modes, self.points)
+            self.modes: FoundModes = stored_modes(self.target, search.run)
         self.particles = _none_at_infinity(self.modes.x)
         few = self.particles[: self.options.pilot_chains]
         with WorkCounter() as counter:
@@ -221,7 +191,7 @@ class SamplerSearch:
             log.info("%s: not tried, since its pilot run takes more work than it could save", name)
             return best
         try:
-            with self.timed("pilot"):
+            with self.timed("pilot"), interruptible("pilot", lambda: best is not None):
                 candidate = self.run_pilot(name, kernel, self.work_to_finish(best))
         except KeyboardInterrupt:
             self._stop(best)
@@ -238,7 +208,13 @@ class SamplerSearch:
         return min(best or candidate, candidate, key=lambda found: found.sort_key)
 
     def _leave_out(self, name: str, error: Exception) -> None:
-        """Goes on without a candidate that has failed, and says so."""
+        """Goes on without a candidate that has failed, and says so.
+
+        Raises:
+            CheckpointError: It is this error, which ends the search.
+        """
+        if isinstance(error, CheckpointError):
+            raise error
         self._failure = error
         text = str(error) or type(error).__name__
         self.compared.append(f"{name}: left out: {text}")
@@ -250,17 +226,14 @@ class SamplerSearch:
         If its chains spread without bound, and the density allows that, the search ends with a
         warning.
         """
-        options = self.options
         starts = self.particles[: pilot_chains(kernel, self.options)]
         candidate = run_pilot(name, kernel, self.target, starts, self.goal, work)
-        if candidate.reliable:
-            problem = distrust(candidate, self.target, self.particles, options)
-            candidate = candidate._replace(distrust=problem)
-        self._warn_if_improper(name, candidate.run.unconstrained[:, -1])
-        return candidate
+        check = partial(check_of_pilot, candidate, self.target, self.particles, self.options)
+        problem, growth = stored_check(kernel, check)
+        self._warn_if_improper(name, growth)
+        return candidate._replace(distrust=problem)
 
-    def _warn_if_improper(self, name: str, x: Tensor) -> None:
-        growth = growth_without_bound(self.target, self.particles, x, self.options)
+    def _warn_if_improper(self, name: str, growth: float | None) -> None:
         if growth is not None:
             self._stopped = True
             warn_of_growth(name, growth)
@@ -291,7 +264,7 @@ class SamplerSearch:
         before = self.evaluations
         log.info("%s: training%s", flow, " on particles and draws" if from_draws else "")
         try:
-            with self.timed("training"):
+            with self.timed("training"), interruptible("flow", lambda: best is not None):
                 guide = train_guide(
                     self.target,
                     flow,
@@ -302,24 +275,29 @@ class SamplerSearch:
                     self.options,
                     self.progress,
                 )
+        except KeyboardInterrupt:
+            self._stop(best)
+            return None
         except Exception as error:
             self._leave_out(flow, error)
             guide = None
         self._searched += (self.evaluations - before) * self._work_per_evaluation
-        if guide is not None and guide.history and guide.history.stopped == "interrupted":
-            self._stop(best)
-            return None
         return guide
 
 
-def distrust(
+def check_of_pilot(
     candidate: Candidate, target: Target, particles: Tensor, options: SearchOptions
-) -> str:
-    """Why a candidate cannot be trusted, by particles and states; empty where it can."""
-    kernel, x = candidate.run.kernel, candidate.run.unconstrained
-    if candidate.is_independence_sampler:
-        return jumps_problem(kernel, target, x, particles, options)
-    return immobile_problem(kernel, target, particles, options)
+) -> tuple[str, float | None]:
+    """The problem of a candidate by particles and states, and the growth of chains without bound.
+
+    The first is empty where there is none, the second None.
+    """
+    kernel, x, problem = candidate.run.kernel, candidate.run.unconstrained, candidate.distrust
+    if candidate.reliable and candidate.is_independence_sampler:
+        problem = jumps_problem(kernel, target, x, particles, options)
+    elif candidate.reliable:
+        problem = immobile_problem(kernel, target, particles, options)
+    return problem, growth_without_bound(target, particles, x[:, -1], options)
 
 
 def draws_to_train_on(particles: Tensor, best: Candidate | None) -> Tensor:

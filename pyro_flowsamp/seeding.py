@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
 from .validation import check_seed
 
-__all__ = ["seeded", "set_seed"]
+__all__ = ["generator_states", "seeded", "set_generator_states", "set_seed"]
 
 
 def set_seed(seed: int) -> None:
@@ -71,3 +72,45 @@ def seeded(seed: int | None) -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+def generator_states() -> dict[str, Any]:
+    """The states of the generators of torch, NumPy and Python, as tensors, numbers and strings.
+
+    Example:
+        >>> states = generator_states()
+        >>> one = torch.rand(3)
+        >>> set_generator_states(states)
+        >>> torch.equal(torch.rand(3), one)
+        True
+    """
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    version, numbers, next_gauss = random.getstate()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": list(cuda),
+        "numpy": (name, [int(key) for key in keys], int(position), int(has_gauss), float(gauss)),
+        "python": (version, list(numbers), next_gauss),
+    }
+
+
+def set_generator_states(states: dict[str, Any]) -> None:
+    """Gives all generators the states that :func:`generator_states` has returned.
+
+    Raises:
+        RuntimeError: The states are of more CUDA devices than there are.
+    """
+    name, keys, position, has_gauss, gauss = states["numpy"]
+    version, numbers, next_gauss = states["python"]
+    if states["cuda"]:
+        if len(states["cuda"]) > torch.cuda.device_count():
+            raise RuntimeError(
+                f"the states of the random generators are of {len(states['cuda'])} CUDA devices, "
+                f"and there are {torch.cuda.device_count()}: go on on a machine with as many"
+            )
+        for device, state in enumerate(states["cuda"]):
+            torch.cuda.set_rng_state(state, device)
+    torch.set_rng_state(states["torch"])
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    random.setstate((version, tuple(numbers), next_gauss))

@@ -4,6 +4,8 @@ r"""The optimiser loop that all training uses.
 looks at the weights' effective sample size a window of steps at a time, lowers the learning rate
 where that does not grow, and stops where lowering it no longer helps. A step whose loss or gradient
 is not finite is skipped on the device, and counted; nothing inside a step waits for the device.
+
+A training can be stored and go on later with the same steps (:mod:`pyro_flowsamp.checkpoint`).
 """
 
 from __future__ import annotations
@@ -13,15 +15,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 from tqdm.auto import tqdm
 
+from .checkpoint.scope import entered
 from .options import FitOptions
 
-__all__ = ["History", "Stepper", "fit"]
+__all__ = ["History", "Stepper", "Stored", "fit"]
 
 
 @dataclass
@@ -155,6 +159,29 @@ class Stepper:
     def decay(self, factor: float) -> None:
         self.learning_rate *= factor
 
+    def state_dict(self) -> dict[str, Any]:
+        """The parameters, the averages of their gradients and the counts of steps."""
+        names = "parameters", "first", "second", "counts"
+        tensors = {name: [value.detach() for value in getattr(self, name)] for name in names}
+        return {**tensors, "skipped": self.skipped, "learning_rate": self.learning_rate}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the state of :meth:`state_dict`; the parameters are changed in place."""
+        for name in ("parameters", "first", "second", "counts"):
+            for own, stored in zip(getattr(self, name), state[name], strict=True):
+                own.copy_(stored)
+        self.skipped = state["skipped"].to(self.skipped.device)
+        self.learning_rate = state["learning_rate"]
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """A part of a training beside its parameters, such as a discriminator, that can be stored."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
 
 def _laid_out(grad: Tensor, like: Tensor) -> Tensor:
     """Returns a gradient in the memory layout of its parameter.
@@ -206,27 +233,81 @@ def _no_nan(log_weights: list[Tensor]) -> Tensor:
     return torch.where(log_w.isnan(), -torch.inf, log_w)
 
 
+class _Training:
+    """The state of a training between two steps.
+
+    Arguments:
+        parameters: Parameters to train.
+        options: Options of the training.
+        others: Further parts of its state.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], options: FitOptions, others: Iterable[Stored]
+    ) -> None:
+        self.stepper, self.plateau = Stepper(parameters, options), _Plateau(options)
+        self.history, self.others = History(), list(others)
+        self.losses: list[Tensor] = []
+        self.weights: list[Tensor] = []
+
+    def state_dict(self, seconds: float, finished: bool) -> dict[str, Any]:
+        plateau = {k: v for k, v in vars(self.plateau).items() if k != "options"}
+        return {
+            "stepper": self.stepper.state_dict(),
+            "plateau": plateau,
+            "history": self.history.updated(seconds=seconds),
+            "losses": self.losses,
+            "weights": self.weights,
+            "others": [other.state_dict() for other in self.others],
+            "finished": finished,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stepper.load_state_dict(state["stepper"])
+        vars(self.plateau).update(state["plateau"])
+        self.history = state["history"]
+        self.losses, self.weights = state["losses"], state["weights"]
+        for other, stored in zip(self.others, state["others"], strict=True):
+            other.load_state_dict(stored)
+
+    def end_of_window(self, ess: Callable[[Tensor], Tensor]) -> str:
+        """Notes the window of steps that has ended, and returns how the training goes on."""
+        history = self.history
+        history.loss.append(_mean_of_finite(self.losses))
+        history.ess.append(float(ess(_no_nan(self.weights))) if self.weights else math.nan)
+        self.losses, self.weights = [], []
+        return self.plateau.verdict(history.ess[-1], history.loss[-1])
+
+
 def fit(
     parameters: Iterable[nn.Parameter],
     closure: Callable[[], tuple[Tensor, Tensor | None]],
     ess: Callable[[Tensor], Tensor],
     options: FitOptions | None = None,
+    others: Iterable[Stored] | None = (),
 ) -> History:
     r"""Minimises the loss of ``closure`` until the importance ESS no longer grows.
 
     Ctrl-C ends the training early and keeps the parameters as they are then.
+
+    With ``options.checkpoint``, or inside of a computation that is stored, the training is stored
+    too. A step that Ctrl-C or an error has ended is not: the same call goes on from the state
+    that was stored last.
 
     Arguments:
         parameters: Parameters to train; those that require no gradient are left out.
         closure: Returns a loss and log importance weights ``(batch,)``, detached, or None.
         ess: Maps log weights ``(n,)`` to their ESS fraction.
         options: See :class:`~pyro_flowsamp.FitOptions`.
+        others: What else changes in a step, to be stored with the parameters; None where that
+            cannot be stored, so that only the end of the training is.
 
     Returns:
         The record of the training.
 
     Raises:
         ValueError: No parameter requires a gradient.
+        CheckpointError: The checkpoint cannot be read or written.
 
     References:
         Kingma & Ba, *Adam: A Method for Stochastic Optimization*, 2014,
@@ -243,36 +324,46 @@ def fit(
         (1.0, 'flat')
     """
     options = options or FitOptions()
-    start, history = time.perf_counter(), History()
-    stepper, plateau = Stepper(parameters, options), _Plateau(options)
-    losses, weights = [], []
-    silent = not options.progress
-    with tqdm(total=options.max_steps, desc="Train", unit="step", disable=silent) as bar:
+    start, silent = time.perf_counter(), not options.progress
+    training = _Training(parameters, options, others or ())
+    stepper = training.stepper
+    with (
+        entered(options.checkpoint, "fit") as scope,
+        tqdm(total=options.max_steps, desc="Train", unit="step", disable=silent) as bar,
+    ):
+        with scope.restoring("state") as found:
+            if found is not None:
+                training.load_state_dict(found)
+                bar.update(training.history.steps)
+        history = training.history
+        start -= history.seconds
+        finished = found is not None and found["finished"]
         try:
-            while history.steps < options.max_steps:
+            while history.steps < options.max_steps and not finished:
                 loss, log_weights = closure()
                 stepper.factor = options.schedule(history.steps)
                 stepper.step(loss)
-                losses.append(loss.detach())
+                training.losses.append(loss.detach())
                 if log_weights is not None:
-                    weights.append(log_weights)
+                    training.weights.append(log_weights)
                 history.steps += 1
-                if len(losses) < options.eval_every and history.steps < options.max_steps:
-                    continue
-                history.loss.append(_mean_of_finite(losses))
-                history.ess.append(float(ess(_no_nan(weights))) if weights else math.nan)
-                losses, weights = [], []
-                bar.update(history.steps - bar.n)
-                bar.set_postfix(loss=f"{history.loss[-1]:.3f}", ess=f"{history.ess[-1]:.3f}")
-                verdict = plateau.verdict(history.ess[-1], history.loss[-1])
-                if verdict in ("flat", "enough"):
-                    history.stopped = verdict
-                    break
-                if verdict == "decay":
-                    stepper.decay(options.lr_decay)
+                if len(training.losses) >= options.eval_every or history.steps >= options.max_steps:
+                    verdict = training.end_of_window(ess)
+                    bar.update(history.steps - bar.n)
+                    bar.set_postfix(loss=f"{history.loss[-1]:.3f}", ess=f"{history.ess[-1]:.3f}")
+                    if verdict in ("flat", "enough"):
+                        history.stopped = verdict
+                        break
+                    if verdict == "decay":
+                        stepper.decay(options.lr_decay)
+                if others is not None and scope.due():
+                    seconds = time.perf_counter() - start
+                    scope.write({"state": training.state_dict(seconds, False)}, "training")
         except KeyboardInterrupt:
             history.stopped = "interrupted"
             warnings.warn(f"training interrupted after {history.steps} steps", stacklevel=2)
-    history.skipped = int(stepper.skipped)
-    history.seconds = time.perf_counter() - start
+        history.skipped = int(stepper.skipped)
+        history.seconds = time.perf_counter() - start
+        if not finished and history.stopped != "interrupted":
+            scope.write({"state": training.state_dict(history.seconds, True)}, "trained")
     return history

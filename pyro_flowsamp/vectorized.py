@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import pyro
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
-from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from torch import Tensor
-from tqdm.auto import trange
 
-from .draw_buffer import DrawBuffer, KeptSites, starting_values
+from .chain_draws import ChainDraws
+from .chain_loop import draw, warm_up
+from .chain_storage import ChainPosition, ChainStorage
+from .checkpoint.description import digest
+from .checkpoint.options import Location, as_checkpoint_options
+from .checkpoint.scope import Scope, entered
+from .draw_buffer import DrawBuffer, KeptSites, check_memory, starting_values
 from .kernels.base import FlowKernel
-from .kernels.statistics import StillChainOptions, proposal_diagnostics, warn_of_still_chains
-from .target.density import Target
+from .kernels.statistics import StillChainOptions, warn_of_still_chains
 from .target.site import Values
 from .validation import check_count, check_flag, public_call, shown
 
 __all__ = ["VectorizedMCMC"]
-
-
-FEWEST_DRAWS = 4  #: draws of a chain for which effective sample sizes and R-hat are defined
 
 
 def _check_kernel(kernel: Any) -> None:
@@ -82,7 +82,16 @@ def _points(kernel: FlowKernel, params: Values | None, state: Any) -> Tensor:
     return kernel.target.pack_unconstrained(params).reshape(len(state.x), -1)
 
 
-class VectorizedMCMC:
+def _how_to_go_on(count: int, num: int, thin: int) -> str:
+    """The note to an error after the first draw."""
+    thinned = "" if thin == 1 else f", thin={thin}"
+    return (
+        f"{count} of {num} draws of each chain were made before this error: get_samples() returns "
+        f"them, and resume({num - count}{thinned}, append=True) makes the others"
+    )
+
+
+class VectorizedMCMC(ChainDraws):
     """Runs many chains of a kernel as one tensor; otherwise used as :class:`pyro.infer.MCMC`.
 
     Arguments:
@@ -96,6 +105,9 @@ class VectorizedMCMC:
         thin: Keep every ``thin``-th draw.
         save_params: Sites to keep; all by default.
         disable_progbar: Whether to hide the progress bars of sampling and training.
+        checkpoint: A folder, or :class:`~pyro_flowsamp.CheckpointOptions`, where the run is stored.
+            The same calls in another process go on from there, with the same draws; those of a
+            finished run return its draws.
 
     Attributes:
         statistics: Statistics of each draw, ``{name: (num_chains, num_samples)}``.
@@ -152,7 +164,9 @@ class VectorizedMCMC:
         thin: int = 1,
         save_params: Sequence[str] | None = None,
         disable_progbar: bool = False,
+        checkpoint: Location | None = None,
     ) -> None:
+        super().__init__()
         _check_kernel(kernel)
         self.num_samples = check_count("num_samples", num_samples)
         self.num_chains = check_count("num_chains", num_chains)
@@ -164,62 +178,68 @@ class VectorizedMCMC:
         self.kernel, self._asked = kernel, (self.num_samples, self.num_chains, self.thin)
         self.initial_params = initial_params
         self.save_params, self.disable_progbar = save_params, disable_progbar
-        self.statistics: dict[str, Tensor] = {}
+        self.checkpoint = as_checkpoint_options(checkpoint)
         self.seconds: dict[str, float] = {}
-        self.unconstrained, self.starts, self.interrupted = torch.empty(0), torch.empty(0), False
-        self.target: Target | None = None
+        self.starts, self.interrupted, self._resumed = torch.empty(0), False, 0
         self.step_size: Tensor | None = None
-        self._proposal: Any = None
-        self._samples: Values | None = None
-        self._state = None
+        self._state: Any = None
+        self._kept: Any = None
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Trains the guide unless it is trained, warms up, and draws.
 
-        Ctrl-C ends the run early and keeps the draws so far.
+        Ctrl-C ends the run early and keeps the draws so far, and so does an error after the first
+        draw. Before the first draw they leave the draws of an earlier run as they are.
 
         Arguments:
             args, kwargs: Arguments of the model.
 
         Raises:
-            ValueError: ``initial_params`` have a wrong shape, or their density is zero; or see the
-                kernel.
+            CheckpointError: The checkpoint cannot be read or written, or is of another run.
+            ValueError: ``initial_params`` have a wrong shape, or their density is zero; the draws
+                need more memory than there is; or see the kernel.
             RuntimeError: The guide is untrained and there is no warm-up; or see the kernel.
         """
-        self._args, self._kwargs, self._samples, self._state = args, kwargs, None, None
-        self.num_samples, self.num_chains, self.thin = self._asked
         kernel = self.kernel
-        with public_call():
-            starts = starting_values(self.initial_params, self.num_chains)
+        with public_call(), entered(self.checkpoint, "run") as scope:
+            starts = starting_values(self.initial_params, self._asked[1])
             try:
                 if starts is not None:
                     kernel.initial_params = {k: v[0] for k, v in starts.items()}
                 with pyro.validation_enabled(False):
-                    self._run(starts)
+                    self._run(starts, args, kwargs, scope)
             finally:
                 kernel.cleanup()  # or the next run would begin at this one's initial_params
         warn_of_rejections(
             self.statistics, self.min_acceptance, self.min_proposals, kernel.still_chains
         )
 
-    def _run(self, starts: Values | None) -> None:
-        kernel = self.kernel
-        kernel.setup(self.warmup_steps, *self._args, **self._kwargs)
+    def _run(self, starts: Values | None, args: tuple, kwargs: dict, scope: Scope) -> None:
+        kernel, (num, chains, thin) = self.kernel, self._asked
+        kernel.setup(self.warmup_steps, *args, **kwargs)
         if starts is not None:
             kernel.binding.starts = kernel.target.pack_unconstrained(starts)
-        self._kept = KeptSites(kernel.target, self.save_params)
-        clock = [perf_counter()]
+        kept = KeptSites(kernel.target, self.save_params)
+        check_memory(kernel.target, num, chains, len(kept.columns))
+        storage = ChainStorage(scope, kernel)
+        storage.describe(args, kwargs, **self._described(starts))
+        clock = perf_counter()
         kernel.prepare(self.warmup_steps, progress=not self.disable_progbar)
-        self.target, self._proposal = kernel.target, kernel.proposal
-        clock.append(perf_counter())
-        state = kernel.start(self.num_chains, starts)
-        points = _points(kernel, starts, state)
-        state = self._warm_up(state)
-        clock.append(perf_counter())
-        self._state = self._draw(state, points, self.num_samples, self.thin)
-        clock.append(perf_counter())
-        spans = (b - a for a, b in pairwise(clock))
-        self.seconds = dict(zip(("training", "warmup", "sampling"), spans))
+        seconds = {"training": perf_counter() - clock}
+        with storage.restoring() as found:
+            if found is None:
+                state = kernel.start(chains, starts)
+                found = ChainPosition(state, _points(kernel, starts, state), seconds=seconds)
+        warm_up(kernel, found, self.warmup_steps, storage, self.disable_progbar)
+        made = {"target": kernel.target, "_proposal": kernel.proposal, "_kept": kept}
+        made |= {"_args": args, "_kwargs": kwargs, "_resumed": 0}
+        self._draw(found, num, thin, storage, made)
+
+    def _described(self, starts: Values | None) -> dict[str, Any]:
+        num, chains, thin = self._asked
+        names = None if self.save_params is None else sorted(self.save_params)
+        counts = {"num_samples": num, "num_chains": chains, "thin": thin, "save_params": names}
+        return {**counts, "warmup_steps": self.warmup_steps, "initial_params": digest(starts)}
 
     def resume(
         self,
@@ -230,7 +250,7 @@ class VectorizedMCMC:
     ) -> None:
         """Continues after :meth:`run`, without adaptation; the new draws replace the old.
 
-        Ctrl-C before the first new draw keeps the old ones.
+        Ctrl-C or an error before the first new draw keeps the old ones.
 
         Arguments:
             num_samples: Draws kept per chain.
@@ -262,134 +282,68 @@ class VectorizedMCMC:
                 f"append=True goes on with the same chains: give no initial_params, and "
                 f"thin={self.thin}"
             )
-        clock = perf_counter()
-        with public_call(), pyro.validation_enabled(False):
-            state, starts = self._state, self.starts
-            if initial_params is not None:
-                state = self.kernel.state_at(initial_params)
-                starts = _points(self.kernel, initial_params, state)
-            self._state = self._draw(state, starts, num_samples, thin, append)
-        self.seconds["sampling"] = perf_counter() - clock
+        kind = f"resume-{self._resumed + 1}"
+        with public_call(), entered(self.checkpoint, kind) as scope, pyro.validation_enabled(False):
+            storage = ChainStorage(scope, self.kernel)
+            counts = {"num_samples": num_samples, "thin": thin, "append": append}
+            storage.describe((), {}, **counts, initial_params=digest(initial_params))
+            with storage.restoring() as found:
+                if found is None:
+                    seconds = {**self.seconds, "sampling": 0.0}
+                    found = ChainPosition(self._state, self.starts, "sampling", 0, seconds)
+                    if initial_params is not None:
+                        found.state = self.kernel.state_at(initial_params)
+                        found.starts = _points(self.kernel, initial_params, found.state)
+            made = {"_kept": self._kept, "_resumed": self._resumed + 1}
+            self._draw(found, num_samples, thin, storage, made, append)
 
-    def _warm_up(self, state: Any) -> Any:
-        for _ in self._bar(self.warmup_steps, "Warmup"):
-            state, info = self.kernel.step(state)
-            self.kernel.adapt(info)
-        self.kernel.freeze()
-        return state
-
-    def _bar(self, steps: int, name: str) -> Any:
-        return trange(steps, desc=name, unit="step", disable=self.disable_progbar or steps == 0)
-
-    def _draw(self, state: Any, starts: Tensor, num: int, thin: int, append: bool = False) -> Any:
-        buffer, self.interrupted = DrawBuffer(num, state, self._kept.columns), False
+    def _draw(
+        self,
+        position: ChainPosition,
+        num: int,
+        thin: int,
+        storage: ChainStorage,
+        made: dict[str, Any],
+        append: bool = False,
+    ) -> None:
+        """Draws, and takes the draws and the attributes ``made`` with them once there are any."""
+        buffer, interrupted = DrawBuffer(num, position.state, made["_kept"].columns), False
+        kept = partial(self._keep, buffer, position, thin, made, append)
         try:
-            for _ in self._bar(num, "Sample"):
-                for _ in range(thin):
-                    state, info = self.kernel.step(state)
-                buffer.add(state, info)
+            draw(self.kernel, position, buffer, thin, storage, self.disable_progbar)
         except KeyboardInterrupt:
-            self.interrupted = True
+            interrupted = True
             warnings.warn(f"interrupted: {buffer.count} of {num} draws kept", stacklevel=3)
+        except Exception as error:
+            if buffer.count:
+                kept()
+                error.add_note(_how_to_go_on(buffer.count, num, thin))
+            raise
+        kept()
+        self.interrupted = interrupted
+
+    def _keep(
+        self,
+        buffer: DrawBuffer,
+        position: ChainPosition,
+        thin: int,
+        made: dict[str, Any],
+        append: bool,
+    ) -> None:
+        """Puts the draws of a buffer in the place of the old ones, or after them."""
+        if not buffer.count and self._samples is not None:
+            return
+        x, found = buffer.by_chain()
+        if append:
+            x = torch.cat([self.unconstrained, x], 1)
+            found = {k: torch.cat([self.statistics[k], v], 1) for k, v in found.items()}
+        self.__dict__.update(made)
+        self.unconstrained, self.statistics, self.starts = x, found, position.starts
+        self.num_chains, self.num_samples, self.thin = len(x), x.shape[1], thin
+        self._samples, self._state = self._kept.unpack(x), position.state
+        self.seconds, self.interrupted = position.seconds, False
         self.step_size = getattr(self.kernel, "step_size", None)
-        if buffer.count or self._samples is None:
-            x, found = buffer.by_chain()
-            if append:
-                x = torch.cat([self.unconstrained, x], 1)
-                found = {k: torch.cat([self.statistics[k], v], 1) for k, v in found.items()}
-            self.unconstrained, self.statistics, self.starts = x, found, starts
-            self.num_chains, self.num_samples, self.thin = len(x), x.shape[1], thin
-            self._samples = self._kept.unpack(self.unconstrained)
-        return state
-
-    def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> Values:
-        """Constrained draws ``{site: (draws, ...)}``, or ``(chains, draws, ...)`` by chain.
-
-        They are those of latent sites, as in Pyro. Deterministic sites are made of them by Pyro's
-        ``Predictive`` and by :func:`~pyro_flowsamp.to_arviz`.
-
-        Arguments:
-            num_samples: Resample this many with replacement.
-            group_by_chain: Whether to keep the chain dimension.
-
-        Raises:
-            RuntimeError: There has been no run.
-            ValueError: ``num_samples`` is no whole number, or below 1.
-        """
-        if self._samples is None:
-            raise RuntimeError("there are no draws yet: call run(...) first")
-        if num_samples is not None:
-            num_samples = check_count("num_samples", num_samples)
-            return select_samples(self._samples, num_samples, group_by_chain)
-        return {k: v if group_by_chain else v.flatten(0, 1) for k, v in self._samples.items()}
-
-    def diagnostics(self) -> dict[str, Any]:
-        """Effective sample size and R-hat by site, acceptance rates, and the fit of the flow.
-
-        Chains that have all missed the same mode have an R-hat of 1: read the importance ESS and
-        Pareto k too. (A run that was pickled or copied has lost its flow and leaves these out.)
-
-        Returns:
-            A dictionary:
-
-            - the name of each site: its ``n_eff`` and ``r_hat``, as Pyro computes them;
-            - ``acceptance rate``: the share of accepted moves of each chain;
-            - ``divergences``: for each chain, the draws whose trajectory diverged;
-            - ``importance ess``: the effective sample size of the flow's own draws as an
-              importance sample, as a share of their number; at several contexts the least one;
-            - ``pareto k``: the shape of the tail of their weights, below 0.7 where averages by
-              them can be trusted; at several contexts the largest one;
-            - ``log q error``: the largest difference in nats between the log densities of
-              sampling and of scoring, on 99.9 % of draws.
-
-        Raises:
-            ValueError: There are fewer than four draws a chain.
-        """
-        self._check_enough()
-        by_site: dict[str, Any] = diagnostics(self._summarised())
-        return {**by_site, **_of_chains(self.statistics), **self._flow_diagnostics()}
-
-    def _summarised(self) -> Values:
-        """Draws by chain of the sites that are not empty, which Pyro's summaries cannot treat."""
-        draws = self.get_samples(group_by_chain=True)
-        return {name: value for name, value in draws.items() if value.numel()}
-
-    def _flow_diagnostics(self) -> dict[str, float]:
-        if self._proposal is None or self.target is None:
-            return {}
-        return proposal_diagnostics(self._proposal, self.target)
-
-    def _check_enough(self) -> None:
-        if self.num_samples < FEWEST_DRAWS and self._samples is not None:
-            raise ValueError(
-                f"effective sample sizes and R-hat need {FEWEST_DRAWS} draws a chain, there are "
-                f"{self.num_samples}: draw more by resume(...), or look at get_samples()"
-            )
-
-    def summary(self, prob: float = 0.9) -> None:
-        """Prints Pyro's table of means, quantiles, effective sample sizes and R-hats.
-
-        Raises:
-            ValueError: There are fewer than four draws a chain.
-        """
-        self._check_enough()
-        print_summary(self._summarised(), prob=prob)
-        print(f"Number of divergences: {int(self.statistics['diverging'].sum())}")
-        print(f"Acceptance rate: {float(self.statistics['accepted'].double().mean()):.3f}")
-        print("  ".join(f"{name}: {value:.3g}" for name, value in self._flow_diagnostics().items()))
 
     def __getstate__(self) -> dict[str, Any]:
         """The run's draws and statistics, without target, flow and chains."""
         return {**self.__dict__, "target": None, "_proposal": None, "_state": None}
-
-
-def _of_chains(statistics: dict[str, Tensor]) -> dict[str, Any]:
-    """Divergences and acceptance rates of each chain, named as in Pyro's diagnostics."""
-    diverging = statistics["diverging"]
-    accepted = statistics["accepted"].double().mean(-1)
-    return {
-        "divergences": {
-            f"chain {i}": row.nonzero()[:, 0].tolist() for i, row in enumerate(diverging)
-        },
-        "acceptance rate": {f"chain {i}": float(a) for i, a in enumerate(accepted)},
-    }

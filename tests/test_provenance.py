@@ -12,7 +12,8 @@ import xarray as xr
 
 import pyro_flowsamp
 from pyro_flowsamp import IMH, AutoFlow, FitOptions, Target, VectorizedMCMC, sample, to_arviz
-from pyro_flowsamp.provenance import add_record, versions
+from pyro_flowsamp.provenance import add_record
+from pyro_flowsamp.versions import versions
 
 ARVIZ_0 = az.__version__.startswith("0.")
 

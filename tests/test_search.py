@@ -177,7 +177,9 @@ def improper(energy, narrow=(0.01, 0.01)):
     steps.particles = torch.tensor(narrow) * torch.randn(500, 2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        steps._warn_if_improper("HMC", 10 * torch.randn(64, 2))
+        states = 10 * torch.randn(64, 2)
+        growth = trust.growth_without_bound(steps.target, steps.particles, states, steps.options)
+        steps._warn_if_improper("HMC", growth)
     assert steps._stopped == ("spread without bound" in "".join(str(w.message) for w in caught))
     return steps._stopped
 

@@ -97,6 +97,10 @@ class Proposal:
         self._one = None if several else self._frozen(context)
         self.dim = self.distribution(1).event_shape[-1]
 
+    def state_dict(self) -> dict[str, Any]:
+        """The parameters of the flow, and the rows of its contexts."""
+        return {"flow": self._frozen.state_dict(), "rows": self._rows}
+
     def distribution(self, num: int) -> Any:
         """The flow's distribution of a batch of ``num`` points, at their contexts."""
         if self._rows is None:

@@ -19,7 +19,7 @@ from ..objectives import ForwardKL, Objective, PathGradient, WeightedSum
 from ..options import FitOptions
 from ..smc.particles import Particles
 from ..target.density import Target
-from ..train import History, fit
+from ..train import History, Stored, fit
 from ..validation import check_at_least_one, check_kind, shown
 from ..weights import ess_fraction, pareto_k
 from .base import FlowGuide
@@ -208,7 +208,8 @@ class AutoFlow(FlowGuide):
             index = torch.randint(len(contexts), (num,), device=contexts.device)
             return objective(flow, target, num, contexts[index])
 
-        return fit(flow.parameters(), closure, ess_fraction, options)
+        others: list[Stored] = [objective] if isinstance(objective, Stored) else []
+        return fit(flow.parameters(), closure, ess_fraction, options, others)
 
 
 def ensemble_points(given: EnsembleSource, target: Target) -> Tensor:

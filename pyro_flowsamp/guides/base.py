@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -26,6 +26,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor, nn
 from torch.distributions import Transform
 
+from ..checkpoint.scope import entered
 from ..flows.proposal import DiagnosticOptions, FlowDiagnostics, FlowDistribution, Proposal
 from ..options import FitOptions
 from ..target.arguments import check_autograd
@@ -47,6 +48,7 @@ from .checks import (
     load_or_restore,
 )
 from .source import CompiledGuide, ModelSource
+from .storage import describe_training, restore_training, store_training
 
 __all__ = ["FlowGuide", "GuideOptions"]
 
@@ -119,6 +121,8 @@ class FlowGuide(CompiledGuide, AutoContinuous):
         1.0
     """
 
+    #: attributes that a training sets beside the flow, for its checkpoints
+    training_results: ClassVar[tuple[str, ...]] = ()
     _prototype_hide_fn = staticmethod(_hide)
 
     def __init__(
@@ -170,12 +174,14 @@ class FlowGuide(CompiledGuide, AutoContinuous):
     def fit(self, *args: Any, **kwargs: Any) -> History:
         """Trains the guide on the posterior of the model with these arguments.
 
-        A second call goes on from where the first ended.
+        A second call goes on from where the first ended. With ``options.checkpoint`` it returns the
+        stored result, or goes on with a training that was ended in another process.
 
         Raises:
+            CheckpointError: The checkpoint cannot be read or written, or is of another training.
             ValueError: The log density is not finite anywhere, or the model does not fit the guide.
         """
-        with public_call():
+        with public_call(), entered(self.options.checkpoint, "fit") as scope:
             check_autograd()
             start = time.perf_counter()
             call = self.context_arguments.for_training(self._source.required, args, kwargs)
@@ -183,18 +189,17 @@ class FlowGuide(CompiledGuide, AutoContinuous):
             target.restart_counts()
             rows = None if call.rows is None else call.rows.to(target.device, target.dtype)
             self._build(target, rows, call.args, call.kwargs)
+            describe_training(self, target, call, scope)
+            if restore_training(self, scope):
+                return self.history or History()
             already = target.evaluations
             history = self.train_flow(target, rows)
             self.trained = history.stopped != "unfinished"
             self.context_arguments.learn(call)
             found = judge(self.trained_flow, target, rows, self.guide_options)
-        self.history = history.updated(
-            final_ess=float(found.ess.mean()),
-            pareto_k=float(found.pareto_k.max()),
-            log_q_error=found.log_q_error,
-            seconds=time.perf_counter() - start,
-            evaluations=target.evaluations - already,
-        )
+            evaluations, seconds = target.evaluations - already, time.perf_counter() - start
+            self.history = _judged(history, found, evaluations, seconds)
+            store_training(self, scope)
         return self.history
 
     def target_for(self, *args: Any, **kwargs: Any) -> Target:
@@ -382,3 +387,14 @@ def judge(
             stacklevel=4,
         )
     return found
+
+
+def _judged(history: History, found: FlowDiagnostics, evaluations: int, seconds: float) -> History:
+    """The record of a training with the quality of its flow."""
+    return history.updated(
+        final_ess=float(found.ess.mean()),
+        pareto_k=float(found.pareto_k.max()),
+        log_q_error=found.log_q_error,
+        seconds=seconds,
+        evaluations=evaluations,
+    )

@@ -37,6 +37,7 @@ from .statistics import (
     statistics,
     warn_of_still_chains,
 )
+from .stored import StoredKernel
 
 __all__ = ["FlowKernel", "Guide"]
 
@@ -59,7 +60,7 @@ def default_guide(source: Any) -> Guide:
     return AutoFlow(source)
 
 
-class FlowKernel(CompiledKernel, MCMCKernel):
+class FlowKernel(StoredKernel, CompiledKernel, MCMCKernel):
     r"""Base class of kernels that use a flow.
 
     A kernel corrects the flow's draws by MCMC, so that they come from the exact posterior even when

@@ -133,3 +133,18 @@ class IMH(FlowKernel):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_ahead": []}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The attributes, with the proposals that were drawn ahead as one block."""
+        state = super().state_dict()
+        if ahead := state.get("_ahead"):
+            proposals, log_u = zip(*ahead)
+            state["_ahead"] = [torch.stack(field) for field in (*zip(*proposals), log_u)]
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the state of :meth:`state_dict`."""
+        super().load_state_dict(state)
+        if ahead := state.get("_ahead"):
+            fields = zip(*(block.unbind() for block in ahead))
+            self._ahead = [(independence.IMHState(x, p, q), u) for x, p, q, u in fields]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..export import to_arviz
-from ..provenance import add_record, versions
+from ..provenance import add_record
+from ..versions import versions
 from .checks import judge
 from .contents import sections
 from .options import ReportOptions

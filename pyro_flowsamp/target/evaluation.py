@@ -9,7 +9,8 @@ free, and so results do not either.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -114,6 +115,27 @@ class TracedEvaluation:
         :func:`~pyro_flowsamp.sample`, guides and kernels do so where they begin.
         """
         self.density.density.restart()
+
+    def tracing_state(self) -> dict[str, Any]:
+        """The counts by which it is decided when the density is traced and compiled."""
+        return self.density.density.state_dict()
+
+    def load_tracing_state(self, state: dict[str, Any]) -> None:
+        """Takes counts of :meth:`tracing_state`, so that graphs are used from the same call on."""
+        self.density.density.load_state_dict(state)
+
+    @contextmanager
+    def untraced(self) -> Iterator[None]:
+        """A context in which the density itself is evaluated, and nothing is counted."""
+        mode, state, counter = self.compile_mode, self.tracing_state(), self.counter
+        evaluations, nonfinite = counter.evaluations, counter.nonfinite
+        self.compile_mode = False
+        try:
+            yield
+        finally:
+            self.compile_mode = mode
+            self.load_tracing_state(state)
+            counter.evaluations, counter.nonfinite = evaluations, nonfinite
 
     @property
     def untraced_reason(self) -> str:

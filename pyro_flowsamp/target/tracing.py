@@ -76,12 +76,14 @@ class TracedDensity:
         self._work: dict[tuple, int] = {}
         self._held: HeldValues | None = None
         self._retraces = 0
+        self._traced: list[tuple] = []
+        self._worth_compiling: list[tuple] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """The density and its options, without graphs: they are neither copied nor pickled."""
         fresh: dict[str, Any] = {"_held": None, "_retraces": 0}
         fresh |= {name: {} for name in ("_calls", "_work", "_graphs", "_compiled")}
-        fresh |= {"_kept": {}, "_kept_compiled": {}}
+        fresh |= {"_kept": {}, "_kept_compiled": {}, "_traced": [], "_worth_compiling": []}
         return {**self.__dict__, **fresh}
 
     @property
@@ -103,6 +105,30 @@ class TracedDensity:
         self._kept_compiled = {**self._kept_compiled, **self._compiled}
         for counted in (self._calls, self._work, self._graphs, self._compiled):
             counted.clear()
+        self._traced, self._worth_compiling = [], []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts of calls and work, and for what there are graphs, without the graphs.
+
+        They are tensors, numbers, strings, and lists and tuples of these.
+        """
+        return {
+            "calls": list(self._calls.items()),
+            "work": list(self._work.items()),
+            "traced": list(self._traced),
+            "compiled": list(self._worth_compiling),
+            "reasons": [self.reason, self.uncompiled_reason],
+            "retraces": self._retraces,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the counts of :meth:`state_dict`; graphs are made again where they are needed."""
+        self.restart()
+        self._calls.update(state["calls"])
+        self._work.update(state["work"])
+        self._traced, self._worth_compiling = list(state["traced"]), list(state["compiled"])
+        self.reason, self.uncompiled_reason = state["reasons"]
+        self._retraces = state["retraces"]
 
     def __call__(self, x: Tensor, c: Tensor | None) -> Tensor:
         """Log densities ``(N,)``."""
@@ -138,12 +164,13 @@ class TracedDensity:
         if self._held is not None and not self._held.unchanged():
             for graphs in (self._graphs, self._compiled, self._kept, self._kept_compiled):
                 graphs.clear()
+            self._traced, self._worth_compiling = [], []
             self._held = None
             self._retraces += 1
             if self._retraces > self.options.max_retraces:
                 self.reason = "values that it reads are other objects at each call"
                 return None
-        if key not in self._graphs and len(self._graphs) < self.options.max_sizes:
+        if key not in self._graphs and _admitted(key, self._traced, self.options.max_sizes):
             try:
                 self._graphs[key] = self._kept.get(key) or self._record(x, c)
             except UntraceableError as error:
@@ -165,7 +192,8 @@ class TracedDensity:
         price = self.options.compile_operations * OVERHEAD * graph.operations
         if self.compile_mode is not True and done < price:
             return None
-        if key not in self._compiled and len(self._compiled) < self.options.max_compiled:
+        most = self.options.max_compiled
+        if key not in self._compiled and _admitted(key, self._worth_compiling, most):
             points = padded(x.detach(), num)
             contexts = None if c is None else padded(c.detach(), num)
             try:
@@ -235,6 +263,13 @@ def _both(graph: DensityGraph, x: Tensor, c: Tensor | None) -> tuple[Tensor, Ten
     if not torch.equal(graph.value(x, c).nan_to_num(), value.nan_to_num()):
         raise UntraceableError("its graph has other values without the gradient")
     return value, grad
+
+
+def _admitted(key: tuple, admitted: list[tuple], most: int) -> bool:
+    """Whether there may be a graph for a key; the first keys are added to those that may."""
+    if key not in admitted and len(admitted) < most:
+        admitted.append(key)
+    return key in admitted
 
 
 def _key(x: Tensor, c: Tensor | None) -> tuple:

@@ -14,7 +14,7 @@ import torch
 from baselines.parallel_tempering import parallel_tempering
 from pyro.infer import MCMC
 from support import models
-from support.devices import started
+from support.devices import make_draws, started
 from support.scenarios import SCENARIOS, THRESHOLD, assert_exact, shake, spoil, starts
 from torch.testing import assert_close
 from variants import along_trajectories
@@ -181,7 +181,7 @@ def test_a_step_waits_for_nothing(make, kernel):
         kernel.adapt(info)
     kernel.freeze()
     with no_waiting():
-        mcmc._draw(state, state.x, mcmc.num_samples, mcmc.thin)
+        make_draws(mcmc, state)
 
 
 @pytest.mark.parametrize("kernel", [IMH, LatentMALA])

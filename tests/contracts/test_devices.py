@@ -9,7 +9,7 @@ from functools import cache, partial
 import pytest
 import torch
 from support import models
-from support.devices import NoWaiting, default_device_elsewhere, started
+from support.devices import NoWaiting, default_device_elsewhere, make_draws, started
 from support.marks import slow
 from variants import along_trajectories, kl_loss, linear_loss
 
@@ -111,7 +111,7 @@ def test_sampling(kernel, guide, context):
         kernel.adapt(info)
     kernel.freeze()  # may wait, once: for a step size gone to zero, for how many steps in turn
     with context():
-        mcmc._draw(state, state.x, mcmc.num_samples, mcmc.thin)
+        make_draws(mcmc, state)
     assert mcmc.get_samples(group_by_chain=True).popitem()[1].shape[:2] == (8, 5)
 
 

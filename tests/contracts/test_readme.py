@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/start.md", "docs/usage.md", "docs/arviz.md", "docs/howto/own_guide.md"]
+PAGES = [
+    "README.md",
+    "docs/start.md",
+    "docs/usage.md",
+    "docs/arviz.md",
+    "docs/checkpoint.md",
+    "docs/howto/own_guide.md",
+]
 
 
 def blocks(page):

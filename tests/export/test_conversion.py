@@ -303,13 +303,12 @@ def test_a_run_without_draws(make):
 
 
 def test_an_interrupted_run_without_draws(monkeypatch):
-    run = vectorized()
+    run = VectorizedMCMC(IMH(guide=guide()), DRAWS, 0, CHAINS, disable_progbar=True)
 
-    def interrupt(state):
+    def interrupt(self, state):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run.kernel, "step", interrupt)
-    run.warmup_steps = 0
+    monkeypatch.setattr(IMH, "step", interrupt)
     with pytest.warns(UserWarning, match="interrupted"):
         run.run(*conjugate_data())
     with pytest.raises(ValueError, match="no draws yet"):

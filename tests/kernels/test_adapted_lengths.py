@@ -7,7 +7,7 @@ import pyro
 import pytest
 import torch
 from pyro.infer import MCMC
-from support.devices import NoWaiting, default_device_elsewhere, started
+from support.devices import NoWaiting, default_device_elsewhere, make_draws, started
 from support.latent import FOREIGN, bad_guide
 
 from pyro_flowsamp import AutoFlow, FitOptions, LatentHMC, LocalGlobalHMC, Target, VectorizedMCMC
@@ -83,7 +83,7 @@ def test_steps_wait_for_nothing(make, context):
     kernel.adapt(info)  # waits, once, for the next number of steps
     kernel.freeze()
     with context():
-        mcmc._draw(state, state.x, mcmc.num_samples, mcmc.thin)
+        make_draws(mcmc, state)
 
 
 def test_adaptation_waits_once_a_step(monkeypatch):

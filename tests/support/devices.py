@@ -4,6 +4,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_flowsamp import VectorizedMCMC
+from pyro_flowsamp.chain_storage import ChainPosition, ChainStorage
+from pyro_flowsamp.checkpoint.scope import Scope
 from pyro_flowsamp.vectorized import KeptSites
 
 aten = torch.ops.aten
@@ -34,3 +36,10 @@ def started(kernel, num_chains):
     mcmc._kept = KeptSites(kernel.target, None)
     kernel.prepare(1)
     return mcmc, kernel.start(num_chains)
+
+
+def make_draws(mcmc, state):
+    """Make the draws of a run that has been started, from these states."""
+    position = ChainPosition(state, state.x, "sampling")
+    storage = ChainStorage(Scope(), mcmc.kernel)
+    mcmc._draw(position, mcmc.num_samples, mcmc.thin, storage, {"_kept": mcmc._kept})

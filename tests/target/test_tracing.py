@@ -12,7 +12,7 @@ from support.mutations import broken, mutation
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.target import graphs
+from pyro_flowsamp.target import graphs, tracing
 from pyro_flowsamp.target.held_values import HeldValues
 from pyro_flowsamp.target.options import TracingOptions
 from pyro_flowsamp.target.work import WorkCounter
@@ -340,3 +340,64 @@ def test_bad_values_of_the_mode():
     target = Target.from_energy(models.energy, 2)
     with pytest.raises(ValueError, match="compile must be 'auto', True or False, got 'yes'"):
         target.compile_mode = "yes"
+
+
+# ---- counts that are stored ----------------------------------------------------------------------
+
+
+def energy(x):
+    return 0.5 * (x.square().sum(-1) - 1).square()
+
+
+def evaluated(target, sizes):
+    """For which sizes there are graphs after each of some batches."""
+    found = []
+    for size in sizes:
+        target.log_prob_and_grad(torch.ones(size, 2))
+        found.append(sorted(target.density.density.sizes))
+    return found
+
+
+def split_in_two(sizes, first):
+    """The graphs of a target, and of one that takes over its counts."""
+    options = TracingOptions(calls=2, max_sizes=2, compiler=False)
+    whole, other = Target.from_energy(energy, 2), Target.from_energy(energy, 2)
+    whole.tracing = other.tracing = options
+    evaluated(whole, sizes[:first])
+    other.load_tracing_state(copy.deepcopy(whole.tracing_state()))
+    both = [evaluated(target, sizes[first:]) for target in (whole, other)]
+    return *both, whole.tracing_state(), other.tracing_state()
+
+
+def test_a_target_with_the_counts_of_another_is_traced_at_the_same_call():
+    one, two, state, other = split_in_two([3, 4, 3, 4, 3, 4, 5], 2)
+    assert one == two == [[], [], [3], [3, 4], [3, 4]] and state == other
+
+
+def test_sizes_that_are_traced_are_counted_by_a_target_that_takes_over():
+    """There are graphs for two sizes; a third one has none, though none was made here."""
+    _, two, state, other = split_in_two([3, 3, 3, 4, 4, 4, 5, 5, 5, 4, 3], 6)
+    assert two == [[], [], [], [4], [3, 4]] and state == other
+
+
+@mutation(tracing.TracedDensity, "load_state_dict")
+def calls_alone(_, self, state):
+    self.restart()
+    self._calls.update(state["calls"])
+
+
+def test_counts_that_are_not_taken_over_would_show():
+    with broken(calls_alone):
+        _, two, _, _ = split_in_two([3, 3, 3, 4, 4, 4, 5, 5, 5, 4, 3], 6)
+    assert two[2] == [5]
+
+
+def test_nothing_is_counted_while_it_is_untraced():
+    target = Target.from_energy(energy, 2)
+    evaluated(target, [3])
+    before = copy.deepcopy((target.tracing_state(), target.evaluations, target.compile_mode))
+    with target.untraced():
+        evaluated(target, [3, 4])
+        target.log_prob(torch.full((1, 2), torch.nan))
+    assert (target.tracing_state(), target.evaluations, target.compile_mode) == before
+    assert not target.nonfinite

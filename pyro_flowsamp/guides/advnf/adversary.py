@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import inf, log
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,8 @@ from .ensemble import Ensemble
 from .options import AdvNFOptions, AdvNFWeights, weight_at
 
 __all__ = ["GAN", "AdversarialKL", "AdversarialLoss", "Adversary"]
+
+AVERAGES = "paused", "gini", "ratio"  #: attributes of a discriminator's training that are stored
 
 
 class AdversarialLoss(NamedTuple):
@@ -138,6 +140,25 @@ class Adversary:
         self.ratio = torch.zeros((), device=angles.device)
         self._level = torch.ones((), device=angles.device)  # loss over the loss at chance
 
+    def state_dict(self) -> dict[str, Any]:
+        """The network, its optimiser, the running averages and the trace."""
+        averages = {name: getattr(self, name) for name in AVERAGES}
+        return {
+            **averages,
+            "network": self.network.state_dict(),
+            "stepper": self.stepper.state_dict(),
+            "trace": list(self.trace),
+            "level": self._level,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the state of :meth:`state_dict`; the network is changed in place."""
+        self.network.load_state_dict(state["network"])
+        self.stepper.load_state_dict(state["stepper"])
+        self.trace, self._level = state["trace"], state["level"]
+        for name in AVERAGES:
+            setattr(self, name, state[name])
+
     def update(self, real: Ensemble, fake: Tensor, unseen: Ensemble) -> Tensor:
         """Takes one step of the discriminator.
 
@@ -207,6 +228,7 @@ class AdversarialKL:
 
     Attributes:
         progress: Progress of the training from 0 to 1, which the caller sets before each call.
+        steps: Steps so far, which the caller counts.
 
     Example:
         >>> from pyro_flowsamp import Target
@@ -229,8 +251,19 @@ class AdversarialKL:
         self.ensemble, self.unseen = ensemble, ensemble
         if ensemble is not None and adversary is not None:
             self.unseen, self.ensemble = ensemble.split(adversary.options.held_out)
-        self.progress = 0.0
+        self.progress, self.steps = 0.0, 0
         self._path = PathGradient()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps so far, and the state of the discriminator."""
+        adversary = None if self.adversary is None else self.adversary.state_dict()
+        return {"steps": self.steps, "adversary": adversary}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the state of :meth:`state_dict`."""
+        self.steps = state["steps"]
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
 
     def __call__(
         self, flow: nn.Module, target: Target, num: int, context: Tensor | None = None

@@ -98,6 +98,8 @@ class AutoAdvNF(FlowGuide):
         True
     """
 
+    training_results = ("suspicion", "trace")
+
     def __init__(
         self,
         model: Callable,
@@ -122,6 +124,11 @@ class AutoAdvNF(FlowGuide):
         self._ensemble = Unregistered(None)
         self.suspicion: str | None = None
         self.trace = torch.empty(0, 2)
+
+    @property
+    def ensemble(self) -> EnsembleSource | None:
+        """The ensemble that is being trained on; None where the guide draws one of its own."""
+        return self._ensemble.value
 
     def build_flow(self, target: Target, context_size: int) -> nn.Module:
         """Makes the untrained flow; with a latent mixture where it can start from an ensemble."""
@@ -195,7 +202,7 @@ class AutoAdvNF(FlowGuide):
         begin = 0.0 if self.weights.adversary_only else self.settings.pretraining
         objective = AdversarialKL(ensemble, adversary, self.weights, begin)
         closure = self._closure(objective, target, rows)
-        history = fit(flow.parameters(), closure, ess_fraction, self.options)
+        history = fit(flow.parameters(), closure, ess_fraction, self.options, [objective])
         if adversary is not None:
             self._report(adversary)
         return history
@@ -203,12 +210,11 @@ class AutoAdvNF(FlowGuide):
     def _closure(
         self, objective: AdversarialKL, target: Target, rows: Tensor | None
     ) -> Callable[[], Any]:
-        flow, num, step = self.trained_flow, self.options.batch_size, 0
+        flow, num = self.trained_flow, self.options.batch_size
 
         def closure() -> Any:
-            nonlocal step
-            objective.progress = step / self.options.max_steps
-            step += 1
+            objective.progress = objective.steps / self.options.max_steps
+            objective.steps += 1
             context = None
             if rows is not None and objective.ensemble is None:
                 context = rows[torch.randint(len(rows), (num,), device=rows.device)]

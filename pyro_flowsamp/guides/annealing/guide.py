@@ -47,6 +47,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ...checkpoint.scope import active
 from ...flows.proposal import FlowDistribution
 from ...flows.recipes import gaussian
 from ...options import FitOptions
@@ -61,7 +62,14 @@ from ..path_guide import PathGuide
 from ..source import Unregistered
 from .blocks import AnnealedFlow, BaseDensity, Block, BlockReport
 from .options import AnnealingOptions
-from .training import BlockTrainer, check_settings, double_steps, warn_of_uncovered, with_map
+from .training import (
+    BlockTrainer,
+    check_settings,
+    double_steps,
+    store_path,
+    warn_of_uncovered,
+    with_map,
+)
 
 __all__ = ["AutoAnnealingFlow"]
 
@@ -148,6 +156,8 @@ class AutoAnnealingFlow(PathGuide):
         self.reports: list[BlockReport] = []
         self._led_to: Target | None = None
 
+    training_results = ("reports",)
+
     # ---- building -----------------------------------------------------------------------------
 
     def build_flow(self, target: Target, context_size: int) -> nn.Module:
@@ -193,8 +203,12 @@ class AutoAnnealingFlow(PathGuide):
         if not self.flow.blocks:
             self._initialize_start(target)
         history, start = History(stopped="enough"), time.perf_counter()
-        cloud, beta = self._resume(target)
-        trainer = BlockTrainer(self.flow, target, self)
+        with active().restoring("path") as found:
+            if found is not None:
+                self.flow.load_state_dict(found["flow"])
+                self.reports = found["reports"]
+        at = self._resume(target) if found is None else (found["cloud"], found["beta"])
+        (cloud, beta), trainer = at, BlockTrainer(self.flow, target, self)
         total = None if self.schedule is None else len(self.schedule) - 1
         bar = tqdm(total=total, desc="Anneal", unit="block", disable=not self.options.progress)
         bar.update(len(self.flow.annealing_blocks))
@@ -202,6 +216,7 @@ class AutoAnnealingFlow(PathGuide):
             while beta < 1:
                 beta, cloud, report = trainer.add_block(cloud, beta)
                 self.reports.append(report)
+                store_path(self._flow, self.reports, cloud, beta)
                 bar.update()
                 bar.set_postfix(beta=f"{beta:.3g}", ess=f"{self.reports[-1].ess:.3f}")
             if self.warn_uncovered:

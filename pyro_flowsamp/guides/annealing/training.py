@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...checkpoint.scope import active
 from ...flows.continuous import refine
 from ...flows.proposal import Proposal
 from ...options import FitOptions
@@ -38,6 +39,7 @@ __all__ = [
     "choose_defensive_weight",
     "double_steps",
     "path_density",
+    "store_path",
     "warn_of_uncovered",
     "with_map",
 ]
@@ -291,6 +293,16 @@ def double_steps(flow: AnnealedFlow) -> None:
         for block in flow.blocks:
             assert isinstance(block, Block)
             block.steps *= 2
+
+
+def store_path(
+    flow: AnnealedFlow, reports: list[BlockReport], cloud: Particles, beta: float
+) -> None:
+    """Stores the blocks so far, and the particles that the next one is trained on."""
+    scope = active()
+    if scope.stores:
+        path = {"flow": flow.state_dict(), "reports": reports, "cloud": cloud, "beta": beta}
+        scope.write({"path": path}, f"path to beta = {beta:.3g}", drop="fit-")
 
 
 def warn_of_uncovered(base: BaseDensity, cloud: Particles, most: float) -> None:

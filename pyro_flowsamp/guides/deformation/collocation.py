@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from math import ceil, inf, log
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ RESAMPLE_BELOW = 0.5  #: ESS fraction below which particles are resampled
 NUM_SOURCES = 4
 SELECTIONS = 1.0, 0.5  #: powers of the history's weights
 GAIN = 0.3  #: change of a log step size for each unit by which the acceptance is off
+#: attributes of collocation points that a refresh changes
+CHANGED = "step_sizes", "smc_points", "trajectories", "returning"
 MOVES = 4  #: Langevin steps in each slice, for every 16 dimensions begun
 
 
@@ -296,6 +298,16 @@ class CollocationPoints:
         self.step_sizes = self.history.step_sizes[:, None]
         self.t = times[:, None].expand(-1, self.num).reshape(-1)
         self.smc_points, self.trajectories, self.returning = (self._start() for _ in range(3))
+        self._gather()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The points and step sizes that :meth:`refresh` changes; the history is made once."""
+        return {name: getattr(self, name) for name in CHANGED}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the state of :meth:`state_dict`."""
+        for name in CHANGED:
+            setattr(self, name, state[name])
         self._gather()
 
     def _density(self, u: Tensor) -> PathState:

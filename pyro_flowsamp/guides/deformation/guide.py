@@ -118,6 +118,8 @@ class AutoDeformationFlow(PathGuide):
         True
     """
 
+    training_results = ("progress", "evidences", "missed_mass")
+
     def __init__(
         self,
         model: Callable,

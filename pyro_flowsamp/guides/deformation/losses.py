@@ -11,7 +11,7 @@ are in ``examples/benchmarks/variants.py``.
 
 from __future__ import annotations
 
-from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from ...nn.mlp import VelocityMLP
 from ...target.density import Target
 from .collocation import NUM_SOURCES, CollocationPoints
 from .energy_path import BoltzmannPath
-from .options import LOSSES, Closure, DeformationOptions
+from .options import LOSSES, DeformationOptions
 from .velocity_flow import DeformationFlow
 
-__all__ = ["CollocationLoss", "at_smc_points", "residual"]
+__all__ = ["CollocationLoss", "SMCPointsLoss", "at_smc_points", "residual"]
 
 
 class CollocationLoss:
@@ -77,6 +77,14 @@ class CollocationLoss:
         mean = errors.sum(-1, keepdim=True) / finite.sum(-1, keepdim=True).clamp(min=1)
         return torch.where(finite, errors - mean, 0.0)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The counts of points."""
+        return {"dropped": self.dropped, "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the state of :meth:`state_dict`."""
+        self.dropped, self.seen = state["dropped"], state["seen"]
+
     def check_dropped(self) -> None:
         """Refuses a training that has to drop too many points.
 
@@ -91,7 +99,56 @@ class CollocationLoss:
             )
 
 
-def at_smc_points(training: CollocationLoss) -> Closure:
+class SMCPointsLoss:
+    """The deformation error at points of sequential Monte Carlo, as the loss of a step.
+
+    Arguments:
+        training: The flow, its path and its target.
+
+    Attributes:
+        points: The points.
+        calls: Steps so far.
+    """
+
+    def __init__(self, training: CollocationLoss) -> None:
+        self.training, self.calls = training, 0
+        path, times, options = training.path, training.times, training.options
+        self.points = CollocationPoints(
+            path,
+            training.velocity,
+            training.target,
+            training.base,
+            times,
+            training.width,
+            options.points_per_time,
+        )
+        self.num = max(1, training.batch_size // (NUM_SOURCES * len(times)))
+        self._begun = path.learned_fraction
+        self._start, self._end = (part * training.steps for part in options.learned_term_joins)
+
+    def __call__(self) -> Tensor:
+        training, path, call = self.training, self.training.path, self.calls
+        self.calls += 1
+        joined = (call - self._start) / (self._end - self._start)
+        path.learned_fraction = min(max(self._begun, joined), 1.0)
+        if call % training.options.refresh_every == 0:
+            self.points.refresh()
+        t, u, denergy_dt, grad_energy = self.points.sample(self.num)
+        errors, _ = residual(path, training.velocity, t, u, denergy_dt, grad_energy)
+        return training.loss(training.deviations(errors.view(len(training.times), -1))).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The points, the steps so far and the weight of the path's learned term."""
+        fraction = self.training.path.learned_fraction
+        return {"calls": self.calls, "fraction": fraction, "points": self.points.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the state of :meth:`state_dict`."""
+        self.calls, self.training.path.learned_fraction = state["calls"], state["fraction"]
+        self.points.load_state_dict(state["points"])
+
+
+def at_smc_points(training: CollocationLoss) -> SMCPointsLoss:
     """The deformation error at points of sequential Monte Carlo along the path.
 
     At first the path is the straight one, on which no mode can be hidden. A learned term that is
@@ -115,30 +172,7 @@ def at_smc_points(training: CollocationLoss) -> Closure:
         >>> abs(float(closure())) < 1e-5  # the target is the base, and no velocity is right
         True
     """
-    path, times, options = training.path, training.times, training.options
-    points = CollocationPoints(
-        path,
-        training.velocity,
-        training.target,
-        training.base,
-        times,
-        training.width,
-        options.points_per_time,
-    )
-    num = max(1, training.batch_size // (NUM_SOURCES * len(times)))
-    begun, calls = path.learned_fraction, count()
-    start, end = (part * training.steps for part in options.learned_term_joins)
-
-    def closure() -> Tensor:
-        call = next(calls)
-        path.learned_fraction = min(max(begun, (call - start) / (end - start)), 1.0)
-        if call % options.refresh_every == 0:
-            points.refresh()
-        t, u, denergy_dt, grad_energy = points.sample(num)
-        errors, _ = residual(path, training.velocity, t, u, denergy_dt, grad_energy)
-        return training.loss(training.deviations(errors.view(len(times), -1))).mean()
-
-    return closure
+    return SMCPointsLoss(training)
 
 
 def residual(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import count
 from math import gamma, log
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from ...options import FitOptions
 from ...smc.starts import overdispersed_base
 from ...smc.tempering import tempered_smc
 from ...target.density import Target
-from ...train import History, fit
+from ...train import History, Stored, fit
 from ...weights import ess_fraction
 from .checks import log_weights
 from .losses import CollocationLoss, at_smc_points
@@ -84,6 +83,7 @@ class VelocityTrainer:
 
     Attributes:
         progress: The state of the flow at the end of each window of training.
+        steps: Optimiser steps so far.
 
     Example:
         >>> from pyro_flowsamp import AutoDeformationFlow
@@ -102,6 +102,15 @@ class VelocityTrainer:
     def __init__(self, flow: DeformationFlow, target: Target, guide: DeformationSettings) -> None:
         self.flow, self.target, self.guide = flow, target, guide
         self.progress: list[Progress] = []
+        self.steps = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps so far, and the record of the windows."""
+        return {"steps": self.steps, "progress": list(self.progress)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the state of :meth:`state_dict`; the list of the record stays the same one."""
+        self.steps, self.progress[:] = state["steps"], state["progress"]
 
     @torch.no_grad()
     def place_base(self) -> None:
@@ -145,11 +154,13 @@ class VelocityTrainer:
             options.max_steps,
             settings,
         )
-        chosen = settings.collocation or at_smc_points
-        closure = self._watched(chosen(collocation), collocation)
+        chosen = (settings.collocation or at_smc_points)(collocation)
+        closure = self._watched(chosen, collocation)
         parameters = [*flow.velocity.parameters(), *flow.path.parameters()]
         with self._tied():
-            history = fit(parameters, closure, ess_fraction, options)
+            # A function that a user has given may have a state that is not known.
+            others = [self, collocation, chosen] if isinstance(chosen, Stored) else None
+            history = fit(parameters, closure, ess_fraction, options, others)
             collocation.check_dropped()
         flow.block.steps = MIN_STEPS
         refine(flow.block, base.sample((NUM_REFINE,)), log_prob=base.log_prob)
@@ -163,10 +174,11 @@ class VelocityTrainer:
         self, closure: Callable[[], Tensor], collocation: CollocationLoss
     ) -> Callable[[], tuple[Tensor, Tensor | None]]:
         """Returns the closure with the flow's own weights at the end of every window."""
-        start, already, calls = time.perf_counter(), self.target.evaluations, count(1)
+        start, already, self.steps = time.perf_counter(), self.target.evaluations, 0
 
         def watched() -> tuple[Tensor, Tensor | None]:
-            loss, steps = closure(), next(calls)
+            loss, self.steps = closure(), self.steps + 1
+            steps = self.steps
             if steps % self.guide.options.eval_every:
                 return loss, None
             collocation.check_dropped()

@@ -1,0 +1,132 @@
+"""Chains in a checkpoint: where they are, how the kernel is adapted, and the draws so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .checkpoint.description import describe_settings, describe_target, digest
+from .checkpoint.scope import CheckpointError, Scope
+from .draw_buffer import DrawBuffer
+from .kernels.base import FlowKernel
+
+__all__ = ["ChainPosition", "ChainStorage"]
+
+
+@dataclass
+class ChainPosition:
+    """The place in a run that chains have reached.
+
+    Attributes:
+        state: The state of the chains, of the kernel's own kind.
+        starts: The points where they began, ``(C, d)``.
+        phase: "warmup" or "sampling".
+        steps: Steps of warm-up so far.
+        seconds: Wall-clock time of the phases so far.
+    """
+
+    state: Any
+    starts: Tensor
+    phase: str = "warmup"
+    steps: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class ChainStorage:
+    """The place of a run of chains in a checkpoint.
+
+    Draws are written in blocks that are never changed, so that a checkpoint takes no longer the
+    more draws there are.
+
+    Arguments:
+        scope: The place; one that stores nothing will do.
+        kernel: The kernel, after its ``setup``.
+    """
+
+    def __init__(self, scope: Scope, kernel: FlowKernel) -> None:
+        self.scope, self.kernel = scope, kernel
+        self._blocks = self._stored = 0
+        scope.watch(kernel.target)
+
+    def describe(self, args: tuple, kwargs: dict[str, Any], **counts: Any) -> None:
+        """Says what the run is; inside of another computation that one says it.
+
+        Arguments:
+            args, kwargs: The arguments of the model.
+            counts: Further arguments that must be the same when the run goes on.
+
+        Raises:
+            CheckpointError: The checkpoint is of another run.
+        """
+        if self.scope.is_outermost:
+            kernel = {f"kernel's {k}": v for k, v in describe_settings(self.kernel).items()}
+            target = describe_target(self.kernel.target, args, kwargs)
+            self.scope.describe(**target, **kernel, **counts)
+
+    @contextmanager
+    def restoring(self) -> Iterator[ChainPosition | None]:
+        """A context that is given the stored position, the kernel as it was there; None for none.
+
+        At its end the random generators and counters are as they were there.
+
+        Raises:
+            CheckpointError: The flow is another one than that of the stored run.
+        """
+        with self.scope.restoring("state") as found:
+            if found is None:
+                yield None
+                return
+            if found["flow"] != self._flow():
+                raise CheckpointError(
+                    "the checkpoint is of a run with another flow than the guide has now: train "
+                    "the guide with FitOptions(checkpoint=...) of its own, or with the same seed, "
+                    "or give another folder"
+                )
+            self.kernel.load_state_dict(found["kernel"])
+            self._blocks = found["blocks"]
+            yield found["position"]
+
+    def _flow(self) -> str:
+        return digest(self.kernel.proposal.state_dict())
+
+    def load_draws(self, buffer: DrawBuffer) -> None:
+        """Fills a buffer with the draws that are stored."""
+        for block in range(self._blocks):
+            buffer.extend(**self.scope.read(f"draws-{block}"))
+        self._stored = buffer.count
+
+    def after(self, steps: int, position: ChainPosition, buffer: DrawBuffer | None = None) -> None:
+        """Writes where it is time to, after so many steps more.
+
+        Raises:
+            CheckpointError: The disk is full, or the folder cannot be written to.
+        """
+        if self.scope.due(steps):
+            self.write(position, buffer)
+
+    def write(self, position: ChainPosition, buffer: DrawBuffer | None = None) -> None:
+        """Writes the position, and the draws since the last time.
+
+        Raises:
+            CheckpointError: The disk is full, or the folder cannot be written to.
+            TypeError: The kernel has a state that cannot be stored.
+        """
+        if not self.scope.stores:
+            return
+        values: dict[str, Any] = {}
+        blocks, stored = self._blocks, self._stored
+        if buffer is not None and buffer.count > stored:
+            values[f"draws-{blocks}"] = buffer.since(stored)
+            blocks, stored = blocks + 1, buffer.count
+        values["state"] = {
+            "position": position,
+            "kernel": self.kernel.state_dict(),
+            "flow": self._flow(),
+            "blocks": blocks,
+        }
+        self.scope.write(values, position.phase)
+        self._blocks, self._stored = blocks, stored

@@ -1,0 +1,29 @@
+"""The state of a kernel in a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["StoredKernel"]
+
+#: attributes of every kernel that belong to its model, or to a chain of Pyro's MCMC
+NOT_STORED = {
+    *("binding", "still_chains", "_initial_params", "_user_start", "_save_params"),
+    *("_warmup_steps", "_state", "_time", "_statistics"),
+}
+
+
+class StoredKernel:
+    """A kernel whose attributes, but for those of every kernel, make its state.
+
+    They are what its adaptation and its steps change. A kernel with attributes that are no tensors,
+    numbers or strings, such as functions, must have methods of its own that leave them out.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """The attributes, by name."""
+        return {name: value for name, value in vars(self).items() if name not in NOT_STORED}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the state of :meth:`state_dict`."""
+        self.__dict__.update(state)

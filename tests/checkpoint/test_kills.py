@@ -1,0 +1,182 @@
+"""Kills, interrupts and errors at random moments, in processes of their own.
+
+``make test-kill`` makes the long series, and ``make test`` a short one. Each process is a fork of
+this one, so that nothing is imported anew.
+"""
+
+import os
+import random
+import signal
+import time
+import warnings
+from collections import Counter
+
+import pyro
+import pytest
+import torch
+
+from pyro_flowsamp import (
+    IMH,
+    AutoFlow,
+    CheckpointOptions,
+    FitOptions,
+    LatentHMC,
+    LocalGlobalHMC,
+    Target,
+    VectorizedMCMC,
+    sample,
+)
+
+KILLS = int(os.environ.get("FLOWSAMP_KILLS", 2))  #: of each program
+INTERRUPTS = int(os.environ.get("FLOWSAMP_INTERRUPTS", 2))
+ERRORS = int(os.environ.get("FLOWSAMP_ERRORS", 2))
+LONG = "FLOWSAMP_KILLS" in os.environ
+TRAINING = 20 if LONG else 8  #: steps
+
+
+@pytest.fixture(autouse=True)
+def without_waiting_for_the_disk(monkeypatch):
+    """A kill leaves the system's memory of files as it is; only a loss of power does not."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+class Energy:
+    """A banana, whose call of a given number raises an error."""
+
+    def __init__(self, fails_at=None):
+        self.calls, self.fails_at = 0, fails_at
+
+    def __call__(self, x):
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise ArithmeticError("a late error")
+        return 0.5 * ((x[:, 0] - 1) ** 2 + (x[:, 1] - x[:, 0] ** 2) ** 2)
+
+
+def chains(path, energy=None, kernel=IMH):
+    """Training, warm-up and draws, with a checkpoint after every second step."""
+    pyro.set_rng_seed(0)
+    options = FitOptions(max_steps=TRAINING, progress=False)
+    guide = AutoFlow(Target.from_energy(energy or Energy(), 2), options=options)
+    checkpoint = path and CheckpointOptions(path, every_seconds=float("inf"), every_steps=2)
+    run = VectorizedMCMC(
+        kernel(guide=guide), 20, 10, 8, disable_progbar=True, checkpoint=checkpoint
+    )
+    run.min_acceptance = 0.0
+    try:
+        run.run()
+    except ArithmeticError:
+        run.interrupted = True
+    return run.unconstrained, run.interrupted
+
+
+def search(path):
+    """All of ``sample()``."""
+    target = Target.from_energy(Energy(), 2)
+    checkpoint = path and CheckpointOptions(path, every_seconds=0.05)
+    data = sample(
+        target, num_samples=20, num_chains=64, seed=0, progress=False, checkpoint=checkpoint
+    )
+    return torch.as_tensor(data["posterior"]["x"].values), False
+
+
+def local_global(path):
+    return chains(path, kernel=LocalGlobalHMC)
+
+
+def hamiltonian(path):
+    return chains(path, kernel=LatentHMC)
+
+
+def child(program, path, output):
+    """A process that writes to a file what the program returns."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        warnings.simplefilter("ignore")
+        torch.rand(os.getpid() % 100)  # no process begins with the numbers of another
+        try:
+            result = program(path)
+        except KeyboardInterrupt:
+            result = None
+        torch.save(result, f"{output}.part")
+        os.replace(f"{output}.part", output)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def result_of(program, path, output):
+    output.unlink(missing_ok=True)
+    clock = time.perf_counter()
+    _, status = os.waitpid(child(program, path, output), 0)
+    assert status == 0
+    return torch.load(output), time.perf_counter() - clock
+
+
+PROGRAMS = [chains, pytest.param(search, marks=pytest.mark.slow)]
+if LONG:
+    PROGRAMS += [hamiltonian, local_global]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_kills_change_nothing(tmp_path, program):
+    output = tmp_path / "result"
+    (whole, _), _ = result_of(program, None, output)
+    (stored, _), seconds = result_of(program, tmp_path / "whole", output)
+    assert torch.equal(whole, stored)
+    chance, killed = random.Random(0), 0
+    for number in range(KILLS):
+        path = tmp_path / str(number)
+        for _ in range(2):
+            pid = child(program, path, output)
+            time.sleep(chance.uniform(0, seconds))
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            killed += status == signal.SIGKILL
+        (found, _), _ = result_of(program, path, output)
+        assert torch.equal(found, whole), number
+    print(f"{program.__name__}: {killed} processes were killed")
+    assert killed >= KILLS // 2
+
+
+def test_interrupts_return_what_there_is(tmp_path):
+    output = tmp_path / "result"
+    (whole, _), seconds = result_of(chains, tmp_path / "whole", output)
+    chance, ends = random.Random(1), Counter()
+    for number in range(INTERRUPTS):
+        path = tmp_path / str(number)
+        output.unlink(missing_ok=True)
+        pid = child(chains, path, output)
+        time.sleep(chance.uniform(0, seconds))
+        os.kill(pid, signal.SIGINT)
+        os.waitpid(pid, 0)
+        returned = torch.load(output) if output.exists() else None
+        (found, _), _ = result_of(chains, path, output)
+        if returned is None:
+            ends["nothing, and the same call makes all draws"] += 1
+            assert torch.equal(found, whole), number
+        else:
+            draws, interrupted = returned
+            ends["the first draws" if interrupted else "all draws"] += 1
+            assert torch.equal(draws, found[:, : draws.shape[1]]), number
+            assert interrupted or draws.shape[1] == 20
+    print(dict(ends))
+
+
+def test_errors_of_the_target_keep_the_draws(tmp_path):
+    whole, _ = chains(None)
+    energy = Energy()
+    chains(None, energy)
+    chance = random.Random(2)
+    for number in range(ERRORS):
+        path = tmp_path / str(number)
+        fails_at = chance.randint(energy.calls // 4, energy.calls)
+        draws, ended = chains(path, Energy(fails_at))
+        if ended and draws.numel():
+            assert torch.equal(draws, whole[:, : draws.shape[1]])
+        found, _ = chains(path)
+        assert torch.equal(found, whole), fails_at
