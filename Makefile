@@ -32,9 +32,9 @@ test: $(VENV)/.installed  ## run the tests, and the examples in docstrings
 test-fast: $(VENV)/.installed  ## run the tests without the slow ones
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m $(PYTEST) -m "not slow"
 
-test-kill: $(VENV)/.installed  ## kill, interrupt and break runs at random moments
-	OMP_NUM_THREADS=1 FLOWSAMP_KILLS=10 FLOWSAMP_INTERRUPTS=60 FLOWSAMP_ERRORS=20 \
-		$(VENV)/bin/python -m pytest -s tests/checkpoint/test_kills.py
+test-kill: $(VENV)/.installed  ## kill, interrupt and break runs at random moments; busy machines
+	OMP_NUM_THREADS=1 FLOWSAMP_KILLS=10 FLOWSAMP_INTERRUPTS=60 FLOWSAMP_ERRORS=20 FLOWSAMP_BUSY=1 \
+		$(VENV)/bin/python -m pytest -s tests/checkpoint/test_kills.py tests/contracts/test_threads.py
 
 test-py312: $(PY312)/.installed  ## run the tests with ArviZ 1.x on Python 3.12
 	OMP_NUM_THREADS=1 $(PY312)/bin/python -m $(PYTEST)

@@ -345,7 +345,7 @@ def _two_conjugates(y, heads):
 @pytest.mark.slow
 def test_ranks_of_the_truth_are_uniform():
     """Talts et al. (2018, https://arxiv.org/abs/1804.06788): one flow, off the mark but wide."""
-    num_sets, num_draws = 500, 19
+    num_sets, num_draws = 300, 19
     truths = {"mean": torch.randn(num_sets), "chance": dist.Beta(2.0, 1.0).sample((num_sets,))}
     guide = AutoFlow(_two_conjugates, flow=coupling(2, transforms=2, hidden_features=(16,)))
     ranks = {name: [] for name in truths}
