@@ -32,6 +32,7 @@ from .searches import (
     one_mode,
     path_mode_check,
     search_checks,
+    stranded_check,
     unseen_check,
 )
 
@@ -242,6 +243,8 @@ def _of_the_search(
         size = _effective_number(others, draws.x)
         flat = _some(draws.x.flatten(0, 1), options.max_draws)
         checks += path_mode_check(flat, size, modes, draws.target, options)
+        if draws.kernel is not None:
+            checks.append(stranded_check(x, modes, draws.kernel, draws.target, options))
     return checks
 
 

@@ -121,6 +121,8 @@ class DiagnosisOptions:
             on average if their share of it is below this part of the particles'.
         max_far_away: Largest share of the annealed particles that are far from all draws, or, where
             a sampler only jumps, at which its flow has no density.
+        stranded_steps: Steps that the kernel makes from every particle that is far from all draws.
+        max_stranded: Largest share of the particles that may still be far from all draws then.
         max_far_mass: Largest share of the mass of modes that paths have found, far from all draws.
         max_path_dim: Dimensions up to which paths are looked at so.
         min_far_draws: Effective number of draws of paths there from which on this mass is known.
@@ -199,6 +201,8 @@ class DiagnosisOptions:
     min_region_particles: int = 10
     min_share: float = 0.25
     max_far_away: float = 0.02
+    stranded_steps: int = 20
+    max_stranded: float = 2e-3
     max_far_mass: float = 0.01
     max_path_dim: int = 50
     min_far_draws: float = 8.0

@@ -22,7 +22,9 @@ draws. Else it is the *evidence* that is uncertain, which is a note.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from math import exp, isnan
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +34,7 @@ from ..target.density import Target
 from ..trust import flow_evidence
 from ..weights import Estimate
 from .checks import Check
-from .missed_modes import kolmogorov_distance
+from .missed_modes import EXPLORE, far_from, kolmogorov_distance, particle_weights
 from .options import DiagnosisOptions
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "one_mode",
     "path_mode_check",
     "search_checks",
+    "stranded_check",
     "unseen_check",
 ]
 
@@ -125,6 +128,57 @@ def path_mode_check(
     name = "mass of path modes not visited"
     advice = "use a flow that jumps between modes, such as AutoFlow(ensemble=tempered_smc)"
     return [Check(name, value, 0, not bool(lost.any()), text, advice)]
+
+
+def stranded_check(
+    x: Tensor, modes: FoundModes, kernel: Any, target: Target, options: DiagnosisOptions
+) -> Check:
+    """The share of particles that are far from all draws, and that the kernel does not lead back.
+
+    Particles far out in a tail come back by a few steps. Those in a small mode stay there. What the
+    chains hardly leave they hardly enter, so that draws lack it where no chain began in it.
+
+    Arguments:
+        x: Unconstrained draws, ``(chains, draws, d)``.
+        modes: The result of the search.
+        kernel: The kernel that made the draws, after its warm-up; a copy of it makes the steps.
+        target: Its target.
+        options: The number of steps, and the share of particles that may stay.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from pyro_flowsamp import LatentHMC, VectorizedMCMC
+        >>> from pyro_flowsamp.candidates import gaussian_guide
+        >>> target = Target.from_energy(lambda x: 0.5 * (x.abs() - 20).square().sum(-1), 1)
+        >>> guide = gaussian_guide(target, torch.tensor([20.0]), torch.eye(1))
+        >>> _ = torch.manual_seed(0)
+        >>> run = VectorizedMCMC(LatentHMC(guide=guide), 100, 20, 20, disable_progbar=True)
+        >>> run.run()
+        >>> draws = run.unconstrained
+        >>> modes = SimpleNamespace(
+        ...     x=torch.cat([draws[0, :97], torch.full((3, 1), -20.0)]),
+        ...     second=torch.arange(100) % 2 == 0,
+        ...     agreement=SimpleNamespace(search_weights=torch.full((2,), 0.5).double()),
+        ... )
+        >>> check = stranded_check(draws, modes, run.kernel, target, DiagnosisOptions())
+        >>> round(check.value, 2), check.ok
+        (0.03, False)
+    """
+    far, points = far_from(x, options), modes.x.to(target.dtype)
+    weights, away = particle_weights(modes), far(points)
+    share = 0.0
+    if bool(away.any()):
+        mover = copy(kernel)
+        state = mover.state_at(target.unpack_unconstrained(points[away]))
+        for _ in range(options.stranded_steps):
+            state, _ = mover.step(state)
+        share = float(weights[away] @ far(state.x).to(weights))
+    most = options.max_stranded
+    text = (
+        f"{share:.2%} of the annealed particles are in regions that no chain has been in, and that "
+        f"the kernel does not leave in {options.stranded_steps} steps: draws lack these regions"
+    )
+    return Check("particles in regions without draws", share, most, share <= most, text, EXPLORE)
 
 
 # ---- evidences -----------------------------------------------------------------------------------

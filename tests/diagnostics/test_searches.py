@@ -7,7 +7,8 @@ import torch
 from support.diagnosed import by_name, found_modes, independent, scenario_tests, two_modes
 from support.mutations import mutation
 
-from pyro_flowsamp import DiagnosisOptions, Target
+from pyro_flowsamp import DiagnosisOptions, LatentHMC, Target, VectorizedMCMC
+from pyro_flowsamp.candidates import gaussian_guide
 from pyro_flowsamp.diagnostics import searches
 from pyro_flowsamp.diagnostics.searches import evidence_of_flow, one_mode
 from pyro_flowsamp.smc.directions import DirectionGap
@@ -96,6 +97,21 @@ def searches_that_differ_along_a_direction():
     return along_directions()
 
 
+def stranded(share=0.03, centre=-10.0):
+    """Draws in one of two modes; a share of the particles is somewhere else."""
+    target = Target.from_energy(lambda x: 0.5 * (x.abs() - 10).square().sum(-1), 1)
+    torch.manual_seed(0)
+    guide = gaussian_guide(target, torch.tensor([10.0]), torch.eye(1))
+    run = VectorizedMCMC(LatentHMC(guide=guide), 50, 20, 40, disable_progbar=True)
+    run.run()
+    modes, count = found_modes(), 1000
+    x = 10 + torch.randn(count, 1)
+    x[: int(share * count)] = centre
+    modes = modes._replace(x=x, second=torch.arange(count) % 2 == 0)
+    found = searches.stranded_check(run.unconstrained, modes, run.kernel, target, OPTIONS)
+    return by_name([found])
+
+
 def mass_that_one_search_has_lost():
     target, modes = lost_half()
     found, _ = searches.compare_evidences(
@@ -114,6 +130,7 @@ SCENARIOS = {
     an_unknown_evidence_of_several_modes: "error of an evidence",
     mass_that_one_search_has_lost: "evidences of two searches",
     searches_that_differ_along_a_direction: "two searches along directions",
+    stranded: "particles in regions without draws",
 }
 
 
@@ -128,6 +145,13 @@ def test_a_direction_is_no_alarm_where_the_draws_do_not_depend_on_the_searches()
     assert along_directions(gap=None) == {}
     text = along_directions()["two searches along directions"].message
     assert "along coordinate 2: below one value they have 30% and 70%" in text
+
+
+def test_particles_that_come_back_are_no_alarm():
+    (check,) = stranded(centre=15.0).values()  # in the tail
+    assert check.ok and check.value == 0
+    (check,) = stranded(share=0.0).values()
+    assert check.ok
 
 
 def test_right_searches_pass():
@@ -264,6 +288,11 @@ def never_needed(compare_evidences, agreement, own, distance, options):
     return compare_evidences(agreement, own, lambda: 0.0, options)
 
 
+@mutation(searches, "far_from")
+def nothing_is_far(far_from, x, options):
+    return lambda points: torch.zeros(len(points), dtype=torch.bool)
+
+
 @mutation(searches, "direction_check")
 def directions_never_decide(direction_check, agreement, own, distance, options):
     return direction_check(agreement, own, lambda: 0.0, options)
@@ -285,6 +314,7 @@ def of_the_first_search_alone(compare_evidences, agreement, own, distance, optio
 
 
 BROKEN = [
+    (nothing_is_far, stranded),
     (directions_never_decide, searches_that_differ_along_a_direction),
     (of_both_searches, found_by_one_search),
     (everything_is_near, a_path_mode_without_draws),
