@@ -37,6 +37,7 @@ __all__ = [
     "FlowDraws",
     "LocalChange",
     "draws_of_flow",
+    "ends_of_steps",
     "flow_evidence",
     "growth_without_bound",
     "immobile_problem",
@@ -191,6 +192,37 @@ def flow_evidence(log_w: Tensor, options: SearchOptions) -> Estimate | None:
     return log_mean_weight(log_w) if flat or pareto_k(log_w) < options.max_pareto_k else None
 
 
+def ends_of_steps(
+    kernel: FlowKernel, target: Target, x: Tensor, num_steps: int
+) -> tuple[Tensor, Tensor]:
+    """The positions of chains that begin at given points, first and after some steps.
+
+    Arguments:
+        kernel: The sampler, after its warm-up.
+        target: Its target.
+        x: Unconstrained points ``(N, d)``.
+        num_steps: The number of steps.
+
+    Returns:
+        Positions ``(N, d)`` of the first and of the last states. The first may differ from ``x`` by
+        rounding, since the flow leads there and back.
+
+    Example:
+        >>> from pyro_flowsamp import LatentHMC, VectorizedMCMC
+        >>> from pyro_flowsamp.candidates import gaussian_guide
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> kernel = LatentHMC(guide=gaussian_guide(target, torch.zeros(1), torch.eye(1)))
+        >>> VectorizedMCMC(kernel, 1, 20, 20, disable_progbar=True).run()
+        >>> starts, ends = ends_of_steps(kernel, target, torch.full((50, 1), 8.0), 20)
+        >>> float(starts.min()), bool(ends.mean() < 3)
+        (8.0, True)
+    """
+    start = state = kernel.state_at(target.unpack_unconstrained(x))
+    for _ in range(num_steps):
+        state, _ = kernel.step(state)
+    return start.x, state.x
+
+
 def immobile_problem(
     kernel: FlowKernel, target: Target, particles: Tensor, options: SearchOptions
 ) -> str:
@@ -215,10 +247,8 @@ def immobile_problem(
         >>> immobile_problem(still, target, torch.zeros(4, 1), SearchOptions())
         'it does not move 100.00% of the particles, and hardly enters their places'
     """
-    start = state = kernel.state_at(target.unpack_unconstrained(particles))
-    for _ in range(options.check_immobile_steps):
-        state, _ = kernel.step(state)
-    immobile = float((state.x == start.x).all(-1).double().mean())
+    starts, ends = ends_of_steps(kernel, target, particles, options.check_immobile_steps)
+    immobile = float((ends == starts).all(-1).double().mean())
     if immobile <= options.max_immobile:
         return ""
     return f"it does not move {immobile:.2%} of the particles, and hardly enters their places"

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..smc.found_modes import NOT_COVERED, Agreement, FoundModes, unseen_problem
 from ..target.density import Target
-from ..trust import flow_evidence
+from ..trust import ends_of_steps, flow_evidence
 from ..weights import Estimate
 from .checks import Check
 from .missed_modes import EXPLORE, far_from, kolmogorov_distance, particle_weights
@@ -168,11 +168,8 @@ def stranded_check(
     weights, away = particle_weights(modes), far(points)
     share = 0.0
     if bool(away.any()):
-        mover = copy(kernel)
-        state = mover.state_at(target.unpack_unconstrained(points[away]))
-        for _ in range(options.stranded_steps):
-            state, _ = mover.step(state)
-        share = float(weights[away] @ far(state.x).to(weights))
+        _, ends = ends_of_steps(copy(kernel), target, points[away], options.stranded_steps)
+        share = float(weights[away] @ far(ends).to(weights))
     most = options.max_stranded
     text = (
         f"{share:.2%} of the annealed particles are in regions that no chain has been in, and that "
@@ -182,6 +179,8 @@ def stranded_check(
 
 
 # ---- evidences -----------------------------------------------------------------------------------
+
+
 def evidence_of_flow(
     log_w: Tensor, agreement: Agreement, options: DiagnosisOptions
 ) -> Estimate | None:
@@ -210,7 +209,7 @@ def one_mode(modes: FoundModes) -> bool:
 
 
 def best_evidence(log_w: Tensor, agreement: Agreement, options: DiagnosisOptions) -> Estimate:
-    """The log evidence by draws of the flow where that is known, and else by the better search.
+    """The log evidence by draws of the flow where that is known, and else by both searches.
 
     Where the evidences of the searches are apart, the error is at least their difference.
 
@@ -220,10 +219,10 @@ def best_evidence(log_w: Tensor, agreement: Agreement, options: DiagnosisOptions
         options: Bounds.
     """
     own, best = evidence_of_flow(log_w, agreement, options), agreement.best_evidence
-    if own is not None or not _apart(agreement, options):
+    if own is not None or not agreement.evidences_apart(options.search.modes):
         return own or best
-    more = (agreement.log_evidence[0] - agreement.log_evidence[1]).abs()
-    return Estimate(best.value, torch.maximum(best.standard_error, more.to(best.standard_error)))
+    difference = abs(agreement.log_evidence_difference)
+    return Estimate(best.value, best.standard_error.clamp(min=difference))
 
 
 def distance_of_searches(
@@ -277,7 +276,7 @@ def compare_evidences(
         return [], ""
     gap, error = agreement.evidence_gap, float(errors.max())
     one, two = values.tolist()
-    unknown, apart = error > bounds.max_evidence_error, _apart(agreement, options)
+    unknown, apart = error > bounds.max_evidence_error, agreement.evidences_apart(bounds)
     name = "evidences of two searches"
     if own is not None or not (unknown or apart):
         return [Check(name, gap, bounds.max_gap if own is None else float("nan"), True)], ""
@@ -325,16 +324,8 @@ def direction_check(
     gap, bounds = agreement.direction, options.search.modes
     if gap is None:
         return []
-    bound = bounds.direction_tolerance
-    if not agreement.directions_agree(bounds):
-        decides = own is None and distance() > options.max_distance
-        found = gap.difference, bound if decides else float("nan"), not decides
-    else:
-        found = gap.difference, float("nan"), True
-    return [Check("two searches along directions", *found, gap.problem, MORE_EVALUATIONS)]
-
-
-def _apart(agreement: Agreement, options: DiagnosisOptions) -> bool:
-    bounds = options.search.modes
-    more = abs(float(agreement.log_evidence[0] - agreement.log_evidence[1]))
-    return more > bounds.evidence_tolerance and agreement.evidence_gap > bounds.max_gap
+    wrong = not agreement.directions_agree(bounds)
+    wrong = wrong and own is None and distance() > options.max_distance
+    bound = bounds.direction_tolerance if wrong else float("nan")
+    name = "two searches along directions"
+    return [Check(name, gap.difference, bound, not wrong, gap.problem, MORE_EVALUATIONS)]

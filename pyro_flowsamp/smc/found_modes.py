@@ -109,11 +109,9 @@ class Agreement(NamedTuple):
         posterior a few moves at each temperature may not find the way. Another such search would
         tell no more.
         """
-        less = float(self.log_evidence[0] - self.log_evidence[1])
+        less = self.log_evidence_difference
         unknown = float(self.error[1]) > options.max_evidence_error
-        return less > options.evidence_tolerance and (
-            unknown or self.evidence_gap > options.max_gap
-        )
+        return less > options.evidence_tolerance and (unknown or self.evidences_apart(options))
 
     def shares_of(self, modes: PathModes) -> Tensor:
         """The share of the mass in each of K modes of paths, ``(K,)``."""
@@ -121,19 +119,29 @@ class Agreement(NamedTuple):
 
     def evidences_agree(self, options: ModeSearchOptions) -> bool:
         """Whether both log evidences are known, and differ by no more than their errors."""
-        difference = abs(float(self.log_evidence[0] - self.log_evidence[1]))
-        close = difference <= options.evidence_tolerance or self.evidence_gap <= options.max_gap
-        return close and float(self.error.max()) <= options.max_evidence_error
+        known = float(self.error.max()) <= options.max_evidence_error
+        return known and not self.evidences_apart(options)
+
+    def evidences_apart(self, options: ModeSearchOptions) -> bool:
+        """Whether the log evidences differ by more than a tolerance, and than their errors."""
+        more = abs(self.log_evidence_difference) > options.evidence_tolerance
+        return more and self.evidence_gap > options.max_gap
 
     def directions_agree(self, options: ModeSearchOptions) -> bool:
         """Whether both searches have the same distributions along all directions."""
         return self.direction is None or self.direction.agrees(options)
 
     @property
+    def log_evidence_difference(self) -> float:
+        """The log evidence of the first search less that of the second."""
+        return float(self.log_evidence[0] - self.log_evidence[1])
+
+    @property
     def evidence_gap(self) -> float:
         """The difference of the log evidences, in combined standard errors."""
-        difference = float(self.log_evidence[0] - self.log_evidence[1])
-        return abs(difference) / float(self.error.square().sum().sqrt().clamp(min=1e-12))
+        return abs(self.log_evidence_difference) / float(
+            self.error.square().sum().sqrt().clamp(min=1e-12)
+        )
 
 
 class FoundModes(NamedTuple):
