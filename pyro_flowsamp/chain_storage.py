@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from .checkpoint.description import describe_settings, describe_target, digest
-from .checkpoint.scope import CheckpointError, Scope
+from .checkpoint.folder import CheckpointError
+from .checkpoint.scope import Scope
 from .draw_buffer import DrawBuffer
 from .kernels.base import FlowKernel
 
@@ -53,7 +54,9 @@ class ChainStorage:
         scope.watch(kernel.target)
 
     def describe(self, args: tuple, kwargs: dict[str, Any], **counts: Any) -> None:
-        """Says what the run is; inside of another computation that one says it.
+        """Says what the run is.
+
+        Inside of another computation it says nothing: the outer one describes the run.
 
         Arguments:
             args, kwargs: The arguments of the model.

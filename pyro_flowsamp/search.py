@@ -316,7 +316,7 @@ def warn_of_growth(name: str, growth: float) -> None:
         f"times that of the particles that they started at, and the density falls too slowly "
         f"there to have an integral. The posterior may be improper: give every site a proper "
         f"prior.",
-        stacklevel=5,
+        stacklevel=7,
     )
 
 

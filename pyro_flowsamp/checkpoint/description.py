@@ -27,8 +27,9 @@ SHOWN = 12  #: characters of a digest that a description has
 
 
 def digest(*values: Any) -> str:
-    """The beginning of the SHA-256 digest of values: numbers, strings, arrays, tensors, containers.
+    """The beginning of the SHA-256 digest of values.
 
+    These are numbers, strings, arrays, tensors, networks, option classes, and containers of these.
     Of objects of other types it has the type's name alone.
 
     Example:

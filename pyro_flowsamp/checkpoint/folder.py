@@ -98,7 +98,7 @@ class CheckpointFolder:
                 warnings.warn(
                     f"the last checkpoint in {self.path} is damaged ({'; '.join(problems)}): the "
                     f"run goes on from the one before it",
-                    stacklevel=5,
+                    stacklevel=6,
                 )
             return
         if any((self.path / name).exists() for name in (MANIFEST, PREVIOUS)):
@@ -109,11 +109,6 @@ class CheckpointFolder:
 
     def __contains__(self, name: str) -> bool:
         return name in self._parts
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the parts."""
-        return list(self._parts)
 
     def read(self, name: str) -> Any:
         """The value of a part.
@@ -160,9 +155,8 @@ class CheckpointFolder:
                 "parts": kept,
             }
             last = self.path / MANIFEST
-            if self.generation and last.exists():
-                if _is_whole(last, self.generation):
-                    _write(self.path / PREVIOUS, last.read_bytes())
+            if _is_whole(last, self.generation):
+                _write(self.path / PREVIOUS, last.read_bytes())
             _write(last, _signed(manifest))
             _sync_folder(self.path)
         except OSError as error:

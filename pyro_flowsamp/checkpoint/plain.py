@@ -1,10 +1,10 @@
 """Objects as tensors, numbers and strings, and back; nothing that is read can run code.
 
 :func:`torch.load` with ``weights_only=True`` reads tensors, numbers, strings, and lists, tuples and
-dictionaries of these. Named tuples, and the objects of this package that hold the state of an
-adaptation, are written as dictionaries with the name of their class. Reading makes an object of
-such a class without calling it, and only of classes that are imported already: named tuples, and
-classes of this package.
+dictionaries of these. Named tuples, and the objects that hold the state of an adaptation, are
+written as dictionaries with the name of their class. Reading makes an object of such a class
+without calling it, and only of classes that are imported already: named tuples, classes of this
+package, and those of :data:`OTHERS`.
 """
 
 from __future__ import annotations

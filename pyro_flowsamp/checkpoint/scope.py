@@ -49,7 +49,7 @@ class _Session:
             warnings.warn(
                 f"the checkpoint in {folder.path} was written under other conditions "
                 f"({'; '.join(others)}): draws will not be the same bit by bit",
-                stacklevel=6,
+                stacklevel=5,
             )
 
     def wrote(self) -> None:

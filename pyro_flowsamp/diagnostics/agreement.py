@@ -24,7 +24,7 @@ from ..convergence import effective_sample_sizes
 from ..guides.auto_flow import AutoFlow
 from ..smc.found_modes import FoundModes
 from ..target.density import Target
-from ..trust import draws_of_flow, local_change, weights_problem
+from ..trust import draws_of_flow, ends_of_steps, local_change, weights_problem
 from ..weights import Estimate, ess_fraction, pareto_k
 from .checks import Check
 from .draws import DiagnosedDraws
@@ -260,7 +260,8 @@ def move_checks(
     if modes is None:
         return []
     few = modes.x[: options.moved_particles]  # they are in random order
-    share = _immobile(kernel, target, few, search.check_immobile_steps)
+    starts, ends = ends_of_steps(kernel, target, few, search.check_immobile_steps)
+    share = float((ends == starts).all(-1).double().mean())
     ok = share <= options.max_immobile
     text = f"it does not move {share:.2%} of the particles, and hardly enters their places"
     return [
@@ -273,13 +274,6 @@ def move_checks(
             "reparametrise the model, or use a flow that follows its shape",
         )
     ]
-
-
-def _immobile(kernel: Any, target: Target, particles: Tensor, steps: int) -> float:
-    start = state = kernel.state_at(target.unpack_unconstrained(particles))
-    for _ in range(steps):
-        state, _ = kernel.step(state)
-    return float((state.x == start.x).all(-1).double().mean())
 
 
 # ---- evidence ------------------------------------------------------------------------------------

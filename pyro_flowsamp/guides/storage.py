@@ -19,7 +19,7 @@ UNFINISHED = ("interrupted", "unfinished")
 def describe_training(guide: Any, target: Target, call: ContextCall, scope: Scope) -> None:
     """Says what is trained, and how, and stores the target's counters from now on.
 
-    Inside of another computation that one says what it is.
+    Inside of another computation it says nothing: the outer one describes the run.
 
     Arguments:
         guide: The guide.

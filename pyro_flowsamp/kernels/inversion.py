@@ -40,12 +40,12 @@ reported as one that never moves. In the state of such a chain the log density o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import pi
 
 import torch
 from torch import Tensor
 
 from ..flows.proposal import Proposal
+from ..flows.transforms import wrap
 from ..validation import check_at_least_one
 
 __all__ = ["InversionOptions", "inverted", "leads_back"]
@@ -123,7 +123,7 @@ def leads_back(
     off, allowed = back - z, options.max_distance + options.relative * z.abs()
     angles = getattr(proposal.distribution(len(z)).base, "angles", None)
     if angles is not None:
-        off = torch.where(angles, torch.remainder(off + pi, 2 * pi) - pi, off)
+        off = torch.where(angles, wrap(off), off)
     # Comparisons with NaN are false: what is not a number is refused.
     near = (off.abs() <= allowed).all(-1)
     return near & options.same(log_q, log_q_back, z.shape[-1])

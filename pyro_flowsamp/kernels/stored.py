@@ -16,8 +16,9 @@ NOT_STORED = {
 class StoredKernel:
     """A kernel whose attributes, but for those of every kernel, make its state.
 
-    They are what its adaptation and its steps change. A kernel with attributes that are no tensors,
-    numbers or strings, such as functions, must have methods of its own that leave them out.
+    They are its settings, and what its adaptation and its steps change. A kernel with attributes
+    that are no tensors, numbers, strings or objects of this package, such as functions, must have
+    methods of its own that leave them out.
     """
 
     def state_dict(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from .particles import Particles
 
 __all__ = ["DirectionGap", "compare_directions", "directions_to_compare"]
 
-SUBSET = 20_000_000  #: numbers of projections at most; beyond, fewer directions are compared
+MOST_PROJECTIONS = 20_000_000  #: comparisons of particles with cuts, over all directions, at most
 
 
 class DirectionGap(NamedTuple):
@@ -124,7 +124,7 @@ def compare_directions(
     one, two = first.x.double(), second.x.double()
     n_one, n_two = len(one), len(two)
     v, names = directions_to_compare(torch.cat([one, two]), options)
-    kept = max(1, SUBSET // ((n_one + n_two) * len(options.direction_cuts)))
+    kept = max(1, MOST_PROJECTIONS // ((n_one + n_two) * len(options.direction_cuts)))
     v, names = v[:kept], names[:kept]
     t_one, t_two = one @ v.mT, two @ v.mT
     levels = torch.tensor(options.direction_cuts).to(one)

@@ -289,10 +289,7 @@ class ChunkedDensity:
         """Log densities ``(N,)``."""
         chunks = self.split(x, c)
         if len(chunks) == 1:
-            try:
-                return self.density(x, c)
-            except RuntimeError as error:
-                return _by_halves(error, self.density, x, c)
+            return _without_bad_matrices(self.density, x, c)
         density = self._recomputed if torch.is_grad_enabled() else self.density
         return torch.cat([_without_bad_matrices(density, *chunk) for chunk in chunks])
 

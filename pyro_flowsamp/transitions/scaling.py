@@ -64,7 +64,7 @@ def scale_proposals(distance: Tensor, dim: int, islands: int = 1) -> ScalePropos
     numbers that come of the points themselves: they are tuned on the way, as step sizes are.
 
     Arguments:
-        distance: Distances :math:`\\|x - m\\|` of all points, ``(N,)``.
+        distance: Distances :math:`\|x - m\|` of all points, ``(N,)``.
         dim: The dimension k of what is scaled.
         islands: Groups of points, one after the other, that must not know of each other.
 

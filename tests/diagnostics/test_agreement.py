@@ -248,9 +248,9 @@ def changes_of_one_state_each(local_change, kernel, target, x, options):
     return found._replace(z=found.z * 0.01)
 
 
-@mutation(agreement, "_immobile")
-def chains_and_not_particles(_immobile, kernel, target, particles, steps):
-    return _immobile(kernel, target, torch.zeros(1000, 4), steps)
+@mutation(agreement, "ends_of_steps")
+def chains_and_not_particles(ends_of_steps, kernel, target, particles, steps):
+    return ends_of_steps(kernel, target, torch.zeros(1000, 4), steps)
 
 
 @mutation(agreement, "evidence_checks")
