@@ -101,7 +101,7 @@ def _checks(verdict: Verdict) -> Section:
     marked = frozenset(i for i, c in enumerate(verdict.checks) if not c.ok)
     text = ["What was looked at for the verdict, and what would be right."]
     text += [f"Not checked: {reason}" for reason in verdict.unchecked]
-    text += [f"Note: {note}" for note in verdict.notes if "evidence" not in note]
+    text += [f"Note: {note}." for note in verdict.notes if "evidence" not in note]
     table = Table(["check", "found", "right", "passed"], rows, marked)
     return Section("checks", "Checks", text, [table] if rows else [])
 

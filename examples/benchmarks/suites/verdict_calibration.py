@@ -342,6 +342,9 @@ that components which overlap are no regions of their own, and `thin_mode` a mod
 silence. All of this was mended; `thin_mode` now belongs to the choosing half, and `slim_mode` took
 its place.
 
+The stored runs were judged before three checks were made: those of stays at single draws, of mass
+that particles have lost, and of particles in regions without draws.
+
 """
 
 
