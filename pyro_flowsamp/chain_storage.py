@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -53,13 +54,16 @@ class ChainStorage:
         self._blocks = self._stored = 0
         scope.watch(kernel.target)
 
-    def describe(self, args: tuple, kwargs: dict[str, Any], **counts: Any) -> None:
+    def describe(
+        self, args: tuple, kwargs: dict[str, Any], starts: Any = None, **counts: Any
+    ) -> None:
         """Says what the run is.
 
         Inside of another computation it says nothing: the outer one describes the run.
 
         Arguments:
             args, kwargs: The arguments of the model.
+            starts: The starting points that were given.
             counts: Further arguments that must be the same when the run goes on.
 
         Raises:
@@ -68,7 +72,7 @@ class ChainStorage:
         if self.scope.is_outermost:
             kernel = {f"kernel's {k}": v for k, v in describe_settings(self.kernel).items()}
             target = describe_target(self.kernel.target, args, kwargs)
-            self.scope.describe(**target, **kernel, **counts)
+            self.scope.describe(**target, **kernel, **counts, initial_params=digest(starts))
 
     @contextmanager
     def restoring(self) -> Iterator[ChainPosition | None]:
@@ -83,7 +87,7 @@ class ChainStorage:
             if found is None:
                 yield None
                 return
-            if found["flow"] != self._flow():
+            if found["flow"] != self._flow:
                 raise CheckpointError(
                     "the checkpoint is of a run with another flow than the guide has now: train "
                     "the guide with FitOptions(checkpoint=...) of its own, or with the same seed, "
@@ -93,7 +97,9 @@ class ChainStorage:
             self._blocks = found["blocks"]
             yield found["position"]
 
+    @cached_property
     def _flow(self) -> str:
+        """The digest of the kernel's frozen copy of the flow, which no step changes."""
         return digest(self.kernel.proposal.state_dict())
 
     def load_draws(self, buffer: DrawBuffer) -> None:
@@ -128,7 +134,7 @@ class ChainStorage:
         values["state"] = {
             "position": position,
             "kernel": self.kernel.state_dict(),
-            "flow": self._flow(),
+            "flow": self._flow,
             "blocks": blocks,
         }
         self.scope.write(values, position.phase)

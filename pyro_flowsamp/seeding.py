@@ -63,15 +63,12 @@ def seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    states = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        try:
-            set_seed(seed)
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+    states = generator_states()
+    try:
+        set_seed(seed)
+        yield
+    finally:
+        set_generator_states(states)
 
 
 def generator_states() -> dict[str, Any]:

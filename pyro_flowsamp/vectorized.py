@@ -16,7 +16,6 @@ from torch import Tensor
 from .chain_draws import ChainDraws
 from .chain_loop import draw, warm_up
 from .chain_storage import ChainPosition, ChainStorage
-from .checkpoint.description import digest
 from .checkpoint.options import Location, as_checkpoint_options
 from .checkpoint.scope import Scope, entered
 from .draw_buffer import DrawBuffer, KeptSites, check_memory, starting_values
@@ -239,7 +238,7 @@ class VectorizedMCMC(ChainDraws):
         num, chains, thin = self._asked
         names = None if self.save_params is None else sorted(self.save_params)
         counts = {"num_samples": num, "num_chains": chains, "thin": thin, "save_params": names}
-        return {**counts, "warmup_steps": self.warmup_steps, "initial_params": digest(starts)}
+        return {**counts, "warmup_steps": self.warmup_steps, "starts": starts}
 
     def resume(
         self,
@@ -286,7 +285,7 @@ class VectorizedMCMC(ChainDraws):
         with public_call(), entered(self.checkpoint, kind) as scope, pyro.validation_enabled(False):
             storage = ChainStorage(scope, self.kernel)
             counts = {"num_samples": num_samples, "thin": thin, "append": append}
-            storage.describe((), {}, **counts, initial_params=digest(initial_params))
+            storage.describe((), {}, **counts, starts=initial_params)
             with storage.restoring() as found:
                 if found is None:
                     seconds = {**self.seconds, "sampling": 0.0}

@@ -18,6 +18,7 @@ import json
 import os
 import pickle
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,6 @@ class CheckpointFolder:
             _write(last, _signed(manifest))
             _sync_folder(self.path)
         except OSError as error:
-            self._delete_temporary()
             raise CheckpointError(
                 f"the checkpoint in {self.path} cannot be written: {error.strerror or error}. The "
                 f"one before it is whole: make room or give the rights to write, and make the same "
@@ -187,13 +187,6 @@ class CheckpointFolder:
         for file in self.path.glob(f"{PART}*"):
             if file.name not in used:
                 file.unlink(missing_ok=True)
-
-    def _delete_temporary(self) -> None:
-        for file in self.path.glob("*.tmp"):
-            try:
-                file.unlink()
-            except OSError:
-                continue
 
     def close(self) -> None:
         """Gives the folder free for other processes."""
@@ -231,11 +224,16 @@ def _locked(path: Path) -> int | None:
 def _write(file: Path, data: bytes) -> None:
     """Writes a file such that it is whole under its name, or not there at all."""
     temporary = file.with_name(file.name + ".tmp")
-    with open(temporary, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _sync_folder(path: Path) -> None:

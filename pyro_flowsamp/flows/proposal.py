@@ -81,6 +81,7 @@ class Proposal:
 
     Attributes:
         dim: The dimension :math:`d`.
+        angles: Mask ``(d,)`` of the latent coordinates that are angles; None where there are none.
 
     Example:
         >>> from pyro_flowsamp.flows import gaussian
@@ -95,7 +96,9 @@ class Proposal:
         several = context is not None and context.dim() > 1
         self._rows = context if several else None
         self._one = None if several else self._frozen(context)
-        self.dim = self.distribution(1).event_shape[-1]
+        one = self.distribution(1)
+        self.dim = one.event_shape[-1]
+        self.angles = getattr(one.base, "angles", None)
 
     def state_dict(self) -> dict[str, Any]:
         """The parameters of the flow, and the rows of its contexts."""

@@ -121,9 +121,8 @@ def leads_back(
     """
     back, log_q_back = proposal.pull_and_log_prob(x)
     off, allowed = back - z, options.max_distance + options.relative * z.abs()
-    angles = getattr(proposal.distribution(len(z)).base, "angles", None)
-    if angles is not None:
-        off = torch.where(angles, wrap(off), off)
+    if proposal.angles is not None:
+        off = torch.where(proposal.angles, wrap(off), off)
     # Comparisons with NaN are false: what is not a number is refused.
     near = (off.abs() <= allowed).all(-1)
     return near & options.same(log_q, log_q_back, z.shape[-1])

@@ -241,8 +241,7 @@ class LatentHMC(FlowKernel):
     # ---- steps ----------------------------------------------------------------------------------
 
     def init(self, x: Tensor) -> hamiltonian.HMCState:
-        base = self.proposal.distribution(len(x)).base
-        self.lengths.begin(len(x), self._num_contexts, getattr(base, "angles", None))
+        self.lengths.begin(len(x), self._num_contexts, self.proposal.angles)
         return self.density(self.proposal.pull(x))
 
     def step(self, state: hamiltonian.HMCState) -> tuple[hamiltonian.HMCState, Any]:

@@ -199,8 +199,7 @@ class LocalGlobalHMC(LatentHMC):
     def init(self, x: Tensor) -> hamiltonian.HMCState:
         if self.inversion is None:
             return super().init(x)
-        base = self.proposal.distribution(len(x)).base
-        self.lengths.begin(len(x), self._num_contexts, getattr(base, "angles", None))
+        self.lengths.begin(len(x), self._num_contexts, self.proposal.angles)
         return self._at(x, self.log_prob(x).detach(), self.inversion)
 
     def _at(self, x: Tensor, log_p: Tensor, inversion: InversionOptions) -> hamiltonian.HMCState:
