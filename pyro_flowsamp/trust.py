@@ -31,7 +31,7 @@ from .options import SearchOptions
 from .target.density import Target
 from .target.tails import radial_slope
 from .vectorized import VectorizedMCMC
-from .weights import Estimate, ess_fraction, log_mean_weight, pareto_k
+from .weights import Estimate, are_flat, ess_fraction, log_mean_weight, pareto_k
 
 __all__ = [
     "FlowDraws",
@@ -106,7 +106,7 @@ def weights_problem(log_w: Tensor, options: SearchOptions) -> str:
     finite = log_w[torch.isfinite(log_w)]
     if not len(finite):
         return "the target has no density at any state"
-    if float(finite.max() - finite.median()) <= options.flat_log_weights:
+    if are_flat(finite, options.flat_log_weights):
         return ""
     k = pareto_k(finite)
     if isnan(k) or k >= options.max_pareto_k:
@@ -141,7 +141,7 @@ def jumps_problem(
     log_w = log_weights(kernel, target, both, options.inversion_tolerance)
     if problem := weights_problem(log_w, options):
         return problem
-    if float(log_w.max() - log_w.median()) <= options.flat_log_weights:
+    if are_flat(log_w, options.flat_log_weights):
         return ""
     change = local_change(kernel, target, states, options)
     if problem := weights_problem(change.log_weights, options):
@@ -171,11 +171,11 @@ class FlowDraws(NamedTuple):
         return FlowDraws(*(value[:num] for value in self))
 
 
+@torch.no_grad()
 def draws_of_flow(proposal: Proposal, target: Target, num: int) -> FlowDraws:
     """So many fresh draws of a flow, with their densities."""
     x, log_q = proposal.sample_and_log_prob(num)
-    with torch.no_grad():
-        return FlowDraws(x, target.log_prob(x).double(), log_q.double())
+    return FlowDraws(x, target.log_prob(x).double(), log_q.double())
 
 
 def flow_evidence(log_w: Tensor, options: SearchOptions) -> Estimate | None:
@@ -188,7 +188,7 @@ def flow_evidence(log_w: Tensor, options: SearchOptions) -> Estimate | None:
     """
     if float(ess_fraction(log_w)) < options.min_independence_ess:
         return None
-    flat = float(log_w.max() - log_w.median()) <= options.flat_log_weights
+    flat = are_flat(log_w, options.flat_log_weights)
     return log_mean_weight(log_w) if flat or pareto_k(log_w) < options.max_pareto_k else None
 
 

@@ -19,6 +19,7 @@ from .validation import as_tensor
 
 __all__ = [
     "Estimate",
+    "are_flat",
     "ess_fraction",
     "log_mean_weight",
     "pareto_k",
@@ -155,6 +156,20 @@ def log_mean_weight(log_weights: Tensor) -> Estimate:
     log_z = log_w.logsumexp(0) - log(len(log_w))
     relative = (log_w - log_z).exp()
     return Estimate(log_z, relative.std(0) / sqrt(len(log_w)))
+
+
+def are_flat(log_w: Tensor, most: float) -> bool:
+    """Whether the largest log weight is at most so many nats above the median.
+
+    Arguments:
+        log_w: Log weights, of any shape.
+        most: The bound, in nats.
+
+    Example:
+        >>> [are_flat(torch.tensor([0.0, 0.0, largest]), 1.1) for largest in (1.0, 2.0)]
+        [True, False]
+    """
+    return float(log_w.max() - log_w.median()) <= most
 
 
 def pareto_k(log_weights: Tensor) -> float:

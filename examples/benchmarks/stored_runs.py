@@ -148,6 +148,15 @@ def collect_measured(
         print(f"{name:32s}seed {seed}  {text.format(**result)}", flush=True)
 
 
+def has_package(python: str, package: str) -> bool:
+    """Whether an interpreter can find a package."""
+    code = f"import importlib.util as u, sys; sys.exit(u.find_spec({package!r}) is None)"
+    try:
+        return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
+    except OSError:  # there is no such interpreter
+        return False
+
+
 def measured(
     script: Path,
     arguments: Sequence[str],

@@ -25,7 +25,7 @@ from ..guides.auto_flow import AutoFlow
 from ..smc.found_modes import FoundModes
 from ..target.density import Target
 from ..trust import draws_of_flow, ends_of_steps, local_change, weights_problem
-from ..weights import Estimate, ess_fraction, pareto_k
+from ..weights import Estimate, are_flat, ess_fraction, pareto_k
 from .checks import Check
 from .draws import DiagnosedDraws
 from .evidence import weights_of_states
@@ -79,7 +79,7 @@ def state_weight_checks(
     if not len(log_w):
         return checks
     k = pareto_k(log_w)
-    flat = float(log_w.max() - log_w.median()) <= options.flat_log_weights
+    flat = are_flat(log_w, options.flat_log_weights)
     wrong = not flat and draws.jumps_only and (isnan(k) or k >= options.max_state_pareto_k)
     text = f"the weights of states have a Pareto k of {k:.2f}"
     bound = options.max_state_pareto_k if draws.jumps_only and not flat else float("nan")
@@ -153,7 +153,7 @@ def weight_checks(
         ('importance ESS of the flow', 0.5, True)
     """
     ess, k = float(ess_fraction(log_w)), pareto_k(log_w)
-    flat = float(log_w.max() - log_w.median()) <= options.flat_log_weights
+    flat = are_flat(log_w, options.flat_log_weights)
     low = draws.jumps_only and ess < options.min_importance_ess
     heavy = draws.of_a_guide and not flat and k >= options.max_pareto_k
     nan = float("nan")
@@ -181,7 +181,7 @@ def weight_checks(
     if known and (states := weights_of_states(draws)) is not None:
         states = states.flatten()[:: -(-states.numel() // options.max_draws)]
         states = states[torch.isfinite(states)]
-        even = float(states.max() - states.median()) <= options.flat_log_weights
+        even = are_flat(states, options.flat_log_weights)
         known = even or pareto_k(states) < most / (1 - most)
     if not known or draws.x is None or draws.x.shape[1] <= 3 or draws.of_a_guide:
         return checks

@@ -235,7 +235,6 @@ def weights_of_states(draws: DiagnosedDraws) -> Tensor | None:
     return log_w.unflatten(0, draws.x.shape[:2])
 
 
-@torch.no_grad()
 def _importance(log_w: Tensor) -> Estimate:
     return log_mean_weight(smoothed_log_weights(log_w))
 

@@ -23,12 +23,11 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from ..flows.mixture_fit import Mixture, fit_mixture
+from ..flows.mixture_fit import fit_mixture
+from ..smc.coordinates import WhitenedTarget
 from ..target.density import Target
 from ..weights import Estimate
 from .evidence import bridge_evidence
@@ -37,37 +36,7 @@ from .options import EvidenceOptions
 __all__ = ["fitted_evidence"]
 
 
-@dataclass(frozen=True)
-class FittedMixture:
-    """A Gaussian mixture in coordinates where the draws have unit covariance.
-
-    Attributes:
-        loc: Their mean, ``(d,)``.
-        scale_tril: The Cholesky factor of their covariance, ``(d, d)``.
-        mixture: The mixture.
-    """
-
-    loc: Tensor
-    scale_tril: Tensor
-    mixture: Mixture
-
-    @staticmethod
-    def of(x: Tensor, options: EvidenceOptions) -> FittedMixture:
-        """Fits it to draws ``(N, d)``, in float64."""
-        loc = x.mean(0)
-        covariance = torch.cov(x.mT).reshape(len(loc), len(loc))
-        scale_tril = torch.linalg.cholesky(covariance)
-        z = torch.linalg.solve_triangular(scale_tril, (x - loc).mT, upper=False).mT
-        return FittedMixture(loc, scale_tril, fit_mixture(z, options.max_components))
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """The log density of points, ``(N, d)`` → ``(N,)``."""
-        z = torch.linalg.solve_triangular(self.scale_tril, (x - self.loc).mT, upper=False).mT
-        return self.mixture.log_prob(z) - self.scale_tril.diagonal().log().sum()
-
-    def sample(self, num: int) -> Tensor:
-        """Independent draws, ``(num, d)``."""
-        return self.loc + self.mixture.sample(num) @ self.scale_tril.mT
+FEWEST_KEPT = 16  #: draws of a chain that thinning leaves, for its effective sample size
 
 
 @torch.no_grad()
@@ -135,17 +104,20 @@ def _thinned(x: Tensor, most: int) -> Tensor:
     return x[:: -(-step // along), ::along]
 
 
-FEWEST_KEPT = 16  #: draws of a chain that thinning leaves, for its effective sample size
-
-
 def _bridged(fitted: Tensor, states: Tensor, target: Target, options: EvidenceOptions) -> Estimate:
-    """The log evidence by states ``(C, n, d)``, with a mixture fitted to other draws."""
-    q = FittedMixture.of(fitted.flatten(0, 1), options)
+    """The log evidence by states ``(C, n, d)``, with a mixture fitted to other draws.
 
-    def log_weights(x: Tensor) -> Tensor:
-        log_p = target.log_prob(x.to(target.dtype)).double()
-        return torch.where(log_p.isfinite(), log_p - q.log_prob(x), -torch.inf)
+    Both are in coordinates where the draws of the fit have unit covariance.
+    """
+    x = fitted.flatten(0, 1)
+    covariance = torch.cov(x.mT).reshape(x.shape[1], x.shape[1])
+    density = WhitenedTarget(target, x.mean(0), torch.linalg.cholesky(covariance))
+    q = fit_mixture(density.to_u(x), options.max_components)
+
+    def log_weights(u: Tensor) -> Tensor:
+        log_p = density.log_prob(u)
+        return torch.where(log_p.isfinite(), log_p - q.log_prob(u), -torch.inf)
 
     fresh = log_weights(q.sample(options.num_draws))
-    of_states = log_weights(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+    of_states = log_weights(density.to_u(states.flatten(0, 1))).unflatten(0, states.shape[:2])
     return bridge_evidence(of_states, fresh, options)

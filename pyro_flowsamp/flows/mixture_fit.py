@@ -124,7 +124,18 @@ class Mixture(NamedTuple):
             >>> mixture.separated(points, overlap=0.01).tolist()
             [0, 0, 1]
         """
-        joint = self.joint_log_prob(x)
+        return self.groups(self.joint_log_prob(x), overlap)
+
+    def groups(self, joint: Tensor, overlap: float) -> Tensor:
+        """The group of each component as of :meth:`separated`, by :meth:`joint_log_prob` of points.
+
+        Example:
+            >>> locs = torch.tensor([[0.0], [1.0], [50.0]])
+            >>> mixture = Mixture(torch.zeros(3).log_softmax(0), locs, torch.ones(3, 1, 1))
+            >>> points = (locs + torch.linspace(-1, 1, 9)).reshape(-1, 1)
+            >>> mixture.groups(mixture.joint_log_prob(points), overlap=0.01).tolist()
+            [0, 0, 1]
+        """
         member = torch.nn.functional.one_hot(joint.argmax(-1), len(self.locs)).to(joint)
         mean = member.mT @ joint.softmax(-1) / member.sum(0).clamp(min=1)[:, None]
         linked = ((mean > overlap) | (mean.mT > overlap)).to(joint) + torch.eye(len(mean)).to(joint)

@@ -203,11 +203,10 @@ class ModeSearch:
 
     def _compare(self, mixture: Mixture, *searches: Particles) -> Agreement:
         count = len(mixture.locs)
-        counts = torch.stack(
-            [mixture.joint_log_prob(s.x).argmax(-1).bincount(minlength=count) for s in searches]
-        )
-        x = torch.cat([s.x for s in searches])
-        modes = mixture.separated(x, self.options.overlap)
+        joint = mixture.joint_log_prob(torch.cat([s.x for s in searches]))
+        parts = joint.argmax(-1).split([len(s.x) for s in searches])
+        counts = torch.stack([part.bincount(minlength=count) for part in parts])
+        modes = mixture.groups(joint, self.options.overlap)
         of_modes = torch.zeros(2, int(modes.max()) + 1, dtype=counts.dtype, device=counts.device)
         of_modes.index_add_(1, modes, counts)
         few, many = of_modes.min(0).values, of_modes.max(0).values

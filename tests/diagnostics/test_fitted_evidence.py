@@ -11,6 +11,7 @@ from pyro_flowsamp import EvidenceOptions, Target, log_evidence, sample
 from pyro_flowsamp.diagnostics import fitted_evidence as fitted
 from pyro_flowsamp.diagnostics.fitted_evidence import fitted_evidence
 from pyro_flowsamp.problems import banana, unequal_pair
+from pyro_flowsamp.smc.coordinates import WhitenedTarget
 
 BRIEF = EvidenceOptions(num_draws=400, max_steps=50, max_components=4)
 LOG_Z = 2.0
@@ -95,21 +96,14 @@ def test_draws_must_not_be_those_of_the_fit():
     )
 
 
-class Unscaled(fitted.FittedMixture):
+@mutation(WhitenedTarget, "log_prob")
+def without_the_determinant(log_prob, self, u):
     """A density that lacks the determinant of its coordinates."""
-
-    def log_prob(self, x):
-        return super().log_prob(x) + self.scale_tril.diagonal().log().sum()
+    return log_prob(self, u) - self.log_det
 
 
-def test_the_determinant_must_be_there(monkeypatch):
-    of = fitted.FittedMixture.of
-
-    def unscaled(x, options):
-        return Unscaled(*vars(of(x, options)).values())
-
-    monkeypatch.setattr(fitted.FittedMixture, "of", staticmethod(unscaled))
-    assert badness(scores(banana(), runs=5)) > 20
+def test_the_determinant_must_be_there():
+    must_fail(without_the_determinant, score=lambda: badness(scores(banana(), runs=5)), above=20)
 
 
 # ---- through log_evidence ------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from stored_runs import append
 from suites import traced
 
 
@@ -23,11 +24,9 @@ def test_a_difference_is_in_rounding_errors():
 def test_the_table(tmp_path):
     store = tmp_path / traced.STUDY
     result = {"d": 2, "num": 1, "eager": 2e-3, "recording": 0.5, "operations": 30, "same": True}
-    traced.append(store, "garch-1", 0, {**result, "traced": 1e-3})
-    traced.append(
-        store, "random_walk-1", 0, {"d": 3, "num": 1, "eager": 1.0, "reason": "it branches"}
-    )
-    traced.append(store, "gaussian_process-1", 0, {"stopped": True, "seconds": 900.0})
+    append(store, "garch-1", 0, {**result, "traced": 1e-3})
+    append(store, "random_walk-1", 0, {"d": 3, "num": 1, "eager": 1.0, "reason": "it branches"})
+    append(store, "gaussian_process-1", 0, {"stopped": True, "seconds": 900.0})
     text = traced.table(store, list(traced.NAMES), [1])
     assert "| GARCH, 200 returns | 2 | 1 | 30 | 2 | 1 | – | 2.0 | – | 0.5 | – | yes | – |" in text
     assert "- random walk, 450, 1 points: not traced, it branches." in text

@@ -29,7 +29,6 @@ ratio and the effective draws.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -46,7 +45,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from baselines.leapfrogs import NUTSOptions, Problem, means_with_errors, worst_ess_and_r_hat, write
 from problems.known import PROBLEMS
-from stored_runs import DOCS, RESULTS, append, load, markdown, measured, missing
+from stored_runs import DOCS, RESULTS, append, has_package, load, markdown, measured, missing
 
 STUDY = "gradients.jsonl"  #: the file of its stored runs
 LEAPFROGS = Path(__file__).resolve().parents[1] / "baselines" / "leapfrogs.py"
@@ -231,15 +230,6 @@ def run_sample(name: str, goal: int, seed: int) -> dict[str, Any]:
 
 
 # ---- NUTS ----------------------------------------------------------------------------------------
-
-
-def has_numpyro(python: str) -> bool:
-    """Whether an interpreter can import NumPyro."""
-    code = "import importlib.util as u, sys; sys.exit(u.find_spec('numpyro') is None)"
-    try:
-        return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
-    except OSError:  # there is no such interpreter
-        return False
 
 
 def in_float64(name: str) -> tuple[str, Problem, np.ndarray]:
@@ -569,7 +559,7 @@ def run_missing(args: argparse.Namespace, store: Path) -> None:
     """Runs what is not stored yet, posterior by posterior, and tells what it costs."""
     runs: dict[str, Callable[[int], dict[str, Any]]] = {}
     samplers = list(args.samplers)
-    if "nuts" in samplers and not has_numpyro(args.nuts_python):
+    if "nuts" in samplers and not has_package(args.nuts_python, "numpyro"):
         print(
             f"NUTS is left out: {args.nuts_python} cannot import NumPyro. Install it by `make "
             f"bench`, or give another interpreter by --nuts-python."

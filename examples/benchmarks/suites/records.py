@@ -32,7 +32,6 @@ has Student's distribution of :math:`R - 1` degrees of freedom.
 
 import argparse
 import json
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,7 +54,7 @@ from baselines.evidence import RIVALS, Reference
 from metrics import wasserstein2
 from problems.records import TARGETS, LiteratureTarget
 from problems.records.evidence import TRUTHS
-from stored_runs import DOCS, RESULTS, append, load, markdown, measured, missing
+from stored_runs import DOCS, RESULTS, append, has_package, load, markdown, measured, missing
 from suites.gradients import Cost, number
 
 from pyro_flowsamp import (
@@ -75,6 +74,7 @@ from pyro_flowsamp import (
 from pyro_flowsamp.problems import Problem
 from pyro_flowsamp.smc.particles import Particles
 from pyro_flowsamp.target import as_target
+from pyro_flowsamp.trust import draws_of_flow
 from pyro_flowsamp.weights import Estimate, student_t_quantile
 
 STUDY = "records.jsonl"  #: the file of its stored runs
@@ -268,11 +268,8 @@ def of_flow(guide: Any, target: Target, size: Size) -> Outcome:
 @torch.no_grad()
 def fresh_weights(guide: Any, target: Target, size: Size) -> tuple[float, list[float]]:
     """The mean log weight of draws of a flow, and the log evidences of batches of them."""
-    log_w = []
-    for _ in range(BATCHES):
-        x, log_q = guide.proposal().sample_and_log_prob(size.batch)
-        log_w.append(target.log_prob(x).double() - log_q.double())
-    found = torch.stack(log_w)
+    proposals = (guide.proposal() for _ in range(BATCHES))
+    found = torch.stack([draws_of_flow(p, target, size.batch).log_weights for p in proposals])
     return float(found.mean()), log_evidence(found.mT).value.tolist()
 
 
@@ -694,15 +691,6 @@ def draw(store: Path, image: Path) -> None:
 
 
 METHODS = ("sample", "annealing", "flow", "deformation", "adversarial", *RIVALS)
-
-
-def has_package(python: str, package: str) -> bool:
-    """Whether an interpreter can find a package."""
-    code = f"import importlib.util as u, sys; sys.exit(u.find_spec({package!r}) is None)"
-    try:
-        return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
-    except OSError:  # there is no such interpreter
-        return False
 
 
 def main() -> None:

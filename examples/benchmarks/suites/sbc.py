@@ -50,6 +50,7 @@ from stored_runs import DOCS, collect, load, markdown, options
 
 from pyro_flowsamp import sample
 from pyro_flowsamp.target.density import as_target
+from pyro_flowsamp.target.nodes import is_random
 
 STUDY = "sbc.jsonl"
 RANKED = 99  #: draws among which the truth is ranked, at most
@@ -97,15 +98,9 @@ def simulate(model: Callable) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Parameters of the prior, and data of the model with these parameters."""
     sites = poutine.trace(model).get_trace().nodes
     latent = {
-        name: site["value"]
-        for name, site in sites.items()
-        if site["type"] == "sample" and name != "y" and not _is_plate(site)
+        name: site["value"] for name, site in sites.items() if is_random(site) and name != "y"
     }
     return latent, sites["y"]["value"]
-
-
-def _is_plate(site: Any) -> bool:
-    return type(site["fn"]).__name__ == "_Subsample"
 
 
 def quantities(

@@ -29,7 +29,7 @@ from time import process_time
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from stored_runs import DOCS, RESULTS, append, load, markdown, measured, missing
+from stored_runs import DOCS, RESULTS, collect_measured, load, markdown, measured
 
 STUDY = "traced.jsonl"  #: the file of its stored runs
 NAMES = {
@@ -253,9 +253,7 @@ def main() -> None:
             for name in args.problems
             for num in args.sizes
         }
-        for name, seed in missing(store, runs, [0]):
-            append(store, name, seed, runs[name](seed))
-            print(name, flush=True)
+        collect_measured(store, runs, [0], "")
     text = table(store, args.problems, args.sizes)
     print(text)
     if args.write:
