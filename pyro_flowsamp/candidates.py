@@ -21,6 +21,7 @@ from .guides.base import FlowGuide
 from .guides.checks import first_tensor
 from .options import FitOptions, SearchOptions
 from .target.density import Target
+from .target.site import site_shapes
 from .target.work import WorkCounter
 from .train import History
 from .validation import shown
@@ -123,7 +124,7 @@ def given_guide(
     if isinstance(guide.model_source, Target):
         args, kwargs = (), {}
     own = guide.target_for(*args, **kwargs)
-    theirs, ours = ({s.name: tuple(s.shape) for s in t.sites} for t in (own, target))
+    theirs, ours = site_shapes(own.sites), site_shapes(target.sites)
     wrong = [f"it has no site '{name}'" for name in ours if name not in theirs]
     wrong += [f"'{name}' is no site of the model" for name in theirs if name not in ours]
     wrong += [

@@ -50,7 +50,8 @@ class ModeSearchOptions:
         particles_many_modes, mcmc_steps_many_modes: The same where there are several modes.
         growth: Factor by which the number of particles grows where two searches disagree.
         max_evaluations: Evaluations of the whole search at most; then it is not settled.
-        islands: Groups of particles that are independent of each other, in each search.
+        islands: Groups of particles of each search that never exchange any. They have their inverse
+            temperatures in common.
         widen: Scale of a base in units of the standard deviations of what it covers.
         second_widen: Width of the second search's base in units of the first's, where the prior
             cannot be drawn from.

@@ -26,7 +26,7 @@ from torch.distributions import Transform
 from ..flows.proposal import Proposal
 from ..target.context import check_number_of_chains
 from ..target.density import Target
-from ..target.site import Values
+from ..target.site import Values, site_shapes
 from ..validation import public_call
 from .binding import CompiledKernel, Guide, ModelBinding
 from .statistics import (
@@ -305,10 +305,9 @@ class FlowKernel(StoredKernel, CompiledKernel, MCMCKernel):
             if self._user_start:
                 x = self.target.pack_unconstrained(self.initial_params)
                 if x.dim() > 1:
-                    shapes = {s.name: tuple(s.shape) for s in self.target.sites}
                     raise ValueError(
                         f"initial_params have leading dimensions {tuple(x.shape[:-1])}; for one "
-                        f"chain their shapes must be {shapes}"
+                        f"chain their shapes must be {site_shapes(self.target.sites)}"
                     )
                 self.binding.starts = x[None]
             else:
@@ -372,7 +371,8 @@ def flow_starts(kernel: FlowKernel, num_chains: int) -> Tensor:
     """Independent draws of a kernel's flow, redrawn where its chains may not start.
 
     Raises:
-        ValueError: There is no such draw.
+        ValueError: There is no such draw: the target has no density at any, or the flow of a kernel
+            that asks for it cannot be inverted there.
     """
     x, _ = kernel.proposal.sample_and_log_prob(num_chains)
     for _ in range(MAX_REDRAWS):
@@ -382,6 +382,6 @@ def flow_starts(kernel: FlowKernel, num_chains: int) -> Tensor:
         fresh, _ = kernel.proposal.sample_and_log_prob(num_chains)
         x = torch.where(bad[:, None], fresh, x)
     raise ValueError(
-        "the flow never proposes a point of finite density: train it longer, or give "
-        "initial_params and a wider flow."
+        "the flow never proposes a point of finite density at which a chain of this kernel may "
+        "start: train it longer, or give initial_params and a wider flow."
     )

@@ -15,7 +15,7 @@ from ..target.arguments import check_model
 from ..target.context import same_objects
 from ..target.density import Target, as_target
 from ..target.options import CompileMode, check_compile
-from ..target.site import Values
+from ..target.site import Values, site_shapes
 from ..validation import shown
 
 __all__ = ["CompiledKernel", "Guide", "ModelBinding"]
@@ -255,8 +255,8 @@ def _check_same_model(guide: Guide, source: Any, args: tuple, kwargs: dict) -> N
     """Raises a ValueError if the guide was made for another model, and says how they differ."""
     if source == guide.model_source:
         return
-    mine = _shapes(as_target(source, *args, **kwargs))
-    theirs = _shapes(guide.target_for(*args, **kwargs))
+    mine = site_shapes(as_target(source, *args, **kwargs).sites)
+    theirs = site_shapes(guide.target_for(*args, **kwargs).sites)
     if mine != theirs:
         raise ValueError(
             f"the guide was made for another model: it has the sites {theirs}, this model "
@@ -266,7 +266,3 @@ def _check_same_model(guide: Guide, source: Any, args: tuple, kwargs: dict) -> N
         "the guide was made for another model with the same sites: make a guide of this "
         "model, or pass the guide alone."
     )
-
-
-def _shapes(target: Target) -> dict[str, tuple[int, ...]]:
-    return {site.name: tuple(site.shape) for site in target.sites}

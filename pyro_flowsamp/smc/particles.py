@@ -32,8 +32,9 @@ the density of where it ends when it starts from :math:`\tilde f_{k-1}`: particl
 weighted. Now :math:`\Delta\log w \le \log\tilde f_k(x') - \log\tilde f_{k-1}(x') -
 \log\epsilon`: however bad the map, weights are at most :math:`1/\epsilon` times those without it.
 
-Particles live on *islands* that never exchange any: each island's estimate is independent of the
-others', and their spread is an honest standard error.
+Particles live on *islands* that never exchange any, so that the spread of their estimates is an
+honest standard error. Islands of :func:`~pyro_flowsamp.smc.tempering.tempered_smc` have their
+inverse temperatures in common.
 """
 
 from __future__ import annotations

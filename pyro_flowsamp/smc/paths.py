@@ -1,4 +1,4 @@
-r"""The tempered path from a Gaussian to a target,
+r"""The tempered path from a base to a target,
 
 .. math:: \log\pi_\beta = (1 - \beta)\log b + \beta \log\tilde p, \qquad 0 \le \beta \le 1.
 """

@@ -4,9 +4,9 @@ Particles move through
 
 .. math:: \log\pi_\beta = (1 - \beta)\log b + \beta \log\tilde p, \qquad 0 = \beta_0 < \dots < 1,
 
-from a Gaussian (and uniform on angles) :math:`b`. At each stage the next :math:`\beta` is the one
-at which the weights :math:`w = (\tilde p / b)^{\Delta\beta}` keep a given effective sample size;
-then the particles are resampled, and moved by MALA (Del Moral et al., 2006,
+from a base :math:`b`, by default a Gaussian that is uniform on angles. At each stage the next
+:math:`\beta` is the one at which the weights :math:`w = (\tilde p / b)^{\Delta\beta}` keep a given
+effective sample size; then the particles are resampled, and moved by MALA (Del Moral et al., 2006,
 https://doi.org/10.1111/j.1467-9868.2006.00553.x). The product of the mean weights estimates Z.
 """
 
@@ -53,7 +53,7 @@ def tempered_smc(
     islands: int = 1,
     check_coverage: bool = True,
 ) -> Particles:
-    """Anneals particles from an over-dispersed Gaussian to a target.
+    """Anneals particles from a base, by default an over-dispersed Gaussian, to a target.
 
     Use it as ``AutoFlow(model, ensemble=tempered_smc)``. A target at K contexts gets K islands of
     particles, each with inverse temperatures and a step size of its own.

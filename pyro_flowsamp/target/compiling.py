@@ -131,7 +131,7 @@ def _compiled(
             _said.add(first)
             warnings.warn(
                 f"densities are traced and not compiled, which needs a C++ compiler or, on a GPU, "
-                f"Triton ({first}). give compile=False to silence this warning.",
+                f"Triton ({first}). Give compile=False to silence this warning.",
                 stacklevel=2,
             )
         raise UntraceableError(f"it cannot be compiled: {first}") from error

@@ -289,7 +289,10 @@ class ChunkedDensity:
         """Log densities ``(N,)``."""
         chunks = self.split(x, c)
         if len(chunks) == 1:
-            return _without_bad_matrices(self.density, x, c)
+            try:  # as :func:`_without_bad_matrices`, with a frame less in tracebacks of users
+                return self.density(x, c)
+            except RuntimeError as error:
+                return _by_halves(error, self.density, x, c)
         density = self._recomputed if torch.is_grad_enabled() else self.density
         return torch.cat([_without_bad_matrices(density, *chunk) for chunk in chunks])
 

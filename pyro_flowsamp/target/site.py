@@ -14,7 +14,7 @@ from torch.distributions import Transform, identity_transform
 from ..validation import as_tensor, shown
 from .support import bijection, unwrapped
 
-__all__ = ["Site", "SiteLayout", "Values", "real_site", "site_of"]
+__all__ = ["Site", "SiteLayout", "Values", "real_site", "site_of", "site_shapes"]
 
 
 Values = dict[str, Tensor]
@@ -122,6 +122,16 @@ def real_site(name: str, shape: Size) -> Site:
         (6, False)
     """
     return Site(name, shape, shape, len(shape), identity_transform)
+
+
+def site_shapes(sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
+    """The shape of an unconstrained value of each site, by the site's name.
+
+    Example:
+        >>> site_shapes([real_site("x", torch.Size([2, 3]))])
+        {'x': (2, 3)}
+    """
+    return {site.name: tuple(site.shape) for site in sites}
 
 
 class SiteLayout:

@@ -38,9 +38,8 @@ from .metropolis import MetropolisInfo, metropolis, select
 __all__ = ["ScaleProposals", "log_factors", "scale_proposals", "scale_step"]
 
 INDEPENDENT_SHARE = 0.75  #: of the moves that propose a distance and not a factor
-WIDER = (
-    1.2  #: scale of proposed log distances, in units of the standard deviation of those there are
-)
+#: scale of proposed log distances, in units of the standard deviation of those there are
+WIDER = 1.2
 TAIL_DF = 3.0  #: degrees of freedom of the Student-t distribution of proposed log distances
 
 
