@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from problems import suite as old_suite
-from problems.known import PROBLEMS, energies, hierarchies, nonlinear, regressions
+from problems.known import PROBLEMS, dynamics, energies, hierarchies, nonlinear, regressions
 from problems.known.reference import ImportanceOptions, Statistic, cached, importance, site
 from scipy.integrate import quad
 from scipy.stats import multivariate_normal
@@ -148,6 +148,42 @@ def test_the_model_has_these_truths(name):
 
 
 # ---- truths by other second ways -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, density, middle",
+    [
+        ("hidden_markov", dynamics.markov_density, [-1.0, 1.0, 1.5, 1.5]),
+        ("lotka_volterra", dynamics.volterra_density, [-0.5, -3.5, -0.4, -3.8, 3.4, 1.7, -1.6]),
+    ],
+)
+def test_the_density_of_a_truth_is_that_of_the_model(name, density, middle):
+    model, data = PROBLEMS[name].make()
+    target = as_target(model, *(value.double() for value in data))
+    generator = torch.Generator().manual_seed(0)
+    middle = torch.tensor(middle, dtype=torch.float64)
+    x = middle + 0.2 * torch.randn(20, len(middle), generator=generator, dtype=torch.float64)
+    difference = target.log_prob(x.to(target.dtype)).double() - density(x)
+    assert difference.std() < 1e-3 * density(x).std()
+
+
+def test_places_of_sensors_by_draws_on_rings():
+    """Importance sampling with proposals around the anchor that each sensor is nearest to."""
+    statistics = PROBLEMS["sensors"].statistics()
+    model, data = PROBLEMS["sensors"].make()
+    target, rng = as_target(model, *data), np.random.default_rng(0)
+    near = np.asarray(dynamics.ANCHORS)[[1, 2]]
+    radius = [0.27, 0.32] + 0.06 * rng.standard_normal((200_000, 2))
+    angle = 2 * np.pi * rng.random((200_000, 2))
+    place = near + radius[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1)
+    log_q = -0.5 * ((radius - [0.27, 0.32]) / 0.06) ** 2 - np.log(abs(radius))
+    x = torch.as_tensor(place, dtype=target.dtype).flatten(1)
+    w = np.exp(target.log_prob(x).double().numpy() - log_q.sum(-1))
+    for s in statistics:
+        values = s.function({"place": place})
+        mean = (w * values).sum() / w.sum()
+        error = np.sqrt(((values - mean) ** 2 * w**2).sum()) / w.sum()
+        assert abs(s.truth - mean) < 4 * error, s.name
 
 
 def test_schools_agree_with_posteriordb():

@@ -1,6 +1,6 @@
 """Posteriors with true answers: means and probabilities that a right sampler must reproduce."""
 
-from . import energies, hierarchies, nonlinear, regressions, stan, unknown
+from . import dynamics, energies, hierarchies, nonlinear, regressions, stan, unknown
 from .reference import KnownPosterior, Statistic
 
 __all__ = ["PROBLEMS", "KnownPosterior", "Statistic"]
@@ -10,6 +10,7 @@ PROBLEMS: dict[str, KnownPosterior] = {
     **regressions.PROBLEMS,
     **hierarchies.PROBLEMS,
     **nonlinear.PROBLEMS,
+    **dynamics.PROBLEMS,
     **stan.PROBLEMS,
     **unknown.PROBLEMS,
 }
