@@ -147,6 +147,14 @@ def fixed_guide(target: Target, flow: nn.Module) -> AutoFlow:
     Arguments:
         target: The target; the copy has its type.
         flow: A flow that takes no context.
+
+    Example:
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 2)
+        >>> flow = gaussian(2)
+        >>> guide = fixed_guide(target, flow)
+        >>> guide.trained, guide.trained_flow is flow
+        (True, False)
     """
     guide = AutoFlow(target, flow=copy.deepcopy(flow))
     guide.target_for()

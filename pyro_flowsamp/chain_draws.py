@@ -27,6 +27,18 @@ class ChainDraws:
         unconstrained: The draws of the kept sites in R^d, ``(num_chains, num_samples, d)``.
         target: The posterior that they are drawn from; None before there are any.
         num_samples: Draws of each chain.
+
+    Example:
+        >>> import pyro
+        >>> from pyro_flowsamp import IMH, VectorizedMCMC
+        >>> pyro.set_rng_seed(0)
+        >>> target = Target.from_energy(lambda x: 0.5 * (x - 3).square().sum(-1), 2)
+        >>> run = VectorizedMCMC(IMH(target), 100, 1, num_chains=20, disable_progbar=True)
+        >>> run.run()
+        >>> isinstance(run, ChainDraws), run.get_samples(group_by_chain=True)["x"].shape
+        (True, torch.Size([20, 100, 2]))
+        >>> round(float(run.unconstrained.mean()), 1), run.num_samples
+        (3.0, 100)
     """
 
     num_samples: int

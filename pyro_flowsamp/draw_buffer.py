@@ -250,6 +250,13 @@ def check_memory(target: Target, num_samples: int, num_chains: int, columns: int
 
     Raises:
         ValueError: There is too little memory.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 2)
+        >>> check_memory(target, 100, 10, 2)
+        >>> check_memory(target, 10**9, 10**6, 2)
+        Traceback (most recent call last):
+        ValueError: ...
     """
     needed = needed_bytes(target, num_samples, num_chains, columns)
     free = free_bytes(torch.device(target.device))

@@ -97,6 +97,13 @@ def set_generator_states(states: dict[str, Any]) -> None:
 
     Raises:
         RuntimeError: The states are of more CUDA devices than there are.
+
+    Example:
+        >>> states = generator_states()
+        >>> one = np.random.rand()
+        >>> set_generator_states(states)
+        >>> np.random.rand() == one
+        True
     """
     name, keys, position, has_gauss, gauss = states["numpy"]
     version, numbers, next_gauss = states["python"]

@@ -177,7 +177,12 @@ class Stepper:
 
 @runtime_checkable
 class Stored(Protocol):
-    """A part of a training beside its parameters, such as a discriminator, that can be stored."""
+    """A part of a training beside its parameters, such as a discriminator, that can be stored.
+
+    Example:
+        >>> isinstance(torch.nn.Linear(1, 1), Stored), isinstance(torch.zeros(1), Stored)
+        (True, False)
+    """
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...

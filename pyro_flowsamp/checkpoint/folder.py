@@ -39,7 +39,15 @@ PART = "part-"  #: beginning of the names of the files of parts; no other files 
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read, written or used; the message says why, and what to do."""
+    """A checkpoint cannot be read, written or used; the message says why, and what to do.
+
+    Example:
+        >>> try:
+        ...     CheckpointFolder(Path("/dev/null/run"))
+        ... except CheckpointError as error:
+        ...     str(error)
+        'checkpoints cannot be written to /dev/null/run: ...'
+    """
 
 
 class CheckpointFolder:

@@ -70,6 +70,13 @@ def from_plain(plain: Any) -> Any:
 
     Raises:
         ValueError: A class is none whose objects may be read.
+
+    Example:
+        >>> from_plain(to_plain([np.float64(0.5), {"steps": 3}]))
+        [0.5, {'steps': 3}]
+        >>> from_plain({CLASS: "builtins:eval", "items": ()})
+        Traceback (most recent call last):
+        ValueError: ...
     """
     if isinstance(plain, list):
         return [from_plain(item) for item in plain]

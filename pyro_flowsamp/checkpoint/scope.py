@@ -228,7 +228,16 @@ def _activated(scope: Scope) -> Iterator[Scope]:
 
 @contextmanager
 def deactivated() -> Iterator[None]:
-    """A context in which nothing is stored: its computations are made again as a whole."""
+    """A context in which nothing is stored: its computations are made again as a whole.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as path, entered(path, "example"):
+        ...     with deactivated():
+        ...         inside = active().stores
+        ...     inside, active().stores
+        (False, True)
+    """
     with _activated(Scope()):
         yield
 
@@ -245,6 +254,12 @@ def entered(checkpoint: Any, kind: str) -> Iterator[Scope]:
 
     Raises:
         CheckpointError: The folder cannot be used.
+
+    Example:
+        >>> with entered(None, "example") as scope:  # no checkpoint
+        ...     scope.write({"steps": 3}, "counting")
+        ...     scope.read("steps") is None
+        True
     """
     options = as_checkpoint_options(checkpoint)
     if options is None or active().stores:

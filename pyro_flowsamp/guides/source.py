@@ -120,7 +120,15 @@ class ModelSource:
 
 
 class CompiledGuide:
-    """The base of guides that say how their targets are evaluated."""
+    """The base of guides that say how their targets are evaluated.
+
+    Example:
+        >>> from pyro_flowsamp import AutoFlow
+        >>> guide = AutoFlow(Target.from_energy(lambda x: x.square().sum(-1), 2))
+        >>> guide.compile_mode = False
+        >>> guide.target_for().compile_mode
+        False
+    """
 
     _source: ModelSource
 

@@ -206,7 +206,17 @@ class ModelBinding:
 
 
 class CompiledKernel:
-    """The base of kernels that say how their target is evaluated."""
+    """The base of kernels that say how their target is evaluated.
+
+    Example:
+        >>> from pyro_flowsamp import IMH
+        >>> kernel = IMH(Target.from_energy(lambda x: x.square().sum(-1), 2))
+        >>> kernel.compile_mode
+        'auto'
+        >>> kernel.compile_mode = False
+        >>> kernel.compile_mode
+        False
+    """
 
     binding: ModelBinding
 

@@ -143,6 +143,13 @@ def inverted(
         there ``(N,)``, and whether z belongs to the set and the flow has the same density at x as
         at f(z), ``(N,)``. Whether f(z) is x, the density of the target at both must tell: a flow
         whose inverse is cut off far out leads points there to the same z.
+
+    Example:
+        >>> from pyro_flowsamp.flows import gaussian
+        >>> proposal, options = Proposal(gaussian(2)), InversionOptions()
+        >>> z, x, log_q, usable = inverted(proposal, torch.ones(3, 2), options)
+        >>> torch.allclose(x, torch.ones(3, 2)), usable.tolist()
+        (True, [True, True, True])
     """
     with torch.no_grad():
         z, log_q_x = proposal.pull_and_log_prob(x)

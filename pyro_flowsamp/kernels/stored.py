@@ -19,6 +19,14 @@ class StoredKernel:
     They are its settings, and what its adaptation and its steps change. A kernel with attributes
     that are no tensors, numbers, strings or objects of this package, such as functions, must have
     methods of its own that leave them out.
+
+    Example:
+        >>> from pyro_flowsamp import LatentMALA, Target
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 2)
+        >>> one, other = LatentMALA(target, global_prob=0.3), LatentMALA(target)
+        >>> other.load_state_dict(one.state_dict())
+        >>> other.global_prob
+        0.3
     """
 
     def state_dict(self) -> dict[str, Any]:

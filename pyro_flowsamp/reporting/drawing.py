@@ -25,7 +25,14 @@ BAR = 0.25  #: width of a bar, in units of the distance of modes
 
 
 def training_curve(attrs: Mapping[str, Any], key: str) -> np.ndarray:
-    """The values of each window of a training, empty where there are none."""
+    """The values of each window of a training, empty where there are none.
+
+    Example:
+        >>> training_curve({"training_ess": [0.2, 0.9]}, "training_ess")
+        array([0.2, 0.9])
+        >>> training_curve({}, "training_loss")
+        array([], dtype=float64)
+    """
     return np.atleast_1d(np.asarray(attrs.get(key, ()), dtype=float))
 
 
@@ -36,6 +43,13 @@ def draw_training(axes: Any, key: str, values: np.ndarray) -> None:
         axes: Matplotlib's axes.
         key: "training_loss" or "training_ess".
         values: A value for each window of steps.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> axes = Figure().subplots()
+        >>> draw_training(axes, "training_ess", np.array([0.2, 0.9]))
+        >>> axes.get_ylabel()
+        'ESS fraction'
     """
     axes.plot(np.arange(1, len(values) + 1), values, color=FLOW, marker=".", linewidth=1.2)
     axes.set(xlabel="window of steps", ylabel=CURVES[key])
@@ -68,6 +82,13 @@ def draw_modes(axes: Any, shares: Mapping[str, np.ndarray], most: int) -> None:
         axes: Matplotlib's axes.
         shares: The shares of each mode, by label.
         most: The largest number of modes to draw.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> axes = Figure().subplots()
+        >>> draw_modes(axes, {"chains": np.array([0.7, 0.2, 0.1])}, most=2)
+        >>> len(axes.patches)
+        2
     """
     shifts = (np.arange(len(shares)) - (len(shares) - 1) / 2) * (BAR + 0.02)
     for shift, (label, values), colour in zip(shifts, shares.items(), COLOURS):

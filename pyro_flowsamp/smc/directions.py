@@ -46,6 +46,11 @@ class DirectionGap(NamedTuple):
         errors: That difference in standard errors.
         bound: Standard errors from which on two searches disagree.
         shares: The two values of the distribution functions.
+
+    Example:
+        >>> gap = DirectionGap("x[0]", 0.08, 5.1, 4.5, (0.5, 0.58))
+        >>> gap.errors > gap.bound  # the searches disagree
+        True
     """
 
     name: str

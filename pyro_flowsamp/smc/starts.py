@@ -12,7 +12,7 @@ from ..flows.gaussian_fit import ascend
 from ..target.density import Target
 from .coordinates import WhitenedTarget, of_reals
 
-__all__ = ["PriorStart", "StudentStart", "TemperedStart", "overdispersed_base"]
+__all__ = ["PriorStart", "StudentStart", "TemperedStart", "overdispersed_base", "stretched_points"]
 
 
 SLACK = 10.0  #: nats
@@ -21,6 +21,7 @@ OUTER_SHARE = 0.1  #: of the mass of a Student-t distribution that is called its
 #: are never there
 GAUSSIAN_OUTER_SHARE = 1e-6
 COVERED = 3.0  #: standard deviations of a Gaussian base up to which points are covered
+MAX_OCTAVES = 3.0  #: the greatest power of two by which points are stretched
 
 
 class TemperedStart:
@@ -68,13 +69,44 @@ class TemperedStart:
         return u.square().sum(-1) > float(chdtri(real, GAUSSIAN_OUTER_SHARE))
 
 
+def stretched_points(target: Target, num: int) -> Tensor:
+    r"""Points of finite density on several scales: initial points times random powers of two.
+
+    The exponents are uniform up to :data:`MAX_OCTAVES`. A point stays where it was if its density
+    would be zero: no power of two of points in a box around 50 is in this box. Angles stay too.
+
+    Arguments:
+        target: The target, whose :attr:`~pyro_flowsamp.Target.starts` are among the points.
+        num: The number of points.
+
+    Returns:
+        The points, ``(num, d)``.
+
+    Raises:
+        ValueError: The density is NaN or zero at all initial points.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 1)
+        >>> bool(stretched_points(target, 64).abs().max() > 4)  # initial points are in (-2, 2)
+        True
+    """
+    x = target.initial_points(num)
+    octaves = torch.where(target.angles, 0.0, MAX_OCTAVES * torch.rand_like(x[:, :1]))
+    stretched = x * 2**octaves
+    with torch.no_grad():
+        finite = torch.isfinite(target.log_prob(stretched))
+    return torch.where(finite[:, None], stretched, x)
+
+
 def overdispersed_base(target: Target, num: int) -> TemperedStart:
     """A Gaussian twice as wide as the better half of many points, moved uphill to their modes.
 
-    They start on scales up to eight times those of :meth:`~pyro_flowsamp.Target.initial_points`,
-    and any whose log density ends within :data:`SLACK` of that half's is kept too: without, a mode
-    that is far out, or a little lower than another, may have no part in the base. It is made wider
-    where such a point would be more than :data:`COVERED` standard deviations out.
+    They start on scales up to eight times those of :meth:`~pyro_flowsamp.Target.initial_points`
+    where the density is not zero there, and any whose log density ends within :data:`SLACK` of that
+    half's is kept too: without, a mode that is far out, or a little lower than another, may have no
+    part in the base. It is made wider where such a point would be more than :data:`COVERED`
+    standard deviations out.
 
     Arguments:
         target: The target.
@@ -88,9 +120,7 @@ def overdispersed_base(target: Target, num: int) -> TemperedStart:
         (tensor([5.]), True)
     """
     contexts = 1 if target.contexts is None else len(target.contexts)
-    x = target.initial_points(num)
-    octaves = torch.where(target.angles, 0.0, 3 * torch.rand_like(x[:, :1]))
-    x = ascend(target, x * 2**octaves, steps=300, rate=0.3)[-1]
+    x = ascend(target, stretched_points(target, num), steps=300, rate=0.3)[-1]
     with torch.no_grad():
         log_p = target.log_prob(x).view(-1, contexts)  # at several contexts, of each
     middle = log_p.sort(0, descending=True).values[len(log_p) // 2 - 1]

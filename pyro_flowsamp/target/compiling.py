@@ -30,7 +30,15 @@ _said: set[str] = set()
 
 
 def may_compile() -> bool:
-    """Whether the environment allows compilations: ``PYRO_FLOWSAMP_COMPILE`` is not 0."""
+    """Whether the environment allows compilations: ``PYRO_FLOWSAMP_COMPILE`` is not 0.
+
+    Example:
+        >>> before = os.environ.get("PYRO_FLOWSAMP_COMPILE", "1")
+        >>> os.environ["PYRO_FLOWSAMP_COMPILE"] = "0"
+        >>> may_compile()
+        False
+        >>> os.environ["PYRO_FLOWSAMP_COMPILE"] = before
+    """
     return os.environ.get("PYRO_FLOWSAMP_COMPILE", "1") != "0"
 
 

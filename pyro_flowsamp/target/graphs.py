@@ -34,7 +34,15 @@ _LIFTS = {_ATEN.lift_fresh_copy.default, _ATEN.lift_fresh.default}
 
 
 class UntraceableError(Exception):
-    """The reason why a density cannot be recorded as a graph."""
+    """The reason why a density cannot be recorded as a graph.
+
+    Example:
+        >>> try:
+        ...     record(lambda x, c: x[:, 0] * float(x[0, 0]), torch.ones(3, 1), None, {})
+        ... except UntraceableError as error:
+        ...     str(error)
+        'it reads numbers of a tensor (.item(), or a branch on its values)'
+    """
 
 
 class _Watch(TorchDispatchMode):
@@ -63,6 +71,11 @@ class DensityGraph:
     Attributes:
         module, tensors: The same.
         operations: The number of operations.
+
+    Example:
+        >>> graph = record(lambda x, c: -x.square().sum(-1), torch.ones(3, 2), None, {})
+        >>> graph.value_and_grad(torch.full((3, 2), 2.0), None)[0]
+        tensor([-8., -8., -8.])
     """
 
     def __init__(self, module: fx.GraphModule, tensors: list[Tensor]) -> None:

@@ -36,7 +36,15 @@ __all__ = ["TracedDensity", "is_bad_matrix"]
 
 
 def is_bad_matrix(error: RuntimeError) -> bool:
-    """Whether a matrix cannot be factorised; a traced function says so in the message alone."""
+    """Whether a matrix cannot be factorised; a traced function says so in the message alone.
+
+    Example:
+        >>> try:
+        ...     torch.linalg.cholesky(-torch.eye(2))
+        ... except RuntimeError as error:
+        ...     is_bad_matrix(error)
+        True
+    """
     return isinstance(error, torch.linalg.LinAlgError) or "linalg." in str(error)
 
 

@@ -49,6 +49,11 @@ class ScaleProposals(NamedTuple):
     Attributes:
         log_factor: Their logs s, ``(N,)``.
         log_correction: Logs of :math:`g(-s \\mid x') / g(s \\mid x)`, ``(N,)``.
+
+    Example:
+        >>> stay = ScaleProposals(torch.zeros(3), torch.zeros(3))  # factors of one
+        >>> stay.log_factor.exp()
+        tensor([1., 1., 1.])
     """
 
     log_factor: Tensor

@@ -1,6 +1,7 @@
 """What a user of Pyro writes out of habit works here as it does with Pyro's own inference."""
 
 import warnings
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -26,11 +27,13 @@ from pyro_flowsamp import (
     AutoAnnealingFlow,
     AutoDeformationFlow,
     AutoFlow,
+    FitOptions,
     LatentMALA,
     Target,
     VectorizedMCMC,
     sample,
 )
+from pyro_flowsamp.guides.deformation import DeformationOptions
 
 
 def z_score(draws, truth):
@@ -236,6 +239,35 @@ def test_initial_params_reach_the_training(run):
     else:
         found = sample(in_a_box, num_chains=200, num_samples=20, initial_params=starts)
         draws = torch.as_tensor(found["posterior"]["x"].values)
+    assert z_score(draws[..., 0], 50.0) < 4
+    assert z_score((draws[..., 0] - 50).square(), 0.5) < 4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(partial(AutoAdvNF, options=FitOptions(max_steps=5)), marks=pytest.mark.slow),
+        partial(
+            AutoAnnealingFlow,
+            num_particles=1024,
+            options=FitOptions(max_steps=20, batch_size=128),
+        ),
+        pytest.param(
+            partial(
+                AutoDeformationFlow,
+                options=FitOptions(max_steps=20, eval_every=20),
+                settings=DeformationOptions(time_grid=4, hidden_features=16),
+            ),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["advnf", "annealing", "deformation"],
+)
+def test_initial_params_reach_the_training_of_other_guides(make):
+    starts = {"x": 50 + torch.randn(200, 2).clamp(-2, 2)}
+    guide = make(in_a_box)
+    draws = vectorized(IMH(guide=guide), initial_params=starts)["x"]
+    assert guide.history.final_ess > 0.5
     assert z_score(draws[..., 0], 50.0) < 4
     assert z_score((draws[..., 0] - 50).square(), 0.5) < 4
 

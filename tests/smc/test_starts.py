@@ -12,12 +12,13 @@ from support.models import conjugate, conjugate_data
 from support.mutations import must_fail, mutation
 from support.scenarios import far_modes
 from support.statistics import z_score
+from torch import tensor
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
 from pyro_flowsamp.flows.gaussian_fit import ascend
 from pyro_flowsamp.smc.coordinates import WhitenedTarget
-from pyro_flowsamp.smc.starts import PriorStart, StudentStart, overdispersed_base
+from pyro_flowsamp.smc.starts import PriorStart, StudentStart, overdispersed_base, stretched_points
 from pyro_flowsamp.target.prior import prior_target
 
 
@@ -36,6 +37,28 @@ def test_ascent_goes_uphill_and_stops_at_an_edge():
     assert stages.shape == (3, 20, 2)
     log_p = torch.stack([target.log_prob(stage) for stage in stages])
     assert log_p.isfinite().all() and (log_p[-1] > target.log_prob(x)).all()
+
+
+def test_points_are_stretched_where_there_is_density():
+    """Half of a box around 0 stretches within it; no point of a box around 50 does."""
+
+    def boxed(centre):
+        def energy(x):
+            return torch.where((x - centre).abs() < 3, (x - centre).square(), torch.inf).sum(-1)
+
+        return Target.from_energy(energy, 2)
+
+    pyro.set_rng_seed(1)
+    here, there = boxed(0.0), boxed(50.0)
+    x = stretched_points(here, 400)
+    assert x.shape == (400, 2) and (x.abs() < 3).all() and (x.abs() > 2).any()
+    with pytest.raises(ValueError, match="at every initial point"):
+        stretched_points(there, 400)
+    there.starts = tensor([[51.0, 49.0]])
+    x = stretched_points(there, 400)
+    assert ((x - 50).abs() < 3).all()
+    base = overdispersed_base(there, 64)
+    assert ((base.loc - 50).abs() < 0.1).all() and (base.scale < 2).all()
 
 
 @pytest.mark.parametrize("seed", range(5))

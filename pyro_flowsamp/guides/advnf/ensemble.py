@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...flows.gaussian_fit import ascend
+from ...smc.starts import stretched_points
 from ...smc.tempering import tempered_smc
 from ...target.density import Target
 from ..auto_flow import EnsembleSource, ensemble_points
@@ -104,8 +105,7 @@ def missed_fraction(
         row = rows[len(rows) // 2]
         draws, here = draws[(ensemble.contexts == row).all(-1)], target.at_contexts(row[None])
     num = options.ascent_starts
-    octaves = torch.where(target.angles, 0.0, 3 * torch.rand(num, 1).to(draws))
-    ends = ascend(here, here.initial_points(num) * 2**octaves, steps=300, rate=0.3)[-1]
+    ends = ascend(here, stretched_points(here, num), steps=300, rate=0.3)[-1]
     seen = draws[torch.randperm(len(draws), device=draws.device)[:2000]]
     with torch.no_grad():
         high = here.log_prob(ends) > here.log_prob(seen).median() - options.slack

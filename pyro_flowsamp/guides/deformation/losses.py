@@ -108,6 +108,16 @@ class SMCPointsLoss:
     Attributes:
         points: The points.
         calls: Steps so far.
+
+    Example:
+        >>> from pyro_flowsamp.nn import VelocityMLP
+        >>> flow = DeformationFlow(BoltzmannPath(1, 2.0, None, None), VelocityMLP(1), 1, 2)
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 1)  # the base itself
+        >>> times = torch.tensor([0.0, 1.0])
+        >>> training = CollocationLoss(flow, target, times, 64, 1.0, 100, DeformationOptions())
+        >>> step = SMCPointsLoss(training)
+        >>> bool(step() < 1e-6), step.calls
+        (True, 1)
     """
 
     def __init__(self, training: CollocationLoss) -> None:
