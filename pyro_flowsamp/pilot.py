@@ -12,7 +12,6 @@ from math import ceil, inf
 from time import perf_counter
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .checkpoint.scope import deactivated
@@ -20,6 +19,7 @@ from .convergence import ess_per_draw, never_accepted_fraction
 from .kernels.base import FlowKernel
 from .kernels.imh import IMH
 from .options import SearchOptions
+from .seeding import kept_generators
 from .target.density import Target
 from .target.work import OVERHEAD, WorkCounter
 from .vectorized import VectorizedMCMC
@@ -313,8 +313,7 @@ def check_time(target: Target, options: SearchOptions, seconds: float) -> None:
         >>> check_time(target, SearchOptions(), seconds=600.0)
     """
     modes, count = options.modes, options.timed_points
-    devices = [target.device] if target.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with kept_generators(target.device):
         x = target.initial_points(count)
     with WorkCounter() as counter:
         target.log_prob_and_grad(x)

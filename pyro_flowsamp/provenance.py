@@ -5,14 +5,13 @@ It is kept in attributes and groups of the ArviZ object, so that it is stored in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .seeding import kept_generators
 from .trust import FlowDraws, draws_of_flow
 from .versions import versions
 
@@ -77,19 +76,11 @@ def add_record(
     history = getattr(getattr(run.kernel.binding, "guide", None), "history", None)
     if history is not None:
         found.update(_training(history))
-    with _generators_kept(run.unconstrained.device):
+    with kept_generators(run.unconstrained.device, seed=0):
         if modes is not None:
             found.update(_mode_shares(run.unconstrained, modes))
         _add_proposals(data, run, flow_draws)
     data.attrs.update(found)
-
-
-@contextmanager
-def _generators_kept(device: torch.device) -> Iterator[None]:
-    """Seeds torch's generators with 0, and gives them their states back at the end."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        yield
 
 
 def _training(history: Any) -> dict[str, Any]:

@@ -159,8 +159,9 @@ def sample(
         - ``modes``: number of modes, which are components of a mixture that do not overlap;
           ``unseen_mass``: the share of the mass that one of two searches has found alone, NaN
           where there are too many dimensions for two searches;
-        - ``log_evidence``, ``log_evidence_error``: log evidence and its standard error, by weights
-          of the flow's draws where these are good and have as much mass as the particles, else by
+        - ``log_evidence``, ``log_evidence_error``, ``log_evidence_degrees``: log evidence, its
+          standard error, and the degrees of freedom of this, by bridge sampling between the draws
+          and those of the flow where they overlap and have as much mass as the particles, else by
           the annealed particles;
         - ``seconds_start``, ``seconds_training``, ``seconds_pilot``, ``seconds_sampling``:
           wall-clock time of the search for modes, the training of flows, the pilot runs with their
@@ -267,7 +268,9 @@ def sample(
     if not found.reliable:
         warnings.warn(advice(found.problems), stacklevel=2)
     add_record(data, best.run, seed, sampler.modes, fresh)
-    evidence = best_evidence(fresh.log_weights, sampler.modes.agreement, thresholds(best))
+    states = best.run.statistics.get("log_weight")
+    agreement, bounds = sampler.modes.agreement, thresholds(best)
+    evidence = best_evidence(states, fresh.log_weights, agreement, bounds)
     data.attrs.update(_attributes(sampler, best, found, evidence))
     return data
 
@@ -331,5 +334,6 @@ def _attributes(
         "unseen_mass": sampler.modes.unseen,
         "log_evidence": float(evidence.value),
         "log_evidence_error": float(evidence.standard_error),
+        "log_evidence_degrees": float(evidence.degrees),
         **{f"seconds_{name}": value for name, value in sampler.timed.seconds.items()},
     }

@@ -12,7 +12,7 @@ import torch
 
 from .validation import check_seed
 
-__all__ = ["generator_states", "seeded", "set_generator_states", "set_seed"]
+__all__ = ["generator_states", "kept_generators", "seeded", "set_generator_states", "set_seed"]
 
 
 def set_seed(seed: int) -> None:
@@ -69,6 +69,36 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
     finally:
         set_generator_states(states)
+
+
+@contextmanager
+def kept_generators(
+    device: torch.device | str | None = None, seed: int | None = None
+) -> Iterator[None]:
+    """Gives torch's generators their states back at the end, of the CPU and of CUDA devices.
+
+    Arguments:
+        device: The device that is used beside the CPU; None for all CUDA devices, if CUDA has been
+            used already.
+        seed: A seed for them meanwhile, of less than 2**64; None if they go on from their states.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with kept_generators("cpu", seed=0):
+        ...     x = torch.rand(3)
+        >>> torch.equal(torch.get_rng_state(), before)
+        True
+    """
+    if device is None:
+        used: list[Any] = (
+            list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        )
+    else:
+        used = [device] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(used):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
 
 
 def generator_states() -> dict[str, Any]:

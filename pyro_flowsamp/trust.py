@@ -31,14 +31,13 @@ from .options import SearchOptions
 from .target.density import Target
 from .target.tails import radial_slope
 from .vectorized import VectorizedMCMC
-from .weights import Estimate, are_flat, ess_fraction, log_mean_weight, pareto_k
+from .weights import are_flat, pareto_k
 
 __all__ = [
     "FlowDraws",
     "LocalChange",
     "draws_of_flow",
     "ends_of_steps",
-    "flow_evidence",
     "growth_without_bound",
     "immobile_problem",
     "jumps_problem",
@@ -176,20 +175,6 @@ def draws_of_flow(proposal: Proposal, target: Target, num: int) -> FlowDraws:
     """So many fresh draws of a flow, with their densities."""
     x, log_q = proposal.sample_and_log_prob(num)
     return FlowDraws(x, target.log_prob(x).double(), log_q.double())
-
-
-def flow_evidence(log_w: Tensor, options: SearchOptions) -> Estimate | None:
-    """The log evidence by importance sampling from a flow; None where it is not known.
-
-    Arguments:
-        log_w: Log weights of fresh draws of the flow, ``(N,)``.
-        options: What they must be like: an effective sample size as of proposals that an
-            independence sampler may have, and a small Pareto k.
-    """
-    if float(ess_fraction(log_w)) < options.min_independence_ess:
-        return None
-    flat = are_flat(log_w, options.flat_log_weights)
-    return log_mean_weight(log_w) if flat or pareto_k(log_w) < options.max_pareto_k else None
 
 
 def ends_of_steps(

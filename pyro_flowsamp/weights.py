@@ -20,11 +20,13 @@ from .validation import as_tensor
 __all__ = [
     "Estimate",
     "are_flat",
+    "degrees_of_variance",
     "ess_fraction",
     "log_mean_weight",
     "pareto_k",
     "smoothed_log_weights",
     "student_t_quantile",
+    "summed_degrees",
 ]
 
 
@@ -33,36 +35,50 @@ FEWEST_IN_TAIL = 5  #: weights from which on a tail is fitted
 UNDERFLOW = 1e-290  #: ratio of two weights of a tail below which sums over it are not computed
 
 
-class Estimate(NamedTuple):
+class _Pair(NamedTuple):
+    value: Tensor
+    standard_error: Tensor
+
+
+class Estimate(_Pair):
     """An estimate and its standard error, which are tensors of the same shape.
 
     Attributes:
         value: The estimate.
         standard_error: Its standard error.
+        degrees: Degrees of freedom of the standard error; infinite where it is known well, or they
+            are not known. It is an attribute only, so that an estimate is a pair.
 
     Example:
         >>> estimate = Estimate(torch.tensor(1.5), torch.tensor(0.25))
         >>> value, error = estimate
-        >>> float(value), float(estimate.standard_error)
-        (1.5, 0.25)
+        >>> float(value), float(estimate.standard_error), estimate.degrees
+        (1.5, 0.25, inf)
     """
 
-    value: Tensor
-    standard_error: Tensor
+    degrees: float
 
-    def interval(self, probability: float = 0.95, degrees: float = inf) -> tuple[Tensor, Tensor]:
-        """The ends of a central confidence interval.
+    def __new__(cls, value: Tensor, standard_error: Tensor, degrees: float = inf) -> Estimate:
+        self = super().__new__(cls, value, standard_error)
+        self.degrees = degrees
+        return self
+
+    def interval(
+        self, probability: float = 0.95, degrees: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The ends of a central confidence interval, by Student's t distribution.
 
         Arguments:
             probability: Probability that it covers the truth.
-            degrees: Degrees of freedom of the standard error, where it comes of few independent
-                values: their number less one. Infinite where it is known well.
+            degrees: Degrees of freedom of the standard error in place of its own, where it comes of
+                few independent values: their number less one.
 
         Example:
             >>> low, high = Estimate(torch.tensor(0.0), torch.tensor(1.0)).interval(degrees=3)
             >>> round(float(high), 3)
             3.182
         """
+        degrees = self.degrees if degrees is None else degrees
         half = student_t_quantile(0.5 + probability / 2, degrees) * self.standard_error
         return self.value - half, self.value + half
 
@@ -90,6 +106,54 @@ def student_t_quantile(probability: float, degrees: float) -> float:
     from scipy.special import stdtrit  # takes long to import
 
     return float(stdtrit(degrees, probability))
+
+
+def degrees_of_variance(x: Tensor, size: float) -> float:
+    r"""The degrees of freedom of a sample variance :math:`s^2`.
+
+    Of n independent values with the kurtosis :math:`\kappa`, its relative variance is about
+    :math:`(\kappa - 1) / n`. That of a scaled :math:`\chi^2` variable with :math:`\nu` degrees of
+    freedom is :math:`2 / \nu`. So :math:`\nu = 2 n / (\kappa - 1)`, which is n for normal values,
+    and few where few large values make up the variance. Never below one.
+
+    Arguments:
+        x: The values, of any shape.
+        size: Their effective number n.
+
+    Returns:
+        The degrees of freedom; infinite where all values are equal, or take two values equally
+        often.
+
+    Example:
+        >>> x = torch.randn(10_000, generator=torch.manual_seed(0))
+        >>> 9000 < degrees_of_variance(x, len(x)) < 11_000
+        True
+    """
+    square = (x - x.mean()).double().square()
+    variance = float(square.mean())
+    excess = float(square.square().mean()) / variance**2 - 1 if variance > 0 else 0.0
+    return max(1.0, 2 * size / excess) if excess > 0 else inf
+
+
+def summed_degrees(*parts: tuple[float, float]) -> float:
+    r"""The degrees of freedom of a sum of independent estimates of variances.
+
+    That of :math:`\sum_i a_i`, with :math:`\nu_i` degrees of freedom each, has the variance
+    :math:`2 \sum_i a_i^2 / \nu_i`, so that :math:`\nu = (\sum_i a_i)^2 / \sum_i (a_i^2 / \nu_i)`.
+
+    Arguments:
+        parts: Pairs :math:`(a_i, \nu_i)`.
+
+    References:
+        Bernard Welch, *The generalization of 'Student's' problem when several different population
+        variances are involved*, 1947, https://doi.org/10.1093/biomet/34.1-2.28
+
+    Example:
+        >>> summed_degrees((1.0, 5.0), (1.0, 5.0)), summed_degrees((1.0, 5.0), (0.0, 1.0))
+        (10.0, 5.0)
+    """
+    spread = sum(a**2 / degrees for a, degrees in parts)
+    return sum(a for a, _ in parts) ** 2 / spread if spread > 0 else inf
 
 
 def _as_doubles(log_weights: Any) -> Tensor:

@@ -7,7 +7,7 @@ import pyro
 import pytest
 import torch
 
-from pyro_flowsamp.seeding import seeded, set_seed
+from pyro_flowsamp.seeding import kept_generators, seeded, set_seed
 
 SEEDS = [0, 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**63, 2**64 - 1, np.int64(7)]
 
@@ -57,3 +57,26 @@ def test_without_a_seed():
 def test_no_seeds(seed):
     with pytest.raises(ValueError, match="seed must be a whole number"):
         set_seed(seed)
+
+
+@pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
+def test_generators_of_torch_are_kept(device):
+    set_seed(3)
+    expected = torch.rand(2)
+    set_seed(3)
+    with pytest.raises(KeyError), kept_generators(device):
+        assert torch.equal(torch.rand(2), expected)  # they go on from their states
+        raise KeyError
+    assert torch.equal(torch.rand(2), expected)
+    with kept_generators(device, seed=3):
+        assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("device", [None, "cuda"])
+def test_generators_of_a_device_are_kept(device):
+    torch.cuda.init()
+    before = torch.cuda.get_rng_state()
+    with kept_generators(device, seed=3):
+        torch.rand(2, device="cuda")
+    assert torch.equal(torch.cuda.get_rng_state(), before)

@@ -1,6 +1,5 @@
 """Checks of jumps: tails of weights, inversion, and moves that must change no distribution."""
 
-import math
 from types import SimpleNamespace
 
 import pyro
@@ -251,31 +250,6 @@ def test_moved_states_of_a_good_flow_show_nothing():
     target = Target.from_energy(lambda x: 0.5 * (x / 0.9).square().sum(-1), 2)
     moved = trust.local_change(jumping(target), target, 0.9 * x, OPTIONS).log_weights
     assert trust.weights_problem(moved, OPTIONS) == ""
-
-
-# ---- evidence of a flow --------------------------------------------------------------------------
-
-
-def evidence(target):
-    made = trust.draws_of_flow(jumping(target).proposal, target, OPTIONS.evidence_draws)
-    return trust.flow_evidence(made.log_weights, OPTIONS)
-
-
-def test_the_evidence_of_a_flow():
-    """Of a Gaussian of width 0.9, with one of width 1."""
-    target = Target.from_energy(lambda x: 0.5 * (x / 0.9).square().sum(-1), 2)
-    scores = []
-    for seed in range(50):
-        torch.manual_seed(seed)
-        found = evidence(target)
-        truth = math.log(2 * math.pi * 0.81)
-        scores.append(float((found.value - truth) / found.standard_error))
-    assert abs(sum(scores) / 50) < 0.5 and max(map(abs, scores)) < 4
-
-
-def test_the_evidence_of_a_flow_that_is_too_narrow_is_not_known():
-    target = Target.from_energy(lambda x: 0.5 * (x / 3).square().sum(-1), 2)
-    assert evidence(target) is None
 
 
 # ---- particles that do not move ------------------------------------------------------------------

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..seeding import kept_generators
+
 __all__ = ["describe_settings", "describe_target", "differences", "digest"]
 
 POINTS = 3  #: fixed points at which the log density is compared
@@ -106,8 +108,7 @@ def _log_densities(target: Any) -> list[float]:
     row = torch.arange(1, count + 1, dtype=torch.double)[:, None]
     column = torch.arange(1, target.dim + 1, dtype=torch.double)
     x = torch.sin(row * column) * row / count
-    devices = [target.device] if torch.device(target.device).type == "cuda" else []
-    with torch.random.fork_rng(devices), target.untraced():
+    with kept_generators(target.device), target.untraced():
         log_p = target.log_prob(x.to(target.device, target.dtype))
     return [float(value) for value in log_p]
 

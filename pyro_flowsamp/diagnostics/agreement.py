@@ -46,17 +46,22 @@ RETRAIN = "train the flow longer, or use local moves too (LocalGlobalHMC)"
 
 # ---- weights -------------------------------------------------------------------------------------
 def state_weight_checks(
-    draws: DiagnosedDraws, particles: Tensor | None, options: DiagnosisOptions
+    draws: DiagnosedDraws,
+    particles: Tensor | None,
+    options: DiagnosisOptions,
+    shares: Tensor | None = None,
 ) -> list[Check]:
-    """The tail of the weights of states, and of annealed particles where there are any.
+    """The weights of states, and of annealed particles: where a sampler that jumps would stay.
 
-    It decides where the sampler only jumps, and is reported elsewhere. There it is looked at too
-    how long a chain stays at the draw of the largest weight, see :func:`_stay_check`.
+    With particles the mass of the regions that are left too seldom decides, see
+    :func:`_stay_checks`, and the Pareto k is reported only. Without them k decides too: states do
+    not show the regions that chains have not entered, and the tail of the weights may.
 
     Arguments:
         draws: The draws.
         particles: Log weights of particles ``(N,)``, or None.
         options: Thresholds.
+        shares: The share of each particle, ``(N,)``; None where they are equal.
 
     Example:
         >>> x = torch.zeros(4, 100, 1)
@@ -70,7 +75,7 @@ def state_weight_checks(
     if log_w is None or draws.of_a_guide:
         return []
     log_w = log_w.flatten()
-    checks = [_stay_check(draws, log_w, options)] if draws.jumps_only else []
+    checks = _stay_checks(draws, log_w, particles, shares, options) if draws.jumps_only else []
     log_w = log_w[:: -(-len(log_w) // options.max_draws)]
     if particles is not None:
         checks.append(_without_density(draws, particles, options))
@@ -79,40 +84,74 @@ def state_weight_checks(
     if not len(log_w):
         return checks
     k = pareto_k(log_w)
-    flat = are_flat(log_w, options.flat_log_weights)
-    wrong = not flat and draws.jumps_only and (isnan(k) or k >= options.max_state_pareto_k)
+    decides = draws.jumps_only and particles is None
+    decides = decides and not are_flat(log_w, options.flat_log_weights)
+    wrong = decides and (isnan(k) or k >= options.max_state_pareto_k)
     text = f"the weights of states have a Pareto k of {k:.2f}"
-    bound = options.max_state_pareto_k if draws.jumps_only and not flat else float("nan")
+    bound = options.max_state_pareto_k if decides else float("nan")
     advice = RETRAIN
     return [*checks, Check("Pareto k of states", k, bound, not wrong, text, advice)]
 
 
-def _stay_check(draws: DiagnosedDraws, log_w: Tensor, options: DiagnosisOptions) -> Check:
-    r"""Heavy weights at which an independence sampler stays too long for its chains.
+def _stay_checks(
+    draws: DiagnosedDraws,
+    log_w: Tensor,
+    particles: Tensor | None,
+    shares: Tensor | None,
+    options: DiagnosisOptions,
+) -> list[Check]:
+    r"""The mass of regions in which an independence sampler stays longer than its chains are.
 
     At a state of weight w it accepts a proposal :math:`y \sim q` with the probability
     :math:`\min(1, w_y / w)`, whose mean is at most :math:`\mathbb E_q[w] / w`. So it stays for
     about :math:`w / \mathbb E_q[w]` steps or longer. States have the density
     :math:`w q / \mathbb E_q[w]`, so that the mean of :math:`1 / w` over them is
-    :math:`1 / \mathbb E_q[w]`. It decides where the weights have a heavy tail: elsewhere no weight
-    is much larger than those that the chains have left again.
+    :math:`1 / \mathbb E_q[w]`.
+
+    A region of stays longer than the n steps of a chain is entered as seldom as it is left, by
+    detailed balance: the expected number of visits of a chain is at most its mass,
+
+    .. math:: m = P_p(w / \mathbb E_q[w] > n) .
+
+    So chains that did not begin there lack about this mass, and a share that they give is off by up
+    to m. Particles, which have come there on other ways, estimate m by the share of them there; the
+    states do not, where no chain has been. The larger share of the two must be at most
+    ``max_stay_mass``.
+
+    Without particles the longest stay decides, where the weights have a heavy tail: elsewhere no
+    weight is much larger than those that the chains have left again.
 
     Arguments:
         draws: The draws, of a sampler that only jumps.
         log_w: Log weights of the states, ``(N,)``.
-        options: The longest stay, and the Pareto k of a heavy tail.
+        particles, shares: Log weights of particles, and their shares; None as above.
+        options: The longest stay, the mass, and the Pareto k of a heavy tail.
     """
     steps = draws.columns.shape[1] * draws.thin
     log_w = log_w[log_w.isfinite()]
-    stay, wrong = 0.0, ""
-    if len(log_w):
-        log_mean = log(len(log_w)) - float((-log_w).logsumexp(0))
-        stay = exp(min(float(log_w.max()) - log_mean, LONGEST_STAY))
+    if not len(log_w):
+        return []
+    log_mean = log(len(log_w)) - float((-log_w).logsumexp(0))
+    stay = exp(min(float(log_w.max()) - log_mean, LONGEST_STAY))
+    bound, name = options.max_stay * steps, "longest expected stay"
+    if particles is None:
         wrong = weights_problem(log_w, options.search)
-    bound = options.max_stay * steps
-    ok = not wrong or stay <= bound
-    text = f"chains stay at single draws for up to {stay:.2g} steps: {wrong}"
-    return Check("longest expected stay", stay, bound if wrong else float("nan"), ok, text, RETRAIN)
+        text = f"chains stay at single draws for up to {stay:.2g} steps: {wrong}"
+        most = bound if wrong else float("nan")
+        return [Check(name, stay, most, not wrong or stay <= bound, text, RETRAIN)]
+    longest = log_mean + log(bound)
+    long = (particles > longest).double()
+    of_particles = float(long.mean() if shares is None else long @ shares.to(long))
+    mass = max(of_particles, float((log_w > longest).double().mean()))
+    text = (
+        f"chains hardly leave, and so hardly enter, regions with about {mass:.2%} of the mass, "
+        f"where they would stay for more than their {steps} steps"
+    )
+    most = options.max_stay_mass
+    return [
+        Check(name, stay, float("nan"), True),
+        Check("mass of long stays", mass, most, mass <= most, text, RETRAIN),
+    ]
 
 
 def _without_density(draws: DiagnosedDraws, particles: Tensor, options: DiagnosisOptions) -> Check:

@@ -22,7 +22,7 @@ from .checks import Check
 from .draws import DiagnosedDraws
 from .options import DiagnosisOptions
 
-__all__ = ["chain_checks", "longest_runs", "region_checks"]
+__all__ = ["chain_checks", "long_run_error", "longest_runs", "region_checks"]
 
 
 FEWEST_DRAWS = 8  #: draws of a chain from which on its two halves can be compared
@@ -183,17 +183,51 @@ def _moves(x: Tensor, options: DiagnosisOptions) -> list[Check]:
     runs, steps = longest_runs(moved), moved.shape[1]
     rate = float(moved.double().mean())
     chance = log(options.chance / moved.numel()) / log1p(-rate) if 0 < rate < 1 else 0.0
-    long = runs > max(options.long_run * steps, chance)
-    share = float(long.double().mean())
-    ok = share <= options.max_long_runs
+    least = max(options.long_run * steps, chance)
+    long, error = long_run_error(moved, least)
+    ok = error <= options.max_share_error
     text = (
-        f"{int(long.sum())} of {len(x)} chains stay at one point for more than "
-        f"{options.long_run:.0%} of their draws, {int(runs.max())} at most"
+        f"{int((runs > least).sum())} of {len(x)} chains stay at one point for more than "
+        f"{options.long_run:.0%} of their draws, {int(runs.max())} at most: the mass where they do "
+        f"is known to {error:.3f} only"
     )
     advice = "the flow is too thin there: use local moves too (LocalGlobalHMC), or train it longer"
-    checks.append(Check("longest run without a move", int(runs.max()), float("nan"), True))
-    checks.append(Check("chains with long runs", share, options.max_long_runs, ok, text, advice))
+    none = float("nan")
+    checks.append(Check("longest run without a move", int(runs.max()), none, True))
+    checks.append(Check("draws in long runs", long, none, True))
+    most = options.max_share_error
+    checks.append(Check("error of long runs", error, most, ok, text, advice))
     return checks
+
+
+def long_run_error(moved: Tensor, least: float) -> tuple[float, float]:
+    r"""The share of draws in long runs of equal draws, and its standard error.
+
+    Chain c of C, with n draws each, has :math:`T_c` draws in runs of more than ``least`` moves that
+    were not made. The share is :math:`\sum_c T_c / (C n)`. Chains are independent, so that its
+    standard error is :math:`(\mathrm{Var}_c(T_c) / C)^{1/2} / n`, however few such runs make it up.
+    Of a single chain it is the share itself.
+
+    Arguments:
+        moved: Whether each chain moved, ``(chains, steps)``.
+        least: The longest run that is not long, in steps.
+
+    Example:
+        >>> moved = torch.ones(100, 50, dtype=torch.bool)
+        >>> moved[0] = False  # a hundredth of the draws, and its error is as large
+        >>> share, error = long_run_error(moved, least=10)
+        >>> round(share, 4), round(error, 4)
+        (0.01, 0.01)
+    """
+    chains, steps = moved.shape
+    first = torch.nn.functional.pad(moved, (1, 0), value=True)  # draws that begin a run
+    run = first.flatten().cumsum(0) - 1
+    length = run.bincount()
+    inside = torch.where(length > least + 1, length, 0).double()
+    chain = torch.arange(chains, device=moved.device).repeat_interleave(first.sum(1))
+    total = inside.new_zeros(chains).index_add_(0, chain, inside)
+    error = total.std() / chains**0.5 if chains > 1 else total[0]
+    return float(total.mean()) / (steps + 1), float(error) / (steps + 1)
 
 
 def _divergences(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.imh import IMH
+from ..seeding import kept_generators
 from ..smc.found_modes import FoundModes
 from ..smc.particle_mixture import particle_mixture
 from ..trust import FlowDraws, draws_of_flow, log_weights
@@ -21,14 +22,21 @@ from .agreement import evidence_checks, move_checks, state_weight_checks, weight
 from .chains import chain_checks, region_checks
 from .checks import Check, Diagnosis
 from .draws import DiagnosedDraws, read_draws
-from .evidence import estimates_of_draws
-from .missed_modes import draws_of_paths, own_search, particle_checks, path_checks, region_of
+from .evidence import estimates_of_draws, weights_of_states
+from .missed_modes import (
+    draws_of_paths,
+    own_search,
+    particle_checks,
+    particle_weights,
+    path_checks,
+    region_of,
+)
 from .options import DiagnosisOptions
 from .searches import (
     compare_evidences,
     direction_check,
     distance_of_searches,
-    evidence_of_flow,
+    evidence_of_draws,
     one_mode,
     path_mode_check,
     search_checks,
@@ -133,9 +141,7 @@ def diagnose(
     if draws.kernel is not None and not isinstance(draws.kernel, IMH):
         draws = draws._replace(statistics={"step_size": torch.empty(0), **draws.statistics})
     told = [*reported, *_stored_problems(draws)]
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(options.seed)
+    with kept_generators(seed=options.seed):
         found, unchecked, notes = _all_checks(draws, modes, search, flow_draws, bool(told), options)
     known = {check.message for check in found}
     checks = [_reported(text) for text in told if text not in known]
@@ -197,11 +203,11 @@ def _all_checks(
     checks += _of_evidences(draws, modes, log_w, options)
     if modes is None or not given:
         return checks, unchecked, []
-    by_flow = None if log_w is None else evidence_of_flow(log_w, modes.agreement, options)
+    own = evidence_of_draws(weights_of_states(draws), log_w, modes.agreement, options)
     wrong = wrong or not all(check.ok for check in checks)
     distance = cache(lambda: _distance(draws, modes, wrong, options))
-    found, note = compare_evidences(modes.agreement, by_flow, distance, options)
-    found += direction_check(modes.agreement, by_flow, distance, options)
+    found, note = compare_evidences(modes.agreement, own, distance, options)
+    found += direction_check(modes.agreement, own, distance, options)
     return [*checks, *found], unchecked, [note] if note else []
 
 
@@ -218,12 +224,13 @@ def _of_the_flow(
         made = draws_of_flow(draws.proposal, draws.target, options.evidence.num_draws)
     fewer = draws if draws.x is None else draws._replace(x=_thinned(draws.x, options.max_draws))
     checks = weight_checks(fewer, made.x, made.log_weights, options)
-    particles = None
+    particles = shares = None
     if modes is not None:
+        shares = particle_weights(modes)
         flow = cast(Any, SimpleNamespace(proposal=draws.proposal))
         tolerance = options.search.inversion_tolerance
         particles = log_weights(flow, draws.target, modes.x, tolerance)
-    return [*checks, *state_weight_checks(draws, particles, options)], made.log_weights
+    return [*checks, *state_weight_checks(draws, particles, options, shares)], made.log_weights
 
 
 def _of_the_search(

@@ -27,7 +27,7 @@ References:
 
 from __future__ import annotations
 
-from math import isnan, log
+from math import inf, isnan, log
 from typing import Any
 
 import torch
@@ -35,11 +35,18 @@ from torch import Tensor
 
 from ..convergence import effective_sample_sizes
 from ..trust import draws_of_flow
-from ..weights import Estimate, log_mean_weight, smoothed_log_weights
+from ..weights import (
+    Estimate,
+    degrees_of_variance,
+    log_mean_weight,
+    smoothed_log_weights,
+    summed_degrees,
+)
 from .draws import DiagnosedDraws, read_draws
 from .options import EvidenceOptions
 
 __all__ = [
+    "FEWEST_DRAWS",
     "bridge_evidence",
     "estimates_of_draws",
     "evidence_estimates",
@@ -74,8 +81,8 @@ def log_evidence(
     the posterior hardly does. The density must be normalised, as that of a Pyro model is; else it
     is the logarithm of the integral of whatever it is.
 
-    With few islands, :meth:`Estimate.interval <pyro_flowsamp.weights.Estimate.interval>` takes the
-    degrees of freedom.
+    :meth:`Estimate.interval <pyro_flowsamp.weights.Estimate.interval>` takes the degrees of freedom
+    of the standard error: few where few draws or islands decide it.
 
     Arguments:
         source: Any of these.
@@ -206,7 +213,9 @@ def estimates_of_draws(
     value = draws.attributes.get("log_evidence", float("nan"))
     error = draws.attributes.get("log_evidence_error", float("nan"))
     if not isnan(float(value)):
-        found["particles"] = Estimate(*(torch.tensor(float(v)).double() for v in (value, error)))
+        value, error = (torch.tensor(float(v)).double() for v in (value, error))
+        degrees = float(draws.attributes.get("log_evidence_degrees", inf))
+        found["particles"] = Estimate(value, error, degrees)
     return found
 
 
@@ -236,7 +245,9 @@ def weights_of_states(draws: DiagnosedDraws) -> Tensor | None:
 
 
 def _importance(log_w: Tensor) -> Estimate:
-    return log_mean_weight(smoothed_log_weights(log_w))
+    smooth = smoothed_log_weights(log_w)
+    value, error = log_mean_weight(smooth)
+    return Estimate(value, error, degrees_of_variance((smooth - value).exp(), len(smooth)))
 
 
 def bridge_evidence(
@@ -253,7 +264,10 @@ def bridge_evidence(
 
     The relative variance is :math:`\mathrm{Var}_q f / (M (\mathbb E_q f)^2) +
     \mathrm{Var}_p g / (n_g (\mathbb E_p g)^2)`, with the summands f and g, and the effective number
-    :math:`n_g` of the g of the states.
+    :math:`n_g` of the g of the states. That r itself is estimated adds nothing of this order:
+    :math:`\mathbb E_q f / \mathbb E_p g = Z` for every r, so that its derivative by r is zero. The
+    two variances have degrees of freedom by :func:`~pyro_flowsamp.weights.degrees_of_variance`, of
+    M and of :math:`n_g` values, and their sum those of Welch.
 
     Arguments:
         states: Log weights of states, ``(chains, draws)``.
@@ -261,7 +275,7 @@ def bridge_evidence(
         options: When iterations end.
 
     Returns:
-        The estimate; NaN where all weights are zero.
+        The estimate, with its degrees of freedom; NaN where all weights are zero.
 
     Example:
         >>> states = torch.zeros(4, 100)
@@ -283,8 +297,13 @@ def bridge_evidence(
     log_f, log_g = _bridge_terms(states, fresh, s1, s2, log_r)
     f, g = log_f.exp(), (log_g + log_r).exp()  # g times r: its square overflows without
     size = float(effective_sample_sizes(g[None])[0])
-    relative = f.var() / (len(f) * f.mean().square()) + g.var() / (size * g.mean().square())
-    return Estimate(log_r, relative.sqrt())
+    of_flow = f.var() / (len(f) * f.mean().square())
+    of_states = g.var() / (size * g.mean().square())
+    degrees = summed_degrees(
+        (float(of_flow), degrees_of_variance(f, len(f))),
+        (float(of_states), degrees_of_variance(g, size)),
+    )
+    return Estimate(log_r, (of_flow + of_states).sqrt(), degrees)
 
 
 def _bridge_terms(

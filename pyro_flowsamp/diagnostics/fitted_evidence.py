@@ -10,7 +10,7 @@ is consistent whatever q is, see :func:`~pyro_flowsamp.diagnostics.evidence.brid
 to which q was fitted would not do: q is too large at them, and Z comes out too small. The halves
 change places, and the mean of the two estimates of log Z is taken. With their standard errors
 :math:`s_1` and :math:`s_2`, which come of different chains and of different draws of q, that of the
-mean is :math:`\frac12 (s_1^2 + s_2^2)^{1/2}`.
+mean is :math:`\frac12 (s_1^2 + s_2^2)^{1/2}`, with the degrees of freedom of Welch.
 
 References:
     Antony M. Overstall and Jonathan J. Forster, *Default Bayesian model determination methods for
@@ -29,7 +29,7 @@ from torch import Tensor
 from ..flows.mixture_fit import fit_mixture
 from ..smc.coordinates import WhitenedTarget
 from ..target.density import Target
-from ..weights import Estimate
+from ..weights import Estimate, summed_degrees
 from .evidence import bridge_evidence
 from .options import EvidenceOptions
 
@@ -77,7 +77,8 @@ def fitted_evidence(
     ]
     value = torch.stack([one.value for one in found]).mean()
     variance = torch.stack([one.standard_error for one in found]).square().sum()
-    return Estimate(value, 0.5 * variance.sqrt())
+    parts = ((float(one.standard_error) ** 2, one.degrees) for one in found)
+    return Estimate(value, 0.5 * variance.sqrt(), summed_degrees(*parts))
 
 
 def _halves(x: Tensor, options: EvidenceOptions) -> tuple[Tensor, Tensor]:

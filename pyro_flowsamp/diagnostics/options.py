@@ -82,26 +82,32 @@ class DiagnosisOptions:
             400 is that of Vehtari et al., 2021.
         min_ess_per_chain: Least effective draws of each chain on average: with fewer, the
             effective sample size itself is not known.
-        max_never_moved: Largest share of chains that never moved, beyond chance.
+        max_never_moved: Largest share of chains that never moved, beyond chance: shares of draws
+            may be off by so much. A bias of a third of ``max_share_error`` adds a tenth to the mean
+            squared error that this allows.
         long_run: Part of a chain from which on a run of equal draws is long, if chance does not
             explain it.
         chance: Probability below which chance does not explain such a run.
-        max_long_runs: Largest share of chains with a long run.
         max_diverging: Largest share of draws whose trajectory diverged.
         min_region: Least share of the draws of a region whose visits are counted.
         min_visits: Least effective number of visits of a region, by each chain on average.
-        max_share_error: Largest standard error of the share of a region.
+        max_share_error: Largest standard error of the share of a region, and of the share of the
+            draws that are in long runs.
         max_pareto_k: Pareto k of weights of draws of a flow from which on averages by them are not
             known (Vehtari et al., 2024).
         max_average_pareto_k: Pareto k of these weights from which on averages by them are not
             compared with those of the chains: below 1/2 the weights have a variance. That of states
             must be below k / (1 - k) of this, too.
         max_state_pareto_k: Pareto k of the weights of states from which on a sampler that only
-            jumps is not trusted. It is k / (1 - k) where it is k for draws of the flow. Below 1 the
-            weights have a mean over states, and averages of bounded functions by independence
-            samplers a finite asymptotic variance (Deligiannidis and Lee, 2018).
-        max_stay: Steps that a sampler which only jumps may be expected to stay at a draw where its
-            weights have a heavy tail (``search.max_pareto_k``), as a multiple of those of a chain.
+            jumps is not trusted, where there are no annealed particles. It is k / (1 - k) where it
+            is k for draws of the flow. Below 1 the weights have a mean over states, and averages of
+            bounded functions by independence samplers a finite asymptotic variance (Deligiannidis
+            and Lee, 2018).
+        max_stay: Steps that a sampler which only jumps may be expected to stay at a draw, as a
+            multiple of those of a chain. Where there are no annealed particles, it is asked of
+            weights with a heavy tail (``search.max_pareto_k``).
+        max_stay_mass: Largest mass of the regions where it stays longer, by particles or states:
+            shares of draws are off by up to this mass, see ``max_never_moved``.
         flat_log_weights: Nats between the largest and the median weight of states below which k is
             no alarm: weights that hardly vary have no tail.
         min_importance_ess: Least importance effective sample size of draws of the flow, as a
@@ -130,7 +136,8 @@ class DiagnosisOptions:
         compared_draws: Draws of each half of the chains at most for these distances.
         max_unseen: Share of the mass that one of two searches may have found alone.
         max_evidence_error: Standard error of a log evidence by bridge sampling, in nats, above
-            which it is not compared: few draws decide it then, and its error is not known.
+            which it is neither compared nor taken: draws and flow hardly overlap then, few draws
+            decide it, and its error is not known.
         evidence_tolerance: Nats by which a log evidence of annealed particles may be larger in any
             case than one of the flow and the chains.
         max_evidence_gap: Standard errors by which it may be larger.
@@ -177,10 +184,9 @@ class DiagnosisOptions:
     start_groups: int = 8
     min_ess: int = 400
     min_ess_per_chain: float = 5.0
-    max_never_moved: float = 0.0
+    max_never_moved: float = 0.005
     long_run: float = 0.2
     chance: float = 1e-3
-    max_long_runs: float = 0.035
     max_diverging: float = 1e-3
     min_region: float = 0.01
     min_visits: float = 2.0
@@ -189,6 +195,7 @@ class DiagnosisOptions:
     max_average_pareto_k: float = 0.5
     max_state_pareto_k: float = 1.0
     max_stay: float = 1.0
+    max_stay_mass: float = 0.005
     flat_log_weights: float = log(3.0)
     min_importance_ess: float = 0.01
     min_weighted_draws: float = 200.0

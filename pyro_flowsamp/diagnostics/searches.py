@@ -5,8 +5,9 @@ A mode that one search alone has found shows that each of them can miss modes. T
 evidence can be wrong, or badly known, where no mass is lost: in many dimensions annealed particles
 hardly ever estimate it well. Three facts decide what that means for the draws:
 
-- Draws of a flow with good weights estimate it too. Their estimate is taken where neither search
-  has found more.
+- Bridge sampling between the draws and those of the flow estimates it too. Its estimate is taken
+  where it is known and neither search has found more. Weights of the flow's draws alone would not
+  do: where the flow is too thin it has no draws, and only states show that.
 - A kernel needs the density up to a constant only. Evidences matter to its draws where they give
   the shares of several modes, or show mass that was lost.
 - A search that has lost the share :math:`m = 1 - e^{-|\hat\ell_1 - \hat\ell_2|}` of the mass has
@@ -31,9 +32,10 @@ from torch import Tensor
 
 from ..smc.found_modes import NOT_COVERED, Agreement, FoundModes, unseen_problem
 from ..target.density import Target
-from ..trust import ends_of_steps, flow_evidence
-from ..weights import Estimate
+from ..trust import ends_of_steps
+from ..weights import Estimate, summed_degrees
 from .checks import Check
+from .evidence import FEWEST_DRAWS, bridge_evidence
 from .missed_modes import EXPLORE, far_from, kolmogorov_distance, particle_weights
 from .options import DiagnosisOptions
 
@@ -42,7 +44,7 @@ __all__ = [
     "compare_evidences",
     "direction_check",
     "distance_of_searches",
-    "evidence_of_flow",
+    "evidence_of_draws",
     "one_mode",
     "path_mode_check",
     "search_checks",
@@ -181,20 +183,36 @@ def stranded_check(
 # ---- evidences -----------------------------------------------------------------------------------
 
 
-def evidence_of_flow(
-    log_w: Tensor, agreement: Agreement, options: DiagnosisOptions
+def evidence_of_draws(
+    states: Tensor | None, log_w: Tensor | None, agreement: Agreement, options: DiagnosisOptions
 ) -> Estimate | None:
-    """The log evidence by draws of a flow; None where it misses mass, or is not known.
+    r"""The log evidence by bridge sampling; None where it misses mass, or is not known.
 
-    It must not be smaller than those of the searches, by more than the errors of both.
+    Between the states of the chains and draws of their flow it has an honest error whatever the
+    tails of the weights are, if both overlap: then the error is small
+    (:attr:`~pyro_flowsamp.DiagnosisOptions.max_evidence_error`). It must not be smaller than those
+    of the searches, by more than the errors of both.
 
     Arguments:
-        log_w: Log weights of fresh draws of the flow, ``(N,)``.
+        states: Log weights of states under the flow, ``(chains, draws)``; None where they are not
+            known.
+        log_w: Log weights of fresh draws of the flow, ``(N,)``; None where it is not known.
         agreement: The evidences of two searches.
         options: Bounds.
+
+    Example:
+        >>> none = torch.zeros(2).double()
+        >>> searches = Agreement(torch.ones(2, 1), torch.zeros(1), 0.0, none, none + 0.1)
+        >>> states, fresh = torch.zeros(4, 100), torch.zeros(400)  # the flow is the target
+        >>> options = DiagnosisOptions()
+        >>> float(evidence_of_draws(states, fresh, searches, options).value)
+        0.0
+        >>> evidence_of_draws(states - 3, fresh - 3, searches, options)  # searches found more
     """
-    own, bounds = flow_evidence(log_w, options.search), options.search.modes
-    if own is None:
+    if states is None or log_w is None or states.shape[1] < FEWEST_DRAWS:
+        return None
+    own, bounds = bridge_evidence(states, log_w, options.evidence), options.search.modes
+    if not float(own.standard_error) <= options.max_evidence_error:  # NaN is unknown, too
         return None
     more = agreement.log_evidence.to(own.value) - own.value
     error = (agreement.error.to(own.value).square() + own.standard_error.square()).sqrt()
@@ -208,21 +226,31 @@ def one_mode(modes: FoundModes) -> bool:
     return modes.agreement.num_modes == 1 and (alone is None or not len(alone.loc))
 
 
-def best_evidence(log_w: Tensor, agreement: Agreement, options: DiagnosisOptions) -> Estimate:
-    """The log evidence by draws of the flow where that is known, and else by both searches.
+def best_evidence(
+    states: Tensor | None, log_w: Tensor | None, agreement: Agreement, options: DiagnosisOptions
+) -> Estimate:
+    r"""The log evidence by bridge sampling where that is known, and else by both searches.
 
-    Where the evidences of the searches are apart, the error is at least their difference.
+    Where the evidences of the searches are apart, the error is at least their difference. The error
+    of both searches is made of those of their islands, with one degree of freedom less than there
+    are islands each, and of the difference between the searches, with one
+    (:attr:`~pyro_flowsamp.smc.found_modes.Agreement.best_evidence`).
 
     Arguments:
-        log_w: Log weights of fresh draws of the flow, ``(N,)``.
-        agreement: The evidences of two searches.
-        options: Bounds.
+        states, log_w, agreement, options: See :func:`evidence_of_draws`.
     """
-    own, best = evidence_of_flow(log_w, agreement, options), agreement.best_evidence
-    if own is not None or not agreement.evidences_apart(options.search.modes):
-        return own or best
-    difference = abs(agreement.log_evidence_difference)
-    return Estimate(best.value, best.standard_error.clamp(min=difference))
+    own, best = evidence_of_draws(states, log_w, agreement, options), agreement.best_evidence
+    if own is not None:
+        return own
+    bounds = options.search.modes
+    if agreement.evidences_apart(bounds):
+        difference = abs(agreement.log_evidence_difference)
+        return Estimate(best.value, best.standard_error.clamp(min=difference), 1.0)
+    share = agreement.search_weights
+    inside = (share * agreement.error).square().tolist()
+    between = float((share[0] - share[1]).square())
+    parts = [(variance, max(1.0, bounds.islands - 1.0)) for variance in inside]
+    return Estimate(*best, summed_degrees(*parts, (between, 1.0)))
 
 
 def distance_of_searches(
@@ -263,7 +291,7 @@ def compare_evidences(
 
     Arguments:
         agreement: The evidences.
-        own: That of :func:`evidence_of_flow`; it makes the comparison needless.
+        own: That of :func:`evidence_of_draws`; it makes the comparison needless.
         distance: A function that returns that of :func:`distance_of_searches`; infinity where the
             draws depend on the evidences anyway.
         options: Bounds.

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..convergence import bulk_and_tail_ess
+from ..seeding import kept_generators
 from ..weights import pareto_k
 from .options import ReportOptions
 
@@ -128,8 +129,7 @@ class ReportSource:
 
         whole, less = dataset(self.draws), dataset(_thinned(self.draws, self.options.max_draws))
         if LEAST_SHORT <= self.num_draws < self.options.short:
-            with torch.random.fork_rng([]):  # ranks of ties are in random order
-                torch.manual_seed(0)
+            with kept_generators("cpu", seed=0):  # ranks of ties are in random order
                 bulk, tail = (v.numpy() for v in bulk_and_tail_ess(torch.as_tensor(self.draws)))
         else:
             bulk, tail = (az.ess(whole, method=m)["x"].values for m in ("bulk", "tail"))

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..seeding import kept_generators
 from .density import Target
 from .evaluation import ChunkedDensity
 from .site import SiteLayout
@@ -213,8 +214,7 @@ def as_double(target: Target) -> Target | None:
     """
     if target.dtype == torch.float64:
         return target
-    devices = [target.device] if target.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with kept_generators(target.device), torch.no_grad():
         try:
             double = _attempt(target)
             double.counter = target.counter

@@ -45,12 +45,23 @@ def states_of_a_narrow_flow():
     return weights_of(0.5, of_states=True)
 
 
-def states_with_unequal_weights_of_particles():
-    """States have equal weights, and a few particles are where the flow is thin."""
-    torch.manual_seed(0)
-    particles = torch.cat([torch.zeros(800), torch.linspace(3, 30, 200)]).double()
-    draws = diagnosed(independent(), {"log_weight": torch.zeros(40, 200)})
-    return by_name(state_weight_checks(draws, particles, OPTIONS))
+def particles_of_long_stays(log_w=6.0, share=None, **fields):
+    """States have equal weights, and 1 % of the particles have 400 times as much.
+
+    Chains of 200 draws would stay there for 400 steps.
+    """
+    particles = torch.cat([torch.zeros(990), torch.full((10,), log_w)]).double()
+    shares = None if share is None else (share / 10 * (particles > 0)).double()
+    draws = diagnosed(independent(), {"log_weight": torch.zeros(40, 200)}, **fields)
+    return by_name(state_weight_checks(draws, particles, OPTIONS, shares))
+
+
+def states_of_long_stays():
+    """Chains that began in a region that they do not leave, where no particle is."""
+    log_w = torch.zeros(40, 200).double()
+    log_w[0] = 9.0
+    draws = diagnosed(independent(), {"log_weight": log_w})
+    return by_name(state_weight_checks(draws, torch.zeros(1000).double(), OPTIONS))
 
 
 def particles_where_the_flow_is_not():
@@ -121,7 +132,8 @@ def _estimates(values):
 
 SCENARIOS = {
     states_of_a_narrow_flow: "Pareto k of states",
-    states_with_unequal_weights_of_particles: "Pareto k of states",
+    particles_of_long_stays: "mass of long stays",
+    states_of_long_stays: "mass of long stays",
     particles_where_the_flow_is_not: "particles without a weight",
     a_useless_flow: "importance ESS of the flow",
     a_draw_of_a_thousandfold_weight: "longest expected stay",
@@ -137,6 +149,49 @@ def test_right_weights_pass():
     for scale in (0.95, 1.3, 1.7):
         found = {**weights_of(scale), **weights_of(scale, of_states=True)}
         assert all(c.ok for c in found.values()) and len(found) == 5
+
+
+def test_the_mass_of_long_stays_is_that_of_particles():
+    name = "mass of long stays"
+    assert particles_of_long_stays()[name].value == pytest.approx(0.01)
+    assert particles_of_long_stays(share=0.004)[name].ok  # they come of the lesser search
+    assert particles_of_long_stays(log_w=5.0)[name].ok  # for 148 steps
+    assert particles_of_long_stays(log_w=5.0, thin=3)[name].ok  # of 600
+    assert particles_of_long_stays(thin=3)[name].ok
+    assert not particles_of_long_stays(log_w=torch.inf)[name].ok
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_mass_of_long_stays_is_what_chains_lack(seed):
+    """A Cauchy distribution by jumps from a normal one of scale three.
+
+    The region of long stays has a known mass under the target. Chains that begin at draws of the
+    flow hardly enter it; exact draws in place of particles give its mass.
+    """
+    steps, scale = 100, 3.0
+    cauchy, normal = torch.distributions.Cauchy(0.0, 1.0), torch.distributions.Normal(0.0, scale)
+
+    def log_w(x):
+        return cauchy.log_prob(x) - normal.log_prob(x)
+
+    torch.manual_seed(seed)
+    x = normal.sample((400,)).double()
+    states = []
+    for _ in range(2 * steps):
+        y = normal.sample((400,)).double()
+        x = torch.where(torch.rand(400).log() < log_w(y) - log_w(x), y, x)
+        states.append(x)
+    x = torch.stack(states[steps:], 1)
+    particles = cauchy.sample((4000,)).double()
+    draws = diagnosed(x[..., None], {"log_weight": log_w(x)})
+    found = by_name(state_weight_checks(draws, log_w(particles), OPTIONS))["mass of long stays"]
+    edge = torch.linspace(0, 100, 100_001).double()
+    edge = edge[log_w(edge) > torch.tensor(float(steps)).log()][0]
+    mass = 2 * float(cauchy.cdf(-edge))
+    error = (mass * (1 - mass) / len(particles)) ** 0.5
+    assert abs(found.value - mass) < 4 * error + 0.01 and not found.ok
+    lacking = mass - float((x.abs() > edge).double().mean())
+    assert lacking > 0.5 * mass
 
 
 def test_weights_of_states_must_have_a_variance_too():
@@ -217,6 +272,16 @@ def no_tail_is_heavy(weights_problem, log_w, options):
     return ""
 
 
+@mutation(agreement, "_stay_checks")
+def of_chains_a_hundred_times_as_long(_stay_checks, draws, *args):
+    return _stay_checks(draws._replace(thin=100), *args)
+
+
+@mutation(agreement, "_stay_checks")
+def particles_do_not_count(_stay_checks, draws, log_w, particles, *args):
+    return _stay_checks(draws, log_w, torch.zeros_like(particles), *args)
+
+
 @mutation(agreement, "exp")
 def stays_of_the_mean_weight(exp, x):
     return 1.0
@@ -263,6 +328,9 @@ BROKEN = [
     (none_are_known, states_of_a_narrow_flow),
     (no_tail_is_heavy, a_draw_of_a_thousandfold_weight),
     (stays_of_the_mean_weight, a_draw_of_a_thousandfold_weight),
+    (of_chains_a_hundred_times_as_long, particles_of_long_stays),
+    (of_chains_a_hundred_times_as_long, states_of_long_stays),
+    (particles_do_not_count, particles_of_long_stays),
     (of_equal_weights, a_useless_flow),
     (one_draw_of_a_thousand_counts, chains_of_another_mean),
     (for_a_thousand_times_as_many, chains_of_another_mean),

@@ -10,10 +10,10 @@ from support.mutations import mutation
 from pyro_flowsamp import DiagnosisOptions, LatentHMC, Target, VectorizedMCMC
 from pyro_flowsamp.candidates import gaussian_guide
 from pyro_flowsamp.diagnostics import searches
-from pyro_flowsamp.diagnostics.searches import evidence_of_flow, one_mode
+from pyro_flowsamp.diagnostics.searches import evidence_of_draws, one_mode
 from pyro_flowsamp.smc.directions import DirectionGap
 from pyro_flowsamp.smc.path_modes import PathModes
-from pyro_flowsamp.weights import Estimate, log_mean_weight
+from pyro_flowsamp.weights import Estimate
 
 OPTIONS = DiagnosisOptions()
 
@@ -207,14 +207,18 @@ def test_the_distance_of_the_searches():
 
 
 def test_the_best_evidence():
-    none = torch.tensor([0.0, 9.0]).double()
     close, apart = agreement_of((0.0, -0.1), (0.2, 0.1)), agreement_of((0.0, -5.0), (0.2, 0.1))
-    value, error = searches.best_evidence(none, close, OPTIONS)
-    assert (value, error) == close.best_evidence
-    value, error = searches.best_evidence(none, apart, OPTIONS)
-    assert (float(value), float(error)) == pytest.approx((math.log(0.5 + 0.5 * math.exp(-5)), 5.0))
-    own = searches.best_evidence(torch.zeros(100).double(), apart, OPTIONS)
+    best = searches.best_evidence(None, None, close, OPTIONS)
+    assert best == close.best_evidence
+    assert 1 < best.degrees < 6  # of eight islands in two searches, and of their difference
+    best = searches.best_evidence(None, None, apart, OPTIONS)
+    assert best.degrees == 1
+    assert tuple(map(float, best)) == pytest.approx((math.log(0.5 + 0.5 * math.exp(-5)), 5.0))
+    states, fresh = torch.zeros(4, 50).double(), torch.zeros(100).double()
+    own = searches.best_evidence(states, fresh, apart, OPTIONS)
     assert float(own.value) == 0.0 and float(own.standard_error) < 1e-6
+    for unknown in (states[:, :3], states + torch.nan, None):  # too few, and not inverted
+        assert searches.best_evidence(unknown, fresh, close, OPTIONS) == close.best_evidence
 
 
 def test_the_evidence_of_a_flow_ends_the_comparison():
@@ -225,19 +229,26 @@ def test_the_evidence_of_a_flow_ends_the_comparison():
     assert compared((float("nan"),) * 2, (float("nan"),) * 2) == ({}, "")
 
 
-def of_flow(values, errors=(0.05, 0.05), spread=0.3):
+def of_draws(values, errors=(0.05, 0.05), scale=1.2, shift=0.0):
+    """Of N(0, 1) by exact draws and those of a normal flow, where two searches have found these."""
     torch.manual_seed(0)
-    log_w = spread * torch.randn(2000).double()
-    log_w = log_w - log_mean_weight(log_w).value
-    return evidence_of_flow(log_w, agreement_of(values, errors), OPTIONS)
+    flow, target = torch.distributions.Normal(shift, scale), torch.distributions.Normal(0.0, 1.0)
+    x, y = target.sample((20, 50)), flow.sample((2000,))
+    states, fresh = (target.log_prob(at) - flow.log_prob(at) for at in (x, y))
+    return evidence_of_draws(states, fresh, agreement_of(values, errors), OPTIONS)
 
 
-def test_the_evidence_of_a_flow_counts_only_if_no_search_has_more():
-    assert abs(float(of_flow((0.0, -3.0)).value)) < 1e-6
-    assert of_flow((0.0, 0.5)) is None
-    assert of_flow((0.0, 0.05), (1e-3, 1e-3)) is not None  # within the tolerance
-    assert of_flow((0.0, 0.5), (0.05, 0.3)) is not None  # within the errors
-    assert of_flow((0.0, 0.0), spread=3.0) is None  # its weights are heavy
+def test_the_evidence_of_draws_counts_only_if_no_search_has_more():
+    assert abs(float(of_draws((0.0, -3.0)).value)) < 0.05
+    assert of_draws((0.0, 0.5)) is None
+    assert of_draws((0.0, 0.05), (1e-3, 1e-3)) is not None  # within the tolerance
+    assert of_draws((0.0, 0.5), (0.05, 0.3)) is not None  # within the errors
+
+
+def test_the_evidence_of_draws_needs_an_overlap_and_no_good_weights():
+    """Weights of a flow that is too narrow have no variance, and the bridge does not mind."""
+    assert abs(float(of_draws((0.0, 0.0), scale=0.5).value)) < 0.1
+    assert of_draws((0.0, 0.0), shift=9.0) is None
 
 
 def test_one_mode():

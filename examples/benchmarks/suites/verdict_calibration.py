@@ -70,7 +70,9 @@ MOMENTS = 10  #: a mean is scored where the variance of half of the exact draws 
 THRESHOLDS = {
     "nested R-hat": "max_nested_r_hat",
     "ESS per chain": "min_ess_per_chain",
-    "chains with long runs": "max_long_runs",
+    "error of long runs": "max_share_error",
+    "mass of long stays": "max_stay_mass",
+    "chains that never moved": "max_never_moved",
     "divergences": "max_diverging",
     "visits of regions": "min_visits",
     "error of shares": "max_share_error",
