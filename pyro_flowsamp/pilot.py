@@ -30,6 +30,7 @@ __all__ = [
     "StepWork",
     "check_time",
     "evaluations_per_step",
+    "new_pilot",
     "pilot_chains",
     "run_pilot",
 ]
@@ -224,6 +225,29 @@ def evaluations_per_step(kernel: FlowKernel, options: SearchOptions) -> float:
     return 1 / 3 if isinstance(kernel, IMH) else options.expected_leapfrogs
 
 
+def new_pilot(
+    kernel: FlowKernel, target: Target, starts: Tensor, options: SearchOptions
+) -> VectorizedMCMC:
+    """A pilot run that has not begun.
+
+    Arguments:
+        kernel: The kernel.
+        target: Its target.
+        starts: Starting points of the chains, ``(C, d)``.
+        options: The length of its warm-up.
+    """
+    run = VectorizedMCMC(
+        kernel,
+        1,
+        options.pilot_warmup,
+        len(starts),
+        initial_params=target.unpack_unconstrained(starts),
+        disable_progbar=True,
+    )
+    run.min_acceptance = 0.0  # no warning: a kernel that hardly moves will not be chosen
+    return run
+
+
 def run_pilot(
     name: str,
     kernel: FlowKernel,
@@ -231,6 +255,7 @@ def run_pilot(
     starts: Tensor,
     goal: Goal,
     work: float,
+    run: VectorizedMCMC | None = None,
 ) -> Candidate:
     """Runs a kernel until its work per effective draw is known, or known to be too high.
 
@@ -241,6 +266,7 @@ def run_pilot(
         starts: Starting points of the chains, ``(C, d)``.
         goal: The draws that are wanted in the end, and options of the run.
         work: Work with which another kernel would make them.
+        run: The run, from :func:`new_pilot`, where it is needed although it may be interrupted.
 
     Returns:
         The kernel with its estimates.
@@ -262,15 +288,7 @@ def run_pilot(
         (True, 1, True)
     """
     options = goal.options
-    run = VectorizedMCMC(
-        kernel,
-        1,
-        options.pilot_warmup,
-        len(starts),
-        initial_params=target.unpack_unconstrained(starts),
-        disable_progbar=True,
-    )
-    run.min_acceptance = 0.0  # no warning: a kernel that hardly moves will not be chosen
+    run = new_pilot(kernel, target, starts, options) if run is None else run
     before = target.evaluations
     run.run()
     step = _counted(run, options)

@@ -28,7 +28,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -40,10 +42,12 @@ from .diagnostics.searches import best_evidence
 from .draw_buffer import given_points
 from .export import check_groups, check_names, to_arviz
 from .final_run import finish
+from .interrupts import made_again, nothing_yet
 from .options import SearchOptions
 from .pilot import Candidate, Goal, check_time
 from .provenance import add_record
-from .search import SamplerSearch, precise_enough
+from .search import SamplerSearch
+from .search_precision import precise_enough
 from .search_storage import begin_sampling
 from .seeding import seeded
 from .target.arguments import check_shared_names
@@ -52,7 +56,7 @@ from .target.options import CompileMode, check_compile
 from .target.site import Values
 from .trust import draws_of_flow
 from .validation import check_count, check_flag, check_number, check_seed, public_call, shown
-from .verdict import advice, judged, thresholds
+from .verdict import advice, judged, thresholds, with_problem
 from .weights import Estimate
 
 __all__ = ["sample"]
@@ -101,8 +105,10 @@ def sample(
     What has been seen to be wrong, or not to be settled, is told in a warning and in the attributes
     ``reliable`` and ``problems``.
 
-    Ctrl-C ends the search, and the best method so far makes the draws. A second Ctrl-C ends the
-    sampling, and the draws so far are returned.
+    Ctrl-C ends the search, and the best method so far makes the draws. If no method has been tried
+    yet, the search for modes ends with what it has found, and the first method that mixes makes
+    the draws. In the first pilot run the draws so far are returned, or the particles of the search
+    for modes. A second Ctrl-C ends the sampling, and the draws so far are returned.
 
     Arguments:
         model: A Pyro model, or a :class:`~pyro_flowsamp.Target`.
@@ -180,6 +186,8 @@ def sample(
             trained, or its sites are not those of the model; the search cannot be done in
             ``max_seconds``.
         RuntimeError: No kernel runs on the posterior; the cause is the last one's error.
+        KeyboardInterrupt: Ctrl-C came before there was any point, or a second one before the end of
+            the first pilot run.
 
     Warns:
         UserWarning: Something has been seen to be wrong, see ``problems``; the posterior may be
@@ -248,26 +256,34 @@ def sample(
     if not target.has_observations:
         warnings.warn("nothing is observed: the draws are of the model's prior", stacklevel=2)
     with public_call(), seeded(seed), entered(checkpoint, "sample") as scope:
-        points = given_points(target, initial_params, start)
-        if goal.deadline is not None:
-            check_time(target, search, goal.deadline - perf_counter())
-        given = None if guide is None else given_guide(guide, model, target, args, kwargs)
-        begin_sampling(scope, target, goal, (args, kwargs, seed, points, given))
+        with nothing_yet():
+            points = given_points(target, initial_params, start)
+            if goal.deadline is not None:
+                check_time(target, search, goal.deadline - perf_counter())
+            given = None if guide is None else given_guide(guide, model, target, args, kwargs)
+            begin_sampling(scope, target, goal, (args, kwargs, seed, points, given))
         sampler = SamplerSearch(target, goal, progress, points, guide=given)
         sampler.find_modes()
         sampler, problems = precise_enough(sampler)
         best = sampler.search()
-        fresh = draws_of_flow(best.run.kernel.proposal, sampler.target, search.evidence_draws)
-        log.info("%s makes the draws, with about %.2g of work", best.name, best.at_least)
-        with sampler.timed("sampling"):
-            problems += finish(best, sampler.target, progress, sampler.evaluations_before)
-        found = judged(best, sampler.modes, fresh, problems)
-        data = to_arviz(
-            best.run, log_likelihood=log_likelihood, groups=groups, dims=dims, coords=coords
-        )
+        proposal, num = best.run.kernel.proposal, search.evidence_draws
+        make = partial(draws_of_flow, proposal, sampler.target, num)
+        fresh, _ = made_again("evidence", make)
+        if sampler.cut_short is None:
+            log.info("%s makes the draws, with about %.2g of work", best.name, best.at_least)
+            with sampler.timed("sampling"):
+                problems += finish(best, sampler.target, progress, sampler.evaluations_before)
+        found = judged(best, sampler.modes, fresh, problems + sampler.problems)
+        export = partial(to_arviz, best.run, dims=dims, coords=coords)
+        try:
+            data = export(log_likelihood=log_likelihood, groups=groups)
+        except KeyboardInterrupt:
+            found = with_problem(found, "Ctrl-C ended the export, which leaves groups out")
+            data = export(log_likelihood=False)
     if not found.reliable:
         warnings.warn(advice(found.problems), stacklevel=2)
-    add_record(data, best.run, seed, sampler.modes, fresh)
+    with suppress(KeyboardInterrupt):  # the draws are worth more than their record
+        add_record(data, best.run, seed, sampler.modes, fresh)
     states = best.run.statistics.get("log_weight")
     agreement, bounds = sampler.modes.agreement, thresholds(best)
     evidence = best_evidence(states, fresh.log_weights, agreement, bounds)

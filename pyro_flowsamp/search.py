@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .candidates import (
     better_gaussian,
-    fixed_guide,
     flow_candidates,
     gaussian_guide,
     mixture_guide,
@@ -21,28 +20,28 @@ from .candidates import (
 )
 from .checkpoint.folder import CheckpointError
 from .guides.auto_flow import AutoFlow
+from .interrupts import InterruptibleSearch, modes_problem, modes_so_far
 from .kernels.base import FlowKernel
 from .kernels.imh import IMH
 from .kernels.latent import LatentHMC
 from .kernels.local_global import LocalGlobalHMC
 from .options import FitOptions, SearchOptions
 from .phase_times import PhaseTimes
-from .pilot import Candidate, Goal, evaluations_per_step, pilot_chains, run_pilot
+from .pilot import Candidate, Goal, evaluations_per_step, new_pilot, pilot_chains, run_pilot
 from .search_storage import interruptible, stored_check, stored_modes
 from .smc.found_modes import FoundModes
 from .smc.mode_search import ModeSearch
 from .target.density import Target
-from .target.precision import as_double, rounding_error
 from .target.work import WorkCounter
 from .transitions.trajectory_length import TrajectoryOptions
 from .trust import growth_without_bound, immobile_problem, jumps_problem
 
-__all__ = ["SamplerSearch", "precise_enough"]
+__all__ = ["SamplerSearch"]
 
 log = logging.getLogger(__name__)
 
 
-class SamplerSearch:
+class SamplerSearch(InterruptibleSearch):
     """The search for the sampler of one target that takes the least work.
 
     Arguments:
@@ -80,12 +79,12 @@ class SamplerSearch:
         before: int | None = None,
         guide: AutoFlow | None = None,
     ) -> None:
+        super().__init__()
         self.target, self.goal, self.points, self.guide = target, goal, points, guide
         self.progress, self.options = progress, goal.options
         self.timed = PhaseTimes("start", "training", "pilot", "sampling")
         self.compared: list[str] = []
         self.evaluations_before = target.evaluations if before is None else before
-        self._stopped = False  # by Ctrl-C, or because the posterior seems to be improper
         self._failure: Exception | None = None
         self._searched = 0.0  # work since the first reliable candidate
 
@@ -97,15 +96,19 @@ class SamplerSearch:
     # ---- the search -----------------------------------------------------------------------------
 
     def find_modes(self) -> None:
-        """Searches for all modes, and counts the work of an evaluation."""
+        """Searches for all modes, and counts the work of an evaluation.
+
+        Raises:
+            KeyboardInterrupt: It was interrupted before it had found any point.
+        """
         with self.timed("start"):
             search = ModeSearch(self.target, self.options.modes, self.points)
-            self.modes: FoundModes = stored_modes(self.target, search.run)
+            self.modes: FoundModes = stored_modes(self.target, lambda: modes_so_far(search))
         self.particles = _none_at_infinity(self.modes.x)
+        if problem := modes_problem(self.modes):
+            self.hurry(problem)
         few = self.particles[: self.options.pilot_chains]
-        with WorkCounter() as counter:
-            self.target.log_prob_and_grad(few)
-        self._work_per_evaluation = counter.work / len(few)
+        self._work_per_evaluation = self.short("work", partial(_work_of, self.target, few))
         log.info("modes: %d, after %d evaluations", self.num_modes, self.modes.evaluations)
 
     @property
@@ -120,13 +123,10 @@ class SamplerSearch:
 
         Raises:
             RuntimeError: No kernel runs on the target.
-            KeyboardInterrupt: It was interrupted before the end of the first pilot run.
+            KeyboardInterrupt: It was interrupted twice before the end of the first pilot run.
         """
-        coordinates = self.modes.coordinates
-        whitening = coordinates.loc, coordinates.scale_tril
-        self._affine = better_gaussian(self.particles.double(), *whitening)
-        mixture = mixture_guide(self.target, *whitening, self.modes.mixture)
-        gaussian = gaussian_guide(self.target, *self._affine)
+        make = partial(_fitted, self.target, self.particles, self.modes)
+        self._affine, mixture, gaussian = self.short("guides", make)
         name = mixture_name(self.target, self.modes.mixture)
         trajectory = TrajectoryOptions(max_steps=self.options.max_leapfrogs)
         best = None
@@ -150,6 +150,7 @@ class SamplerSearch:
             best = self.consider(best, "IMH", name, IMH(guide=guide))
             both = LocalGlobalHMC(guide=guide, trajectory=trajectory)
             best = self.consider(best, "LocalGlobalHMC", name, both)
+        best = best or self.cut_short
         if best is None:
             raise RuntimeError("no kernel runs on this posterior") from self._failure
         return best
@@ -172,7 +173,8 @@ class SamplerSearch:
             bound = max(bound, options.min_evaluations)
         affordable = self.evaluations + evaluations <= bound
         patient = self._searched + work <= options.patience * left
-        return not self._stopped and affordable and work <= left and patient
+        ended = self.stopped or (self.hurried and left < inf)
+        return not ended and affordable and work <= left and patient
 
     def consider(
         self, best: Candidate | None, method: str, flow: str, kernel: FlowKernel
@@ -181,7 +183,8 @@ class SamplerSearch:
 
         The kernel is run only if that costs less than it may save.
         """
-        if not self.options.wants(method, flow.removesuffix(", from draws")):
+        wanted = self.options.wants(method, flow.removesuffix(", from draws"))
+        if self.cut_short is not None or not wanted:
             return best
         name = f"{method} ({flow})" if flow else method
         steps = pilot_chains(kernel, self.options) * self.options.min_pilot_steps
@@ -194,7 +197,7 @@ class SamplerSearch:
             with self.timed("pilot"), interruptible("pilot", lambda: best is not None):
                 candidate = self.run_pilot(name, kernel, self.work_to_finish(best))
         except KeyboardInterrupt:
-            self._stop(best)
+            self.stop(best, name, kernel)
             return best
         except Exception as error:  # the target has been evaluated: the candidate is at fault
             self._leave_out(name, error)
@@ -227,7 +230,8 @@ class SamplerSearch:
         warning.
         """
         starts = self.particles[: pilot_chains(kernel, self.options)]
-        candidate = run_pilot(name, kernel, self.target, starts, self.goal, work)
+        self.pilot = new_pilot(kernel, self.target, starts, self.options)
+        candidate = run_pilot(name, kernel, self.target, starts, self.goal, work, self.pilot)
         check = partial(check_of_pilot, candidate, self.target, self.particles, self.options)
         problem, growth = stored_check(kernel, check)
         self._warn_if_improper(name, growth)
@@ -235,21 +239,8 @@ class SamplerSearch:
 
     def _warn_if_improper(self, name: str, growth: float | None) -> None:
         if growth is not None:
-            self._stopped = True
+            self.stopped = True
             warn_of_growth(name, growth)
-
-    def _stop(self, best: Candidate | None) -> None:
-        """Ends the search after Ctrl-C.
-
-        Raises:
-            KeyboardInterrupt: There is no candidate yet.
-        """
-        if best is None:
-            raise KeyboardInterrupt
-        self._stopped = True
-        warnings.warn(
-            f"interrupted: the search ends, and {best.name} makes the draws", stacklevel=5
-        )
 
     # ---- flows ----------------------------------------------------------------------------------
 
@@ -258,7 +249,8 @@ class SamplerSearch:
     ) -> AutoFlow | None:
         """Trains a flow with no more work than it could save; None if that is too little."""
         evaluations = FitOptions.batch_size * self.options.min_training_steps
-        if not self.worth_trying(best, evaluations, self._work_per_evaluation * evaluations):
+        work = self._work_per_evaluation * evaluations
+        if self.hurried or not self.worth_trying(best, evaluations, work):
             log.info("%s: not trained, since this takes more work than it could save", flow)
             return None
         before = self.evaluations
@@ -276,13 +268,31 @@ class SamplerSearch:
                     self.progress,
                 )
         except KeyboardInterrupt:
-            self._stop(best)
+            kernel = IMH(guide=gaussian_guide(self.target, *self._affine))
+            self.stop(best, "IMH (Gaussian)", kernel)
             return None
         except Exception as error:
             self._leave_out(flow, error)
             guide = None
         self._searched += (self.evaluations - before) * self._work_per_evaluation
         return guide
+
+
+def _work_of(target: Target, x: Tensor) -> float:
+    """The work of an evaluation of the density and its gradient, in a batch of points."""
+    with WorkCounter() as counter:
+        target.log_prob_and_grad(x)
+    return counter.work / len(x)
+
+
+def _fitted(
+    target: Target, particles: Tensor, modes: FoundModes
+) -> tuple[tuple[Tensor, Tensor], AutoFlow, AutoFlow]:
+    """A Gaussian's mean and factor, and the guides of the mixture and of this Gaussian."""
+    whitening = modes.coordinates.loc, modes.coordinates.scale_tril
+    affine = better_gaussian(particles.double(), *whitening)
+    mixture = mixture_guide(target, *whitening, modes.mixture)
+    return affine, mixture, gaussian_guide(target, *affine)
 
 
 def check_of_pilot(
@@ -329,42 +339,3 @@ def _none_at_infinity(x: Tensor) -> Tensor:
             f"be improper: give every site a proper prior."
         )
     return x
-
-
-def precise_enough(sampler: SamplerSearch) -> tuple[SamplerSearch, list[str]]:
-    """The search itself, or one in float64 where the density has too large rounding errors.
-
-    Arguments:
-        sampler: A search that has found the modes.
-
-    Returns:
-        The search, and what is wrong where float64 is needed and cannot be had.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
-        >>> found = SimpleNamespace(
-        ...     target=target, options=SearchOptions(), particles=torch.randn(50, 1)
-        ... )
-        >>> precise_enough(found)[0] is found
-        True
-    """
-    target, options = sampler.target, sampler.options
-    if target.dtype == torch.float64:
-        return sampler, []
-    error = rounding_error(target, sampler.particles[: options.rounding_points])
-    if error <= options.max_rounding_error:
-        return sampler, []
-    double = as_double(target)
-    if double is None:
-        return sampler, [
-            f"the log density has rounding errors of {error:.2g} nats: give the model its data in "
-            f"float64 and call torch.set_default_dtype(torch.float64) first"
-        ]
-    log.info("rounding errors of %.2g nats: the density is evaluated in float64", error)
-    points = None if sampler.points is None else sampler.points.double()
-    before = sampler.evaluations_before  # the target in float64 counts on
-    guide = None if sampler.guide is None else fixed_guide(double, sampler.guide.trained_flow)
-    again = SamplerSearch(double, sampler.goal, sampler.progress, points, before, guide)
-    again.find_modes()
-    return again, []

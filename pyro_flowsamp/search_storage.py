@@ -15,8 +15,6 @@ from .target.density import Target
 
 __all__ = ["begin_sampling", "interruptible", "stored_check", "stored_modes"]
 
-COORDINATES = "loc", "scale_tril", "log_det"  #: what whitened coordinates are made of
-
 
 def begin_sampling(scope: Scope, target: Target, goal: Any, given: tuple) -> None:
     """Says what is sampled, and sets the random generators as they were when it began.
@@ -50,6 +48,8 @@ def begin_sampling(scope: Scope, target: Target, goal: Any, given: tuple) -> Non
 def stored_modes(target: Target, search: Callable[[], FoundModes]) -> FoundModes:
     """The result of a search for modes; it is made only where it is not stored.
 
+    Its stages store themselves on the way. They are deleted when it ends.
+
     Arguments:
         target: The target of the search.
         search: Makes it.
@@ -58,15 +58,14 @@ def stored_modes(target: Target, search: Callable[[], FoundModes]) -> FoundModes
         scope.watch(target)
         with scope.restoring("found") as stored:
             if stored is not None:
-                made = WhitenedTarget(target, stored["loc"], stored["scale_tril"])
-                made.__dict__.update({name: stored[name] for name in COORDINATES})
+                made = WhitenedTarget.restored(target, stored["coordinates"])
                 return FoundModes(**stored["fields"], coordinates=made)
         found = search()
         if scope.stores:
             fields = found._asdict()
-            coordinates = fields.pop("coordinates")
-            parts = {name: getattr(coordinates, name) for name in COORDINATES}
-            scope.write({"found": {"fields": fields, **parts}}, "modes found")
+            parts = fields.pop("coordinates").parts
+            value = {"fields": fields, "coordinates": parts}
+            scope.write({"found": value}, "modes found", drop="")
     return found
 
 

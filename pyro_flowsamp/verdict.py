@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from .diagnostics.checks import Diagnosis
+from .diagnostics.checks import Check, Diagnosis
 from .diagnostics.diagnosis import diagnose
 from .diagnostics.options import DiagnosisOptions
 from .pilot import Candidate
 from .smc.found_modes import FoundModes
 from .trust import FlowDraws
 
-__all__ = ["advice", "judged", "thresholds"]
+__all__ = ["advice", "judged", "thresholds", "with_problem"]
 
 
 def judged(
     best: Candidate, modes: FoundModes, flow_draws: FlowDraws, reported: Sequence[str] = ()
 ) -> Diagnosis:
-    """The diagnosis of the draws.
+    """The diagnosis of the draws; where Ctrl-C ends it, it has what was known before.
 
     Arguments:
         best: The kernel that has made them.
@@ -28,9 +29,25 @@ def judged(
     told = list(reported)
     if not best.reliable:
         told.insert(0, f"no kernel has been seen to mix: for {best.name}, {best.problem}")
-    return diagnose(
-        best.run, modes=modes, reported=told, flow_draws=flow_draws, options=thresholds(best)
-    )
+    try:
+        return diagnose(
+            best.run, modes=modes, reported=told, flow_draws=flow_draws, options=thresholds(best)
+        )
+    except KeyboardInterrupt:
+        found = Diagnosis(())
+        for text in [*told, "Ctrl-C ended the checks of the draws"]:
+            found = with_problem(found, text)
+        return found
+
+
+def with_problem(found: Diagnosis, text: str) -> Diagnosis:
+    """A diagnosis with one more problem, in words.
+
+    Example:
+        >>> with_problem(Diagnosis(()), "too few draws").problems
+        ('too few draws',)
+    """
+    return replace(found, checks=(*found.checks, Check("reported", 1, 0, False, text)))
 
 
 def thresholds(best: Candidate) -> DiagnosisOptions:

@@ -37,6 +37,7 @@ from pyro_flowsamp import (
     pilot,
     sampling,
     search,
+    search_precision,
 )
 from pyro_flowsamp.flows.recipes import LayeredFlow
 from pyro_flowsamp.pilot import Goal
@@ -756,11 +757,21 @@ def test_interrupting_a_later_pilot_run_ends_the_search(monkeypatch, bad_flows, 
     assert data.attrs["method"] == "IMH (mixture)"
 
 
-@pytest.mark.parametrize("call", [10, 55, 80], ids=["warm-up", "counted steps", "pilot run"])
-def test_interrupting_the_first_pilot_run_ends_all(monkeypatch, call):
+@pytest.mark.parametrize(
+    ("call", "method", "draws", "problem"),
+    [
+        (10, "IMH (mixture), one step from particles", 1, "before the first draw of a chain"),
+        (55, "IMH (mixture)", 4, "Ctrl-C ended the first pilot run"),
+        (80, "IMH (mixture)", 13, "Ctrl-C ended the first pilot run"),
+    ],
+    ids=["warm-up", "counted steps", "pilot run"],
+)
+def test_interrupting_the_first_pilot_run_ends_all(monkeypatch, call, method, draws, problem):
     interrupt_at(monkeypatch, pf.IMH, call)
-    with pytest.raises(KeyboardInterrupt):
-        pf.sample(mixture(2), num_samples=3, search=SMALL, **QUIET)
+    with pytest.warns(UserWarning, match="the draws so far are returned"):
+        data = pf.sample(mixture(2), num_samples=3, search=SMALL, **QUIET)
+    assert data.attrs["method"] == method and problem in data.attrs["problems"]
+    assert data["posterior"].sizes["draw"] == draws and data.attrs["reliable"] == 0
 
 
 def interrupt_draws(monkeypatch, call):
@@ -910,7 +921,7 @@ def test_a_guide_follows_its_target_to_float64():
     options = replace(SMALL, max_rounding_error=1e-12)
     steps = search.SamplerSearch(target, Goal(400, None, None, options), False, guide=guide)
     steps.find_modes()
-    steps, problems = search.precise_enough(steps)
+    steps, problems = search_precision.precise_enough(steps)
     assert problems == [] and steps.target.dtype == torch.float64
     assert steps.search().run.unconstrained.dtype == torch.float64
     assert steps.guide.flow.flow.affine.loc.dtype == torch.float64

@@ -141,7 +141,7 @@ def test_no_training_that_costs_more_than_it_saves():
     steps._searched = 2.1 * left
     assert not steps.worth_trying(best, 1000, 0.5 * left)  # patience has an end
     steps._searched = 0.0
-    steps._stopped = True
+    steps.stopped = True
     assert not steps.worth_trying(best, 1000, 0.5 * left)
 
 
@@ -180,8 +180,8 @@ def improper(energy, narrow=(0.01, 0.01)):
         states = 10 * torch.randn(64, 2)
         growth = trust.growth_without_bound(steps.target, steps.particles, states, steps.options)
         steps._warn_if_improper("HMC", growth)
-    assert steps._stopped == ("spread without bound" in "".join(str(w.message) for w in caught))
-    return steps._stopped
+    assert steps.stopped == ("spread without bound" in "".join(str(w.message) for w in caught))
+    return steps.stopped
 
 
 PROPER = {

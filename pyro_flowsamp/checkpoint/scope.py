@@ -38,13 +38,11 @@ class _Session:
     def __init__(self, folder: CheckpointFolder, options: CheckpointOptions) -> None:
         self.folder, self.options = folder, options
         self.target: Any = None
+        self.others: list[Any] = []  # further targets, of which the graphs alone are stored
         self.described: dict[str, Any] = dict(folder.facts.get("described", {}))
         self.made = {"versions": versions(), "threads": torch.get_num_threads()}
         self.wrote()
-        others = differences(
-            {k: v for k, v in folder.facts.items() if k in self.made},
-            self.made if folder.facts else {},
-        )
+        others = _conditions_changed(folder.facts, self.made) if folder.facts else []
         if others:
             warnings.warn(
                 f"the checkpoint in {folder.path} was written under other conditions "
@@ -65,6 +63,7 @@ class _Session:
             "evaluations": counter.evaluations,
             "nonfinite": counter.nonfinite,
             "tracing": self.target.tracing_state(),
+            "others": [target.tracing_state() for target in self.others],
         }
 
     def set_counters(self, values: dict[str, Any]) -> None:
@@ -73,6 +72,17 @@ class _Session:
             self.target.counter.evaluations = values["evaluations"]
             self.target.counter.nonfinite = values["nonfinite"].to(self.target.device)
             self.target.load_tracing_state(values["tracing"])
+            for target, state in zip(self.others, values["others"]):
+                target.load_tracing_state(state)
+
+
+def _conditions_changed(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The versions, and the number of threads, that are not as they were, in words."""
+    was, are = (
+        {**facts.get("versions", {}), "the number of threads": facts.get("threads")}
+        for facts in (stored, now)
+    )
+    return differences(was, are)
 
 
 class Scope:
@@ -118,7 +128,16 @@ class Scope:
     def watch(self, target: Any) -> None:
         """Stores the counters of this target's evaluations with every state from now on."""
         if self._session is not None:
-            self._session.target = target
+            self._session.target, self._session.others = target, []
+
+    def watch_too(self, target: Any) -> None:
+        """Stores when graphs of a further target are made, until :meth:`watch` is called again.
+
+        Without, its graphs would take over at other steps in a run that goes on, and compiled ones
+        round differently.
+        """
+        if self._session is not None:
+            self._session.others.append(target)
 
     def describe(self, **facts: Any) -> None:
         """Says what the computation is, which must be the same when it goes on.

@@ -187,7 +187,8 @@ def _all_checks(
     elif modes is None:
         unchecked.append("missed modes: they need target=, and search=True")
     elif isnan(modes.agreement.unseen):  # there are points of paths, and no particles
-        unchecked.append(TOO_MANY_DIMENSIONS)
+        interrupted = "missed modes: Ctrl-C ended the search for them"
+        unchecked.append(interrupted if modes.interrupted else TOO_MANY_DIMENSIONS)
         outside, modes = search_checks(modes, options), None
     if not draws.of_a_guide:
         checks += _regions(draws, modes, options)

@@ -72,6 +72,23 @@ class WhitenedTarget:
         self.scale_tril = of_reals(scale_tril.double(), real).to(self.device)
         self.log_det = self.scale_tril.diagonal().log().sum()
 
+    @classmethod
+    def restored(cls, target: Target, parts: dict[str, Tensor]) -> WhitenedTarget:
+        """The coordinates of a target with the same numbers, bit by bit.
+
+        Arguments:
+            target: The target.
+            parts: The value of :attr:`parts`.
+        """
+        made = cls(target, parts["loc"], parts["scale_tril"])
+        made.__dict__.update(parts)
+        return made
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors that a checkpoint stores."""
+        return {"loc": self.loc, "scale_tril": self.scale_tril, "log_det": self.log_det}
+
     def to_x(self, u: Tensor) -> Tensor:
         """Points ``(N, d)`` in the target's own coordinates and type."""
         return (self.loc + u.double() @ self.scale_tril.mT).to(self.target.dtype)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..checkpoint.scope import active, entered
 from ..flows.gaussian_fit import distinct_paths, fit_gaussian_to_paths
 from ..flows.pathfinder import PathfinderResult, overdispersed_starts, pathfinder
 from ..options import ModeSearchOptions
@@ -18,7 +20,7 @@ from .particles import systematic
 from .path_modes import PathModes, path_modes
 from .paths import next_beta
 
-__all__ = ["Exploration", "explore"]
+__all__ = ["Exploration", "explore", "stored_exploration"]
 
 
 MOST_NUMBERS = 10_000_000  #: of factors of covariances of paths
@@ -98,6 +100,43 @@ def explore(
     density = None if prior is None else prior_target(target)
     whitened = None if density is None else WhitenedTarget(density, loc, scale_tril)
     return Exploration(coordinates, coordinates.to_u(near), whitened, modes)
+
+
+def stored_exploration(target: Target, make: Callable[[], Exploration]) -> Exploration:
+    """The exploration of a target; it is made only where it is not stored in a checkpoint.
+
+    Arguments:
+        target: The target.
+        make: Makes it.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> found = SimpleNamespace(prior=None)  # stands for an exploration
+        >>> stored_exploration(target, lambda: found) is found  # there is no checkpoint
+        True
+    """
+    with entered(None, "exploration") as scope:
+        with scope.restoring("found") as stored:
+            if stored is not None:
+                prior = None
+                if stored["prior"] and (density := prior_target(target)) is not None:
+                    prior = WhitenedTarget.restored(density, stored["coordinates"])
+                made = WhitenedTarget.restored(target, stored["coordinates"])
+                return _watched(Exploration(made, stored["points"], prior, stored["modes"]))
+        found = _watched(make())
+        if scope.stores:
+            value = {"coordinates": found.coordinates.parts, "prior": found.prior is not None}
+            value |= {"points": found.points, "modes": found.modes}
+            scope.write({"found": value}, "paths")
+    return found
+
+
+def _watched(found: Exploration) -> Exploration:
+    """The exploration; the graphs of its prior are stored with all later states."""
+    if found.prior is not None:
+        active().watch_too(found.prior.target)
+    return found
 
 
 def _weighted_draws(

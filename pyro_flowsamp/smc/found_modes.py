@@ -158,6 +158,7 @@ class FoundModes(NamedTuple):
         alone: Modes that paths have found, and both searches have lost; their points are among
             ``x``. None where there are no particles.
         evaluations: Evaluations of the density.
+        interrupted: Whether Ctrl-C ended the search, so that this is what it had by then.
 
     Example:
         >>> import torch
@@ -189,6 +190,7 @@ class FoundModes(NamedTuple):
     settled: bool
     evaluations: int
     alone: PathModes | None = None
+    interrupted: bool = False
 
     def component_of(self, x: Tensor) -> Tensor:
         """The component of the mixture that each of the points ``(N, d)`` belongs to, ``(N,)``."""

@@ -27,7 +27,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil, log, nan
 
 import torch
@@ -39,7 +40,7 @@ from ..target.density import Target
 from ..weights import log_mean_weight
 from .coordinates import WhitenedTarget
 from .directions import compare_directions
-from .exploration import Exploration, explore
+from .exploration import Exploration, explore, stored_exploration
 from .found_modes import Agreement, FoundModes
 from .particle_mixture import particle_mixture, standard_normal
 from .particles import Particles
@@ -75,18 +76,33 @@ class ModeSearch:
         points: Tensor | None = None,
     ) -> None:
         self.target, self.options, self.points = target, options, points
+        self._so_far: Callable[[], FoundModes] | None = None
+
+    def so_far(self) -> FoundModes | None:
+        """The result where Ctrl-C ends the search: of the last pair, or of the paths alone.
+
+        It is None where the paths have not ended.
+        """
+        if self._so_far is None:
+            return None
+        return self._so_far()._replace(settled=False, interrupted=True)
 
     def run(self) -> FoundModes:
         """Searches until two searches agree, or the budget is spent.
+
+        In a checkpoint the paths are stored, and each set of particles on its way. What lies
+        between is computed again.
 
         Raises:
             ValueError: The density is not finite anywhere, or does not fall in any direction.
         """
         options, before = self.options, self.target.evaluations
-        start = explore(self.target, options, self.points)
+        paths = partial(explore, self.target, options, self.points)
+        start = stored_exploration(self.target, paths)
         self.coordinates = start.coordinates
+        self._so_far = partial(_from_paths, self.target, start, before)
         if self._first_size() < options.min_particles:
-            return _from_paths(self.target, start, self.target.evaluations - before)
+            return self._so_far()
         base = self._base(start.points)
         prior, num, moves = start.prior, self._first_size(), options.mcmc_steps
         while True:
@@ -100,6 +116,9 @@ class ModeSearch:
             if alone is not None:
                 agreement = agreement._replace(missed=float(agreement.shares_of(alone).sum()))
             settled = self._settled(agreement)
+            ends = self._covered, settled
+            pair = u, len(first.x), mixture, agreement, ends, before, alone
+            self._so_far = partial(_from_particles, self.coordinates, *pair)
             left = options.max_evaluations - (self.target.evaluations - before)
             larger = self._next_size(agreement, settled, num, moves)
             if larger is None or spent * (larger[0] * larger[1]) / (num * moves) > left:
@@ -108,8 +127,7 @@ class ModeSearch:
             poor = prior is not None and agreement.second_has_missed(options)
             prior = None if poor else prior
             base = self._base(first.x if poor else torch.cat([first.x, second.x]))
-        found = self._result(u, len(first.x), mixture, agreement, settled, before)
-        return found._replace(alone=alone)
+        return self._so_far()
 
     # ---- sizes -----------------------------------------------------------------------------------
 
@@ -229,30 +247,45 @@ class ModeSearch:
         same = agreement.evidences_agree(options) and agreement.directions_agree(options)
         return self._covered and seen and same
 
-    def _result(
-        self,
-        u: Tensor,
-        num: int,
-        mixture: Mixture,
-        agreement: Agreement,
-        settled: bool,
-        before: int,
-    ) -> FoundModes:
-        second = torch.arange(len(u), device=u.device) >= num  # and the points of paths
-        order = torch.randperm(len(u), device=u.device)
-        return FoundModes(
-            self.target.wrap(self.coordinates.to_x(u[order])),
-            second[order],
-            self.coordinates,
-            mixture,
-            agreement,
-            self._covered,
-            settled,
-            self.target.evaluations - before,
-        )
+
+def _from_particles(
+    coordinates: WhitenedTarget,
+    u: Tensor,
+    num: int,
+    mixture: Mixture,
+    agreement: Agreement,
+    ends: tuple[bool, bool],
+    before: int,
+    alone: PathModes | None,
+) -> FoundModes:
+    """The result of a pair of searches.
+
+    Arguments:
+        coordinates: Whitened coordinates.
+        u: Particles of both, and points of modes of paths, in these coordinates.
+        num: The number of particles of the first.
+        mixture: The mixture that is fitted to them.
+        agreement: How far they agree.
+        ends: Whether they are covered, and settled.
+        before: Evaluations of the target before the search.
+        alone: Modes that paths have found, and both searches have lost.
+    """
+    target = coordinates.target
+    second = torch.arange(len(u), device=u.device) >= num  # and the points of paths
+    order = torch.randperm(len(u), device=u.device)
+    return FoundModes(
+        target.wrap(coordinates.to_x(u[order])),
+        second[order],
+        coordinates,
+        mixture,
+        agreement,
+        *ends,
+        target.evaluations - before,
+        alone,
+    )
 
 
-def _from_paths(target: Target, start: Exploration, evaluations: int) -> FoundModes:
+def _from_paths(target: Target, start: Exploration, before: int) -> FoundModes:
     """The result of the paths alone, where particles are too few for so many dimensions.
 
     Whether modes have been missed is then for chains to show, which start at points of all paths:
@@ -265,6 +298,7 @@ def _from_paths(target: Target, start: Exploration, evaluations: int) -> FoundMo
     agreement = Agreement(counts, torch.zeros_like(counts[0]), nan, unknown, unknown)
     x = target.wrap(start.coordinates.to_x(u[order]))
     mixture, second = standard_normal(u), order % 2 == 1
+    evaluations = target.evaluations - before
     return FoundModes(x, second, start.coordinates, mixture, agreement, True, True, evaluations)
 
 

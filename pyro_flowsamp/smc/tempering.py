@@ -13,14 +13,13 @@ https://doi.org/10.1111/j.1467-9868.2006.00553.x). The product of the mean weigh
 from __future__ import annotations
 
 import warnings
-from collections import deque
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checkpoint.scope import Scope, entered
 from ..target.density import Target
 from ..transitions.scaling import scale_proposals, scale_step
 from ..transitions.step_size import optimal_step_size
@@ -124,9 +123,8 @@ def tempered_smc(
     tempering = _Tempering(
         rows, base, islands, mcmc_steps, target_ess, target_accept_prob, scale_moves
     )
-    first = tempering.initial(num_particles)
-    steps = driver.run_smc(first, tempering.next_step, torch.inf)
-    result = deque(chain([first], steps), maxlen=1).pop()
+    with entered(None, "tempering") as scope:
+        result = tempering.run(num_particles, scope)
     if check_coverage and (problem := coverage_problem(target, base, result.x)):
         warnings.warn(problem, stacklevel=2)
     state = result.state._replace(x=target.wrap(result.x))
@@ -161,6 +159,30 @@ class _Tempering:
         like = base.loc.new_ones(islands)
         self.betas = [torch.zeros_like(like, dtype=torch.double)]
         self.step_size = like * optimal_step_size(target.dim)
+
+    def run(self, num: int, scope: Scope) -> Particles:
+        """The particles at the end of the path.
+
+        Arguments:
+            num: Particles of each island.
+            scope: The place in a checkpoint from which the path goes on.
+        """
+        with scope.restoring("state") as found:
+            if found is None:
+                first = self.initial(num)
+            else:
+                first, self.betas, self.step_size = found
+        current, stored = first, 0 if found is None else len(self.betas)
+        for current in driver.run_smc(first, self.next_step, torch.inf):
+            if scope.due():
+                self._store(current, scope)
+                stored = len(self.betas)
+        if len(self.betas) > stored:
+            self._store(current, scope)
+        return current
+
+    def _store(self, current: Particles, scope: Scope) -> None:
+        scope.write({"state": (current, self.betas, self.step_size)}, "tempering")
 
     def initial(self, num: int) -> Particles:
         x = self.base.sample(self.islands * num)

@@ -9,9 +9,11 @@ import torch
 from support.checkpoints import banana
 
 from pyro_flowsamp.checkpoint import CheckpointOptions
+from pyro_flowsamp.checkpoint import scope as scope_module
 from pyro_flowsamp.checkpoint.folder import CheckpointError
 from pyro_flowsamp.checkpoint.scope import active, deactivated, entered
 from pyro_flowsamp.validation import public_call
+from pyro_flowsamp.versions import versions
 
 
 def numbers():
@@ -66,9 +68,14 @@ def test_what_differs_is_named(tmp_path):
 def test_other_versions_are_told(tmp_path, monkeypatch):
     with entered(tmp_path, "run") as scope:
         scope.write({}, "begun")
+    before, now = torch.get_num_threads(), versions()
+    was = now["numpy"]
     monkeypatch.setattr("torch.get_num_threads", lambda: 77)
-    with pytest.warns(UserWarning, match="threads is 77"), entered(tmp_path, "run"):
+    monkeypatch.setattr(scope_module, "versions", lambda: {**now, "numpy": "99.0"})
+    with pytest.warns(UserWarning) as told, entered(tmp_path, "run"):
         pass
+    changed = f"(numpy is 99.0 and was {was}; the number of threads is 77 and was {before})"
+    assert len(told) == 1 and changed in str(told[0].message)
 
 
 def test_steps_decide_when_to_write(tmp_path):

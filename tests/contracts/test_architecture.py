@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "objectives": "target",
     "transitions": "transitions target",
     "flows": "flows _zuko nn target weights",
-    "smc": "smc target flows transitions weights options",
+    "smc": "smc checkpoint target flows transitions weights options",
     "guides": "guides _zuko checkpoint nn flows target transitions smc weights objectives options "
     "train",
     "kernels": "kernels target flows transitions",
@@ -50,14 +50,16 @@ MAY_IMPORT = {
     "candidates": "checkpoint flows guides options target train",
     "search_storage": "checkpoint kernels smc target",
     "phase_times": "",
-    "search": "candidates checkpoint guides kernels options phase_times pilot search_storage smc "
-    "target transitions trust",
+    "interrupts": "checkpoint kernels pilot search_storage seeding smc target vectorized",
+    "search": "candidates checkpoint guides interrupts kernels options phase_times pilot "
+    "search_storage smc target transitions trust vectorized",
     "verdict": "diagnostics pilot smc trust",
     "final_run": "checkpoint convergence pilot target vectorized",
     "versions": "",
     "provenance": "seeding trust versions",
-    "sampling": "candidates checkpoint diagnostics draw_buffer export final_run options pilot "
-    "provenance search search_storage seeding target trust verdict weights",
+    "sampling": "candidates checkpoint diagnostics draw_buffer export final_run interrupts options "
+    "pilot provenance search search_precision search_storage seeding target trust verdict weights",
+    "search_precision": "candidates checkpoint search search_storage target",
     "diagnostics": "diagnostics convergence export flows guides kernels options seeding smc target "
     "trust weights",
     "reporting": "convergence export provenance reporting seeding versions weights",
