@@ -1,6 +1,7 @@
 """Runs of chains that are ended at any moment: the same draws, bit by bit."""
 
 import warnings
+from dataclasses import replace
 
 import pyro
 import pytest
@@ -21,8 +22,11 @@ from pyro_flowsamp import (
     TracingOptions,
     VectorizedMCMC,
 )
+from pyro_flowsamp.chain_storage import ChainStorage
 from pyro_flowsamp.checkpoint import scope
 from pyro_flowsamp.checkpoint.folder import CheckpointError
+from pyro_flowsamp.kernels.imh import LookaheadState
+from pyro_flowsamp.kernels.step_graphs import StepGraphs
 from pyro_flowsamp.target.tracing import TracedDensity
 from pyro_flowsamp.transitions import independence, metropolis
 
@@ -60,6 +64,7 @@ def run(path, kernel="IMH", every=3, target=None, compile_mode=None, **changed):
     found += [mcmc.unconstrained, *mcmc.statistics.values()]
     state = mcmc.target.tracing_state()  # how often each size was called, and graphs for sizes
     sizes = [count for _, count in state["calls"]], [key[0] for key in state["traced"]]
+    found += [torch.tensor(calls_of_parts(mcmc))]
     found += [torch.tensor(mcmc.target.evaluations), torch.rand(3)]
     return [*found, *map(torch.tensor, sizes)]
 
@@ -80,10 +85,15 @@ def test_the_same_draws_after_an_end_in_each_phase(tmp_path, kernel):
 
 
 def with_graphs(calls=20):
-    """A target whose graphs take over in the middle of a run."""
+    """A target whose graphs take over in the middle of a run, those of steps too."""
     target = banana()
     target.tracing = TracingOptions(calls=calls, compiler=False)
     return target
+
+
+def calls_of_parts(run):
+    """How often each part of a step was called."""
+    return [count for _, count in run.kernel.step_graphs.state_dict()["calls"]]
 
 
 def test_graphs_take_over_at_the_same_step(tmp_path):
@@ -251,9 +261,10 @@ def numpy_and_python_only(right, states):
     right({**states, "torch": torch.get_rng_state()})
 
 
-@mutation(IMH, "load_state_dict")
-def without_the_proposals_ahead(right, self, state):
-    right(self, {**state, "_ahead": []})
+@mutation(ChainStorage, "write")
+def without_the_proposals_ahead(right, self, position, buffer=None):
+    alone = LookaheadState.at(independence.IMHState(*position.state[:3]))
+    right(self, replace(position, state=alone), buffer)
 
 
 @pytest.mark.parametrize(
@@ -277,8 +288,18 @@ def calls_counted_from_zero(_, self, state):
     self.restart()
 
 
-def test_a_mutation_of_graphs_is_seen(tmp_path):
+@mutation(StepGraphs, "load_state_dict")
+def calls_of_parts_counted_from_zero(_, self, state):
+    return None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [calls_counted_from_zero, calls_of_parts_counted_from_zero],
+    ids=lambda wrong: wrong.__name__,
+)
+def test_a_mutation_of_graphs_is_seen(tmp_path, wrong):
     whole = run(None, target=with_graphs())
-    with broken(calls_counted_from_zero):
+    with broken(wrong):
         found = in_two_parts(lambda: run(tmp_path, target=with_graphs()), 5)
     assert not same(whole, found)

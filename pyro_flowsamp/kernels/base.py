@@ -28,7 +28,7 @@ from ..target.context import check_number_of_chains
 from ..target.density import Target
 from ..target.site import Values, site_shapes
 from ..validation import public_call
-from .binding import CompiledKernel, Guide, ModelBinding
+from .binding import Guide, ModelBinding
 from .statistics import (
     STATISTICS,
     StillChainOptions,
@@ -60,7 +60,7 @@ def default_guide(source: Any) -> Guide:
     return AutoFlow(source)
 
 
-class FlowKernel(StoredKernel, CompiledKernel, MCMCKernel):
+class FlowKernel(StoredKernel, MCMCKernel):
     r"""Base class of kernels that use a flow.
 
     A kernel corrects the flow's draws by MCMC, so that they come from the exact posterior even when

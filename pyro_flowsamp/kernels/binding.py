@@ -17,6 +17,7 @@ from ..target.density import Target, as_target
 from ..target.options import CompileMode, check_compile
 from ..target.site import Values, site_shapes
 from ..validation import shown
+from .step_graphs import StepGraphs
 
 __all__ = ["CompiledKernel", "Guide", "ModelBinding"]
 
@@ -60,6 +61,7 @@ class ModelBinding:
         guide: The guide; None before :meth:`bind` where none was given.
         target: The target of the bound arguments; None before :meth:`bind`.
         proposal: The frozen flow; None before :meth:`prepare`.
+        graphs: The graphs of the parts of steps; None before the first step.
         compile_mode: The mode of compilation of targets; None for that which they have.
         starts: Points ``(N, d)`` at which chains will start, near which a training looks for the
             density too; or None.
@@ -101,6 +103,7 @@ class ModelBinding:
         self.target: Target | None = None
         self.proposal: Proposal | None = None
         self.starts: Tensor | None = None
+        self.graphs: StepGraphs | None = None
         self._key: tuple | None = None
         self._args: tuple = ()
         self._kwargs: dict = {}
@@ -158,6 +161,7 @@ class ModelBinding:
         if self.compile_mode is not None:
             self.target.compile_mode = self.compile_mode
         self.target.restart_counts()
+        self.graphs = None
 
     def prepare(self, warmup_steps: int, progress: bool = True) -> None:
         """Trains the guide unless it is trained, and freezes a copy of its flow.
@@ -201,7 +205,8 @@ class ModelBinding:
     def __getstate__(self) -> dict[str, Any]:
         """The model and the guide; :meth:`bind` makes target and flow again."""
         state = self.__dict__.copy()
-        state.update(target=None, proposal=None, starts=None, _key=None, _args=(), _kwargs={})
+        state.update(target=None, proposal=None, starts=None, graphs=None)
+        state.update(_key=None, _args=(), _kwargs={})
         return state
 
 
@@ -235,6 +240,28 @@ class CompiledKernel:
     @compile_mode.setter
     def compile_mode(self, mode: CompileMode) -> None:
         self.binding.compile_mode = check_compile(mode)
+
+    @property
+    def step_graphs(self) -> StepGraphs | None:
+        """The graphs of the parts of steps; None before there are a target and a frozen flow."""
+        binding = self.binding
+        if binding.target is None or binding.proposal is None:
+            return None
+        if binding.graphs is None or not binding.graphs.are_of(binding.target, binding.proposal):
+            binding.graphs = StepGraphs(binding.target, binding.proposal)
+        return binding.graphs
+
+    def part(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """The result of a part of a step, by its graph where there is one.
+
+        Arguments:
+            name: The name of the part.
+            function: A function of tensors and named tuples of tensors. It draws no random numbers
+                and changes nothing.
+            args: Its arguments.
+        """
+        graphs = self.step_graphs
+        return function(*args) if graphs is None else graphs(name, function, *args)
 
 
 def _check_callables(model: Any, potential_fn: Any, guide: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,62 @@ from ..validation import check_count, check_kind
 from .base import FlowKernel, Guide
 from .inversion import InversionOptions, inverted, leads_back
 
-__all__ = ["IMH"]
+__all__ = ["IMH", "LookaheadState"]
+
+
+class LookaheadState(NamedTuple):
+    """C chains of :class:`IMH`, with the proposals of the S steps that come next.
+
+    A step takes the last of them. Their number is a shape, so that the host knows it.
+
+    Attributes:
+        x, log_p, log_q: The chains, see :class:`~pyro_flowsamp.transitions.independence.IMHState`.
+        next_x: Proposals, ``(C, S, d)``.
+        next_log_p, next_log_q: Their log densities, ``(C, S)``, float64.
+        next_log_u: Logs of the uniform variates that decide, ``(C, S)``.
+
+    Example:
+        >>> zero = torch.zeros(2)
+        >>> state = LookaheadState.at(independence.init(zero[:, None], zero, zero))
+        >>> state.steps_ahead
+        0
+        >>> six = torch.zeros(6)
+        >>> proposals = independence.init(torch.arange(6.0)[:, None], six, six)
+        >>> state = state.ahead_of(proposals, six)
+        >>> _, proposal, _, rest = state.next()
+        >>> proposal.x[:, 0], rest[0].shape
+        (tensor([4., 5.]), torch.Size([2, 2, 1]))
+    """
+
+    x: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    next_x: Tensor
+    next_log_p: Tensor
+    next_log_q: Tensor
+    next_log_u: Tensor
+
+    @classmethod
+    def at(cls, chains: independence.IMHState) -> LookaheadState:
+        """Chains without proposals."""
+        none = chains.log_p.new_empty(len(chains.x), 0)
+        return cls(*chains, chains.x.new_empty(len(chains.x), 0, chains.x.shape[-1]), *3 * (none,))
+
+    @property
+    def steps_ahead(self) -> int:
+        """S, the number of steps for which there are proposals."""
+        return self.next_log_u.shape[1]
+
+    def ahead_of(self, proposals: independence.IMHState, log_u: Tensor) -> LookaheadState:
+        """These chains with other proposals, ``(S C, ...)``, those of a step side by side."""
+        blocks = (t.unflatten(0, (-1, len(self.x))).transpose(0, 1) for t in (*proposals, log_u))
+        return LookaheadState(*self[:3], *blocks)
+
+    def next(self) -> tuple[independence.IMHState, independence.IMHState, Tensor, list[Tensor]]:
+        """The chains, the proposals of the next step, their variates, and what is left then."""
+        *proposal, log_u = (block[:, -1] for block in self[3:])
+        rest = [block[:, :-1] for block in self[3:]]
+        return independence.IMHState(*self[:3]), independence.IMHState(*proposal), log_u, rest
 
 
 class IMH(FlowKernel):
@@ -82,15 +137,16 @@ class IMH(FlowKernel):
 
     stays_where_not_inverted = True
 
-    def init(self, x: Tensor) -> independence.IMHState:
+    def init(self, x: Tensor) -> LookaheadState:
         """Returns the state at f(f⁻¹(x)), which in floating point is next to ``x``.
 
         Its log q is known by the pass that sampling uses, so that all densities in an acceptance
         ratio come from one formula. A chain at which the flow cannot be inverted is at ``x``
         itself, and stays there.
         """
-        # Proposals that were drawn ahead may have been for another number of chains.
-        self._ahead: list[tuple[independence.IMHState, Tensor]] = []
+        return LookaheadState.at(self._at(x))
+
+    def _at(self, x: Tensor) -> independence.IMHState:
         if self.inversion is None:
             with torch.no_grad():
                 x, ladj = self.proposal.push(z := self.proposal.pull(x))
@@ -111,40 +167,26 @@ class IMH(FlowKernel):
         return finite & inverted(self.proposal, x, self.inversion)[-1]
 
     @torch.no_grad()
-    def step(self, state: independence.IMHState) -> tuple[independence.IMHState, MetropolisInfo]:
-        if not self._ahead:
-            self._ahead = self._look_ahead(len(state.x))
-        proposal, log_u = self._ahead.pop()
-        return independence.step(state, proposal, log_u)
+    def step(self, state: LookaheadState) -> tuple[LookaheadState, MetropolisInfo]:
+        if not state.steps_ahead:
+            state = state.ahead_of(*self._look_ahead(len(state.x)))
+        chains, proposal, log_u, rest = state.next()
+        moved, info = self.part("decision", independence.step, chains, proposal, log_u)
+        return LookaheadState(*moved, *rest), info
 
-    def _look_ahead(self, num_chains: int) -> list[tuple[independence.IMHState, Tensor]]:
+    def _look_ahead(self, num_chains: int) -> tuple[independence.IMHState, Tensor]:
+        """Proposals of several steps, and logs of uniform variates, ``(S C, ...)`` each."""
         steps = max(1, self.lookahead // num_chains)
         z = self.proposal.sample_latent(steps * num_chains)
+        proposals = self.part("proposals", self._score, z)
+        return proposals, torch.rand_like(proposals.log_p).log()
+
+    def _score(self, z: Tensor) -> independence.IMHState:
+        """The proposals of latent points ``(N, d)``, with their densities."""
         x, ladj = self.proposal.push(z)
         log_q = self.proposal.base_log_prob(z) - ladj
         log_p = self.log_prob(x)
         if self.inversion is not None:
             known = leads_back(self.proposal, z, x, log_q, self.inversion)
             log_p = log_p.where(known, -torch.inf)
-        proposals = independence.init(x, log_p, log_q)
-        log_u = torch.rand_like(proposals.log_p).log()
-        blocks = [t.unflatten(0, (steps, num_chains)).unbind(0) for t in (*proposals, log_u)]
-        return [(independence.IMHState(x, p, q), u) for x, p, q, u in zip(*blocks)]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_ahead": []}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The attributes, with the proposals that were drawn ahead as one block."""
-        state = super().state_dict()
-        if ahead := state.get("_ahead"):
-            proposals, log_u = zip(*ahead)
-            state["_ahead"] = [torch.stack(field) for field in (*zip(*proposals), log_u)]
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the state of :meth:`state_dict`."""
-        super().load_state_dict(state)
-        if ahead := state.get("_ahead"):
-            fields = zip(*(block.unbind() for block in ahead))
-            self._ahead = [(independence.IMHState(x, p, q), u) for x, p, q, u in fields]
+        return independence.init(x, log_p, log_q)

@@ -250,7 +250,8 @@ class LatentHMC(FlowKernel):
         size, num_steps = self.lengths.next(self.step_size, len(log_u))
         last = LastPoint(self.latent_metric)
         jump = self._jump(log_u) if self.global_prob else None
-        also: Any = {"metric": last.metric, "jump": jump, "allowed": self.allowed}
+        also: Any = {"metric": self.latent_metric, "jump": jump, "allowed": self.allowed}
+        also |= {"run": self.part, "keep": last.keep}
         new, info = hamiltonian.step(state, self.density, size, num_steps, noise, log_u, **also)
         self.lengths.observe(info, state.z, last, size)
         return new, info

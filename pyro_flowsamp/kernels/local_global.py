@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -224,35 +225,51 @@ class LocalGlobalHMC(LatentHMC):
         self, state: hamiltonian.HMCState, inversion: InversionOptions
     ) -> hamiltonian.HMCState:
         """Makes one step of a random walk in x, by differences of two draws of the flow."""
-        count = len(state.x)
-        one, other = (self.proposal.push(self.proposal.sample_latent(count))[0] for _ in range(2))
+
+        def propose(x: Tensor, one: Tensor, other: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                jump = self.proposal.push(one)[0] - self.proposal.push(other)[0]
+                x = self.target.wrap(x + length * jump)
+                return x, self.log_prob(x).double()
+
+        one, other = (self.proposal.sample_latent(len(state.x)) for _ in range(2))
         length = inversion.shortest ** torch.rand_like(state.x[:, :1])
-        x = self.target.wrap(state.x + length * (one - other).detach())
-        log_p = self.log_prob(x).detach().double()
+        x, log_p = self.part("proposal in x", propose, state.x, one, other, length)
         accepted, _ = metropolis(log_p - state.log_p, torch.rand_like(state.log_p).log())
-        return select(accepted, self._at(x, log_p, inversion), state)
+        landed = self.part("landing in x", partial(self._at, inversion=inversion), x, log_p)
+        return select(accepted, landed, state)
 
     # ---- global moves ---------------------------------------------------------------------------
 
     def _global(self, state: hamiltonian.HMCState) -> tuple[hamiltonian.HMCState, Tensor, Tensor]:
         """Makes a global move and evaluates the state at its end."""
         shape = len(state.z), self.num_proposals
-        with torch.no_grad():
-            z = self.proposal.sample_latent(shape[0] * shape[1])
-            x, ladj = self.proposal.push(z)
-            log_q = self.proposal.base_log_prob(z) - ladj
-            log_w = self._log_p(z, x, ladj).double() - log_q.double()
+        z = self.proposal.sample_latent(shape[0] * shape[1])
+        log_w = self.part("weights", self._log_weights, z)
         uniform = torch.rand(shape, dtype=torch.double, device=z.device)
         log_u = torch.rand_like(state.log_pi).log()
-        index, accepted, accept_prob = independence.choose(
-            state.log_p - state.log_q, log_w.view(shape[::-1]).mT, -(-uniform.log()).log(), log_u
+        gumbel = -(-uniform.log()).log()
+        weights = state.log_p - state.log_q, log_w.view(shape[::-1]).mT
+        index, accepted, accept_prob = self.part(
+            "choice", independence.choose, *weights, gumbel, log_u
         )
         # The chain is the last index of z: at several contexts each keeps its own.
         chain = torch.arange(shape[0], device=z.device)
-        landed = self.density(z.index_select(0, index * shape[0] + chain))
-        known = self.allowed(landed)
+        landed, known = self.part("landing", self._land, z[index * shape[0] + chain])
         accepted, accept_prob = accepted & known, torch.where(known, accept_prob, 0.0)
         return select(accepted, landed, state), accepted, accept_prob
+
+    def _log_weights(self, z: Tensor) -> Tensor:
+        """The log weights of draws of the flow, by their latent points ``(N, d)``."""
+        with torch.no_grad():
+            x, ladj = self.proposal.push(z)
+            log_q = self.proposal.base_log_prob(z) - ladj
+            return self._log_p(z, x, ladj).double() - log_q.double()
+
+    def _land(self, z: Tensor) -> tuple[hamiltonian.HMCState, Tensor]:
+        """The state at latent points, and whether the flow is inverted there."""
+        landed = self.density(z)
+        return landed, self.allowed(landed)
 
     # ---- the number of local moves --------------------------------------------------------------
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .binding import CompiledKernel
+
 __all__ = ["StoredKernel"]
 
 #: attributes of every kernel that belong to its model, or to a chain of Pyro's MCMC
@@ -13,7 +15,10 @@ NOT_STORED = {
 }
 
 
-class StoredKernel:
+GRAPHS = "graphs of steps"  #: the name of their counts among the attributes
+
+
+class StoredKernel(CompiledKernel):
     """A kernel whose attributes, but for those of every kernel, make its state.
 
     They are its settings, and what its adaptation and its steps change. A kernel with attributes
@@ -30,9 +35,15 @@ class StoredKernel:
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """The attributes, by name."""
-        return {name: value for name, value in vars(self).items() if name not in NOT_STORED}
+        """The attributes, by name, and the counts of the graphs of its steps."""
+        state = {name: value for name, value in vars(self).items() if name not in NOT_STORED}
+        return (
+            state if self.step_graphs is None else {**state, GRAPHS: self.step_graphs.state_dict()}
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the state of :meth:`state_dict`."""
-        self.__dict__.update(state)
+        graphs = state.get(GRAPHS)
+        if graphs is not None and self.step_graphs is not None:
+            self.step_graphs.load_state_dict(graphs)
+        self.__dict__.update({name: value for name, value in state.items() if name != GRAPHS})

@@ -14,14 +14,22 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from .graphs import DensityGraph, UntraceableError
 
-__all__ = ["CompiledGraph", "may_compile", "padded", "padded_size"]
+__all__ = [
+    "CompiledGraph",
+    "check_matrices",
+    "compiled_module",
+    "is_near",
+    "may_compile",
+    "padded",
+    "padded_size",
+]
 
 #: sizes of batches for which there are compilations, between one power of two and the next
 SIZES_PER_DOUBLING = 4
@@ -77,7 +85,7 @@ class CompiledGraph:
 
     def __init__(self, graph: DensityGraph, x: Tensor, c: Tensor | None, gradient: bool) -> None:
         self.graph, self.gradient, self.num = graph, gradient, len(x)
-        self._run = _compiled(graph, x, c, gradient)
+        self._run = compiled_module(graph.with_checks(gradient), graph.inputs(x, c), "densities")
 
     def __call__(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Log densities ``(N,)``, and gradients ``(N, d)`` or None, of at most P points.
@@ -89,9 +97,7 @@ class CompiledGraph:
         own = padded(x, self.num), None if c is None else padded(c, self.num)
         with torch.no_grad():
             value, *rest = self._run(*self.graph.inputs(*own))
-        checks = rest[1:] if self.gradient else rest
-        if checks and bool(torch.stack([check.any() for check in checks]).any()):
-            raise torch.linalg.LinAlgError("linalg.cholesky: a matrix cannot be factorised")
+        check_matrices(rest[1:] if self.gradient else rest)
         return value[:num], rest[0][:num] if self.gradient else None
 
     def agrees(self, x: Tensor, c: Tensor | None, ulps: float) -> bool:
@@ -110,27 +116,62 @@ class CompiledGraph:
         except RuntimeError:
             return False
         pairs = [(found[:, None], value[:, None])] + ([] if slope is None else [(slope, grad)])
-        return all(_near(one, two, ulps) for one, two in pairs)
+        return all(is_near(one, two, ulps) for one, two in pairs)
 
 
-def _near(one: Tensor, two: Tensor, ulps: float) -> bool:
+def check_matrices(checks: Sequence[Tensor]) -> None:
+    """Raises an error where a matrix could not be factorised.
+
+    Arguments:
+        checks: The tensors that :func:`~pyro_flowsamp.target.graphs.with_checks` adds.
+
+    Raises:
+        torch.linalg.LinAlgError: One of them is not zero.
+
+    Example:
+        >>> check_matrices([torch.zeros(3)])
+    """
+    if checks and bool(torch.stack([check.any() for check in checks]).any()):
+        raise torch.linalg.LinAlgError("linalg.cholesky: a matrix cannot be factorised")
+
+
+def is_near(one: Tensor, two: Tensor, ulps: float) -> bool:
+    """Whether two tensors ``(N, k)`` differ by so many rounding errors of their rows at most.
+
+    Arguments:
+        one, two: The tensors.
+        ulps: The largest difference, in units of eps times one plus the largest entry of a row.
+
+    Example:
+        >>> two = torch.tensor([[1.0, 1000.0]])
+        >>> is_near(two + 1e-4, two, 10.0), is_near(two + 1.0, two, 10.0)
+        (True, False)
+    """
     size = two.nan_to_num(posinf=0.0, neginf=0.0).abs().amax(-1, keepdim=True)
     bound = ulps * torch.finfo(two.dtype).eps * (1 + size)
     same = (one == two) | (one.isnan() & two.isnan()) | ((one - two).abs() <= bound)
     return bool(same.all())
 
 
-def _compiled(
-    graph: DensityGraph, x: Tensor, c: Tensor | None, gradient: bool
+def compiled_module(
+    module: fx.GraphModule, inputs: Sequence[Tensor], name: str
 ) -> Callable[..., tuple]:
-    module = graph.with_checks(gradient)
+    """A graph, compiled by TorchInductor.
+
+    Arguments:
+        module: The graph, without checks that may raise.
+        inputs: Its inputs.
+        name: What it computes, for the warning where there is no compiler.
+
+    Raises:
+        UntraceableError: It cannot be compiled.
+    """
     # takes seconds to import
     import torch._inductor as inductor
     import torch._inductor.config as config
 
     try:
         with torch.no_grad(), config.patch(compile_threads=1):
-            inputs = graph.inputs(x, c)
             run = inductor.compile(module, [tensor.detach() for tensor in inputs])
             run(*inputs)
     except Exception as error:  # no compiler, or one that fails
@@ -138,7 +179,7 @@ def _compiled(
         if not _said:
             _said.add(first)
             warnings.warn(
-                f"densities are traced and not compiled, which needs a C++ compiler or, on a GPU, "
+                f"{name} are traced and not compiled, which needs a C++ compiler or, on a GPU, "
                 f"Triton ({first}). Give compile=False to silence this warning.",
                 stacklevel=2,
             )

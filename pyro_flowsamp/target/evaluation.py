@@ -137,6 +137,22 @@ class TracedEvaluation:
             self.load_tracing_state(state)
             counter.evaluations, counter.nonfinite = evaluations, nonfinite
 
+    @contextmanager
+    def counted_apart(self) -> Iterator[EvaluationCounter]:
+        """A context as :meth:`untraced`, whose evaluations are counted from zero."""
+        with self.untraced():
+            nonfinite = self.counter.nonfinite
+            zero = torch.zeros((), dtype=nonfinite.dtype, device=nonfinite.device)
+            self.counter.evaluations, self.counter.nonfinite = 0, zero
+            yield self.counter
+
+    @property
+    def read_values(self) -> dict[str, Any]:
+        """The values that an evaluation reads beside its points, by name."""
+        passed = {"density", "counter", "starts", "model"}
+        own = {name: value for name, value in vars(self).items() if name not in passed}
+        return {**own, "density": self.density.density.density}
+
     @property
     def untraced_reason(self) -> str:
         """The reason why the density cannot be traced; empty where none is known."""

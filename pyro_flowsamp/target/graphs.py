@@ -11,7 +11,7 @@ modules) are inputs of a graph. Python numbers, and operations on them alone, ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .batching import Density
 from .work import WorkCounter
 
-__all__ = ["DensityGraph", "UntraceableError", "record"]
+__all__ = ["DensityGraph", "UntraceableError", "record", "recorded", "with_checks"]
 
 #: elements of the largest constant that is computed in advance
 MAX_CONSTANT = 100_000
@@ -127,18 +127,7 @@ class DensityGraph:
         Raises:
             UntraceableError: There is a check of another kind.
         """
-        module = self.module if gradient else _without_gradient(self.module)
-        module = fx.GraphModule(module, deepcopy(module.graph))
-        checks = [node for node in module.graph.nodes if node.op == "call_function"]
-        checks = [node for node in checks if _must_stay(node)]
-        if any(node.target is not _ATEN._linalg_check_errors.default for node in checks):
-            raise UntraceableError("it has a check that a compiler would leave out")
-        (output,) = (node for node in module.graph.nodes if node.op == "output")
-        output.args = ((*output.args[0], *(node.args[0] for node in checks)),)
-        for node in checks:
-            module.graph.erase_node(node)
-        module.recompile()
-        return module
+        return with_checks(self.module if gradient else _without_gradient(self.module))
 
     def inputs(self, x: Tensor, c: Tensor | None) -> list[Tensor]:
         """The inputs of the graph at points ``(N, d)`` and contexts ``(N, c)`` or None."""
@@ -174,7 +163,7 @@ def record(
     """
 
     def value_and_grad(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad(), _Watch():
+        with torch.enable_grad():
             points = inputs[0].detach().requires_grad_()
             value = density(points, inputs[1] if len(inputs) > 1 else None)
             if not value.requires_grad:
@@ -182,11 +171,45 @@ def record(
             (grad,) = torch.autograd.grad(value.sum(), points)
         return value.detach(), grad.detach()
 
+    inputs = [x.detach().contiguous()] if c is None else [x.detach().contiguous(), c.contiguous()]
+    return DensityGraph(*recorded(value_and_grad, inputs, held))
+
+
+def recorded(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], held: Mapping[int, Tensor]
+) -> tuple[fx.GraphModule, list[Tensor]]:
+    """Records the operations of a function of tensors, on tensors without values.
+
+    Arguments:
+        function: Maps tensors to a tuple of tensors.
+        inputs: Tensors of the shapes that the graph will be for.
+        held: Tensors that the function holds, by ``id``.
+
+    Returns:
+        The graph, and the tensors that it takes after the inputs.
+
+    Raises:
+        UntraceableError: The function branches on values, is random, writes into a tensor that it
+            is given or holds, or uses one that is neither held nor made from numbers.
+
+    Example:
+        >>> module, held = recorded(lambda x: (x.exp() + 1,), [torch.zeros(2)], {})
+        >>> module(torch.zeros(2)), held
+        ((tensor([2., 2.]),), [])
+        >>> recorded(lambda x: (x + torch.rand(2),), [torch.zeros(2)], {})
+        Traceback (most recent call last):
+        ...
+        pyro_flowsamp.target.graphs.UntraceableError: it draws random numbers (aten.rand.default)
+    """
+
+    def watched(*inputs: Tensor) -> Sequence[Tensor]:
+        with _Watch():
+            return function(*inputs)
+
     from torch.fx.experimental.proxy_tensor import make_fx  # takes long to import
 
-    inputs = [x.detach().contiguous()] if c is None else [x.detach().contiguous(), c.contiguous()]
     try:
-        module = make_fx(value_and_grad, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+        module = make_fx(watched, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except UntraceableError:
         raise
     except Exception as error:  # whatever the user's code raises on tensors without values
@@ -197,7 +220,39 @@ def record(
     if not _writes(module.graph):
         _simplify(module)
     module.recompile()
-    return DensityGraph(module, tensors)
+    return module, tensors
+
+
+def with_checks(module: fx.GraphModule) -> fx.GraphModule:
+    """A graph for a compiler, which would leave out checks: they are further outputs.
+
+    Arguments:
+        module: The graph, whose output is a tuple.
+
+    Returns:
+        A graph of the same inputs. Its further outputs are tensors that are zero unless a matrix
+        could not be factorised.
+
+    Raises:
+        UntraceableError: There is a check of another kind.
+
+    Example:
+        >>> one = torch.eye(2)
+        >>> module, _ = recorded(lambda x: (torch.linalg.cholesky(x),), [one], {})
+        >>> [int(check) for check in with_checks(module)(-one)[1:]]
+        [1]
+    """
+    module = fx.GraphModule(module, deepcopy(module.graph))
+    checks = [node for node in module.graph.nodes if node.op == "call_function"]
+    checks = [node for node in checks if _must_stay(node)]
+    if any(node.target is not _ATEN._linalg_check_errors.default for node in checks):
+        raise UntraceableError("it has a check that a compiler would leave out")
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    output.args = ((*output.args[0], *(node.args[0] for node in checks)),)
+    for node in checks:
+        module.graph.erase_node(node)
+    module.recompile()
+    return module
 
 
 # ---- inputs --------------------------------------------------------------------------------------

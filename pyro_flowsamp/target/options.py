@@ -39,6 +39,9 @@ class TracingOptions:
         calls: Calls with batches of one size after which the density is traced for this size, where
             ``compile_mode`` is "auto". Tracing takes as long as 100 to 250 evaluations, and an
             evaluation of a trace .3 to .8 of the time.
+        steps: Whether the steps of kernels are traced and compiled too, with the flow
+            (:mod:`pyro_flowsamp.kernels.step_graphs`). Their parts have limits of their own, the
+            same numbers.
         compiler: Whether graphs may be compiled; else they are traced only. The environment
             variable ``PYRO_FLOWSAMP_COMPILE=0`` forbids it too.
         compile_operations: Operations that take as long as to compile one operation. Where
@@ -65,6 +68,7 @@ class TracingOptions:
     """
 
     calls: int = 500
+    steps: bool = True
     compiler: bool = True
     compile_operations: int = 2500
     max_compiled: int = 4

@@ -32,7 +32,7 @@ from .held_values import HeldValues
 from .options import CompileMode, TracingOptions
 from .work import OVERHEAD
 
-__all__ = ["TracedDensity", "is_bad_matrix"]
+__all__ = ["TracedDensity", "admitted", "is_bad_matrix", "is_seen"]
 
 
 def is_bad_matrix(error: RuntimeError) -> bool:
@@ -164,7 +164,7 @@ class TracedDensity:
 
     def _graph_of(self, x: Tensor, c: Tensor | None, gradient: bool) -> _Run | CompiledGraph | None:
         """The graph for a batch, compiled or not; None where there is none, or not yet."""
-        if self.compile_mode is False or self.reason or not len(x) or _is_seen(x, c):
+        if self.compile_mode is False or self.reason or not len(x) or is_seen(x):
             return None
         key = _key(x, c)
         if self.compile_mode is not True and self._calls.get(key, 0) < self.options.calls:
@@ -178,7 +178,7 @@ class TracedDensity:
             if self._retraces > self.options.max_retraces:
                 self.reason = "values that it reads are other objects at each call"
                 return None
-        if key not in self._graphs and _admitted(key, self._traced, self.options.max_sizes):
+        if key not in self._graphs and admitted(key, self._traced, self.options.max_sizes):
             try:
                 self._graphs[key] = self._kept.get(key) or self._record(x, c)
             except UntraceableError as error:
@@ -201,7 +201,7 @@ class TracedDensity:
         if self.compile_mode is not True and done < price:
             return None
         most = self.options.max_compiled
-        if key not in self._compiled and _admitted(key, self._worth_compiling, most):
+        if key not in self._compiled and admitted(key, self._worth_compiling, most):
             points = padded(x.detach(), num)
             contexts = None if c is None else padded(c.detach(), num)
             try:
@@ -273,11 +273,17 @@ def _both(graph: DensityGraph, x: Tensor, c: Tensor | None) -> tuple[Tensor, Ten
     return value, grad
 
 
-def _admitted(key: tuple, admitted: list[tuple], most: int) -> bool:
-    """Whether there may be a graph for a key; the first keys are added to those that may."""
-    if key not in admitted and len(admitted) < most:
-        admitted.append(key)
-    return key in admitted
+def admitted(key: tuple, keys: list[tuple], most: int) -> bool:
+    """Whether there may be a graph for a key; the first keys are added to those that may.
+
+    Example:
+        >>> keys = []
+        >>> [admitted(key, keys, most=1) for key in ((1,), (2,), (1,))]
+        [True, False, True]
+    """
+    if key not in keys and len(keys) < most:
+        keys.append(key)
+    return key in keys
 
 
 def _key(x: Tensor, c: Tensor | None) -> tuple:
@@ -286,8 +292,17 @@ def _key(x: Tensor, c: Tensor | None) -> tuple:
     return len(x), x.dtype, x.device, None if c is None else (c.dtype, c.shape[1]), defaults
 
 
-def _is_seen(x: Tensor, c: Tensor | None) -> bool:
-    """Whether something else has to see each operation of the density."""
+def is_seen(x: Tensor) -> bool:
+    """Whether something else has to see each operation on points, so that no graph may run.
+
+    Example:
+        >>> from pyro_flowsamp.target.work import WorkCounter
+        >>> x = torch.zeros(1)
+        >>> with WorkCounter():
+        ...     inside = is_seen(x)
+        >>> inside, is_seen(x)
+        (True, False)
+    """
     return (
         type(x) not in (Tensor, torch.nn.Parameter)
         or torch._C._len_torch_dispatch_stack() > 0

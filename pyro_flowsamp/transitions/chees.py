@@ -34,13 +34,10 @@ __all__ = ["LastPoint", "criterion_and_gradient"]
 
 
 class LastPoint:
-    """The last point of a trajectory, which a metric keeps as the trajectory passes.
+    """The last point of a trajectory, which is kept as the trajectory passes.
 
     Arguments:
         metric: The metric of the trajectory.
-
-    Attributes:
-        metric: The same metric, which keeps what it is applied to.
 
     Example::
 
@@ -49,18 +46,18 @@ class LastPoint:
         ...     zero = z[:, 0].double() * 0
         ...     return hamiltonian.HMCState(z, zero, 0 * z, z, zero, zero)
         >>> last, one = LastPoint(hamiltonian.IDENTITY), torch.ones(1, 1)
-        >>> _ = hamiltonian.trajectory(free(one), free, 0.5 * one, 4, one, metric=last.metric)
+        >>> _ = hamiltonian.trajectory(free(one), free, 0.5 * one, 4, one, keep=last.keep)
         >>> [x.item() for x in last.position_and_velocity(0.5 * one)]
         [3.0, 1.0]
     """
 
     def __init__(self, metric: Metric) -> None:
-        self._metric, self.metric = metric, metric._replace(apply=self._apply)
+        self._metric = metric
         self._last: tuple[Any, Tensor]
 
-    def _apply(self, state: Any, velocity: Tensor) -> Tensor:
+    def keep(self, state: Any, velocity: Tensor) -> None:
+        """Keeps a state, and the velocity that has led there."""
         self._last = state, velocity
-        return self._metric.apply(state, velocity)
 
     @property
     def log_pi(self) -> Tensor:

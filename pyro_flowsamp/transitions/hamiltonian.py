@@ -89,6 +89,7 @@ __all__ = [
     "Jump",
     "Metric",
     "half_kick",
+    "plainly",
     "step",
     "trajectory",
 ]
@@ -175,6 +176,19 @@ class Point(Protocol):
 
 P = TypeVar("P", bound=Point)
 Density = Callable[[Tensor], Any]  #: z → a state with at least z, log_pi and grad
+#: the name of a part of a step, a function of tensors and named tuples of them, its arguments → its
+#: result
+Run = Callable[..., Any]
+
+
+def plainly(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """The result of a part of a step, by calling its function.
+
+    Example:
+        >>> plainly("sum", lambda x, y: x + y, torch.tensor(1), torch.tensor(2))
+        tensor(3)
+    """
+    return function(*args)
 
 
 class Metric(NamedTuple):
@@ -250,11 +264,13 @@ def trajectory(
     *,
     metric: Metric = IDENTITY,
     cut: bool = True,
+    run: Run = plainly,
+    keep: Callable[[Any, Tensor], None] | None = None,
 ) -> tuple[P, Tensor, Tensor]:
     """Integrates ``num_steps`` steps, with one evaluation of ``density`` for each.
 
     Arguments:
-        state, density, step_size, num_steps, momentum, metric, cut: See :func:`step`.
+        state, density, step_size, num_steps, momentum, metric, cut, run, keep: See :func:`step`.
 
     Returns:
         The last state, the last momentum ``(C, d)``, and whether all densities were finite
@@ -270,12 +286,22 @@ def trajectory(
         >>> round(float(end.z), 2), abs(float(back.z)) < 1e-6  # sin 1, and the way back
         (0.84, True)
     """
-    finite = torch.ones_like(state.log_pi, dtype=torch.bool)
-    for _ in range(num_steps):
+
+    def leapfrog(
+        state: P, momentum: Tensor, finite: Tensor, step_size: Tensor
+    ) -> tuple[P, Tensor, Tensor, Tensor]:
         velocity = metric.solve(state, momentum + half_kick(state.grad, step_size, cut))
         state = density(state.z + step_size * velocity)
         momentum = metric.apply(state, velocity) + half_kick(state.grad, step_size, cut)
-        finite = finite & torch.isfinite(state.log_pi)
+        return state, velocity, momentum, finite & torch.isfinite(state.log_pi)
+
+    finite = torch.ones_like(state.log_pi, dtype=torch.bool)
+    for _ in range(num_steps):
+        state, velocity, momentum, finite = run(
+            "leapfrog", leapfrog, state, momentum, finite, step_size
+        )
+        if keep is not None:
+            keep(state, velocity)
     return state, momentum, finite
 
 
@@ -291,6 +317,8 @@ def step(
     jump: Jump | None = None,
     allowed: Callable[[P], Tensor] | None = None,
     cut: bool = True,
+    run: Run = plainly,
+    keep: Callable[[Any, Tensor], None] | None = None,
 ) -> tuple[P, HMCInfo]:
     r"""Moves every chain by one trajectory, or by a jump, and accepts or rejects it.
 
@@ -308,6 +336,9 @@ def step(
         allowed: Maps ends of trajectories to whether they may be taken, ``(C,)``. This must depend
             on the end alone, and hold where the chains are, so that it is the same on the way back.
         cut: Whether half kicks are cut to a length of :math:`\sqrt d`.
+        run: Calls the parts of the step, a leapfrog step and the decision. They are functions of
+            tensors and of named tuples of tensors, and draw no random numbers.
+        keep: Is called with each state of the trajectory and the velocity that has led there.
 
     Returns:
         The state and the report of the step.
@@ -330,20 +361,39 @@ def step(
         step_size = torch.where(jump.mask[:, None], 0.0, step_size)
     end: Any
     end, last, finite = trajectory(
-        start, density, step_size, num_steps, momentum, metric=metric, cut=cut
+        start,
+        density,
+        step_size,
+        num_steps,
+        momentum,
+        metric=metric,
+        cut=cut,
+        run=run,
+        keep=keep,
     )
-    kinetic = 0.5 * (momentum.double().square() - last.double().square()).sum(-1)
-    volume = metric.log_det(end) - metric.log_det(state)
-    log_alpha = end.log_pi - state.log_pi + kinetic + volume
-    jumped = torch.zeros_like(finite)
-    if jump is not None:
-        old: Any = state
-        jumped, gain = jump.mask, (end.log_p - end.log_q) - (old.log_p - old.log_q)
-        log_alpha = torch.where(jumped, gain, log_alpha)
-    log_alpha = torch.where(finite, log_alpha, -torch.inf)
-    diverging = ~jumped & ((log_alpha < -MAX_ENERGY_ERROR) | ~torch.isfinite(log_alpha))
-    if allowed is not None:
-        log_alpha = torch.where(allowed(end), log_alpha, -torch.inf)
-    accepted, accept_prob = metropolis(log_alpha, log_u)
-    moved: Any = select(accepted, end, state)
-    return moved, HMCInfo(accepted, accept_prob, diverging, jumped)
+
+    def decide(
+        old: Any,
+        end: Any,
+        momentum: Tensor,
+        last: Tensor,
+        finite: Tensor,
+        log_u: Tensor,
+        *mask: Any,
+    ) -> tuple[Any, HMCInfo]:
+        kinetic = 0.5 * (momentum.double().square() - last.double().square()).sum(-1)
+        volume = metric.log_det(end) - metric.log_det(old)
+        log_alpha = end.log_pi - old.log_pi + kinetic + volume
+        jumped = torch.zeros_like(finite)
+        if mask:
+            jumped, gain = mask[0], (end.log_p - end.log_q) - (old.log_p - old.log_q)
+            log_alpha = torch.where(jumped, gain, log_alpha)
+        log_alpha = torch.where(finite, log_alpha, -torch.inf)
+        diverging = ~jumped & ((log_alpha < -MAX_ENERGY_ERROR) | ~torch.isfinite(log_alpha))
+        if allowed is not None:
+            log_alpha = torch.where(allowed(end), log_alpha, -torch.inf)
+        accepted, accept_prob = metropolis(log_alpha, log_u)
+        return select(accepted, end, old), HMCInfo(accepted, accept_prob, diverging, jumped)
+
+    mask = () if jump is None else (jump.mask,)
+    return run("decision", decide, state, end, momentum, last, finite, log_u, *mask)

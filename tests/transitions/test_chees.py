@@ -106,7 +106,8 @@ def test_the_last_point_is_the_end_of_the_trajectory():
     )
     last, size = LastPoint(metric), torch.tensor(0.2)
     start, momentum = density(torch.randn(10, 2)), torch.randn(10, 2)
-    end, r, _ = hamiltonian.trajectory(start, density, size, 5, momentum, metric=last.metric)
+    also = {"metric": metric, "keep": last.keep}
+    end, r, _ = hamiltonian.trajectory(start, density, size, 5, momentum, **also)
     position, velocity = last.position_and_velocity(size)
     assert_close(position, end.z)
     assert_close(velocity @ root.mT, r)

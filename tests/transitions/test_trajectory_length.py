@@ -43,9 +43,9 @@ def normal(scale):
     return density_of(lambda z: -0.5 * (z / scale).square().sum(-1))
 
 
-def move(state, density, step_size, num_steps, metric=hamiltonian.IDENTITY):
+def move(state, density, step_size, num_steps, keep=None):
     noise, log_u = torch.randn_like(state.z), torch.rand(len(state.z)).log()
-    return hamiltonian.step(state, density, step_size, num_steps, noise, log_u, metric=metric)
+    return hamiltonian.step(state, density, step_size, num_steps, noise, log_u, keep=keep)
 
 
 def warm_up(density, z, steps=50, first=None, num_steps=4, **options):
@@ -57,7 +57,7 @@ def warm_up(density, z, steps=50, first=None, num_steps=4, **options):
     for _ in range(steps):
         last = LastPoint(hamiltonian.IDENTITY)
         size, num = lengths.next(lengths.value.float(), len(z))
-        new, info = move(state, density, size, num, last.metric)
+        new, info = move(state, density, size, num, last.keep)
         lengths.observe(info, state.z, last, size)
         lengths.adapt()
         state = new

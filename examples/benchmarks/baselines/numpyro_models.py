@@ -13,6 +13,17 @@ from jax import Array
 from numpyro import sample
 
 JITTER = 1e-6  #: on the diagonal of the Gaussian process
+VOLTERRA_STEPS = 4  #: Runge-Kutta steps in a year
+#: prior medians and log standard deviations of the Lotka-Volterra equations
+VOLTERRA = {
+    "alpha": (1.0, 0.5),
+    "beta": (0.05, 0.5),
+    "gamma": (1.0, 0.5),
+    "delta": (0.05, 0.5),
+    "prey": (10.0, 1.0),
+    "predators": (10.0, 1.0),
+    "noise": (0.3, 1.0),
+}
 
 
 def linear_recurrence(factor: Array, added: Array) -> Array:
@@ -132,6 +143,44 @@ def logistic(X, y):
         sample("y", dist.Bernoulli(logits=X @ beta), obs=y)
 
 
+def lotka_volterra(y):
+    theta = {
+        name: sample(name, dist.LogNormal(jnp.log(median), sd))
+        for name, (median, sd) in VOLTERRA.items()
+    }
+    rates = jnp.stack([theta["alpha"], -theta["gamma"]])
+    effects = jnp.stack([-theta["beta"], theta["delta"]])
+    h = 1 / VOLTERRA_STEPS
+
+    def slope(log_u):
+        return rates + effects * jnp.exp(jnp.minimum(log_u, 20.0))[::-1]
+
+    def step(log_u, _):
+        a = slope(log_u)
+        b = slope(log_u + h / 2 * a)
+        c = slope(log_u + h / 2 * b)
+        return log_u + h / 6 * (a + 2 * b + 2 * c + slope(log_u + h * c)), None
+
+    def year(log_u, _):
+        log_u = jax.lax.scan(step, log_u, length=VOLTERRA_STEPS)[0]
+        return log_u, log_u
+
+    first = jnp.log(jnp.stack([theta["prey"], theta["predators"]]))
+    log_u = jax.lax.scan(year, first, length=y.shape[-2] - 1)[1]
+    log_u = jnp.concatenate([first[None], log_u])
+    sample("y", dist.Normal(log_u, theta["noise"]).to_event(2), obs=y)
+
+
+def galaxies(velocity):
+    weights = sample("weights", dist.Dirichlet(jnp.ones(3)))
+    means = sample("means", dist.Normal(20.0, 10.0).expand([3]).to_event(1))
+    scales = sample("scales", dist.LogNormal(0.0, 1.0).expand([3]).to_event(1))
+    parts = dist.Normal(means, scales)
+    with numpyro.plate("galaxies", velocity.shape[-1]):
+        mixture = dist.MixtureSameFamily(dist.Categorical(probs=weights), parts)
+        sample("velocity", mixture, obs=velocity)
+
+
 #: the models by the names of ``problems.models`` and ``problems.known``
 MODELS: dict[str, Callable[..., None]] = {
     model.__name__: model
@@ -147,5 +196,7 @@ MODELS: dict[str, Callable[..., None]] = {
         item_response,
         stochastic_volatility,
         logistic,
+        lotka_volterra,
+        galaxies,
     )
 }

@@ -4,6 +4,7 @@ r"""Traced and compiled densities beside the density itself: seconds of a value 
 
     python examples/benchmarks/suites/traced.py                        # what is missing, the table
     python examples/benchmarks/suites/traced.py --problems garch --sizes 1 1000
+    python examples/benchmarks/suites/traced.py --steps                # of kernels, and their table
     python examples/benchmarks/suites/traced.py --table --write        # and docs/traced.md
     python examples/benchmarks/suites/traced.py --smoke                # one posterior, no compiler
 
@@ -16,6 +17,11 @@ several repetitions. What it takes to record and to compile is measured too.
 "The same numbers" tells whether values and gradients of the traced graph are those of the eager
 density to the last bit, at points that it was not recorded with. The difference of the compiled
 graph is the largest one, in units of the rounding error of the largest entry of a row.
+
+With ``--steps`` a run makes whole steps of a kernel in these three ways, the flow included, with
+1000 chains and a flow of four affine couplings that has hardly been trained. The three ways take
+turns, several times, and the ratios are those of one turn, so that what else the machine does
+disturbs them less. It is a rough guide all the same.
 """
 
 import argparse
@@ -43,6 +49,11 @@ NAMES = {
 }
 SIZES = (1, 1000)  #: points of a batch
 SMOKE, SMOKE_SIZES = ("eight_schools",), (8,)
+STEPS = ("eight_schools", "german_credit")  #: posteriors of steps of kernels
+KERNELS = ("IMH", "LatentMALA", "LatentHMC", "LocalGlobalHMC")
+CHAINS, SMOKE_CHAINS = 1000, 20
+TURNS = 5  #: in which eager, traced and compiled steps are timed one after the other
+MIN_STEPS, TURN_SECONDS = 8, 1.0  #: of one way in one turn
 SECONDS = 2.0  #: of the process that the repetitions of one way take at least
 LEAST, MOST = 3, 200  #: repetitions
 LIMIT = 900.0  #: seconds after which a run is stopped
@@ -132,6 +143,72 @@ def measure(name: str, num: int, with_compiler: bool = True) -> dict[str, Any]:
     return result
 
 
+def steps_of(kernel: Any, chains: int, way: str) -> Callable[[int], Any]:
+    """A function that makes so many steps of a kernel in one way, after those that prepare it."""
+    import pyro
+
+    from pyro_flowsamp import TracingOptions
+
+    kernel.compile_mode = way != "eager"
+    kernel.setup(0)
+    kernel.target.tracing = TracingOptions(compiler=way == "compiled")
+    kernel.prepare(0)
+    pyro.set_rng_seed(0)
+    state = kernel.start(chains)
+
+    def make(count: int) -> Any:
+        nonlocal state
+        for _ in range(count):
+            state, _ = kernel.step(state)
+        return state.x
+
+    return make
+
+
+def measure_steps(name: str, kernel_name: str, chains: int, with_compiler: bool) -> dict[str, Any]:
+    """One run of steps, in this process."""
+    import pyro
+    import torch
+
+    import pyro_flowsamp
+    from pyro_flowsamp import AutoFlow, FitOptions
+
+    torch.set_num_threads(1)
+    pyro.set_rng_seed(0)
+    options = FitOptions(max_steps=2, progress=False)
+    makers: dict[str, Callable[[int], Any]] = {}
+    found: dict[str, Any] = {}
+    result: dict[str, Any] = {"chains": chains}
+    for way in ("eager", "traced", *(["compiled"] if with_compiler else [])):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pyro.set_rng_seed(0)
+            target = target_of(name)
+            guide = AutoFlow(target, flow="coupling", options=options)
+            guide.fit()
+        kernel = getattr(pyro_flowsamp, kernel_name)(guide=guide)
+        makers[way] = steps_of(kernel, chains, way)
+        start = process_time()
+        makers[way](1)
+        result[f"first_{way}"] = process_time() - start
+        found[way] = makers[way](9)
+        result[f"difference_{way}"] = float((found[way] - found["eager"]).abs().max())
+        if kernel.step_graphs.reasons:
+            result["reasons"] = kernel.step_graphs.reasons
+    start = process_time()
+    makers["eager"](MIN_STEPS)
+    each = (process_time() - start) / MIN_STEPS
+    count = max(MIN_STEPS, int(TURN_SECONDS / each))
+    turns: list[dict[str, float]] = []
+    for _ in range(TURNS):
+        turns.append({})
+        for way, make in makers.items():
+            start = process_time()
+            make(count)
+            turns[-1][way] = count / (process_time() - start)
+    return {**result, "d": target.dim, "steps": count, "rates": turns}
+
+
 def largest_difference(found: Sequence[Any], other: Sequence[Any]) -> float:
     """The largest difference in units of rounding errors of the largest entry of its row."""
     import torch
@@ -143,6 +220,15 @@ def largest_difference(found: Sequence[Any], other: Sequence[Any]) -> float:
         gap = ((a - b).abs() / (torch.finfo(b.dtype).eps * size)).nan_to_num(nan=0.0)
         worst = max(worst, float(gap.max()))
     return worst
+
+
+def run_steps(
+    name: str, kernel: str, chains: int, with_compiler: bool, seed: int
+) -> dict[str, Any]:
+    """One run of steps in a new process."""
+    arguments = ["--one", name, "--kernel", kernel, "--chains", str(chains)]
+    arguments += [] if with_compiler else ["--no-compiler"]
+    return measured(Path(__file__).resolve(), arguments, LIMIT)
 
 
 def run(name: str, num: int, with_compiler: bool, seed: int) -> dict[str, Any]:
@@ -211,6 +297,73 @@ def table(store: Path, names: Sequence[str], sizes: Sequence[int]) -> str:
     return "\n".join([markdown(HEADER, lines), "", *remarks]).rstrip()
 
 
+STEPS_HEADER = [
+    "posterior",
+    "d",
+    "kernel",
+    "eager, steps/s",
+    "traced, steps/s",
+    "compiled, steps/s",
+    "traced / eager",
+    "compiled / eager",
+    "first step compiled, s",
+    "largest difference after ten: traced, compiled",
+]
+
+
+def ratio(turns: Sequence[dict[str, float]], way: str) -> str:
+    """The median of the ratios to eager steps, and the least and the largest."""
+    if way not in turns[0]:
+        return "–"
+    ratios = sorted(turn[way] / turn["eager"] for turn in turns)
+    return f"{ratios[len(ratios) // 2]:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+
+def rate(turns: Sequence[dict[str, float]], way: str) -> str:
+    """The median of steps per second."""
+    return f"{sorted(turn[way] for turn in turns)[len(turns) // 2]:.3g}" if way in turns[0] else "–"
+
+
+def steps_table(store: Path, names: Sequence[str], kernels: Sequence[str]) -> str:
+    """A line for each posterior and kernel that is stored, and what went wrong."""
+    lines, remarks = [], []
+    for name in names:
+        for kernel in kernels:
+            for result in load(store, f"{name}-steps-{kernel}")[:1]:
+                if "rates" not in result:
+                    lines.append([NAMES[name], "–", kernel, "stopped", *["–"] * 6])
+                    continue
+                turns = result["rates"]
+                gaps = [result.get(f"difference_{way}") for way in ("traced", "compiled")]
+                lines.append(
+                    [
+                        NAMES[name],
+                        result["d"],
+                        kernel,
+                        *(rate(turns, way) for way in ("eager", "traced", "compiled")),
+                        *(ratio(turns, way) for way in ("traced", "compiled")),
+                        f"{result.get('first_compiled', float('nan')):.2g}",
+                        ", ".join("–" if gap is None else f"{gap:.2g}" for gap in gaps),
+                    ]
+                )
+                for part, reason in result.get("reasons", {}).items():
+                    remarks.append(f"- {NAMES[name]}, {kernel}, part {part!r}: {reason}.")
+    return "\n".join([markdown(STEPS_HEADER, lines), "", *remarks]).rstrip()
+
+
+STEPS_PREFACE = f"""
+## Steps of kernels
+
+Whole steps of {CHAINS} chains with a flow of four affine couplings, per second of the process on
+one thread, made in the same three ways (`--steps`). A step runs graphs of its parts: a leapfrog
+step with the flow and the density in it, the decision, the proposals of IMH for several steps at
+once. The ways take turns; a ratio is the median of {TURNS} turns, with the least and the largest in
+brackets. "First step compiled" is the time that recording and compiling take. The difference is
+that of the positions after ten steps, from the same seed. Other programs ran beside these runs, so
+that they are a rough guide.
+
+"""
+
 PREFACE = """# Traced and compiled densities
 
 Made by `python examples/benchmarks/suites/traced.py --table --write` from the stored runs in
@@ -235,19 +388,39 @@ def main() -> None:
     parser.add_argument("--one", metavar="PROBLEM", help="run in this process, for one size")
     parser.add_argument("--problems", nargs="+", default=list(NAMES), choices=list(NAMES))
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument(
+        "--steps", action="store_true", help="steps of kernels, in place of densities"
+    )
+    parser.add_argument("--kernel", choices=KERNELS, help="of --one")
+    parser.add_argument("--chains", type=int, default=CHAINS, help="of steps")
     parser.add_argument("--no-compiler", action="store_true", help="eager and traced only")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the stored runs")
     parser.add_argument("--table", action="store_true", help="only print what is stored")
     parser.add_argument("--write", action="store_true", help="print it, and write its page in docs")
     parser.add_argument("--smoke", action="store_true", help="short runs, for the tests")
     args = parser.parse_args()
+    if args.one and args.kernel:
+        print(json.dumps(measure_steps(args.one, args.kernel, args.chains, not args.no_compiler)))
+        return
     if args.one:
         print(json.dumps(measure(args.one, args.sizes[0], not args.no_compiler)))
         return
     if args.smoke:
         args.problems, args.sizes, args.no_compiler = list(SMOKE), list(SMOKE_SIZES), True
+        args.chains = SMOKE_CHAINS
     store = args.results / STUDY
-    if not (args.table or args.write):
+    kernels = KERNELS[:1] if args.smoke else KERNELS
+    posteriors = [name for name in STEPS if name in args.problems]
+    if args.steps and not (args.table or args.write):
+        runs = {
+            f"{name}-steps-{kernel}": partial(
+                run_steps, name, kernel, args.chains, not args.no_compiler
+            )
+            for name in posteriors
+            for kernel in kernels
+        }
+        collect_measured(store, runs, [0], "")
+    elif not (args.table or args.write):
         runs = {
             f"{name}-{num}": partial(run, name, num, not args.no_compiler)
             for name in args.problems
@@ -255,6 +428,7 @@ def main() -> None:
         }
         collect_measured(store, runs, [0], "")
     text = table(store, args.problems, args.sizes)
+    text += f"\n{STEPS_PREFACE}{steps_table(store, posteriors, kernels)}"
     print(text)
     if args.write:
         (DOCS / "traced.md").write_text(f"{PREFACE}{text}\n")
