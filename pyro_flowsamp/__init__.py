@@ -12,6 +12,7 @@ from .diagnostics import (
     evidence_estimates,
     log_evidence,
 )
+from .distributed import WorkersOptions, workers
 from .expectations import ImportanceEstimate, ImportanceOptions, importance_flow
 from .export import to_arviz
 from .guides import (
@@ -81,6 +82,7 @@ __all__ = [
     "TracingOptions",
     "VectorizedMCMC",
     "WeightedSum",
+    "WorkersOptions",
     "diagnose",
     "diffusion",
     "ess_fraction",
@@ -97,4 +99,5 @@ __all__ = [
     "sample",
     "tempered_smc",
     "to_arviz",
+    "workers",
 ]

@@ -7,15 +7,15 @@ from typing import Any
 
 from tqdm.auto import trange
 
+from .chain_sharing import ChainSteps
 from .chain_storage import ChainPosition, ChainStorage
 from .draw_buffer import DrawBuffer
-from .kernels.base import FlowKernel
 
 __all__ = ["draw", "warm_up"]
 
 
 def warm_up(
-    kernel: FlowKernel, position: ChainPosition, steps: int, storage: ChainStorage, hidden: bool
+    kernel: ChainSteps, position: ChainPosition, steps: int, storage: ChainStorage, hidden: bool
 ) -> None:
     """Makes the steps of warm-up that are left, and ends the adaptation.
 
@@ -40,7 +40,7 @@ def warm_up(
 
 
 def draw(
-    kernel: FlowKernel,
+    kernel: ChainSteps,
     position: ChainPosition,
     buffer: DrawBuffer,
     thin: int,

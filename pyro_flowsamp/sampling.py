@@ -39,6 +39,7 @@ from .checkpoint.options import Location
 from .checkpoint.scope import entered
 from .diagnostics.checks import Diagnosis
 from .diagnostics.searches import best_evidence
+from .distributed import refuse_workers
 from .draw_buffer import given_points
 from .export import check_groups, check_names, to_arviz
 from .final_run import finish
@@ -242,6 +243,7 @@ def sample(
         raise ValueError("candidates name 'guide', and there is none: give guide=..., or leave it")
     goal = _goal(ess, num_samples, num_chains, search)._replace(deadline=_deadline(max_seconds))
     check_compile(compile)
+    refuse_workers("sample()", "use VectorizedMCMC with a kernel and a guide")
     target = as_target(model, *args, **kwargs)
     if target is not model or compile != "auto":
         target.compile_mode = compile

@@ -14,6 +14,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +24,7 @@ from torch.optim.adam import adam
 from tqdm.auto import tqdm
 
 from .checkpoint.scope import entered
+from .distributed import SharedTraining, is_hidden, refuse_checkpoint, shared_training
 from .options import FitOptions
 
 __all__ = ["History", "Stepper", "Stored", "fit"]
@@ -121,18 +123,26 @@ class Stepper:
         self.second = [torch.zeros_like(p) for p in self.parameters]
         self.counts = [torch.zeros((), device=p.device) for p in self.parameters]
         self.skipped = torch.zeros((), device=self.parameters[0].device)
+        self.shared: SharedTraining | None = None  #: the workers that share out the batches
 
-    def step(self, loss: Tensor, skip: Tensor | None = None) -> None:
-        """Makes one step, unless ``skip``, 0-d, is 1, or the loss or a gradient is not finite."""
+    def step(self, loss: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Makes one step, unless ``skip``, 0-d, is 1, or the loss or a gradient is not finite.
+
+        Returns:
+            The loss, detached; of several workers the mean.
+        """
         found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         used = [i for i, grad in enumerate(found) if grad is not None]
         parameters, first, second, counts = (
             [values[i] for i in used]
             for values in (self.parameters, self.first, self.second, self.counts)
         )
-        grads = [_laid_out(found[i], self.parameters[i]) for i in used]
+        grads, loss = [found[i] for i in used], loss.detach()
+        if self.shared is not None:
+            grads, loss = self.shared.average(grads, loss)
+        grads = [_laid_out(grad, like) for grad, like in zip(grads, parameters)]
         norm = nn.utils.get_total_norm(grads)
-        found_inf = (~torch.isfinite(norm + loss.detach())).float()
+        found_inf = (~torch.isfinite(norm + loss)).float()
         self.skipped += found_inf
         if skip is not None:
             found_inf = torch.maximum(found_inf, skip.to(found_inf))
@@ -155,6 +165,7 @@ class Stepper:
                 amsgrad=False,
                 maximize=False,
             )
+        return loss
 
     def decay(self, factor: float) -> None:
         self.learning_rate *= factor
@@ -195,6 +206,9 @@ def _laid_out(grad: Tensor, like: Tensor) -> Tensor:
     gradients, ``torch.autograd.grad`` does not.
     """
     return grad if grad.stride() == like.stride() else torch.empty_like(like).copy_(grad)
+
+
+VERDICTS = "go", "decay", "flat", "enough"  #: on a window of steps
 
 
 class _Plateau:
@@ -279,9 +293,14 @@ class _Training:
         """Notes the window of steps that has ended, and returns how the training goes on."""
         history = self.history
         history.loss.append(_mean_of_finite(self.losses))
-        history.ess.append(float(ess(_no_nan(self.weights))) if self.weights else math.nan)
+        shared = self.stepper.shared
+        if self.weights:
+            log_w = _no_nan(self.weights)
+            log_w = log_w if shared is None else shared.gathered(log_w)
+        history.ess.append(float(ess(log_w)) if self.weights else math.nan)
         self.losses, self.weights = [], []
-        return self.plateau.verdict(history.ess[-1], history.loss[-1])
+        verdict = self.plateau.verdict(history.ess[-1], history.loss[-1])
+        return verdict if shared is None else shared.agreed(verdict, VERDICTS)
 
 
 def fit(
@@ -290,6 +309,7 @@ def fit(
     ess: Callable[[Tensor], Tensor],
     options: FitOptions | None = None,
     others: Iterable[Stored] | None = (),
+    shared: bool = False,
 ) -> History:
     r"""Minimises the loss of ``closure`` until the importance ESS no longer grows.
 
@@ -306,12 +326,15 @@ def fit(
         options: See :class:`~pyro_flowsamp.FitOptions`.
         others: What else changes in a step, to be stored with the parameters; None where that
             cannot be stored, so that only the end of the training is.
+        shared: Whether each of several workers draws a part of the batch in ``closure``
+            (:mod:`pyro_flowsamp.distributed.training`).
 
     Returns:
         The record of the training.
 
     Raises:
-        ValueError: No parameter requires a gradient.
+        ValueError: No parameter requires a gradient; or there are workers, and the training is not
+            shared out, or is to be stored.
         CheckpointError: The checkpoint cannot be read or written.
 
     References:
@@ -329,9 +352,12 @@ def fit(
         (1.0, 'flat')
     """
     options = options or FitOptions()
-    start, silent = time.perf_counter(), not options.progress
+    start, silent = time.perf_counter(), is_hidden(not options.progress)
     training = _Training(parameters, options, others or ())
     stepper = training.stepper
+    refuse_checkpoint(options.checkpoint)
+    stepper.shared = shared_training(stepper.parameters, shared)
+    own = nullcontext if stepper.shared is None else stepper.shared.random_numbers
     with (
         entered(options.checkpoint, "fit") as scope,
         tqdm(total=options.max_steps, desc="Train", unit="step", disable=silent) as bar,
@@ -345,10 +371,10 @@ def fit(
         finished = found is not None and found["finished"]
         try:
             while history.steps < options.max_steps and not finished:
-                loss, log_weights = closure()
+                with own():
+                    loss, log_weights = closure()
                 stepper.factor = options.schedule(history.steps)
-                stepper.step(loss)
-                training.losses.append(loss.detach())
+                training.losses.append(stepper.step(loss))
                 if log_weights is not None:
                     training.weights.append(log_weights)
                 history.steps += 1
@@ -365,6 +391,8 @@ def fit(
                     seconds = time.perf_counter() - start
                     scope.write({"state": training.state_dict(seconds, False)}, "training")
         except KeyboardInterrupt:
+            if stepper.shared is not None and stepper.shared.group.size > 1:
+                raise  # the others are at other steps
             history.stopped = "interrupted"
             warnings.warn(f"training interrupted after {history.steps} steps", stacklevel=2)
         history.skipped = int(stepper.skipped)

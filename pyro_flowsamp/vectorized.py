@@ -13,11 +13,21 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from .chain_draws import ChainDraws
+from .chain_blocks import ChainBlocks
 from .chain_loop import draw, warm_up
+from .chain_sharing import (
+    ChainSteps,
+    SharedRun,
+    agree_on_draws,
+    chains_here,
+    check_still_shared_out,
+    shared_out,
+    statistics_of_all,
+)
 from .chain_storage import ChainPosition, ChainStorage
 from .checkpoint.options import Location, as_checkpoint_options
 from .checkpoint.scope import Scope, entered
+from .distributed import guarded, is_hidden, refuse_checkpoint
 from .draw_buffer import DrawBuffer, KeptSites, check_memory, starting_values
 from .kernels.base import FlowKernel
 from .kernels.statistics import StillChainOptions, warn_of_still_chains
@@ -74,11 +84,12 @@ def warn_of_rejections(
         warn_of_still_chains(found, options)
 
 
-def _points(kernel: FlowKernel, params: Values | None, state: Any) -> Tensor:
+def _points(steps: ChainSteps, params: Values | None, state: Any) -> Tensor:
     """The starting points ``(C, d)``; those given, since passing through a flow rounds them."""
     if params is None:
         return state.x
-    return kernel.target.pack_unconstrained(params).reshape(len(state.x), -1)
+    x = steps.target.pack_unconstrained(params).reshape(-1, state.x.shape[-1])
+    return x[steps.rows] if isinstance(steps, ChainBlocks) else x
 
 
 def _how_to_go_on(count: int, num: int, thin: int) -> str:
@@ -90,7 +101,7 @@ def _how_to_go_on(count: int, num: int, thin: int) -> str:
     )
 
 
-class VectorizedMCMC(ChainDraws):
+class VectorizedMCMC(SharedRun):
     """Runs many chains of a kernel as one tensor; otherwise used as :class:`pyro.infer.MCMC`.
 
     Arguments:
@@ -181,8 +192,6 @@ class VectorizedMCMC(ChainDraws):
         self.seconds: dict[str, float] = {}
         self.starts, self.interrupted, self._resumed = torch.empty(0), False, 0
         self.step_size: Tensor | None = None
-        self._state: Any = None
-        self._kept: Any = None
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Trains the guide unless it is trained, warms up, and draws.
@@ -200,7 +209,8 @@ class VectorizedMCMC(ChainDraws):
             RuntimeError: The guide is untrained and there is no warm-up; or see the kernel.
         """
         kernel = self.kernel
-        with public_call(), entered(self.checkpoint, "run") as scope:
+        refuse_checkpoint(self.checkpoint)
+        with public_call(), guarded(), entered(self.checkpoint, "run") as scope:
             starts = starting_values(self.initial_params, self._asked[1])
             try:
                 if starts is not None:
@@ -209,9 +219,8 @@ class VectorizedMCMC(ChainDraws):
                     self._run(starts, args, kwargs, scope)
             finally:
                 kernel.cleanup()  # or the next run would begin at this one's initial_params
-        warn_of_rejections(
-            self.statistics, self.min_acceptance, self.min_proposals, kernel.still_chains
-        )
+        if (found := statistics_of_all(self._steps, self.statistics)) is not None:
+            warn_of_rejections(found, self.min_acceptance, self.min_proposals, kernel.still_chains)
 
     def _run(self, starts: Values | None, args: tuple, kwargs: dict, scope: Scope) -> None:
         kernel, (num, chains, thin) = self.kernel, self._asked
@@ -219,19 +228,20 @@ class VectorizedMCMC(ChainDraws):
         if starts is not None:
             kernel.binding.starts = kernel.target.pack_unconstrained(starts)
         kept = KeptSites(kernel.target, self.save_params)
-        check_memory(kernel.target, num, chains, len(kept.columns))
+        check_memory(kernel.target, num, chains_here(chains), len(kept.columns))
         storage = ChainStorage(scope, kernel)
         storage.describe(args, kwargs, **self._described(starts))
         clock = perf_counter()
         kernel.prepare(self.warmup_steps, progress=not self.disable_progbar)
         seconds = {"training": perf_counter() - clock}
+        steps = shared_out(kernel, chains)
         with storage.restoring() as found:
             if found is None:
-                state = kernel.start(chains, starts)
-                found = ChainPosition(state, _points(kernel, starts, state), seconds=seconds)
-        warm_up(kernel, found, self.warmup_steps, storage, self.disable_progbar)
+                state = steps.start(chains, starts)
+                found = ChainPosition(state, _points(steps, starts, state), seconds=seconds)
+        warm_up(steps, found, self.warmup_steps, storage, is_hidden(self.disable_progbar))
         made = {"target": kernel.target, "_proposal": kernel.proposal, "_kept": kept}
-        made |= {"_args": args, "_kwargs": kwargs, "_resumed": 0}
+        made |= {"_args": args, "_kwargs": kwargs, "_resumed": 0, "_steps": steps}
         self._draw(found, num, thin, storage, made)
 
     def _described(self, starts: Values | None) -> dict[str, Any]:
@@ -282,7 +292,10 @@ class VectorizedMCMC(ChainDraws):
                 f"thin={self.thin}"
             )
         kind = f"resume-{self._resumed + 1}"
-        with public_call(), entered(self.checkpoint, kind) as scope, pyro.validation_enabled(False):
+        check_still_shared_out(self._steps)
+        refuse_checkpoint(self.checkpoint)
+        unchecked = pyro.validation_enabled(False)
+        with public_call(), guarded(), entered(self.checkpoint, kind) as scope, unchecked:
             storage = ChainStorage(scope, self.kernel)
             counts = {"num_samples": num_samples, "thin": thin, "append": append}
             storage.describe((), {}, **counts, starts=initial_params)
@@ -291,9 +304,9 @@ class VectorizedMCMC(ChainDraws):
                     seconds = {**self.seconds, "sampling": 0.0}
                     found = ChainPosition(self._state, self.starts, "sampling", 0, seconds)
                     if initial_params is not None:
-                        found.state = self.kernel.state_at(initial_params)
-                        found.starts = _points(self.kernel, initial_params, found.state)
-            made = {"_kept": self._kept, "_resumed": self._resumed + 1}
+                        found.state = self._steps.state_at(initial_params)
+                        found.starts = _points(self._steps, initial_params, found.state)
+            made = {"_kept": self._kept, "_resumed": self._resumed + 1, "_steps": self._steps}
             self._draw(found, num_samples, thin, storage, made, append)
 
     def _draw(
@@ -309,7 +322,7 @@ class VectorizedMCMC(ChainDraws):
         buffer, interrupted = DrawBuffer(num, position.state, made["_kept"].columns), False
         kept = partial(self._keep, buffer, position, thin, made, append)
         try:
-            draw(self.kernel, position, buffer, thin, storage, self.disable_progbar)
+            draw(made["_steps"], position, buffer, thin, storage, is_hidden(self.disable_progbar))
         except KeyboardInterrupt:
             interrupted = True
             warnings.warn(f"interrupted: {buffer.count} of {num} draws kept", stacklevel=3)
@@ -318,6 +331,7 @@ class VectorizedMCMC(ChainDraws):
                 kept()
                 error.add_note(_how_to_go_on(buffer.count, num, thin))
             raise
+        agree_on_draws(made["_steps"], buffer)
         kept()
         self.interrupted = interrupted
 
@@ -345,4 +359,4 @@ class VectorizedMCMC(ChainDraws):
 
     def __getstate__(self) -> dict[str, Any]:
         """The run's draws and statistics, without target, flow and chains."""
-        return {**self.__dict__, "target": None, "_proposal": None, "_state": None}
+        return {**self.__dict__, "target": None, "_proposal": None, "_state": None, "_steps": None}

@@ -7,7 +7,8 @@ import pyro
 import pytest
 import torch
 
-from pyro_flowsamp.seeding import kept_generators, seeded, set_seed
+from pyro_flowsamp import seeding
+from pyro_flowsamp.seeding import Stream, kept_generators, seeded, set_seed
 
 SEEDS = [0, 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**63, 2**64 - 1, np.int64(7)]
 
@@ -80,3 +81,63 @@ def test_generators_of_a_device_are_kept(device):
     with kept_generators(device, seed=3):
         torch.rand(2, device="cuda")
     assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+# ---- streams -------------------------------------------------------------------------------------
+
+
+def first_of(*names, num=4):
+    with Stream(*names).active():
+        return torch.rand(num, dtype=torch.double)
+
+
+def test_streams_differ_in_each_of_their_names():
+    names = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (2**64 - 1, "a", 0), (0, "a", 10)]
+    found = torch.cat([first_of(*one) for one in names])
+    assert len(found.unique()) == len(found)
+    assert torch.equal(first_of(0, "a", 1), first_of(0, "a", 1))
+
+
+def test_a_stream_goes_on_and_leaves_the_others_alone():
+    expected = first_of(3, "a", 5, num=6)
+    set_seed(4)
+    outside, stream, found = draws(), Stream(3, "a", 5), []
+    set_seed(4)
+    for _ in range(3):
+        with stream.active():
+            found.append(torch.rand(2, dtype=torch.double))
+    assert torch.cat(found).tolist() == expected.tolist()
+    assert draws() == outside
+    state = stream.state_dict()
+    other = Stream(0, "b", 0)
+    other.load_state_dict(state)
+    with stream.active():
+        following = torch.rand(2)
+    with other.active():
+        assert torch.equal(torch.rand(2), following)
+
+
+def test_a_stream_is_the_mersenne_twister_with_words_of_a_hash():
+    """NumPy's generator with the same words: notices where torch lays out its state otherwise."""
+    words = np.random.SeedSequence(5).generate_state(624, np.uint32)
+    generator = torch.Generator()
+    generator.set_state(seeding._twister(words))
+    found = torch.rand(2000, generator=generator).numpy()
+    twister = np.random.MT19937(0)
+    words[0] = 2**31
+    twister.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
+    expected = (twister.random_raw(2000) & (2**24 - 1)) / 2**24
+    assert np.array_equal(found, expected.astype(np.float32))
+
+
+def test_streams_are_independent():
+    """Sums over 400 streams of consecutive units, and products of neighbours, are right."""
+    x = torch.stack([first_of(0, "chains", unit, num=64) for unit in range(400)]) - 0.5
+    scores = [
+        x.mean() * (12 * x.numel()) ** 0.5,
+        (x[1:] * x[:-1]).mean() * 12 * x[1:].numel() ** 0.5,
+        (x[:, 1:] * x[:, :-1]).mean() * 12 * x[:, 1:].numel() ** 0.5,
+        x.mean(0).square().sum() * 12 * 400 / 64,
+    ]
+    assert max(abs(float(s)) for s in scores[:3]) < 4
+    assert 0.5 < float(scores[3]) < 1.7  # a chi-squared of 64 degrees over 64

@@ -61,6 +61,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ..distributed import refuse_workers
 from ..guides.annealing.guide import AutoAnnealingFlow
 from ..guides.annealing.options import AnnealingOptions
 from ..guides.base import FlowGuide
@@ -291,6 +292,7 @@ def importance_flow(
 
         importance_flow(p, event=lambda x: x.norm(dim=-1) - 6)
     """
+    refuse_workers("importance_flow()", "call it before workers() is entered")
     unknown = set(estimators) - set(ESTIMATORS)
     if unknown or not estimators:
         raise ValueError(f"estimators must be some of {sorted(ESTIMATORS)}, got {estimators}")

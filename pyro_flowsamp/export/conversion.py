@@ -19,7 +19,7 @@ from ..target.quantities import ModelVariables, model_variables
 from ..target.site import Values
 from .dimensions import RESERVED, dimensions_of, free_names, variables_of
 from .groups import ModelGroups, check_groups, constant_data
-from .sources import ExportedDraws, draws_of
+from .sources import ExportedDraws, draws_of, gathered
 
 __all__ = ["to_arviz"]
 
@@ -87,7 +87,8 @@ def to_arviz(
         num_samples: Draws of a guide, in one chain (at each context), and draws from the prior.
 
     Returns:
-        The ArviZ object.
+        The ArviZ object. Of a run that was shared out to workers rank 0 returns the draws of all
+        chains, and the other ranks return None; all must make this call.
 
     Raises:
         ValueError: The source is none of these, has no draws yet or is untrained, or a run is
@@ -121,6 +122,8 @@ def to_arviz(
         1.0
     """
     check_groups(groups)
+    if (source := gathered(source)) is None:
+        return None
     drawn = draws_of(source, args, kwargs, num_samples)
     target = drawn.target
     if target is not None and target.contexts is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..target.density import Target
 from ..target.site import Values
 
-__all__ = ["ExportedDraws", "draws_of", "numbered", "unconstrained_values"]
+__all__ = ["ExportedDraws", "draws_of", "gathered", "numbered", "unconstrained_values"]
 
 
 FLAGS = ("accepted", "diverging")  #: Boolean statistics, which Pyro's MCMC reports as numbers
@@ -74,6 +74,19 @@ def draws_of(source: Any, args: tuple, kwargs: dict, num_samples: int) -> Export
     if args or kwargs:
         raise ValueError("a run has stored its model's arguments: give them for a guide only.")
     return _run_draws(source)
+
+
+def gathered(source: Any) -> Any:
+    """The source with the chains of all workers, on rank 0; None on other ranks.
+
+    Arguments:
+        source: A run or a guide; one that was not shared out is returned as it is.
+
+    Example:
+        >>> gathered("anything else")
+        'anything else'
+    """
+    return source.gathered() if hasattr(source, "gathered") else source
 
 
 def numbered(x: Tensor) -> Tensor:

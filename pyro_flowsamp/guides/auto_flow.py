@@ -11,6 +11,7 @@ import torch
 from numpy import ndarray
 from torch import Tensor, nn
 
+from ..distributed import share_of_batch
 from ..flows.gaussian_fit import GaussianFitOptions, fit_gaussian
 from ..flows.mixture_fit import MixtureFitOptions
 from ..flows.proposal import Proposal
@@ -198,7 +199,8 @@ class AutoFlow(FlowGuide):
         self, target: Target, contexts: Tensor | None, draws: Tensor | None, options: FitOptions
     ) -> History:
         """Minimises the objective, and the forward KL to ``draws`` if there are any."""
-        flow, objective, num = self.trained_flow, self.objective, options.batch_size
+        flow, objective = self.trained_flow, self.objective
+        num = share_of_batch(options.batch_size)
         if draws is not None:
             objective = WeightedSum([(1.0, ForwardKL(draws)), (1.0, objective)])
 
@@ -209,7 +211,7 @@ class AutoFlow(FlowGuide):
             return objective(flow, target, num, contexts[index])
 
         others: list[Stored] = [objective] if isinstance(objective, Stored) else []
-        return fit(flow.parameters(), closure, ess_fraction, options, others)
+        return fit(flow.parameters(), closure, ess_fraction, options, others, shared=True)
 
 
 def ensemble_points(given: EnsembleSource, target: Target) -> Tensor:

@@ -23,6 +23,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from torch.distributions import Transform
 
+from ..distributed import refuse_workers
 from ..flows.proposal import Proposal
 from ..target.context import check_number_of_chains
 from ..target.density import Target
@@ -318,6 +319,7 @@ class FlowKernel(StoredKernel, MCMCKernel):
     def sample(self, params: Values) -> Values:
         """Makes one step of one chain, as Pyro calls for it."""
         if self._time == 0:
+            refuse_workers("MCMC of Pyro", "use VectorizedMCMC")
             with public_call():
                 self.prepare(self._warmup_steps)
                 self._state = self.start(1, params if self._user_start else None)

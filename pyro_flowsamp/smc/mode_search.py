@@ -34,6 +34,7 @@ from math import ceil, log, nan
 import torch
 from torch import Tensor
 
+from ..distributed import refuse_workers
 from ..flows.mixture_fit import Mixture
 from ..options import ModeSearchOptions
 from ..target.density import Target
@@ -96,6 +97,7 @@ class ModeSearch:
         Raises:
             ValueError: The density is not finite anywhere, or does not fall in any direction.
         """
+        refuse_workers("a search for modes", "make it before workers() is entered")
         options, before = self.options, self.target.evaluations
         paths = partial(explore, self.target, options, self.points)
         start = stored_exploration(self.target, paths)

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.scope import Scope, entered
+from ..distributed import WorkerGroup, guarded, splitting_workers
+from ..seeding import Stream
 from ..target.density import Target
 from ..transitions.scaling import scale_proposals, scale_step
 from ..transitions.step_size import optimal_step_size
@@ -29,7 +31,8 @@ from .coordinates import WhitenedTarget
 from .coverage import Start, coverage_problem
 from .driver import SMCStep
 from .particles import Particles
-from .starts import overdispersed_base
+from .shared_islands import IslandStreams, joined_islands
+from .starts import PriorStart, TemperedStart, overdispersed_base
 
 __all__ = ["tempered_smc"]
 
@@ -117,6 +120,12 @@ def tempered_smc(
         rows = target.at_contexts(contexts.repeat_interleave(num_particles, 0))
     else:
         num_particles = max(2, num_particles // islands)
+    group = splitting_workers()
+    if group is not None:
+        assert isinstance(target, Target)
+        count, settings = num_particles, (mcmc_steps, target_ess, target_accept_prob, scale_moves)
+        with guarded():
+            return _shared_out(group, target, count, islands, base, settings, check_coverage)
     if base is None:
         assert isinstance(target, Target)
         base = overdispersed_base(target, islands * -(-NUM_STARTS // islands))
@@ -129,6 +138,76 @@ def tempered_smc(
         warnings.warn(problem, stacklevel=2)
     state = result.state._replace(x=target.wrap(result.x))
     return result._replace(state=state, betas=torch.stack(tempering.betas))
+
+
+def _shared_out(
+    group: WorkerGroup,
+    target: Target,
+    num: int,
+    islands: int,
+    base: Start | None,
+    settings: tuple[int, float, float, int],
+    check_coverage: bool,
+) -> Particles:
+    """Anneals islands that are shared out to workers.
+
+    The default base is made by rank 0, which also checks the base. Where islands have their inverse
+    temperatures in common, all log ratios are gathered at every stage; islands of several contexts
+    exchange nothing.
+
+    Arguments:
+        group: The workers.
+        target: The target, maybe at contexts, one for each island.
+        num: The number of particles on each island.
+        islands: The number of islands.
+        base: The distribution at which the path starts, or None for the default.
+        settings: The last arguments of :class:`_Tempering`.
+        check_coverage: Whether to look for mass outside of the base.
+    """
+    streams = IslandStreams(group, target, islands)
+    first = Stream(group.shared_seed(), "base", 0, target.device)
+    if base is None:
+        base = _base_of_first(group, target, islands, first)
+    if isinstance(base, PriorStart):
+        raise ValueError("particles that start at draws of a prior are not shared out to workers")
+    contexts = target.contexts
+
+    def path(island: int) -> _Tempering:
+        rows = target
+        if contexts is not None:
+            rows = target.at_contexts(contexts[island : island + 1].expand(num, -1))
+        return _Tempering(rows, base, 1, *settings)
+
+    annealed = [path(island) for island in streams.own]
+    clouds = streams.each(lambda each: each.initial(num), annealed)
+    if contexts is not None:
+        clouds = streams.each(lambda each, at: each.to_the_end(at), annealed, clouds)
+    else:
+        while not annealed[0].ended:
+            log_ratios = [cloud.state.log_ratio[None] for cloud in clouds]
+            pooled = [group.join(log_ratios, [1] * islands)] * len(clouds)
+            clouds = streams.each(lambda each, *at: each.stage(*at), annealed, clouds, pooled)
+    clouds = [c._replace(betas=torch.stack(p.betas)) for c, p in zip(clouds, annealed)]
+    result = joined_islands(group, clouds, islands)
+    if check_coverage and group.rank == 0:
+        with first.active():
+            problem = coverage_problem(target, base, result.x)
+        if problem:
+            warnings.warn(problem, stacklevel=4)
+    return result._replace(state=result.state._replace(x=target.wrap(result.x)))
+
+
+def _base_of_first(
+    group: WorkerGroup, target: Target, islands: int, stream: Stream
+) -> TemperedStart:
+    """The over-dispersed base that rank 0 has made."""
+    like = torch.zeros(2, target.dim, dtype=target.dtype, device=target.device)
+    if group.rank == 0:
+        with stream.active():
+            made = overdispersed_base(target, islands * -(-NUM_STARTS // islands))
+        like = torch.stack([made.loc, made.scale])
+    loc, scale = group.broadcast(like)
+    return TemperedStart(loc, scale, target.angles)
 
 
 class _Tempering:
@@ -159,6 +238,7 @@ class _Tempering:
         like = base.loc.new_ones(islands)
         self.betas = [torch.zeros_like(like, dtype=torch.double)]
         self.step_size = like * optimal_step_size(target.dim)
+        self.pooled: Tensor | None = None
 
     def run(self, num: int, scope: Scope) -> Particles:
         """The particles at the end of the path.
@@ -192,11 +272,33 @@ class _Tempering:
         _check_alive(self._by_island(result.state.log_ratio), self.target)
         return result
 
+    @property
+    def ended(self) -> bool:
+        """Whether all islands have reached the target."""
+        return float(self.betas[-1].min()) == 1
+
+    def stage(self, current: Particles, pooled: Tensor | None = None) -> Particles:
+        """The particles after one more stage.
+
+        Arguments:
+            current: The particles.
+            pooled: Log ratios ``(R, n)`` of islands that have inverse temperatures in common with
+                these, if there are others.
+        """
+        self.pooled = pooled
+        return next(driver.run_smc(current, self.next_step, torch.inf))
+
+    def to_the_end(self, current: Particles) -> Particles:
+        """The particles at the target."""
+        while not self.ended:
+            current = self.stage(current)
+        return current
+
     def _by_island(self, values: Tensor) -> Tensor:
         return values.unflatten(0, (self.islands, -1))
 
     def next_step(self, current: Particles) -> SMCStep | None:
-        if float(self.betas[-1].min()) == 1:
+        if self.ended:
             return None
         log_ratio = self._by_island(current.state.log_ratio)
         shortest = SHORTEST_STAGE + SLOWEST_GROWTH * float(self.betas[-1].min())
@@ -213,6 +315,7 @@ class _Tempering:
         if not self.common:
             return paths.next_betas(log_ratio, self.betas[-1], self.target_ess, shortest)
         here = self.betas[-1][:1]
+        log_ratio = log_ratio if self.pooled is None else self.pooled
         later = paths.next_betas(log_ratio.reshape(1, -1), here, self.target_ess, shortest)
         return later.expand(self.islands)
 

@@ -91,6 +91,13 @@ class FixedTrajectory:
     def observe(self, info: HMCInfo, *trajectory: Any) -> None:
         """Takes note of a trajectory, of which nothing is needed."""
 
+    def observed(self) -> Tensor:
+        """Nothing, ``(0, 4)``."""
+        return torch.empty(0, 4, dtype=torch.double)
+
+    def set_observed(self, values: Tensor) -> None:
+        """Takes note of nothing."""
+
     def adapt(self, info: HMCInfo) -> None:
         """Adapts the step size to the report of a step."""
         errors = (self._target - info.accept_prob) * ~info.jumped

@@ -280,7 +280,7 @@ class TrajectoryAdaptation:
         self._points, self._taken = van_der_corput(options.period), 0
         self._ascent: LengthAscent | None = None
         self._space: tuple[int, Tensor | None] = 1, None
-        self._seen: list[tuple[float, Tensor]] = []
+        self._seen: list[Tensor] = []
         self.adapting = True
         self._set_steps(num_steps)
 
@@ -344,7 +344,19 @@ class TrajectoryAdaptation:
         usable = torch.isfinite(terms).all(0) & (weights > 0)
         criterion, slope = torch.where(usable, weights * terms, 0.0).sum(-1) / count
         gradient = h * self._mean * step_size * slope
-        self._seen.append((h, torch.stack([harmonic, criterion, gradient])))
+        factor = torch.full_like(harmonic, h)
+        self._seen.append(torch.stack([factor, harmonic, criterion, gradient]))
+
+    def observed(self) -> Tensor:
+        """The bearing of the trajectories since the last :meth:`adapt`, ``(n, 4)``, float64.
+
+        They are the fields of :class:`ObservedTrajectory`, for each trajectory.
+        """
+        return torch.stack(self._seen) if self._seen else torch.empty(0, 4, dtype=torch.double)
+
+    def set_observed(self, values: Tensor) -> None:
+        """Takes numbers of :meth:`observed`, such as means over several batches of chains."""
+        self._seen = list(values.unbind())
 
     def adapt(self, info: HMCInfo | None = None) -> None:
         """Adapts both to the trajectories since the last call; waits for the device, once.
@@ -352,10 +364,8 @@ class TrajectoryAdaptation:
         Arguments:
             info: Not used: :meth:`observe` has kept what is needed.
         """
-        factors, values = [h for h, _ in self._seen], [value for _, value in self._seen]
-        self._seen = []
-        numbers = torch.stack(values).tolist()
-        seen = [ObservedTrajectory(h, *three) for h, three in zip(factors, numbers)]
+        numbers, self._seen = torch.stack(self._seen).tolist(), []
+        seen = [ObservedTrajectory(*four) for four in numbers]
         moved = [one.acceptance for one in seen if isfinite(one.acceptance)]
         if moved:
             mean = torch.tensor(sum(moved) / len(moved), dtype=torch.double, device="cpu")

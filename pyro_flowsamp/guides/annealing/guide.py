@@ -53,6 +53,7 @@ from ...flows.recipes import gaussian
 from ...options import FitOptions
 from ...smc import driver, particles, paths
 from ...smc.particles import Particles
+from ...smc.shared_islands import on_islands
 from ...smc.starts import overdispersed_base
 from ...target.arguments import check_shared_names
 from ...target.density import Target
@@ -301,7 +302,7 @@ class AutoAnnealingFlow(PathGuide):
                 f"the path ends at beta = {beta:.4g}, short of the target: call fit, which goes on "
                 f"from there."
             )
-        return self._carried(target, num_particles, islands)
+        return on_islands(target, num_particles, islands, self._carried, self._flow)
 
     def _carried(self, target: Target, num_particles: int, islands: int) -> Particles:
         """Fresh particles where the finished blocks end."""

@@ -23,6 +23,7 @@ from ...nn.mlp import VelocityMLP
 from ...options import FitOptions
 from ...smc import driver, particles
 from ...smc.particles import Particles
+from ...smc.shared_islands import on_islands
 from ...target.arguments import check_shared_names
 from ...target.density import Target
 from ...train import History
@@ -257,10 +258,13 @@ class AutoDeformationFlow(PathGuide):
         check_shared_names(AutoDeformationFlow.particles, self._source.required, args, given)
         check_count("moves", moves, 0)
         self.check_islands(num, islands)
-        on_the_way = self.intermediate_particles(
-            self.target_for(*args, **kwargs), num, islands, moves
-        )
-        return deque(on_the_way, maxlen=1).pop()
+        target = self.target_for(*args, **kwargs)
+
+        def carried(target: Target, num: int, islands: int) -> Particles:
+            on_the_way = self.intermediate_particles(target, num, islands, moves)
+            return deque(on_the_way, maxlen=1).pop()
+
+        return on_islands(target, num, islands, carried, self._flow)
 
     def path_times(self) -> list[float]:
         """The ends of the slices of time, :attr:`time_grid`."""

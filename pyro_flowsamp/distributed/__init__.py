@@ -1,0 +1,47 @@
+r"""Many workers: the same script in several processes, each with a part of the work.
+
+A *unit* of work is a block of chains, or an island of particles. It has a stream of random numbers
+of its own (:class:`~pyro_flowsamp.seeding.Stream`), and its densities are evaluated as a batch of
+its own. Units are shared out to the processes, unit u to rank u mod K. What a unit does depends on
+no other unit but by values that all ranks gather, in float64 and in the order of units. So results
+are the same, bit for bit, for every number K of workers, as long as each has as many threads.
+
+Processes exchange tensors by the collective operations of :mod:`torch.distributed`: gloo between
+CPUs, NCCL between GPUs. No model and no data is ever sent: every rank runs the script, and so has
+them.
+
+References:
+    Surjanovic, Biron-Lattes, Tiede, Syed, Campbell and Bouchard-Côté, *Pigeons.jl: Distributed
+    Sampling From Intractable Distributions*, 2023, https://arxiv.org/abs/2308.09769
+"""
+
+from .context import (
+    current_workers,
+    guarded,
+    is_hidden,
+    refuse_checkpoint,
+    refuse_workers,
+    splitting_workers,
+    workers,
+)
+from .densities import check_same_density, untraced
+from .group import WorkerGroup
+from .options import WorkersOptions
+from .training import SharedTraining, share_of_batch, shared_training
+
+__all__ = [
+    "SharedTraining",
+    "WorkerGroup",
+    "WorkersOptions",
+    "check_same_density",
+    "current_workers",
+    "guarded",
+    "is_hidden",
+    "refuse_checkpoint",
+    "refuse_workers",
+    "share_of_batch",
+    "shared_training",
+    "splitting_workers",
+    "untraced",
+    "workers",
+]

@@ -1,0 +1,233 @@
+"""The processes that share work, and what they exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..seeding import generator_states, set_generator_states
+from ..versions import versions
+from .options import WorkersOptions
+
+__all__ = ["WorkerGroup"]
+
+
+class WorkerGroup:
+    """The processes that share the work, as one of them sees them.
+
+    Arguments:
+        rank: The number of this process, from 0.
+        size: The number K of processes.
+        device: The device of this process.
+        options: Options of the workers.
+        shard: The plate whose rows are shared out, or None.
+        store: A store of keys that all processes see, or None.
+
+    Attributes:
+        rank, size, device, options, shard: As given.
+        messages: Exchanges so far.
+
+    Example::
+
+        >>> group = WorkerGroup(0, 1, torch.device("cpu"), WorkersOptions())
+        >>> list(group.units(3)), group.messages
+        ([0, 1, 2], 0)
+        >>> group.join([torch.ones(2), torch.zeros(1)], [2, 1])
+        tensor([1., 1., 0.])
+        >>> group.messages
+        1
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        device: torch.device,
+        options: WorkersOptions,
+        shard: str | None = None,
+        store: Any = None,
+    ) -> None:
+        self.rank, self.size, self.device, self.options = rank, size, device, options
+        self.shard, self.messages = shard, 0
+        self._store, self._ended = store, ""
+
+    # ---- exchanges ----------------------------------------------------------------------------
+
+    def all_gather(self, value: Tensor) -> Tensor:
+        """The tensors of all ranks, ``(...) → (K, ...)``; of one shape and type on all of them."""
+        sent = value.detach().contiguous()
+        sent = sent.view(torch.uint8) if sent.dtype == torch.bool else sent
+        found = [torch.empty_like(sent) for _ in range(self.size)]
+        self._exchange(lambda: dist.all_gather(found, sent), lambda: found.__setitem__(0, sent))
+        gathered = torch.stack(found)
+        return gathered.view(torch.bool) if value.dtype == torch.bool else gathered
+
+    def broadcast(self, value: Tensor) -> Tensor:
+        """The tensor of rank 0; of one shape and type on all ranks."""
+        sent = value.detach().clone().contiguous()
+        self._exchange(lambda: dist.broadcast(sent, 0))
+        return sent
+
+    def add(self, value: Tensor) -> Tensor:
+        """The sum of the tensors of all ranks; of one shape and type on all of them."""
+        total = value.detach().clone().contiguous()
+        self._exchange(lambda: dist.all_reduce(total))
+        return total
+
+    def largest(self, value: Tensor) -> Tensor:
+        """The element-wise maximum of the tensors of all ranks."""
+        most = value.detach().clone().contiguous()
+        self._exchange(lambda: dist.all_reduce(most, dist.ReduceOp.MAX))
+        return most
+
+    def _exchange(
+        self, operation: Callable[[], Any], alone: Callable[[], Any] | None = None
+    ) -> None:
+        """Carries out a collective operation, or its counterpart where there is one process."""
+        if self._ended:
+            raise RuntimeError(self._ended)
+        self.messages += 1
+        if self.size == 1:
+            if alone is not None:
+                alone()
+            return
+        try:
+            operation()
+        except RuntimeError as error:
+            self._leave()
+            self._ended = self._who_is_lost()
+            raise RuntimeError(self._ended) from error
+
+    # ---- units --------------------------------------------------------------------------------
+
+    def units(self, number: int) -> Sequence[int]:
+        """The units of this rank, of so many; without any it repeats unit 0, which is ignored."""
+        return range(self.rank, number, self.size) or [0]
+
+    def join(self, own: Sequence[Tensor], sizes: Sequence[int], to_all: bool = True) -> Any:
+        """The rows of all units, in the order of units.
+
+        Arguments:
+            own: The rows of each unit of this rank, ``(n_u, ...)``.
+            sizes: The number of rows of every unit.
+            to_all: Whether all ranks want them, or rank 0 alone.
+
+        Returns:
+            A tensor ``(Σ n_u, ...)``; None on ranks that do not want it.
+        """
+        room, most = -(-len(sizes) // self.size), max(sizes)
+        sent = own[0].new_zeros(room, most, *own[0].shape[1:])
+        for slot, rows in zip(sent, own):
+            slot[: len(rows)] = rows
+        found = self.all_gather(sent)
+        if not to_all and self.rank:
+            return None
+        return torch.cat([found[u % self.size, u // self.size, :n] for u, n in enumerate(sizes)])
+
+    # ---- what all ranks have in common ---------------------------------------------------------
+
+    def shared_seed(self) -> int:
+        """A seed that is drawn from the random numbers of rank 0."""
+        return int(self.broadcast(torch.randint(2**62, (), device="cpu")))
+
+    def check_same(self, what: str, values: Tensor) -> None:
+        """Checks that numbers are the same on all ranks, up to ``options.max_difference``.
+
+        Arguments:
+            what: What the numbers are of, for the message.
+            values: The numbers, ``(n,)``.
+
+        Raises:
+            ValueError: They differ.
+        """
+        found = self.all_gather(values.double().nan_to_num(nan=0.0, posinf=1e300, neginf=-1e300))
+        difference = (found - found[0]).abs() / (1 + found[0].abs())
+        other = (difference.amax(1) > self.options.max_difference).nonzero()[:, 0].tolist()
+        if other:
+            rows = [f"rank {r}: {[f'{v:.6g}' for v in found[r].tolist()]}" for r in (0, *other)]
+            raise ValueError(
+                f"{what} differs between the workers ({'; '.join(rows)}): every worker needs the "
+                f"same model and the same data"
+            )
+
+    def same_start(self) -> None:
+        """Checks that versions are the same, and gives all ranks the random state of rank 0.
+
+        Raises:
+            ValueError: The versions of Python or of a package differ.
+        """
+        states = {**generator_states(), "cuda": []}
+        if self.device.type == "cuda":
+            states["cuda"] = [torch.cuda.get_rng_state(self.device)]
+        told: list[Any] = [None] * self.size
+        own = versions(), states if self.rank == 0 else None
+        self._exchange(lambda: dist.all_gather_object(told, own), lambda: told.__setitem__(0, own))
+        first = told[0][0]
+        for rank, (found, _) in enumerate(told):
+            other = [f"{k} {v}, not {first[k]}" for k, v in found.items() if v != first[k]]
+            if other:
+                raise ValueError(
+                    f"rank {rank} has {', '.join(other)} as rank 0: install the same versions"
+                )
+        states = told[0][1]
+        cuda = states.pop("cuda")
+        set_generator_states({**states, "cuda": []})
+        if cuda and self.device.type == "cuda":
+            torch.cuda.set_rng_state(cuda[0], self.device)
+
+    # ---- ends ---------------------------------------------------------------------------------
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the exchange of this rank after an error, so that the others end too."""
+        if self._ended or self.size == 1:
+            return
+        self._ended = f"the work has ended with an error: {error}"
+        self._tell(f"failed/{self.rank}", f"{type(error).__name__}: {error}")
+        self._leave()
+
+    def finish(self) -> None:
+        """Waits until all ranks have come to the end, and leaves them."""
+        if not self._ended:
+            self._exchange(lambda: dist.all_reduce(torch.zeros(1, device=self.device)))
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._store is not None and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _tell(self, key: str, text: str) -> None:
+        if self._store is not None:
+            try:
+                self._store.set(key, text)
+            except RuntimeError:  # the store was a process that has ended
+                pass
+
+    def _who_is_lost(self) -> str:
+        """A sentence about the ranks that do not answer, after an exchange has failed."""
+        failed = f"an exchange between {self.size} workers failed on rank {self.rank}"
+        if self._store is None:
+            return failed
+        self._tell(f"here/{self.rank}", "")
+        lost, told = [], []
+        wait = timedelta(seconds=self.options.answer_timeout)
+        for rank in range(self.size):
+            try:
+                if self._store.check([f"failed/{rank}"]):
+                    told.append(f"rank {rank}: {self._store.get(f'failed/{rank}').decode()}")
+                else:
+                    self._store.wait([f"here/{rank}"], wait)
+            except RuntimeError:
+                lost.append(rank)
+        if told:
+            return f"another worker has ended with an error. {'; '.join(told)}"
+        if lost:
+            return (
+                f"{failed}: rank {', '.join(map(str, lost))} does not answer any more. It may have "
+                f"been killed, or have had too little memory"
+            )
+        return failed

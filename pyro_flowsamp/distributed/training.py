@@ -1,0 +1,115 @@
+r"""Trainings whose batches are shared out to workers.
+
+Every worker draws a part of the batch, by random numbers of its own. With K workers and losses
+:math:`L_k` that are means over equally many draws, the gradient
+
+.. math:: \nabla L = \frac1K \sum_{k=1}^K \nabla L_k
+
+is that of the mean over the whole batch. It is added up as one vector, the losses with it. A part
+that is not finite makes the sum not finite, so that all workers skip the same steps.
+
+A step is the same on every number of workers only in distribution: where the batch is split it has
+other random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..seeding import Stream
+from .context import refuse_workers, splitting_workers
+from .group import WorkerGroup
+
+__all__ = ["SharedTraining", "share_of_batch", "shared_training"]
+
+
+def share_of_batch(batch_size: int) -> int:
+    """The draws of this worker in a batch of so many, rounded up; all where there is one worker.
+
+    Arguments:
+        batch_size: The draws of all workers.
+
+    Example:
+        >>> share_of_batch(256)
+        256
+    """
+    group = splitting_workers()
+    return batch_size if group is None else -(-batch_size // group.size)
+
+
+class SharedTraining:
+    """The exchange between the workers of a training.
+
+    All begin with the parameters of rank 0.
+
+    Arguments:
+        group: The workers.
+        parameters: Parameters to train.
+
+    Example:
+        >>> from pyro_flowsamp.distributed import workers
+        >>> x = torch.nn.Parameter(torch.ones(2))
+        >>> with workers() as group:
+        ...     shared = SharedTraining(group, [x])
+        ...     grads, loss = shared.average([2 * torch.ones(2)], torch.tensor(3.0))
+        >>> grads, loss
+        ([tensor([2., 2.])], tensor(3.))
+    """
+
+    def __init__(self, group: WorkerGroup, parameters: Sequence[Tensor]) -> None:
+        self.group = group
+        device = parameters[0].device
+        self._stream = Stream(group.shared_seed(), "training", group.rank, device)
+        with torch.no_grad():
+            flat = torch.cat([p.detach().flatten().double() for p in parameters])
+            for own, first in zip(parameters, _split(group.broadcast(flat), parameters)):
+                own.copy_(first)
+
+    @contextmanager
+    def random_numbers(self) -> Iterator[None]:
+        """A context with the random numbers of this worker."""
+        with self._stream.active():
+            yield
+
+    def average(self, grads: Sequence[Tensor], loss: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The means of gradients and losses over the workers."""
+        flat = torch.cat(
+            [*(grad.flatten() for grad in grads), loss.detach().reshape(1).to(grads[0])]
+        )
+        mean = self.group.add(flat) / self.group.size
+        return _split(mean[:-1], grads), mean[-1]
+
+    def gathered(self, log_weights: Tensor) -> Tensor:
+        """The log weights ``(n,)`` of all workers, in the order of ranks."""
+        return self.group.all_gather(log_weights.double()).flatten()
+
+    def agreed(self, verdict: str, verdicts: Sequence[str]) -> str:
+        """The verdict of rank 0, of those that there are."""
+        number = torch.tensor(verdicts.index(verdict), device=self.group.device)
+        return verdicts[int(self.group.broadcast(number))]
+
+
+def _split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Parts of a vector in the shapes and types of others."""
+    parts = flat.split([value.numel() for value in like])
+    return [part.view_as(value).to(value.dtype) for part, value in zip(parts, like)]
+
+
+def shared_training(parameters: Sequence[Tensor], shared: bool) -> SharedTraining | None:
+    """The exchange of a training where there are workers, else None.
+
+    Arguments:
+        parameters: Parameters to train.
+        shared: Whether each worker draws a part of the batch.
+
+    Raises:
+        ValueError: There are workers, and it does not.
+    """
+    if not shared:
+        refuse_workers("this training", "train the guide before workers() is entered")
+    group = splitting_workers()
+    return None if group is None else SharedTraining(group, parameters)

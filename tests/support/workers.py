@@ -1,0 +1,69 @@
+"""Several processes that run one function as workers, in the place of torchrun."""
+
+import multiprocessing
+import os
+import tempfile
+
+import torch
+
+import pyro_flowsamp
+from pyro_flowsamp import WorkersOptions
+
+LIMIT = 60  #: seconds after which processes that have not ended are killed
+
+
+def run_workers(size, function, *args, **options):
+    """Returns what ``function(group, *args)`` returns on each rank inside of ``workers()``.
+
+    An exception is returned in the place of a result, a None for a process that was killed.
+    """
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        method = f"file://{folder}/store"
+        pipes, processes = [], []
+        for rank in range(size):
+            receiver, sender = context.Pipe(duplex=False)
+            target = (sender, rank, size, method, function, args, options)
+            process = context.Process(target=_worker, args=target)
+            process.start()
+            sender.close()
+            pipes.append(receiver)
+            processes.append(process)
+        results = [_received(pipe) for pipe in pipes]
+        for process in processes:
+            process.join(LIMIT)
+            if process.is_alive():
+                process.kill()
+    return results
+
+
+def _received(pipe):
+    try:
+        return pipe.recv() if pipe.poll(LIMIT) else None
+    except EOFError:
+        return None
+
+
+def _worker(sender, rank, size, method, function, args, options):
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK="0")
+    torch.set_num_threads(1)
+    settings = {"init_method": method, "timeout": 30.0, "answer_timeout": 1.0}
+    shard = options.pop("shard", None)
+    try:
+        with pyro_flowsamp.workers(shard=shard, options=WorkersOptions(**settings | options)) as g:
+            result = function(g, *args)
+    except Exception as error:
+        result = error
+    sender.send(_plain(result))
+    sender.close()
+
+
+def _plain(value):
+    """Tensors as arrays, which go through a pipe without shared memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().numpy().copy()
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
