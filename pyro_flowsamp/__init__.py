@@ -36,6 +36,7 @@ from .plots import PlotOptions, plot_modes, plot_path, plot_training
 from .reporting import ReportOptions, report
 from .sampling import sample
 from .smc import tempered_smc
+from .stored_draws import StoredDraws
 from .target import Target, TracingOptions
 from .train import History
 from .vectorized import VectorizedMCMC
@@ -80,6 +81,7 @@ __all__ = [
     "SearchOptions",
     "Target",
     "TracingOptions",
+    "StoredDraws",
     "VectorizedMCMC",
     "WeightedSum",
     "WorkersOptions",

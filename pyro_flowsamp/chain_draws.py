@@ -9,6 +9,7 @@ from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from torch import Tensor
 
 from .kernels.statistics import proposal_diagnostics
+from .streaming import Empty, in_memory
 from .target.density import Target
 from .target.site import Values
 from .validation import check_count
@@ -49,6 +50,7 @@ class ChainDraws:
         self.target: Target | None = None
         self._proposal: Any = None
         self._samples: Values | None = None
+        self._empty: Empty = in_memory  # makes memory for what is computed of the draws
 
     def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> Values:
         """Constrained draws ``{site: (draws, ...)}``, or ``(chains, draws, ...)`` by chain.

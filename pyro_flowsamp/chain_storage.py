@@ -15,8 +15,11 @@ from .checkpoint.folder import CheckpointError
 from .checkpoint.scope import Scope
 from .draw_buffer import DrawBuffer
 from .kernels.base import FlowKernel
+from .streaming import Empty, InFiles, in_memory
 
 __all__ = ["ChainPosition", "ChainStorage"]
+
+BLOCK_BYTES = 2**26  #: of draws that are not stored yet, from which on they are
 
 
 @dataclass
@@ -102,6 +105,12 @@ class ChainStorage:
         """The digest of the kernel's frozen copy of the flow, which no step changes."""
         return digest(self.kernel.proposal.state_dict())
 
+    @property
+    def empty(self) -> Empty:
+        """Makes memory for the draws: the machine's, or files of the checkpoint."""
+        folder = self.scope.stream_folder
+        return in_memory if folder is None else InFiles(folder)
+
     def load_draws(self, buffer: DrawBuffer) -> None:
         """Fills a buffer with the draws that are stored."""
         for block in range(self._blocks):
@@ -109,12 +118,15 @@ class ChainStorage:
         self._stored = buffer.count
 
     def after(self, steps: int, position: ChainPosition, buffer: DrawBuffer | None = None) -> None:
-        """Writes where it is time to, after so many steps more.
+        """Writes where it is time to, after so many steps more, or where there are many draws.
 
         Raises:
             CheckpointError: The disk is full, or the folder cannot be written to.
         """
-        if self.scope.due(steps):
+        due = self.scope.due(steps)
+        if buffer is not None and self.scope.stores:
+            due = due or buffer.bytes_since(self._stored) >= BLOCK_BYTES
+        if due:
             self.write(position, buffer)
 
     def write(self, position: ChainPosition, buffer: DrawBuffer | None = None) -> None:

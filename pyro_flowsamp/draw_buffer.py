@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from .free_memory import free_bytes
 from .kernels.statistics import STATISTICS, KernelState, StepInfo, statistics
+from .streaming import Empty, in_blocks, in_memory
 from .target.density import Target
 from .target.site import Values
 from .validation import as_tensor, shown
@@ -19,6 +22,7 @@ __all__ = [
     "KeptSites",
     "check_memory",
     "given_points",
+    "joined",
     "needed_bytes",
     "starting_values",
 ]
@@ -153,9 +157,18 @@ class KeptSites:
         keep = torch.tensor([s.name in kept for s in sites for _ in range(s.size)])
         self.columns = keep.nonzero()[:, 0].to(target.device)
 
-    def unpack(self, draws: Tensor) -> Values:
-        """Constrained values ``{site: (chains, draws, ...)}`` of kept columns."""
-        blocks = draws.split([s.size for s in self.sites], -1)
+    def unpack(self, draws: Tensor, empty: Empty = in_memory) -> Values:
+        """Constrained values ``{site: (chains, draws, ...)}`` of kept columns.
+
+        Arguments:
+            draws: The kept columns of draws, ``(chains, draws, columns)``.
+            empty: Makes memory for the values.
+        """
+        chains, num, numbers = draws.shape
+        return in_blocks(self._unpacked, draws, (chains, num), numbers, empty)
+
+    def _unpacked(self, draws: Tensor, first: int, last: int) -> Values:
+        blocks = draws[:, first:last].split([s.size for s in self.sites], -1)
         return {
             site.name: site.transform(block.reshape(block.shape[:2] + site.shape))
             for site, block in zip(self.sites, blocks)
@@ -169,6 +182,7 @@ class DrawBuffer:
         num_samples: Draws that there is room for.
         state: The chains' state.
         columns: Columns of the positions to keep.
+        empty: Makes the memory.
 
     Attributes:
         size, count: Draws that there is room for, and draws so far.
@@ -184,13 +198,20 @@ class DrawBuffer:
         (tensor([1., 1., 1.]), tensor([True, True, True]))
     """
 
-    def __init__(self, num_samples: int, state: KernelState, columns: Tensor) -> None:
-        shape = num_samples, len(state.x)
+    def __init__(
+        self,
+        num_samples: int,
+        state: KernelState,
+        columns: Tensor,
+        empty: Empty = in_memory,
+    ) -> None:
+        shape, device = (num_samples, len(state.x)), state.x.device
         self.columns, self.size, self.count = columns, num_samples, 0
-        self.x = state.x.new_empty((*shape, len(columns)))
+        self.x = empty((*shape, len(columns)), state.x)
+        types = {name: TYPES.get(name, torch.double) for name in STATISTICS}
         self.statistics = {
-            name: torch.empty(shape, dtype=TYPES.get(name, torch.double), device=self.x.device)
-            for name in STATISTICS
+            name: empty(shape, torch.empty(0, dtype=kind, device=device))
+            for name, kind in types.items()
         }
 
     def add(self, state: KernelState, info: StepInfo) -> None:
@@ -199,6 +220,11 @@ class DrawBuffer:
         for name, value in statistics(state, info).items():
             self.statistics[name][self.count] = value
         self.count += 1
+
+    def bytes_since(self, first: int) -> int:
+        """The bytes of the draws from number ``first`` on."""
+        parts = [self.x, *self.statistics.values()]
+        return (self.count - first) * sum(v[:1].numel() * v.element_size() for v in parts)
 
     def since(self, first: int) -> dict[str, Any]:
         """The draws from number ``first`` on, for :meth:`extend`."""
@@ -222,6 +248,25 @@ class DrawBuffer:
         return self.x[: self.count].transpose(0, 1), stats
 
 
+def joined(old: Tensor, new: Tensor, empty: Empty) -> Tensor:
+    """Draws ``(chains, draws, ...)`` after earlier ones, in memory of their own.
+
+    Arguments:
+        old, new: The earlier draws, and those that follow.
+        empty: Makes the memory.
+
+    Example:
+        >>> joined(torch.zeros(1, 2), torch.ones(1, 1), in_memory)
+        tensor([[0., 0., 1.]])
+    """
+    if empty is in_memory:
+        return torch.cat([old, new], 1)
+    chains, num = old.shape[:2]
+    made = empty((num + new.shape[1], chains, *old.shape[2:]), old).transpose(0, 1)
+    made[:, :num], made[:, num:] = old, new
+    return made
+
+
 def needed_bytes(target: Target, num_samples: int, num_chains: int, columns: int) -> int:
     """Bytes for draws and their statistics: in the order of steps, by chain, and constrained.
 
@@ -240,16 +285,23 @@ def needed_bytes(target: Target, num_samples: int, num_chains: int, columns: int
     return num_samples * num_chains * (positions + statistics)
 
 
-def check_memory(target: Target, num_samples: int, num_chains: int, columns: int) -> None:
-    """Refuses draws that need more memory than the device has free, before any work is done.
+def check_memory(
+    target: Target, num_samples: int, num_chains: int, columns: int, folder: Path | None = None
+) -> None:
+    """Refuses draws that need more memory than there is, before any work is done.
+
+    Draws that are held in files need that much room on the disk, and as much again for those that
+    a checkpoint stores.
 
     Arguments:
         target: The target, for its dtype and device.
         num_samples, num_chains: Counts of draws.
         columns: Columns of the positions that are kept.
+        folder: The folder in whose files the draws are held; None for the device's memory.
 
     Raises:
-        ValueError: There is too little memory.
+        ValueError: There is too little memory, or too little room on the disk; or draws on another
+            device than the CPU shall be held in files.
 
     Example:
         >>> target = Target.from_energy(lambda x: x.square().sum(-1), 2)
@@ -259,10 +311,28 @@ def check_memory(target: Target, num_samples: int, num_chains: int, columns: int
         ValueError: ...
     """
     needed = needed_bytes(target, num_samples, num_chains, columns)
+    if folder is not None:
+        _check_disk(target, folder, 2 * needed)
+        return
     free = free_bytes(torch.device(target.device))
     if free is not None and needed > free:
         raise ValueError(
             f"{num_samples} draws of {num_chains} chains, {columns} numbers each, need {needed:,} "
             f"bytes on {target.device}, and {free:,} are free: keep fewer draws by thin=..., fewer "
-            f"sites by save_params=..., or fewer chains by num_chains=..."
+            f"sites by save_params=..., fewer chains by num_chains=..., or hold them in files by "
+            f"checkpoint=CheckpointOptions(folder, stream=True)"
+        )
+
+
+def _check_disk(target: Target, folder: Path, needed: int) -> None:
+    if torch.device(target.device).type != "cpu":
+        raise ValueError(
+            f"CheckpointOptions.stream holds the draws of chains on the CPU in files, and this "
+            f"target is on {target.device}: leave stream out"
+        )
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"the draws need {needed:,} bytes in {folder}, where {free:,} are free: keep fewer "
+            f"draws by thin=..., fewer sites by save_params=..., or give a folder on another disk"
         )

@@ -28,7 +28,7 @@ from .chain_storage import ChainPosition, ChainStorage
 from .checkpoint.options import Location, as_checkpoint_options
 from .checkpoint.scope import Scope, entered
 from .distributed import guarded, is_hidden, refuse_checkpoint
-from .draw_buffer import DrawBuffer, KeptSites, check_memory, starting_values
+from .draw_buffer import DrawBuffer, KeptSites, check_memory, joined, starting_values
 from .kernels.base import FlowKernel
 from .kernels.statistics import StillChainOptions, warn_of_still_chains
 from .target.site import Values
@@ -71,7 +71,7 @@ def warn_of_rejections(
         options: Where single chains that never move are told.
     """
     accepted = found["accepted"]
-    rate = float(accepted.double().mean())
+    rate = float(accepted.count_nonzero()) / max(1, accepted.numel())
     if rate < least and accepted.numel() >= proposals:
         warnings.warn(
             f"only {rate:.2%} of the proposals were accepted, none by "
@@ -228,7 +228,8 @@ class VectorizedMCMC(SharedRun):
         if starts is not None:
             kernel.binding.starts = kernel.target.pack_unconstrained(starts)
         kept = KeptSites(kernel.target, self.save_params)
-        check_memory(kernel.target, num, chains_here(chains), len(kept.columns))
+        here, folder = chains_here(chains), scope.stream_folder
+        check_memory(kernel.target, num, here, len(kept.columns), folder)
         storage = ChainStorage(scope, kernel)
         storage.describe(args, kwargs, **self._described(starts))
         clock = perf_counter()
@@ -319,7 +320,8 @@ class VectorizedMCMC(SharedRun):
         append: bool = False,
     ) -> None:
         """Draws, and takes the draws and the attributes ``made`` with them once there are any."""
-        buffer, interrupted = DrawBuffer(num, position.state, made["_kept"].columns), False
+        made["_empty"], interrupted = storage.empty, False
+        buffer = DrawBuffer(num, position.state, made["_kept"].columns, storage.empty)
         kept = partial(self._keep, buffer, position, thin, made, append)
         try:
             draw(made["_steps"], position, buffer, thin, storage, is_hidden(self.disable_progbar))
@@ -348,12 +350,12 @@ class VectorizedMCMC(SharedRun):
             return
         x, found = buffer.by_chain()
         if append:
-            x = torch.cat([self.unconstrained, x], 1)
-            found = {k: torch.cat([self.statistics[k], v], 1) for k, v in found.items()}
+            x = joined(self.unconstrained, x, made["_empty"])
+            found = {k: joined(self.statistics[k], v, made["_empty"]) for k, v in found.items()}
         self.__dict__.update(made)
         self.unconstrained, self.statistics, self.starts = x, found, position.starts
         self.num_chains, self.num_samples, self.thin = len(x), x.shape[1], thin
-        self._samples, self._state = self._kept.unpack(x), position.state
+        self._samples, self._state = self._kept.unpack(x, self._empty), position.state
         self.seconds, self.interrupted = position.seconds, False
         self.step_size = getattr(self.kernel, "step_size", None)
 

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from shutil import which
 
 import pyro
 import pytest
@@ -106,6 +107,18 @@ def test_graphs_take_over_at_the_same_step(tmp_path):
     for writes in (count // 3, count // 2, count - 1):
         path = tmp_path / str(writes)
         assert same(whole, in_two_parts(lambda path=path: once(path), writes)), writes
+
+
+@pytest.mark.slow  # the compiler takes seconds
+@pytest.mark.skipif(which("g++") is None, reason="there is no C++ compiler")
+def test_compiled_graphs_go_on_bit_by_bit(tmp_path):
+    whole = run(None, "HMC", target=(target := banana()), compile_mode=True)
+    assert target.tracing_state()["compiled"] and not any(target.tracing_state()["reasons"])
+    count = number_of_writes(lambda: run(tmp_path / "count", "HMC", compile_mode=True))
+    for writes in (count // 2, count - 1):
+        path = tmp_path / str(writes)
+        found = in_two_parts(lambda path=path: run(path, "HMC", compile_mode=True), writes)
+        assert same(whole, found), writes
 
 
 def test_a_finished_folder_returns_its_draws(tmp_path):

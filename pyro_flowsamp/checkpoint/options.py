@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..validation import check_count, check_number, shown
+from ..validation import check_count, check_flag, check_number, shown
 
 __all__ = ["CheckpointOptions", "Location", "as_checkpoint_options"]
 
@@ -23,6 +23,8 @@ class CheckpointOptions:
         every_seconds: Seconds after which a step is followed by a checkpoint; infinite for none.
         every_steps: Steps, of chains or of an optimiser, after which one is written too; 0 for
             seconds alone.
+        stream: Whether draws are held in files of the folder, and not all in memory; see
+            :class:`~pyro_flowsamp.StoredDraws`. Only for chains on the CPU.
 
     Raises:
         ValueError: The folder is no path, or a number is out of range.
@@ -36,6 +38,7 @@ class CheckpointOptions:
     folder: str | PathLike[str]
     every_seconds: float = 30.0
     every_steps: int = 0
+    stream: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.folder, str | PathLike) or not str(self.folder):
@@ -45,6 +48,7 @@ class CheckpointOptions:
             )
         check_number("CheckpointOptions.every_seconds", self.every_seconds, 0)
         check_count("CheckpointOptions.every_steps", self.every_steps, 0)
+        check_flag("CheckpointOptions.stream", self.stream)
 
     @property
     def path(self) -> Path:

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -112,6 +113,13 @@ class Scope:
     def stores(self) -> bool:
         """Whether there is a checkpoint."""
         return self._session is not None
+
+    @property
+    def stream_folder(self) -> Path | None:
+        """The folder in whose files draws are held; None where they are held in memory."""
+        if self._session is None or not self._session.options.stream:
+            return None
+        return self._session.folder.path
 
     @property
     def is_outermost(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..streaming import in_blocks
 from ..target.context import signature_of
 from ..target.density import Target
 from ..target.quantities import (
@@ -121,7 +122,6 @@ class ModelGroups:
         assert drawn.target is not None
         self.target, self.drawn, self.found = drawn.target, drawn, found
         self.left_out: list[str] = []
-        self.flat = {name: value.flatten(0, 1) for name, value in drawn.samples.items()}
         self.missing = [s.name for s in self.target.sites if s.name not in drawn.samples]
 
     def deterministic(self) -> Values:
@@ -134,7 +134,8 @@ class ModelGroups:
         return self._made(f"no draws of the deterministic sites {names}", reason, self._values)
 
     def _values(self) -> Values:
-        return self._by_chain(deterministic_values(self.target, self.flat, self.found.numbers))
+        numbers = self.found.numbers
+        return self._by_chain(lambda x: deterministic_values(self.target, x, numbers))
 
     def log_likelihood(self) -> Values:
         """The log-likelihood of each observation, ``{site: (chains, draws, *batch_shape)}``."""
@@ -144,7 +145,7 @@ class ModelGroups:
         return self._made(
             "no log_likelihood group",
             reason,
-            lambda: self._by_chain(self.target.pointwise_log_likelihood(self.flat)),
+            lambda: self._by_chain(self.target.pointwise_log_likelihood),
             remedy=". log_likelihood=False silences this.",
         )
 
@@ -170,7 +171,7 @@ class ModelGroups:
         return self._made(
             "no log_prior group",
             self._obstacle(numbers, needs_discrete=True),
-            lambda: self._by_chain(log_prior(self.target, self.flat, self.found.numbers)),
+            lambda: self._by_chain(lambda x: log_prior(self.target, x, self.found.numbers)),
         )
 
     def _replicated(self) -> Values:
@@ -178,7 +179,7 @@ class ModelGroups:
         return self._made(
             "no posterior_predictive group",
             self._obstacle(numbers) or self._unobserved(),
-            lambda: self._by_chain(replicated_data(self.target, self.flat, self.found.numbers)),
+            lambda: self._by_chain(lambda x: replicated_data(self.target, x, self.found.numbers)),
         )
 
     def _prior(self, groups: Sequence[str], num: int) -> dict[str, Values]:
@@ -223,8 +224,17 @@ class ModelGroups:
     def _shape(self) -> torch.Size:
         return next(iter(self.drawn.samples.values())).shape[:2]
 
-    def _by_chain(self, values: Values) -> Values:
-        return {name: value.unflatten(0, self._shape) for name, value in values.items()}
+    def _by_chain(self, make: Callable[[Values], Values]) -> Values:
+        """Values of all draws, by chain; ``make`` has them of draws of all chains in one row."""
+
+        def made(samples: Values, first: int, last: int) -> Values:
+            x = {name: value[:, first:last].flatten(0, 1) for name, value in samples.items()}
+            shape = self._shape[0], last - first
+            return {name: value.unflatten(0, shape) for name, value in make(x).items()}
+
+        chains, draws = self._shape
+        shape, numbers = (chains, draws), self.found.numbers
+        return in_blocks(made, self.drawn.samples, shape, numbers, self.drawn.empty)
 
     def _made(self, what: str, reason: str, make: Callable[[], Any], remedy: str = "") -> Any:
         """Calls ``make`` unless there is a reason not to; keeps the reason, or the error."""

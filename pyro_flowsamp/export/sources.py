@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..streaming import Empty, in_memory
 from ..target.density import Target
 from ..target.site import Values
 
@@ -26,6 +27,7 @@ class ExportedDraws(NamedTuple):
         packed: The same draws of the saved sites in R^d, ``(chains, draws, d)``, where the source
             has them; else None.
         superchains: The starting point of each chain as a number, ``(chains,)``.
+        empty: Makes memory for what is computed of the draws; where they are in files, a file.
 
     Example:
         >>> from pyro_flowsamp import Target
@@ -41,6 +43,7 @@ class ExportedDraws(NamedTuple):
     target: Target | None
     packed: Tensor | None
     superchains: Tensor
+    empty: Empty = in_memory
 
 
 def draws_of(source: Any, args: tuple, kwargs: dict, num_samples: int) -> ExportedDraws:
@@ -130,7 +133,8 @@ def _run_draws(run: Any) -> ExportedDraws:
     statistics = _recorded(run, shape) if vectorized else _reported(run.diagnostics(), shape)
     superchains = numbered(run.starts) if vectorized else torch.arange(shape[0])
     packed = run.unconstrained if vectorized else None
-    return ExportedDraws(samples, statistics, _target(run), packed, superchains)
+    empty = getattr(run, "_empty", in_memory)
+    return ExportedDraws(samples, statistics, _target(run), packed, superchains, empty)
 
 
 def unconstrained_values(drawn: ExportedDraws) -> Values:

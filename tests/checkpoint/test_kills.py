@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+import traceback
 import warnings
 from collections import Counter
 
@@ -22,6 +23,8 @@ from pyro_flowsamp import (
     FitOptions,
     LatentHMC,
     LocalGlobalHMC,
+    ModeSearchOptions,
+    SearchOptions,
     Target,
     VectorizedMCMC,
     sample,
@@ -70,14 +73,32 @@ def chains(path, energy=None, kernel=IMH):
     return run.unconstrained, run.interrupted
 
 
+#: a search for modes and pilot runs of little work
+QUICK = SearchOptions(
+    modes=ModeSearchOptions(paths=16, particles=128, max_evaluations=40_000),
+    pilot_warmup=10,
+    pilot_steps=20,
+    evidence_draws=200,
+)
+
+
 def search(path):
-    """All of ``sample()``."""
+    """All of ``sample()``: the search for modes, pilot runs, burn-in, draws and checks."""
     target = Target.from_energy(Energy(), 2)
-    checkpoint = path and CheckpointOptions(path, every_seconds=0.05)
-    data = sample(
-        target, num_samples=20, num_chains=64, seed=0, progress=False, checkpoint=checkpoint
-    )
-    return torch.as_tensor(data["posterior"]["x"].values), False
+    target.compile_mode = False
+    checkpoint = path and CheckpointOptions(path, every_seconds=0.02)
+    counts = {"num_samples": 20, "num_chains": 64, "seed": 0}
+    data = sample(target, **counts, search=QUICK, progress=False, checkpoint=checkpoint)
+    interrupted = "Ctrl-C" in data.attrs["problems"] or data["posterior"].sizes["draw"] < 20
+    return torch.as_tensor(data["posterior"]["x"].values), interrupted
+
+
+@pytest.fixture(scope="module")
+def imported():
+    """All that ``sample()`` imports when it is used first; an import cannot be interrupted."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        search(None)
 
 
 def local_global(path):
@@ -102,9 +123,12 @@ def child(program, path, output):
             result = program(path)
         except KeyboardInterrupt:
             result = None
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         torch.save(result, f"{output}.part")
         os.replace(f"{output}.part", output)
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -123,7 +147,7 @@ if LONG:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_kills_change_nothing(tmp_path, program):
+def test_kills_change_nothing(tmp_path, program, imported):
     output = tmp_path / "result"
     (whole, _), _ = result_of(program, None, output)
     (stored, _), seconds = result_of(program, tmp_path / "whole", output)
@@ -164,6 +188,34 @@ def test_interrupts_return_what_there_is(tmp_path):
             ends["the first draws" if interrupted else "all draws"] += 1
             assert torch.equal(draws, found[:, : draws.shape[1]]), number
             assert interrupted or draws.shape[1] == 20
+    print(dict(ends))
+
+
+@pytest.mark.slow
+def test_interrupts_of_sample_return_what_there_is(tmp_path, imported):
+    """And the same call returns whole draws: the same ones, where it was the search that ended."""
+    output = tmp_path / "result"
+    (whole, _), seconds = result_of(search, None, output)
+    chance, ends = random.Random(3), Counter()
+    for number in range(INTERRUPTS):
+        path = tmp_path / str(number)
+        output.unlink(missing_ok=True)
+        pid = child(search, path, output)
+        time.sleep(chance.uniform(0, seconds))
+        os.kill(pid, signal.SIGINT)
+        _, status = os.waitpid(pid, 0)
+        assert status == 0
+        returned = torch.load(output)
+        (found, _), _ = result_of(search, path, output)
+        assert found.shape == whole.shape, number
+        if returned is None:
+            ends["no point yet"] += 1
+            continue
+        draws, interrupted = returned
+        assert draws.numel() and draws.isfinite().all()
+        same = draws.shape == found.shape and torch.equal(draws, found)
+        ends[f"{'marked' if interrupted else 'whole'}, {'the same' if same else 'others'}"] += 1
+        assert interrupted or same, number
     print(dict(ends))
 
 
