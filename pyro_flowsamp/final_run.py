@@ -12,11 +12,12 @@ from torch import Tensor
 from .checkpoint.folder import CheckpointError
 from .convergence import bulk_and_tail_ess, group_by_start, nested_r_hat
 from .pilot import Candidate
+from .smc.found_modes import FoundModes
 from .target.density import Target
 from .target.site import Values
 from .vectorized import VectorizedMCMC
 
-__all__ = ["burn_in", "finish"]
+__all__ = ["burn_in", "chains_that_moved", "finish", "starting_points"]
 
 log = logging.getLogger(__name__)
 #: what is wrong with the draws where Ctrl-C has ended the burn-in
@@ -27,27 +28,29 @@ BURN_IN_ENDED = (
 FEWEST_DRAWS = 8  #: draws of a chain from which on its two halves can be compared
 
 
-def finish(best: Candidate, target: Target, progress: bool, before: int = 0) -> list[str]:
-    """Makes the draws that were asked for, by chains that continue from those of the pilot run.
+def finish(
+    best: Candidate, target: Target, modes: FoundModes, progress: bool, before: int = 0
+) -> list[str]:
+    """Makes the draws that were asked for, after a burn-in of chains that begin at particles.
 
     Arguments:
         best: The candidate; the draws replace those of its run.
         target: Its target.
+        modes: The result of the search for modes.
         progress: Whether to show a progress bar.
         before: Evaluations of the target before the search began.
 
     Returns:
         What is wrong with the draws, in words.
     """
-    run, goal, chains = best.run, best.goal, best.num_chains
-    x = run.unconstrained.flatten(0, 1)
-    x = x[torch.randperm(len(x), device=x.device)]
-    x = x[torch.arange(chains, device=x.device) % len(x)]  # equal where there are too few
+    run, goal = best.run, best.goal
+    x, chains = starting_points(best, modes), best.num_chains
     planned = goal.num_samples or ceil(goal.steps(chains, best.ess_per_draw) / best.thin)
     if not best.reliable and goal.num_samples is None:
         planned = min(planned, best.options.unreliable_draws)
     try:
-        problems = burn_in(best, target, planned, target.unpack_unconstrained(x), before)
+        starts, several = target.unpack_unconstrained(x), modes.agreement.num_modes > 1
+        problems = burn_in(best, target, planned, starts, several, before)
     except KeyboardInterrupt:  # between two runs of chains
         return [BURN_IN_ENDED]
     if run.interrupted:
@@ -69,6 +72,25 @@ def finish(best: Candidate, target: Target, progress: bool, before: int = 0) -> 
             raise
         kind = type(error).__name__
         return [*problems, f"the density raised {kind} ({error}), and the draws end there"]
+
+
+def starting_points(best: Candidate, modes: FoundModes) -> Tensor:
+    """The points at which the chains of the final run begin, ``(C, d)``.
+
+    They are particles of both searches. The chains of a pilot run are few, and lack modes of small
+    share: these would not come back, where no flow leads there. The states of the pilot run serve
+    where there are no particles, in many dimensions. Points are taken several times where there are
+    fewer of them than chains.
+
+    Arguments:
+        best: The candidate, after its pilot run.
+        modes: The result of the search for modes.
+    """
+    if modes.are_annealed:
+        return modes.draw(best.num_chains)
+    x = best.run.unconstrained.flatten(0, 1)
+    x = x[torch.randperm(len(x), device=x.device)]
+    return x[torch.arange(best.num_chains, device=x.device) % len(x)]
 
 
 def _standardised(x: Tensor) -> Tensor:
@@ -128,24 +150,41 @@ def _columns(run: VectorizedMCMC) -> Tensor:
 
 
 def burn_in(
-    best: Candidate, target: Target, num_samples: int, starts: Values, before: int = 0
+    best: Candidate,
+    target: Target,
+    num_samples: int,
+    starts: Values,
+    several: bool,
+    before: int = 0,
 ) -> list[str]:
     """Runs the chains until every one has moved, and then as long again.
 
     Particles give modes and tails the wrong weights, with an error that all chains share and that
-    their spread does not show. A tail that a flow draws too seldom from is entered as seldom as it
-    is left. So where steps are cheap it takes more of them, for a tenth of the evaluations so far,
-    without those ``before`` the search began.
+    their spread does not show. At several modes only proposals of the flow put the weights of modes
+    right, so that they must have moved every chain. At one mode local moves do as well.
+
+    A tail that a flow draws too seldom from is entered as seldom as it is left. So where steps are
+    cheap it takes more of them, for a tenth of the evaluations so far, without those ``before`` the
+    search began.
+
+    Arguments:
+        best: The candidate.
+        target: Its target.
+        num_samples: Draws of each chain that are planned; after as many it ends in any case.
+        starts: Unconstrained values at which the chains begin.
+        several: Whether there are several modes.
+        before: Evaluations of the target before the search began.
 
     Returns:
         What is wrong, in words.
     """
     run, block, found = best.run, best.options.burn_in_block, target.evaluations
     run.resume(block * best.thin, 1, starts)
-    moved, blocks = run.statistics["accepted"].any(1), 1
+    first, blocks = run.unconstrained[:, :1], 1
+    moved = chains_that_moved(run, first, several)
     while not (run.interrupted or bool(moved.all()) or blocks >= num_samples // block):
         run.resume(block * best.thin)
-        moved, blocks = moved | run.statistics["accepted"].any(1), blocks + 1
+        moved, blocks = moved | chains_that_moved(run, first, several), blocks + 1
     if run.interrupted:
         return []
     spent = max(1, target.evaluations - found)
@@ -158,3 +197,25 @@ def burn_in(
         f"proposes points near where they started, so that the probability of that region is not "
         f"well known"
     ]
+
+
+def chains_that_moved(run: VectorizedMCMC, first: Tensor, several: bool) -> Tensor:
+    """Whether each chain has moved, at several modes by a proposal of the flow, ``(C,)``.
+
+    Arguments:
+        run: A run; ``accepted`` of a kernel with a flow's proposals is theirs.
+        first: The first states, ``(C, 1, d)``.
+        several: Whether there are several modes.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> x = torch.tensor([[[0.0], [1.0]], [[0.0], [0.0]]])  # the first chain moves locally
+        >>> none = torch.zeros(2, 2, dtype=torch.bool)
+        >>> run = SimpleNamespace(unconstrained=x, statistics={"accepted": none})
+        >>> chains_that_moved(run, x[:, :1], several=True).tolist()
+        [False, False]
+        >>> chains_that_moved(run, x[:, :1], several=False).tolist()
+        [True, False]
+    """
+    accepted = run.statistics["accepted"].any(1)
+    return accepted if several else accepted | (run.unconstrained != first).any(-1).any(1)

@@ -14,7 +14,8 @@ the draws. No other kernel can save more than the least work so far: one is run,
 trained, only if this takes less. Work is counted in operations and elements. The kernel with the
 least work makes the draws; if no flow takes less than HMC, that is HMC. Before the first draw that
 is kept its chains run until all have moved (at several modes: until the flow's proposals have moved
-them), and then as long again.
+them), and then as long again. They begin at particles of both searches, so that also modes of small
+share have some of them.
 
 Every kernel leaves the posterior invariant, whatever its flow, and is not adapted any more during
 the draws that are returned. What can be wrong is what no chain has reached. So jumps are trusted
@@ -274,7 +275,8 @@ def sample(
         if sampler.cut_short is None:
             log.info("%s makes the draws, with about %.2g of work", best.name, best.at_least)
             with sampler.timed("sampling"):
-                problems += finish(best, sampler.target, progress, sampler.evaluations_before)
+                before = sampler.evaluations_before
+                problems += finish(best, sampler.target, sampler.modes, progress, before)
         found = judged(best, sampler.modes, fresh, problems + sampler.problems)
         export = partial(to_arviz, best.run, dims=dims, coords=coords)
         try:

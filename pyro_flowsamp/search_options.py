@@ -69,6 +69,9 @@ class ModeSearchOptions:
         max_missed: Share of the mass that paths may have found, and both searches have lost.
         overlap: Components are of one mode if points of the one belong to the other with more than
             this probability.
+        uncovered_nats, uncovered_spreads: A particle is not covered by the mixture, and gets a
+            component, if its log weight is above the median by more than the first number, and by
+            more than the second times the difference between the 84 % quantile and the median.
         max_gap: Largest difference of two log evidences, in combined standard errors.
         max_island_spread: Standard deviation of the evidences of islands, relative to their mean,
             above which it counts as the error of their mean: the usual error is too small then.
@@ -135,6 +138,8 @@ class ModeSearchOptions:
     min_expected: float = 16.0
     max_missed: float = 0.02
     overlap: float = 0.01
+    uncovered_nats: float = 7.0
+    uncovered_spreads: float = 6.0
     max_gap: float = 4.0
     max_island_spread: float = 0.6
     max_evidence_error: float = 1.0

@@ -1,11 +1,19 @@
-"""What the logger ``pyro_flowsamp`` says of a call of ``sample()``."""
+"""The final run: where chains begin, when they have moved, and what the logger says of it."""
 
 import logging
 import re
+from math import exp
+from types import SimpleNamespace
 
 import pytest
+import torch
+from support.diagnosed import found_modes
+from support.mutations import broken, mutation
 
-from pyro_flowsamp import Target, sample
+import pyro_flowsamp as pf
+from pyro_flowsamp import Target, final_run, pilot, sample
+from pyro_flowsamp.candidates import gaussian_guide
+from pyro_flowsamp.pilot import Goal
 
 
 @pytest.mark.slow
@@ -27,3 +35,67 @@ def test_nothing_is_said_by_default(capfd):
     target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
     sample(target, num_samples=5, seed=0, progress=False)
     assert capfd.readouterr() == ("", "")
+
+
+# ---- where chains begin --------------------------------------------------------------------------
+
+
+def test_chains_begin_at_particles_by_their_weights():
+    """A search that has missed mass counts in proportion to its evidence."""
+    modes = found_modes((0.9, 0.1), log_evidence=torch.tensor([0.0, -2.0]).double())
+    order = torch.randperm(len(modes.x))  # as the search has them
+    x, second, weights = modes.x[order], modes.second[order], modes.weights[order]
+    modes = modes._replace(x=x, second=second, weights=weights)
+    starts = final_run.starting_points(SimpleNamespace(num_chains=1000), modes)
+    first = (starts[:, None] == modes.x[~modes.second]).all(-1).any(-1)
+    assert abs(float(first.double().mean()) - 1 / (1 + exp(-2))) < 0.05
+    assert abs(float((starts[:, 0] > 0).double().mean()) - 0.1) < 0.03
+
+
+def test_without_particles_chains_go_on_from_the_pilot_run():
+    none = float("nan")
+    modes = found_modes(unseen=none)
+    states = torch.randn(4, 3, 2)
+    best = SimpleNamespace(num_chains=20, run=SimpleNamespace(unconstrained=states))
+    starts = final_run.starting_points(best, modes)
+    assert len(starts) == 20
+    assert bool((starts[:, None] == states.flatten(0, 1)).all(-1).any(-1).all())
+
+
+# ---- chains that never move ----------------------------------------------------------------------
+
+
+def problems(num_modes):
+    """What is wrong after a burn-in with local moves, and a flow that is far away."""
+    torch.manual_seed(0)
+    target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+    flow = gaussian_guide(target, torch.full((2,), 60.0), 0.1 * torch.eye(2))
+    kernel = pf.LocalGlobalHMC(guide=flow, local_steps=1, inversion=None, step_size=0.01)
+    goal = Goal(None, 10, 64)
+    best = pilot.run_pilot("LocalGlobalHMC", kernel, target, torch.randn(64, 2), goal, 0.0)
+    assert not bool(best.run.statistics["accepted"].any())
+    modes = found_modes(num=64, modes=torch.arange(2) % num_modes)
+    modes = modes._replace(x=torch.randn(64, 2))
+    return final_run.finish(best, target, modes, progress=False)
+
+
+def test_local_moves_are_enough_at_one_mode():
+    assert problems(1) == []
+    assert "64 of 64 chains have never moved" in problems(2)[0]
+
+
+@mutation(final_run, "chains_that_moved")
+def by_proposals_alone(chains_that_moved, run, first, several):
+    return chains_that_moved(run, first, True)
+
+
+@mutation(final_run, "chains_that_moved")
+def by_any_move(chains_that_moved, run, first, several):
+    return chains_that_moved(run, first, False)
+
+
+def test_what_moves_chains_depends_on_the_modes():
+    with broken(by_proposals_alone):
+        assert problems(1)
+    with broken(by_any_move):
+        assert not problems(2)

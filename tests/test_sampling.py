@@ -17,6 +17,7 @@ import pytest
 import scipy.stats
 import torch
 from support import models
+from support.diagnosed import found_modes
 from support.models import (
     CONJUGATE_LOG_EVIDENCE,
     CONJUGATE_TRUTH,
@@ -451,7 +452,7 @@ def found(target):
     steps = search.SamplerSearch(target, goal._replace(options=SMALL), progress=False)
     steps.find_modes()
     best = steps.search()
-    final_run.finish(best, target, progress=False)
+    final_run.finish(best, target, steps.modes, progress=False)
     return steps, best
 
 
@@ -653,7 +654,7 @@ def test_a_kernel_that_fails_is_left_out(monkeypatch, bad_flows, no_training):
 # ---- where chains start --------------------------------------------------------------------------
 
 
-def test_chains_go_on_from_where_they_were():
+def test_chains_begin_at_particles():
     """Not by way of constrained values, which a simplex rounds to its faces."""
 
     def sparse(counts):
@@ -666,13 +667,12 @@ def test_chains_go_on_from_where_they_were():
     coordinates = steps.modes.coordinates
     guide = search.gaussian_guide(target, coordinates.loc, coordinates.scale_tril)
     candidate = steps.consider(None, "HMC", "", pf.LatentHMC(guide=guide))
-    before = candidate.run.unconstrained.flatten(0, 1).clone()
     starts = []
     candidate.run.kernel.init = lambda x: (
         starts.append(x) or type(candidate.run.kernel).init(candidate.run.kernel, x)
     )
-    final_run.finish(candidate, target, progress=False)
-    distance = torch.cdist(starts[0].double(), before.double()).min(-1).values
+    final_run.finish(candidate, target, steps.modes, progress=False)
+    distance = torch.cdist(starts[0].double(), steps.modes.x.double()).min(-1).values
     assert float(distance.max()) < 1e-4
 
 
@@ -699,9 +699,9 @@ def forgotten():
     steps.find_modes()
     best = steps.search()
     assert best.is_independence_sampler
-    x = best.run.unconstrained
-    x[:] = x[x.sum(-1) > 0][:1]
-    final_run.finish(best, target, progress=False)
+    x = steps.modes.x
+    modes = steps.modes._replace(x=x[x.sum(-1) > 0][:1].expand_as(x))
+    final_run.finish(best, target, modes, progress=False)
     return z_score((best.run.unconstrained.sum(-1) > 0).double(), 1 / 3)
 
 
@@ -711,7 +711,7 @@ def test_starts_are_forgotten():
 
 
 @mutation(final_run, "burn_in")
-def no_burn_in(burn_in, best, target, num_samples, starts, before):
+def no_burn_in(burn_in, best, target, num_samples, starts, several, before):
     state = best.run.kernel.state_at(starts)
     best.run._state = state
     return []
@@ -730,7 +730,8 @@ def test_chains_that_never_move():
     starts[:3] += 2 * c
     goal = Goal(None, 6, 256)
     best = pilot.run_pilot("IMH", pf.IMH(guide=flow), target, starts, goal, torch.inf)
-    problems = final_run.finish(best, target, progress=False)
+    modes = found_modes(num=256)._replace(x=starts)
+    problems = final_run.finish(best, target, modes, progress=False)
     assert any("have never moved" in problem for problem in problems)
 
 

@@ -27,7 +27,6 @@ from .missed_modes import (
     draws_of_paths,
     own_search,
     particle_checks,
-    particle_weights,
     path_checks,
     region_of,
 )
@@ -227,7 +226,7 @@ def _of_the_flow(
     checks = weight_checks(fewer, made.x, made.log_weights, options)
     particles = shares = None
     if modes is not None:
-        shares = particle_weights(modes)
+        shares = modes.weights
         flow = cast(Any, SimpleNamespace(proposal=draws.proposal))
         tolerance = options.search.inversion_tolerance
         particles = log_weights(flow, draws.target, modes.x, tolerance)

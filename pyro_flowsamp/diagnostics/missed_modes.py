@@ -32,7 +32,6 @@ __all__ = [
     "kolmogorov_distance",
     "particle_checks",
     "own_search",
-    "particle_weights",
     "path_checks",
     "region_of",
     "share_far_away",
@@ -241,6 +240,7 @@ def particle_checks(
         ...     component_of=lambda x: (x[:, 0] > 5).long(),
         ...     x=torch.cat([x[0, :50], x[1, :50] + 10]),
         ...     second=torch.arange(100) % 2 == 0,
+        ...     weights=torch.full((100,), 0.01).double(),
         ... )
         >>> check = particle_checks(x, modes, DiagnosisOptions(), settled=False)[0]
         >>> check.name, check.value, check.ok
@@ -262,7 +262,7 @@ def particle_checks(
         f"{mass:.2%} of the mass"
     )
     checks = [Check("mass not visited", mass, 0, not lost, text, EXPLORE)]
-    away = share_far_away(x, modes.x, options, particle_weights(modes))
+    away = share_far_away(x, modes.x, options, modes.weights)
     ok = away <= options.max_far_away
     text = f"{away:.2%} of the annealed particles are far from all draws"
     most = options.max_far_away
@@ -291,14 +291,6 @@ def _lost(
     enough = particles >= options.min_region_particles
     lost = enough & (share < options.min_share * expected)
     return int(lost.sum()), float(expected[lost].sum())
-
-
-def particle_weights(modes: FoundModes) -> Tensor:
-    """The weight of each particle: each search counts in proportion to its evidence, ``(N,)``."""
-    second = modes.second.long()
-    counts = second.bincount(minlength=2)
-    each = modes.agreement.search_weights.to(second.device) * (counts > 0) / counts.clamp(min=1)
-    return (each / (each * counts).sum())[second]
 
 
 def share_far_away(

@@ -36,7 +36,7 @@ from ..trust import ends_of_steps
 from ..weights import Estimate, summed_degrees
 from .checks import Check
 from .evidence import FEWEST_DRAWS, bridge_evidence
-from .missed_modes import EXPLORE, far_from, kolmogorov_distance, particle_weights
+from .missed_modes import EXPLORE, far_from, kolmogorov_distance
 from .options import DiagnosisOptions
 
 __all__ = [
@@ -159,15 +159,14 @@ def stranded_check(
         >>> draws = run.unconstrained
         >>> modes = SimpleNamespace(
         ...     x=torch.cat([draws[0, :97], torch.full((3, 1), -20.0)]),
-        ...     second=torch.arange(100) % 2 == 0,
-        ...     agreement=SimpleNamespace(search_weights=torch.full((2,), 0.5).double()),
+        ...     weights=torch.full((100,), 0.01).double(),
         ... )
         >>> check = stranded_check(draws, modes, run.kernel, target, DiagnosisOptions())
         >>> round(check.value, 2), check.ok
         (0.03, False)
     """
     far, points = far_from(x, options), modes.x.to(target.dtype)
-    weights, away = particle_weights(modes), far(points)
+    weights, away = modes.weights, far(points)
     share = 0.0
     if bool(away.any()):
         _, ends = ends_of_steps(copy(kernel), target, points[away], options.stranded_steps)

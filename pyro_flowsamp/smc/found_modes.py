@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from math import log
+from collections.abc import Sequence
+from math import isnan, log
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..flows.mixture_fit import Mixture
@@ -12,9 +14,10 @@ from ..options import ModeSearchOptions
 from ..weights import Estimate
 from .coordinates import WhitenedTarget
 from .directions import DirectionGap
+from .particles import systematic
 from .path_modes import PathModes
 
-__all__ = ["NOT_COVERED", "Agreement", "FoundModes", "unseen_problem"]
+__all__ = ["NOT_COVERED", "Agreement", "FoundModes", "particle_weights", "unseen_problem"]
 
 #: the clause which says that particles are not covered
 NOT_COVERED = (
@@ -144,12 +147,44 @@ class Agreement(NamedTuple):
         )
 
 
+def particle_weights(agreement: Agreement, sizes: Sequence[int], alone: PathModes | None) -> Tensor:
+    r"""The weights of the particles of two searches and of points of modes that these have lost.
+
+    With the evidences :math:`Z_1, Z_2` a particle of search i has a weight in proportion to
+    :math:`Z_i / (Z_1 + Z_2)` over their number, and a point of a mode of paths, of mass
+    :math:`M_k`, to :math:`2 M_k / (Z_1 + Z_2)` over theirs.
+
+    Arguments:
+        agreement: The evidences.
+        sizes: The numbers of particles of the searches.
+        alone: Modes of paths, or None; their points come last.
+
+    Returns:
+        The weights, of sum one, ``(N,)``.
+
+    Example:
+        >>> one, zero = torch.ones(1, 1).double(), torch.zeros(2).double()
+        >>> alone = PathModes(one, one[None], one[0].log(), one[None])  # of mass 1
+        >>> agreement = Agreement(zero, zero, 0.0, log_evidence=zero, error=zero)
+        >>> particle_weights(agreement, (2, 1), alone).tolist()
+        [0.125, 0.125, 0.25, 0.5]
+    """
+    parts = [w.expand(n) / n for w, n in zip(agreement.search_weights, sizes)]
+    if alone is not None:
+        num = alone.points.shape[1]
+        parts.append(agreement.shares_of(alone).repeat_interleave(num) / max(num, 1))
+    weights = torch.cat([part.to(agreement.log_evidence.device) for part in parts])
+    return weights / weights.sum()
+
+
 class FoundModes(NamedTuple):
     """The result of the search.
 
     Attributes:
         x: Particles of both searches, ``(N, d)``, in random order.
         second: Which of them do not come of the first search, ``(N,)``.
+        weights: Their weights, of sum one: each search counts in proportion to its evidence, and
+            points of a mode that it has lost in proportion to its mass, ``(N,)``.
         coordinates: Whitened coordinates.
         mixture: A mixture fitted to the particles, in these coordinates.
         agreement: How far the last two searches agree.
@@ -170,6 +205,7 @@ class FoundModes(NamedTuple):
         >>> found = FoundModes(
         ...     x=locs,
         ...     second=torch.tensor([False, True]),
+        ...     weights=torch.tensor([0.75, 0.25]),
         ...     coordinates=WhitenedTarget(target, torch.zeros(1), torch.eye(1)),
         ...     mixture=Mixture(halves.log(), locs, eye),
         ...     agreement=Agreement(torch.eye(2), torch.arange(2), 0.1, none, none, missed=0.2),
@@ -179,10 +215,13 @@ class FoundModes(NamedTuple):
         ... )
         >>> found.component_of(found.x), round(found.unseen, 4)
         (tensor([0, 1]), 0.3)
+        >>> found.draw(4).flatten().tolist()  # as many of each as its weight says
+        [-4.0, -4.0, -4.0, 4.0]
     """
 
     x: Tensor
     second: Tensor
+    weights: Tensor
     coordinates: WhitenedTarget
     mixture: Mixture
     agreement: Agreement
@@ -195,6 +234,15 @@ class FoundModes(NamedTuple):
     def component_of(self, x: Tensor) -> Tensor:
         """The component of the mixture that each of the points ``(N, d)`` belongs to, ``(N,)``."""
         return self.mixture.joint_log_prob(self.coordinates.to_u(x)).argmax(-1)
+
+    @property
+    def are_annealed(self) -> bool:
+        """Whether the particles are annealed; else they are draws of the Gaussians of paths."""
+        return not isnan(self.agreement.unseen)
+
+    def draw(self, num: int) -> Tensor:
+        """So many of the particles, by systematic resampling with their weights, ``(num, d)``."""
+        return self.x[systematic(self.weights.log()[None], num)[0]]
 
     @property
     def unseen(self) -> float:

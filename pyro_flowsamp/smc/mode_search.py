@@ -42,14 +42,15 @@ from ..weights import log_mean_weight
 from .coordinates import WhitenedTarget
 from .directions import compare_directions
 from .exploration import Exploration, explore, stored_exploration
-from .found_modes import Agreement, FoundModes
+from .found_modes import Agreement, FoundModes, particle_weights
 from .particle_mixture import particle_mixture, standard_normal
 from .particles import Particles
 from .path_modes import PathModes
 from .starts import PriorStart, StudentStart
 from .tempering import tempered_smc
+from .uncovered import covering_all
 
-__all__ = ["ModeSearch"]
+__all__ = ["ModeSearch", "size_that_fits"]
 
 
 class ModeSearch:
@@ -112,20 +113,26 @@ class ModeSearch:
             first, second, base = self._pair(base, prior, num, moves)
             spent = self.target.evaluations - spent
             u, alone = with_modes_of_paths(self.coordinates, start.modes, (first, second), options)
-            mixture = particle_mixture(u, options, islands_of(u, (first, second), options.islands))
+            fitted = particle_mixture(u, options, islands_of(u, (first, second), options.islands))
+            mixture = covering_all(fitted, u, self.coordinates, options)
             direction = compare_directions(first, second, options)
-            agreement = self._compare(mixture, first, second)._replace(direction=direction)
+            agreement = self._compare(fitted, mixture, first, second)
+            agreement = agreement._replace(direction=direction)
             if alone is not None:
                 agreement = agreement._replace(missed=float(agreement.shares_of(alone).sum()))
             settled = self._settled(agreement)
             ends = self._covered, settled
-            pair = u, len(first.x), mixture, agreement, ends, before, alone
+            sizes = len(first.x), len(second.x)
+            pair = u, sizes, mixture, agreement, ends, before, alone
             self._so_far = partial(_from_particles, self.coordinates, *pair)
             left = options.max_evaluations - (self.target.evaluations - before)
             larger = self._next_size(agreement, settled, num, moves)
-            if larger is None or spent * (larger[0] * larger[1]) / (num * moves) > left:
+            if larger is None:
                 break
-            num, moves = larger
+            fitting = size_that_fits(larger, num, left * num * moves / spent)
+            if fitting is None:
+                break
+            num, moves = fitting
             poor = prior is not None and agreement.second_has_missed(options)
             prior = None if poor else prior
             base = self._base(first.x if poor else torch.cat([first.x, second.x]))
@@ -221,12 +228,18 @@ class ModeSearch:
 
     # ---- agreement -------------------------------------------------------------------------------
 
-    def _compare(self, mixture: Mixture, *searches: Particles) -> Agreement:
-        count = len(mixture.locs)
-        joint = mixture.joint_log_prob(torch.cat([s.x for s in searches]))
-        parts = joint.argmax(-1).split([len(s.x) for s in searches])
+    def _compare(self, fitted: Mixture, mixture: Mixture, *searches: Particles) -> Agreement:
+        """The agreement of two searches, by a fitted mixture and the one that covers all.
+
+        Further components are of the mode of the fitted one that is nearest: they may be of a tail
+        or of the neck of a funnel, and are no evidence of a mode.
+        """
+        count, x = len(mixture.locs), torch.cat([s.x for s in searches])
+        parts = mixture.joint_log_prob(x).argmax(-1).split([len(s.x) for s in searches])
         counts = torch.stack([part.bincount(minlength=count) for part in parts])
-        modes = mixture.groups(joint, self.options.overlap)
+        modes = fitted.groups(fitted.joint_log_prob(x), self.options.overlap)
+        further = mixture.locs[len(fitted.locs) :]
+        modes = torch.cat([modes, modes[fitted.joint_log_prob(further).argmax(-1)]])
         of_modes = torch.zeros(2, int(modes.max()) + 1, dtype=counts.dtype, device=counts.device)
         of_modes.index_add_(1, modes, counts)
         few, many = of_modes.min(0).values, of_modes.max(0).values
@@ -253,7 +266,7 @@ class ModeSearch:
 def _from_particles(
     coordinates: WhitenedTarget,
     u: Tensor,
-    num: int,
+    sizes: tuple[int, int],
     mixture: Mixture,
     agreement: Agreement,
     ends: tuple[bool, bool],
@@ -265,7 +278,7 @@ def _from_particles(
     Arguments:
         coordinates: Whitened coordinates.
         u: Particles of both, and points of modes of paths, in these coordinates.
-        num: The number of particles of the first.
+        sizes: The numbers of particles of the two.
         mixture: The mixture that is fitted to them.
         agreement: How far they agree.
         ends: Whether they are covered, and settled.
@@ -273,11 +286,12 @@ def _from_particles(
         alone: Modes that paths have found, and both searches have lost.
     """
     target = coordinates.target
-    second = torch.arange(len(u), device=u.device) >= num  # and the points of paths
+    second = torch.arange(len(u), device=u.device) >= sizes[0]  # and the points of paths
     order = torch.randperm(len(u), device=u.device)
     return FoundModes(
         target.wrap(coordinates.to_x(u[order])),
         second[order],
+        particle_weights(agreement, sizes, alone)[order],
         coordinates,
         mixture,
         agreement,
@@ -300,8 +314,33 @@ def _from_paths(target: Target, start: Exploration, before: int) -> FoundModes:
     agreement = Agreement(counts, torch.zeros_like(counts[0]), nan, unknown, unknown)
     x = target.wrap(start.coordinates.to_x(u[order]))
     mixture, second = standard_normal(u), order % 2 == 1
+    equal, where = torch.full_like(u[:, 0], 1 / len(u)), start.coordinates
     evaluations = target.evaluations - before
-    return FoundModes(x, second, start.coordinates, mixture, agreement, True, True, evaluations)
+    return FoundModes(x, second, equal, where, mixture, agreement, True, True, evaluations)
+
+
+def size_that_fits(wanted: tuple[int, int], num: int, left: float) -> tuple[int, int] | None:
+    """Particles and moves of another pair, with fewer particles than wanted where not all fit.
+
+    Arguments:
+        wanted: Particles and moves.
+        num: Particles of the last pair, of which there must be more.
+        left: Moves of one particle that the budget has left.
+
+    Returns:
+        The two numbers; None where so few fit that another pair would tell no more than the last.
+
+    Example:
+        >>> size_that_fits((4096, 4), 2048, left=20_000)
+        (4096, 4)
+        >>> size_that_fits((4096, 4), 2048, left=12_000)
+        (3000, 4)
+        >>> size_that_fits((4096, 4), 2048, left=8192) is None
+        True
+    """
+    particles, moves = wanted
+    most = min(particles, int(left / moves))
+    return (most, moves) if most > num else None
 
 
 def islands_of(u: Tensor, searches: Sequence[Particles], count: int) -> Tensor:

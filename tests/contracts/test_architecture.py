@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "search": "candidates checkpoint guides interrupts kernels options phase_times pilot "
     "search_storage smc target transitions trust vectorized",
     "verdict": "diagnostics pilot smc trust",
-    "final_run": "checkpoint convergence pilot target vectorized",
+    "final_run": "checkpoint convergence pilot smc target vectorized",
     "versions": "",
     "provenance": "seeding trust versions",
     "sampling": "candidates checkpoint diagnostics draw_buffer export final_run interrupts options "

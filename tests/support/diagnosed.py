@@ -90,7 +90,8 @@ def found_modes(shares=(0.5, 0.5), num=2000, **fields):
     known = dict(covered=True, settled=True, evaluations=0)
     known |= {k: v for k, v in fields.items() if k in FoundModes._fields}
     second = torch.arange(num) % 2 == 1
-    return FoundModes(x, second, coordinates, mixture, agreement, **known)
+    weights = agreement.search_weights[second.long()] * 2 / num
+    return FoundModes(x, second, weights, coordinates, mixture, agreement, **known)
 
 
 def draws_of_modes(shares=(0.5, 0.5), chains=CHAINS, draws=DRAWS, cross=True):
