@@ -28,6 +28,7 @@ from .guides import (
     FlowGuide,
 )
 from .guides.deformation import diffusion
+from .history import History
 from .kernels import IMH, FlowKernel, LatentHMC, LatentMALA, LocalGlobalHMC
 from .lattice import lattice_discriminator, lattice_flow
 from .objectives import ForwardKL, PathGradient, ReverseKL, WeightedSum
@@ -38,7 +39,6 @@ from .sampling import sample
 from .smc import tempered_smc
 from .stored_draws import StoredDraws
 from .target import Target, TracingOptions
-from .train import History
 from .vectorized import VectorizedMCMC
 from .weights import ess_fraction, pareto_k
 

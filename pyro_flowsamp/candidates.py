@@ -19,11 +19,11 @@ from .flows.recipes import LayeredFlow, gaussian
 from .guides.auto_flow import AutoFlow
 from .guides.base import FlowGuide
 from .guides.checks import first_tensor
+from .history import History
 from .options import FitOptions, SearchOptions
 from .target.density import Target
 from .target.site import site_shapes
 from .target.work import WorkCounter
-from .train import History
 from .validation import shown
 
 __all__ = [

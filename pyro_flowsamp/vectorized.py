@@ -92,6 +92,12 @@ def _points(steps: ChainSteps, params: Values | None, state: Any) -> Tensor:
     return x[steps.rows] if isinstance(steps, ChainBlocks) else x
 
 
+def _counts(num: int, chains: int, thin: int, names: Any) -> dict[str, Any]:
+    """The counts and names that a run was asked for, by which its checkpoint is known."""
+    names = None if names is None else sorted(names)
+    return {"num_samples": num, "num_chains": chains, "thin": thin, "save_params": names}
+
+
 def _how_to_go_on(count: int, num: int, thin: int) -> str:
     """The note to an error after the first draw."""
     thinned = "" if thin == 1 else f", thin={thin}"
@@ -231,7 +237,8 @@ class VectorizedMCMC(SharedRun):
         here, folder = chains_here(chains), scope.stream_folder
         check_memory(kernel.target, num, here, len(kept.columns), folder)
         storage = ChainStorage(scope, kernel)
-        storage.describe(args, kwargs, **self._described(starts))
+        counts = _counts(*self._asked, self.save_params)
+        storage.describe(args, kwargs, **counts, warmup_steps=self.warmup_steps, starts=starts)
         clock = perf_counter()
         kernel.prepare(self.warmup_steps, progress=not self.disable_progbar)
         seconds = {"training": perf_counter() - clock}
@@ -244,12 +251,6 @@ class VectorizedMCMC(SharedRun):
         made = {"target": kernel.target, "_proposal": kernel.proposal, "_kept": kept}
         made |= {"_args": args, "_kwargs": kwargs, "_resumed": 0, "_steps": steps}
         self._draw(found, num, thin, storage, made)
-
-    def _described(self, starts: Values | None) -> dict[str, Any]:
-        num, chains, thin = self._asked
-        names = None if self.save_params is None else sorted(self.save_params)
-        counts = {"num_samples": num, "num_chains": chains, "thin": thin, "save_params": names}
-        return {**counts, "warmup_steps": self.warmup_steps, "starts": starts}
 
     def resume(
         self,

@@ -28,6 +28,7 @@ from torch.distributions import Transform
 
 from ..checkpoint.scope import entered
 from ..flows.proposal import DiagnosticOptions, FlowDiagnostics, FlowDistribution, Proposal
+from ..history import History
 from ..options import FitOptions
 from ..target.arguments import check_autograd
 from ..target.context import ContextArguments, ContextRange
@@ -35,7 +36,6 @@ from ..target.density import Target
 from ..target.inspection import init_to_unconstrained
 from ..target.nodes import is_discrete
 from ..target.site import Values
-from ..train import History
 from ..validation import check_at_least_one, public_call
 from .checks import (
     check_dtype,

@@ -20,15 +20,12 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .batching import Density
+from .graph_simplification import must_stay, simplify
 from .work import WorkCounter
 
 __all__ = ["DensityGraph", "UntraceableError", "record", "recorded", "with_checks"]
 
-#: elements of the largest constant that is computed in advance
-MAX_CONSTANT = 100_000
 _ATEN = torch.ops.aten
-#: operations that return their first argument, but for what autograd knows of it
-_SAME = {_ATEN.detach.default, _ATEN.alias.default}
 #: operations that make the tensor of a Python number
 _LIFTS = {_ATEN.lift_fresh_copy.default, _ATEN.lift_fresh.default}
 
@@ -218,7 +215,7 @@ def recorded(
     tensors = _as_inputs(module, held)
     _write_elsewhere(module.graph)
     if not _writes(module.graph):
-        _simplify(module)
+        simplify(module)
     module.recompile()
     return module, tensors
 
@@ -244,7 +241,7 @@ def with_checks(module: fx.GraphModule) -> fx.GraphModule:
     """
     module = fx.GraphModule(module, deepcopy(module.graph))
     checks = [node for node in module.graph.nodes if node.op == "call_function"]
-    checks = [node for node in checks if _must_stay(node)]
+    checks = [node for node in checks if must_stay(node)]
     if any(node.target is not _ATEN._linalg_check_errors.default for node in checks):
         raise UntraceableError("it has a check that a compiler would leave out")
     (output,) = (node for node in module.graph.nodes if node.op == "output")
@@ -329,78 +326,12 @@ def _write_elsewhere(graph: fx.Graph) -> None:
             user.replace_input_with(written, node)
 
 
-# ---- simplification ------------------------------------------------------------------------------
-
-
-def _simplify(module: fx.GraphModule) -> None:
-    """Leaves out operations that change nothing, are made twice, or depend on constants only."""
-    graph = module.graph
-    _leave_out_copies(graph)
-    _compute_constants(module)
-    _merge_equal(graph)
-    graph.eliminate_dead_code(_must_stay)
-    graph.lint()
-
-
-def _must_stay(node: fx.Node) -> bool:
-    """Whether an operation matters although its result is not used: a check that may raise."""
-    if node.op in ("placeholder", "output"):
-        return True
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and not schema.returns
-
-
-def _leave_out_copies(graph: fx.Graph) -> None:
-    for node in list(graph.nodes):
-        if node.op == "call_function" and node.target in _SAME:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-
-
-def _compute_constants(module: fx.GraphModule) -> None:
-    """Computes in advance what depends on Python numbers only, and not on tensors that are held."""
-    graph, known = module.graph, dict[fx.Node, Any]()
-    for node in list(graph.nodes):
-        if node.op == "get_attr":
-            known[node] = getattr(module, str(node.target))
-        if node.op != "call_function" or not all(n in known for n in node.all_input_nodes):
-            continue
-        if not isinstance(node.target, torch._ops.OpOverload) or _must_stay(node):
-            continue
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: known[n])
-        with torch.no_grad():
-            value = node.target(*args, **kwargs)
-        if not isinstance(value, Tensor) or value.numel() > MAX_CONSTANT:
-            continue
-        known[node] = value
-    used = [n for n in known if n.op != "get_attr" and any(user not in known for user in n.users)]
-    for index, node in enumerate(used):
-        name = f"_computed_{index}"
-        module.register_buffer(name, known[node].clone(), persistent=False)
-        with graph.inserting_before(node):
-            node.replace_all_uses_with(graph.get_attr(name))
-
-
-def _merge_equal(graph: fx.Graph) -> None:
-    """Makes each operation with the same arguments only once."""
-    first: dict[Any, fx.Node] = {}
-    for node in list(graph.nodes):
-        if node.op != "call_function" or _must_stay(node):
-            continue
-        key = (node.target, repr(node.args), repr(sorted(node.kwargs.items())))
-        if key in first:
-            node.replace_all_uses_with(first[key])
-            graph.erase_node(node)
-        else:
-            first[key] = node
-
-
 def _without_gradient(module: fx.GraphModule) -> fx.GraphModule:
     """The graph of the value alone."""
     copy = fx.GraphModule(module, deepcopy(module.graph))
     (output,) = (node for node in copy.graph.nodes if node.op == "output")
     output.args = ((output.args[0][0],),)
     if not _writes(copy.graph):
-        copy.graph.eliminate_dead_code(_must_stay)
+        copy.graph.eliminate_dead_code(must_stay)
     copy.recompile()
     return copy

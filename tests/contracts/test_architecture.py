@@ -27,14 +27,15 @@ MAY_IMPORT = {
     "seeding": "",
     "distributed": "distributed seeding versions",
     "nn": "nn",
-    "train": "checkpoint options distributed",
+    "history": "",
+    "train": "checkpoint history options distributed",
     "target": "target options seeding",
     "objectives": "target",
     "transitions": "transitions target",
     "flows": "flows _zuko nn target weights",
     "smc": "smc checkpoint target flows transitions weights options distributed seeding",
     "guides": "guides _zuko checkpoint nn flows target transitions smc weights objectives options "
-    "train distributed",
+    "train distributed history",
     "kernels": "kernels target flows transitions distributed",
     "expectations": "expectations _zuko nn flows guides objectives options smc target train "
     "weights distributed",
@@ -53,7 +54,7 @@ MAY_IMPORT = {
     "convergence": "",
     "trust": "convergence flows kernels options target vectorized weights",
     "pilot": "checkpoint convergence kernels options seeding target vectorized",
-    "candidates": "checkpoint flows guides options target train",
+    "candidates": "checkpoint history flows guides options target train",
     "search_storage": "checkpoint kernels smc target",
     "phase_times": "",
     "interrupts": "checkpoint kernels pilot search_storage seeding smc target vectorized",
@@ -70,7 +71,7 @@ MAY_IMPORT = {
     "diagnostics": "diagnostics convergence export flows guides kernels options seeding smc target "
     "trust weights distributed",
     "reporting": "convergence export provenance reporting seeding versions weights",
-    "plots": "guides reporting train",
+    "plots": "guides history reporting train",
     "selftest": "flows guides kernels target vectorized",
     "__main__": "diagnostics reporting selftest versions",
 }

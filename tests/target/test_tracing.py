@@ -12,7 +12,7 @@ from support.mutations import broken, mutation
 from torch.testing import assert_close
 
 from pyro_flowsamp import Target
-from pyro_flowsamp.target import graphs, tracing
+from pyro_flowsamp.target import graph_simplification, graphs, tracing
 from pyro_flowsamp.target.held_values import HeldValues
 from pyro_flowsamp.target.options import TracingOptions
 from pyro_flowsamp.target.work import WorkCounter
@@ -117,7 +117,7 @@ def test_bad_matrices():
 
 
 def test_a_check_that_raises_stays_in_the_graph():
-    @mutation(graphs, "_must_stay")
+    @mutation(graph_simplification, "must_stay")
     def none_stays(must_stay, node):
         return node.op in ("placeholder", "output")
 
