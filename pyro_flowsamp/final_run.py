@@ -13,6 +13,7 @@ from .checkpoint.folder import CheckpointError
 from .convergence import bulk_and_tail_ess, group_by_start, nested_r_hat
 from .pilot import Candidate
 from .smc.found_modes import FoundModes
+from .stays import ess_of_longest_stays, expected_stays
 from .target.density import Target
 from .target.site import Values
 from .vectorized import VectorizedMCMC
@@ -130,6 +131,11 @@ def _shortfall(run: VectorizedMCMC, best: Candidate, groups: Tensor) -> list[str
         least = float(found.min()) if len(found) else float(wanted)
         if least < wanted:
             wrong.append(f"the {name} has an effective sample size of {least:.0f}, not {wanted}")
+    if best.is_independence_sampler and (rare := _rare_ess(best)) < wanted:
+        wrong.append(
+            f"the {options.rare_states:.0%} of states at which chains stay longest have an "
+            f"effective sample size of {rare:.0f}, not {wanted}"
+        )
     nested = nested_r_hat(run.unconstrained, groups)
     least = min((float(found.min()) for found in (bulk, tail) if len(found)), default=wanted)
     log.info(
@@ -139,6 +145,13 @@ def _shortfall(run: VectorizedMCMC, best: Candidate, groups: Tensor) -> list[str
     if nested > options.max_nested_r_hat:
         wrong.append(f"chains depend on where they started: nested R-hat is {nested:.3f}")
     return wrong
+
+
+def _rare_ess(best: Candidate) -> float:
+    """The effective number of draws of the states at which chains stay longest."""
+    log_w = best.run.statistics["log_weight"]
+    stays = expected_stays(log_w.flatten()).clamp(max=log_w.shape[1] * best.thin)
+    return ess_of_longest_stays(stays, log_w.numel() * best.thin, best.options.rare_states)
 
 
 def _columns(run: VectorizedMCMC) -> Tensor:

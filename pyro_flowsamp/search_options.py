@@ -94,6 +94,9 @@ class ModeSearchOptions:
         ridge: Variance added to every component, relative to the squared interquartile range.
         fit_tolerance: Nats by which an iteration of the mixture's fit must gain.
         mixture_degrees_of_freedom: Kinds of components that are compared.
+        heavier_tail_errors: Standard errors by which components with heavier tails may predict
+            particles worse. With tails that are too thin a sampler that jumps would stay there for
+            long.
 
     Raises:
         ValueError: An option is out of range.
@@ -157,7 +160,8 @@ class ModeSearchOptions:
     many_draws: float = 50.0
     ridge: float = 1e-6
     fit_tolerance: float = 1e-3
-    mixture_degrees_of_freedom: tuple[float, ...] = (math.inf, 3.0, 1.0)
+    mixture_degrees_of_freedom: tuple[float, ...] = (math.inf, 3.0, 2.0, 1.5, 1.0)
+    heavier_tail_errors: float = 1.0
 
     def __post_init__(self) -> None:
         check_at_least_one(self)
@@ -206,6 +210,8 @@ class SearchOptions:
             move of this check, moves, and steps and chains of its warm-up.
         max_stay: Steps that an independence sampler may stay at a draw where its weights have heavy
             tails, as a share of the steps of a chain.
+        rare_states: Share of the states at which an independence sampler stays longest. They must
+            have the effective sample size that is wanted, by the expected stays there.
         evidence_draws: Draws of a flow that its estimate of the evidence takes.
         check_immobile_steps: Steps of a sampler with local moves from every particle.
         max_immobile: Share of the particles that may not move in these steps.
@@ -278,6 +284,7 @@ class SearchOptions:
     check_warmup: int = 20
     check_warmup_chains: int = 64
     max_stay: float = 1.0
+    rare_states: float = 0.01
     evidence_draws: int = 2048
     check_immobile_steps: int = 6
     max_immobile: float = 4e-3

@@ -2,18 +2,19 @@
 
 import logging
 import re
-from math import exp
+from math import exp, inf
 from types import SimpleNamespace
 
 import pytest
 import torch
 from support.diagnosed import found_modes
-from support.mutations import broken, mutation
+from support.mutations import broken, must_fail, mutation
 
 import pyro_flowsamp as pf
-from pyro_flowsamp import Target, final_run, pilot, sample
+from pyro_flowsamp import ModeSearchOptions, SearchOptions, Target, final_run, pilot, sample
 from pyro_flowsamp.candidates import gaussian_guide
 from pyro_flowsamp.pilot import Goal
+from pyro_flowsamp.stays import ess_of_longest_stays, expected_stays
 
 
 @pytest.mark.slow
@@ -99,3 +100,36 @@ def test_what_moves_chains_depends_on_the_modes():
         assert problems(1)
     with broken(by_any_move):
         assert not problems(2)
+
+
+# ---- tails that a flow hardly reaches ------------------------------------------------------------
+
+#: mixtures whose tails are thinner than those of the target
+THINNER = ModeSearchOptions(mixture_degrees_of_freedom=(inf, 3.0), heavier_tail_errors=0.0)
+
+
+def lack_of_rare_states(ess=4000):
+    """Return wanted over effective draws of the states at which an independence sampler stays.
+
+    The shape of the tail is not asked for, so that the sampler is trusted.
+    """
+    heavy = Target.from_energy(lambda x: 1.5 * (x.square().sum(-1) / 2).log1p(), 1)  # Student-t(2)
+    search = SearchOptions(modes=THINNER, candidates=("IMH",), max_pareto_k=10.0)
+    data = sample(heavy, ess=ess, seed=1, progress=False, search=search)
+    assert data.attrs["method"] == "IMH (Student-t)"
+    log_w = torch.as_tensor(data["sample_stats"]["log_weight"].values).flatten()
+    steps = len(log_w) * data.attrs["thin"]
+    return ess / ess_of_longest_stays(expected_stays(log_w), steps, search.rare_states)
+
+
+def test_tails_get_the_effective_size_that_is_wanted():
+    assert lack_of_rare_states() <= 1
+
+
+@mutation(final_run, "_rare_ess")
+def by_the_chains_alone(_rare_ess, best):
+    return inf
+
+
+def test_the_chains_alone_do_not_show_it():
+    must_fail(by_the_chains_alone, score=lack_of_rare_states, above=1.5)

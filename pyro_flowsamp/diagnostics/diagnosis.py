@@ -18,7 +18,12 @@ from ..smc.found_modes import FoundModes
 from ..smc.particle_mixture import particle_mixture
 from ..trust import FlowDraws, draws_of_flow, log_weights
 from ..weights import Estimate, pareto_k
-from .agreement import evidence_checks, move_checks, state_weight_checks, weight_checks
+from .agreement import (
+    evidence_checks,
+    move_checks,
+    state_weight_checks,
+    weight_checks,
+)
 from .chains import chain_checks, region_checks
 from .checks import Check, Diagnosis
 from .draws import DiagnosedDraws, read_draws
@@ -31,6 +36,7 @@ from .missed_modes import (
     region_of,
 )
 from .options import DiagnosisOptions
+from .rare_states import rare_states_check
 from .searches import (
     compare_evidences,
     direction_check,
@@ -230,6 +236,7 @@ def _of_the_flow(
         flow = cast(Any, SimpleNamespace(proposal=draws.proposal))
         tolerance = options.search.inversion_tolerance
         particles = log_weights(flow, draws.target, modes.x, tolerance)
+    checks += rare_states_check(draws, made.log_weights, particles, shares, options)
     return [*checks, *state_weight_checks(draws, particles, options, shares)], made.log_weights
 
 

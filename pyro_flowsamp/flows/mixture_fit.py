@@ -41,8 +41,10 @@ class MixtureFitOptions:
         ridge: Variance added to every component, relative to that of the draws.
         degrees_of_freedom: Degrees of freedom of the components that are tried, infinite for
             Gaussians.
-        min_tail_gain: Standard errors by which later ones of them must predict held-out draws
-            better.
+        min_tail_gain: Standard errors by which later ones of them must predict all draws better.
+        heavier_tail_errors: Where the best of them are finite, fewer of them are taken that predict
+            the draws worse by at most so many standard errors. Weights of a target beside tails
+            that are too heavy are bounded, and beside tails that are too thin they are not.
 
     Raises:
         ValueError: An option is out of range, or of another type.
@@ -62,6 +64,7 @@ class MixtureFitOptions:
     ridge: float = 1e-4
     degrees_of_freedom: tuple[float, ...] = (inf,)
     min_tail_gain: float = 0.0
+    heavier_tail_errors: float = 0.0
 
     def __post_init__(self) -> None:
         check_at_least_one(self)
@@ -178,12 +181,16 @@ def _spread_out(x: Tensor, count: int) -> Tensor:
 
 
 def _expectation_maximisation(
-    x: Tensor, components: int, df: float, options: MixtureFitOptions
+    x: Tensor, components: int, df: float, options: MixtureFitOptions, start: Mixture | None = None
 ) -> Mixture:
+    """Iterations from a mixture, by default from that of the points nearest to spread-out ones."""
     ridge = options.ridge * float(x.var(0).mean())
-    nearest = torch.cdist(x, _spread_out(x, components)).argmin(-1)
-    resp = torch.nn.functional.one_hot(nearest, components).to(x)
-    mixture = _maximize(x, resp, torch.ones_like(resp), ridge, df)
+    if start is None:
+        nearest = torch.cdist(x, _spread_out(x, components)).argmin(-1)
+        resp = torch.nn.functional.one_hot(nearest, components).to(x)
+        mixture = _maximize(x, resp, torch.ones_like(resp), ridge, df)
+    else:
+        mixture = start._replace(df=df)
     reached = -inf
     for _ in range(options.steps if components > 1 or not isinf(df) else 0):
         square = mixture.square_distances(x)
@@ -206,8 +213,10 @@ def fit_mixture(
 ) -> Mixture:
     """Fits a mixture of one, two, four, … components to draws.
 
-    More components, or components with heavier tails, are taken where they predict the held-out
-    draws better by some standard errors; the search ends where that fails several times in a row.
+    More components are taken where they predict the held-out draws better by some standard errors;
+    the search ends where that fails several times in a row. Degrees of freedom are one number, by
+    which no fit is too close: all draws judge them, since few are far out. Beside heavy tails those
+    that are a little heavier are taken where the draws do not tell them apart.
 
     Arguments:
         x: The draws, ``(N, d)``.
@@ -231,13 +240,25 @@ def fit_mixture(
     aside = torch.arange(len(x), device=x.device) < num if held_out is None else held_out[order]
     others, rest = x[aside], x[~aside]
     best: Mixture | None = None
+    heavy: list[Mixture] = []
     for df in options.degrees_of_freedom:  # heavier tails need no more components
-        most = max_components if best is None else len(best.locs)
-        found = _best_count(rest, others, most, df, options)
-        if best is None or _predicts_better(found, best, others, options.min_tail_gain):
+        if heavy:  # other tails hardly move the components
+            found = _expectation_maximisation(rest, len(heavy[-1].locs), df, options, heavy[-1])
+        else:
+            most = max_components if best is None else len(best.locs)
+            found = _best_count(rest, others, most, df, options)
+        if not isinf(df):
+            heavy.append(found)
+        if best is None or any(
+            _predicts_better(found, best, draws, options.min_tail_gain) for draws in (others, x)
+        ):
             best = found
     assert best is not None
-    return best
+    if isinf(best.df):
+        return best
+    errors = options.heavier_tail_errors
+    fair = [mixture for mixture in heavy if not _predicts_better(best, mixture, x, errors)]
+    return min([best, *fair], key=lambda mixture: mixture.df)
 
 
 def _best_count(

@@ -76,6 +76,7 @@ def _fitted(u: Tensor, options: ModeSearchOptions, held_out: Tensor | None) -> M
         ridge=options.ridge / float(standard.var(0).mean()),  # a few far out do not widen it
         tolerance=options.fit_tolerance,
         degrees_of_freedom=options.mixture_degrees_of_freedom,
+        heavier_tail_errors=options.heavier_tail_errors,
     )
     found = fit_mixture(standard, min(options.max_components, most), fit, held_out)
     locs = centre + scale * found.locs

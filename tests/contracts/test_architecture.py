@@ -52,6 +52,7 @@ MAY_IMPORT = {
     "chain_blocks chain_sharing distributed",
     "stored_draws": "chain_draws chain_storage checkpoint draw_buffer streaming target",
     "convergence": "",
+    "stays": "",
     "trust": "convergence flows kernels options target vectorized weights",
     "pilot": "checkpoint convergence kernels options seeding target vectorized",
     "candidates": "checkpoint history flows guides options target train",
@@ -61,15 +62,15 @@ MAY_IMPORT = {
     "search": "candidates checkpoint guides interrupts kernels options phase_times pilot "
     "search_storage smc target transitions trust vectorized",
     "verdict": "diagnostics pilot smc trust",
-    "final_run": "checkpoint convergence pilot smc target vectorized",
+    "final_run": "checkpoint convergence pilot smc stays target vectorized",
     "versions": "",
     "provenance": "seeding trust versions",
     "sampling": "candidates checkpoint diagnostics draw_buffer export final_run interrupts options "
     "pilot provenance search search_precision search_storage seeding target trust verdict weights "
     "distributed",
     "search_precision": "candidates checkpoint search search_storage target",
-    "diagnostics": "diagnostics convergence export flows guides kernels options seeding smc target "
-    "trust weights distributed",
+    "diagnostics": "diagnostics convergence export flows guides kernels options seeding smc stays "
+    "target trust weights distributed",
     "reporting": "convergence export provenance reporting seeding versions weights",
     "plots": "guides history reporting train",
     "selftest": "flows guides kernels target vectorized",

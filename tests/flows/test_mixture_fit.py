@@ -142,6 +142,49 @@ def test_two_components_with_tails():
     assert mixture_fit.fit_mixture(two_of_them(inf).sample(3000), 16, TAILS).df >= 10
 
 
+HEAVIER = replace(
+    TAILS, degrees_of_freedom=(inf, 3.0, 2.0, 1.5, 1.0), tolerance=1e-3, heavier_tail_errors=1.0
+)
+
+
+def shares_of_wrong_tails(draws=1000, fits=12):
+    """Return shares of fits to draws of a Student-t(2) whose tails are too thin, or too heavy."""
+    found = []
+    for seed in range(fits):
+        torch.manual_seed(seed)
+        x = dist.StudentT(2.0).sample((draws, 1)).double()
+        ridge = 1e-6 / float(x.var(0).mean())
+        found.append(mixture_fit.fit_mixture(x, 16, replace(HEAVIER, ridge=ridge)).df)
+    return sum(df > 2 for df in found) / fits, sum(df < 1.5 for df in found) / fits
+
+
+def test_tails_are_rarely_too_thin_or_far_too_heavy():
+    assert max(shares_of_wrong_tails()) <= 1 / 12
+
+
+def test_gaussians_are_rarely_taken_for_heavy_tails():
+    found = []
+    for seed in range(12):
+        torch.manual_seed(seed)
+        found.append(mixture_fit.fit_mixture(torch.randn(1000, 2), 4, HEAVIER).df)
+    assert found.count(inf) >= 10
+
+
+@mutation(mixture_fit, "fit_mixture")
+def few_kinds(fit_mixture, x, most, options):
+    return fit_mixture(x, most, replace(options, degrees_of_freedom=(inf, 3.0, 1.0)))
+
+
+@mutation(mixture_fit, "_predicts_better")
+def all_heavier_are_fair(_predicts_better, one, other, draws, errors):
+    return errors < 1 and _predicts_better(one, other, draws, errors)
+
+
+@pytest.mark.parametrize("wrong", [few_kinds, all_heavier_are_fair])
+def test_several_kinds_are_compared_by_their_errors(wrong):
+    must_fail(wrong, score=lambda: max(shares_of_wrong_tails()), above=1 / 12)
+
+
 def test_components_that_do_not_overlap_are_separate():
     """A chain of overlapping components is one mode, whatever the distance of its ends."""
     locs = torch.tensor([[0.0], [2.0], [4.0], [6.0], [50.0], [52.0]]).double()

@@ -1,0 +1,101 @@
+r"""Stays of an independence sampler, and the effective number of draws of rare states.
+
+From a state of weight w a proposal :math:`y \sim q` is accepted with the mean probability
+
+.. math:: a(w) = \mathbb E_q \min\Bigl(1, \frac{w(y)}{w}\Bigr) .
+
+Proposals are independent of the state, so that the stay is geometric with the mean 1 / a(w). Let A
+be a set of a small probability p. Among chains in A the share
+:math:`\mathbb E_A[(1 - a)^k]` has not moved in k steps, and those that have moved are in A again
+with a probability of the order of p. So the indicator of A has the autocorrelation
+:math:`\rho_k \approx \mathbb E_A[(1 - a)^k]`, and N draws have the effective number
+
+.. math:: n_A \approx \frac{N}{1 + 2 \sum_k \rho_k} = \frac{N}{\mathbb E_A[2 / a - 1]} .
+
+The least of these is that of the states with the longest stays: a tail in which the flow is thin.
+The chains' own autocorrelations do not show it where they have hardly been there. The weights do,
+at any point of the tail, and annealed particles have points there that no chain has led to.
+
+References:
+    Jun Liu, *Metropolized independent sampling with comparisons to rejection sampling and
+    importance sampling*, 1996, https://doi.org/10.1007/BF00162521
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["ess_of_longest_stays", "expected_stays"]
+
+
+def expected_stays(log_w: Tensor, proposals: Tensor | None = None) -> Tensor:
+    r"""The expected number of steps that a chain stays at each of some states.
+
+    By M draws :math:`y_i` of q it is estimated with
+
+    .. math:: a(w) \approx \frac{\sum_i v_i \min(1, w(y_i) / w)}{\sum_i v_i}, \qquad v_i = 1 .
+
+    States themselves have the density :math:`w q` up to a constant. So they can stand for draws of
+    q with the importance weights :math:`v_i = 1 / w(y_i)`.
+
+    Arguments:
+        log_w: Log weights of the states, ``(N,)``; infinite where q has no density, NaN where it is
+            not known: there a chain stays forever.
+        proposals: Log weights of draws of q, ``(M,)``; by default the states stand for them.
+
+    Returns:
+        The numbers of steps, ``(N,)``, float64.
+
+    Example:
+        >>> proposals = torch.tensor([1.0, 1.0, 2.0, 4.0]).log()
+        >>> stays = expected_stays(torch.tensor([1.0, 4.0, 20.0]).log(), proposals)
+        >>> stays.round(decimals=6).tolist()
+        [1.0, 2.0, 10.0]
+    """
+    log_w = log_w.double().nan_to_num(nan=torch.inf, posinf=torch.inf)
+    if proposals is None:
+        order = log_w[torch.isfinite(log_w)].sort().values
+        log_v = -order
+    else:
+        order = proposals.double().nan_to_num(nan=-torch.inf).sort().values
+        log_v = torch.zeros_like(order)
+    none = order.new_full((1,), -torch.inf)
+    below = torch.cat([none, (log_v + order).logcumsumexp(0)])  # of weights below each
+    above = torch.cat([log_v.flip(0).logcumsumexp(0).flip(0), none])
+    index = torch.searchsorted(order, log_w)
+    accepted = torch.logaddexp(above[index], below[index] - log_w) - above[0]
+    least = (index == 0) & (log_w < torch.inf)  # every proposal is accepted
+    accepted = torch.where(least, 0.0, accepted)
+    return (-accepted.nan_to_num(nan=-torch.inf)).exp().clamp(min=1.0)
+
+
+def ess_of_longest_stays(
+    stays: Tensor, number: int, share: float, weights: Tensor | None = None
+) -> float:
+    r"""The effective number of draws of the states with the longest stays.
+
+    Arguments:
+        stays: Expected stays at states, or at points that are distributed nearly so, ``(N,)``.
+        number: The number of draws of all chains, thinning not counted.
+        share: The probability of the states with the longest stays that are looked at.
+        weights: Weights of the points, ``(N,)``; by default equal ones.
+
+    Returns:
+        :math:`n_A` for the set A of these states.
+
+    Example:
+        >>> stays = torch.ones(1000).double()
+        >>> round(ess_of_longest_stays(stays, 8000, 0.01))
+        8000
+        >>> stays[:10] = 5.5  # a hundredth of the states
+        >>> round(ess_of_longest_stays(stays, 8000, 0.01))
+        800
+    """
+    weights = torch.ones_like(stays) if weights is None else weights.to(stays)
+    order = stays.argsort(descending=True)
+    mass = (weights / weights.sum())[order]
+    before = mass.cumsum(0) - mass
+    inside = torch.where(before < share, torch.minimum(mass, share - before), 0.0)
+    mean = float((inside * stays[order])[inside > 0].sum() / inside.sum())
+    return number / (2 * mean - 1)

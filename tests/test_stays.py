@@ -1,0 +1,115 @@
+"""Stays of an independence sampler, against closed forms and against chains themselves."""
+
+import pytest
+import torch
+from support.mutations import must_fail, mutation
+from torch.distributions import StudentT
+from torch.testing import assert_close
+
+from pyro_flowsamp import stays
+from pyro_flowsamp.transitions import independence
+
+K = 0.4  #: the Pareto k of weights of draws of q
+SHARE = 0.01
+TARGET, THIN = StudentT(2.0), StudentT(3.0, 0.0, 0.8)  #: a tail, and one that is thinner
+EDGE = (2 / (1 / (1 - SHARE) ** 2 - 1)) ** 0.5  #: beyond which the target has this share
+
+
+# ---- acceptance ----------------------------------------------------------------------------------
+
+
+def acceptance(log_w):
+    """The mean acceptance probability for w = u^-K with u uniform under q."""
+    u = (-log_w / K).exp()
+    return u + u**K * (1 - u ** (1 - K)) / (1 - K)
+
+
+def error_of_stays(of_states):
+    """The largest relative error of expected stays at several weights."""
+    torch.manual_seed(0)
+    u = torch.rand(100_000).double()
+    if of_states:  # their density is in proportion to u^-K
+        u = u ** (1 / (1 - K))
+    some = torch.cat([torch.tensor([0.001, 0.01, 0.1, 0.5, 1.0]).double(), u[:95]])
+    if of_states:
+        found = stays.expected_stays(torch.cat([-K * some.log(), -K * u.log()]))[:100]
+    else:
+        found = stays.expected_stays(-K * some.log(), -K * u.log())
+    return float((found * acceptance(-K * some.log()) - 1).abs().max())
+
+
+@pytest.mark.parametrize("of_states", [True, False])
+def test_stays_are_those_of_the_closed_form(of_states):
+    assert error_of_stays(of_states) < 0.02
+
+
+@mutation(stays, "expected_stays")
+def states_as_draws_of_q(expected_stays, log_w, proposals=None):
+    return expected_stays(log_w, log_w if proposals is None else proposals)
+
+
+def test_states_need_their_importance_weights():
+    must_fail(states_as_draws_of_q, score=lambda: error_of_stays(True), above=0.2)
+
+
+def test_stays_at_states_without_a_density():
+    log_w = torch.tensor([torch.nan, torch.inf, 0.0, -torch.inf])
+    found = stays.expected_stays(log_w, torch.zeros(10))
+    assert found.tolist() == [torch.inf, torch.inf, 1.0, 1.0]
+    assert stays.expected_stays(log_w[:2]).tolist() == [torch.inf, torch.inf]
+    assert stays.expected_stays(log_w[2:], torch.full((5,), -torch.inf)).tolist()[0] == torch.inf
+    assert stays.ess_of_longest_stays(found, 1000, SHARE) == 0.0
+
+
+# ---- effective draws -----------------------------------------------------------------------------
+
+
+def chains(count=4000, draws=120):
+    """Stationary chains of the target under a proposal of thinner tails: positions, weights."""
+    torch.manual_seed(1)
+
+    def scored(x):
+        return independence.init(x[:, None], TARGET.log_prob(x), THIN.log_prob(x))
+
+    state, x, log_w = scored(TARGET.sample((count,)).double()), [], []
+    for _ in range(draws):
+        proposal = scored(THIN.sample((count,)).double())
+        state, _ = independence.step(state, proposal, torch.rand(count).double().log())
+        x.append(state.x[:, 0])
+        log_w.append(state.log_p - state.log_q)
+    return torch.stack(x, 1), torch.stack(log_w, 1)
+
+
+def ratio_of_sizes():
+    """The effective size of the tail by the stays, over that of the chains' own means."""
+    x, log_w = chains()
+    tail = (x.abs() > EDGE).double()
+    share = float(tail.mean())
+    true = share * (1 - share) / float(tail.mean(1).var()) * len(x)
+    found = stays.expected_stays(log_w.flatten())
+    return stays.ess_of_longest_stays(found, x.numel(), SHARE) / true
+
+
+def test_the_effective_size_of_a_tail():
+    assert ratio_of_sizes() == pytest.approx(1, abs=0.2)
+
+
+@mutation(stays, "ess_of_longest_stays")
+def a_stay_counts_once(ess_of_longest_stays, at, number, share, weights=None):
+    return ess_of_longest_stays((at + 1) / 2, number, share, weights)
+
+
+@mutation(stays, "ess_of_longest_stays")
+def of_all_states(ess_of_longest_stays, at, number, share, weights=None):
+    return ess_of_longest_stays(at, number, 1.0, weights)
+
+
+@pytest.mark.parametrize("wrong", [a_stay_counts_once, of_all_states])
+def test_a_wrong_size_is_seen(wrong):
+    must_fail(wrong, score=ratio_of_sizes, above=1.5)
+
+
+def test_weights_of_points_count():
+    at = torch.tensor([1.0, 1.0, 11.0]).double()
+    weights = torch.tensor([0.5, 0.495, 0.005])
+    assert_close(stays.ess_of_longest_stays(at, 110, 0.01, weights), 110 / 11, rtol=1e-3, atol=0)
