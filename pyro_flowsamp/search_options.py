@@ -50,6 +50,8 @@ class ModeSearchOptions:
         particles_many_modes, mcmc_steps_many_modes: The same where there are several modes.
         growth: Factor by which the number of particles grows where two searches disagree.
         max_evaluations: Evaluations of the whole search at most; then it is not settled.
+        planned_share: Share of the evaluations that are left which another pair of searches is
+            planned to take at most, by those of the last pair: it may take more temperatures.
         islands: Groups of particles of each search that never exchange any. They have their inverse
             temperatures in common.
         widen: Scale of a base in units of the standard deviations of what it covers.
@@ -126,6 +128,7 @@ class ModeSearchOptions:
     mcmc_steps_many_modes: int = 4
     growth: float = 2.0
     max_evaluations: int = 500_000
+    planned_share: float = 0.9
     islands: int = 4
     widen: float = 2.0
     second_widen: float = 3.0

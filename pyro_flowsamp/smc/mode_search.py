@@ -111,10 +111,10 @@ class ModeSearch:
         while True:
             spent = self.target.evaluations
             first, second, base = self._pair(base, prior, num, moves)
-            spent = self.target.evaluations - spent
             u, alone = with_modes_of_paths(self.coordinates, start.modes, (first, second), options)
             fitted = particle_mixture(u, options, islands_of(u, (first, second), options.islands))
             mixture = covering_all(fitted, u, self.coordinates, options)
+            spent = self.target.evaluations - spent
             direction = compare_directions(first, second, options)
             agreement = self._compare(fitted, mixture, first, second)
             agreement = agreement._replace(direction=direction)
@@ -129,7 +129,8 @@ class ModeSearch:
             larger = self._next_size(agreement, settled, num, moves)
             if larger is None:
                 break
-            fitting = size_that_fits(larger, num, left * num * moves / spent)
+            planned = options.planned_share * left / spent  # of the last pair's size
+            fitting = size_that_fits(larger, num, planned * num * moves)
             if fitting is None:
                 break
             num, moves = fitting
@@ -232,7 +233,8 @@ class ModeSearch:
         """The agreement of two searches, by a fitted mixture and the one that covers all.
 
         Further components are of the mode of the fitted one that is nearest: they may be of a tail
-        or of the neck of a funnel, and are no evidence of a mode.
+        or of the neck of a funnel, and are no evidence of a mode. But what one search alone has
+        found is unseen mass there, too.
         """
         count, x = len(mixture.locs), torch.cat([s.x for s in searches])
         parts = mixture.joint_log_prob(x).argmax(-1).split([len(s.x) for s in searches])
@@ -240,9 +242,11 @@ class ModeSearch:
         modes = fitted.groups(fitted.joint_log_prob(x), self.options.overlap)
         further = mixture.locs[len(fitted.locs) :]
         modes = torch.cat([modes, modes[fitted.joint_log_prob(further).argmax(-1)]])
-        of_modes = torch.zeros(2, int(modes.max()) + 1, dtype=counts.dtype, device=counts.device)
-        of_modes.index_add_(1, modes, counts)
-        few, many = of_modes.min(0).values, of_modes.max(0).values
+        beside = int(modes.max()) + 1 + torch.arange(len(further), device=modes.device)
+        regions = torch.cat([modes[: len(fitted.locs)], beside])
+        in_region = torch.zeros(2, int(regions.max()) + 1, dtype=counts.dtype, device=counts.device)
+        in_region.index_add_(1, regions, counts)
+        few, many = in_region.min(0).values, in_region.max(0).values
         enough = max(self.options.min_lone, self.options.min_lone_share * len(searches[0].x))
         lone = (few == 0) & (many >= enough)
         evidences = [log_mean_weight(s.evidences) for s in searches]
@@ -252,7 +256,7 @@ class ModeSearch:
         spread = error * self.options.islands**0.5  # errors are not known where islands differ much
         error = torch.where(spread > self.options.max_island_spread, spread, error)
         # A search that has missed mass has the smaller evidence, and counts for as much less.
-        shares = log_z.softmax(0)[:, None] * of_modes / of_modes.sum(1, keepdim=True)
+        shares = log_z.softmax(0)[:, None] * in_region / in_region.sum(1, keepdim=True)
         unseen = float((shares.sum(0) * lone).sum())
         return Agreement(counts, modes, unseen, log_z, error)
 

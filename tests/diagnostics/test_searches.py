@@ -107,7 +107,7 @@ def stranded(share=0.03, centre=-10.0):
     modes, count = found_modes(), 1000
     x = 10 + torch.randn(count, 1)
     x[: int(share * count)] = centre
-    modes = modes._replace(x=x, second=torch.arange(count) % 2 == 0)
+    modes = modes._replace(x=x, weights=torch.full((count,), 1 / count).double())
     found = searches.stranded_check(run.unconstrained, modes, run.kernel, target, OPTIONS)
     return by_name([found])
 
