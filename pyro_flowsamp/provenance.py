@@ -33,7 +33,8 @@ def add_record(
 ) -> None:
     r"""Adds to an ArviZ object what a report about its run needs.
 
-    Attributes: ``versions``, ``seed`` (where there was one), ``device``, ``threads``, ``kernel``;
+    Attributes: ``versions``, ``seed`` (where there was one), ``device``, ``threads``, ``kernel``,
+    ``warmup_steps``;
     ``training_loss`` and ``training_ess`` (a value for each window of steps), ``training_stopped``,
     ``training_steps``, ``training_evaluations``, ``training_skipped`` and ``training_seconds``;
     ``mode_shares``, the share of draws in each mode, and ``mode_shares_first`` and
@@ -69,6 +70,7 @@ def add_record(
         "versions": "; ".join(f"{name} {value}" for name, value in versions().items()),
         "threads": torch.get_num_threads(),
         "kernel": type(run.kernel).__name__,
+        "warmup_steps": run.warmup_steps,
         "device": str(run.unconstrained.device),
     }
     if seed is not None:

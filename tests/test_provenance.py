@@ -83,6 +83,7 @@ def test_shares_of_modes():
         unconstrained=x,
         target=None,
         kernel=SimpleNamespace(binding=SimpleNamespace(guide=None), proposal=None),
+        warmup_steps=50,
     )
     data = xr.DataTree()
     add_record(data, run, modes=modes)

@@ -108,8 +108,9 @@ def _stay_checks(
     :math:`w q / \mathbb E_q[w]`, so that the mean of :math:`1 / w` over them is
     :math:`1 / \mathbb E_q[w]`.
 
-    A region of stays longer than the n steps of a chain is entered as seldom as it is left, by
-    detailed balance: the expected number of visits of a chain is at most its mass,
+    A region of stays longer than the n steps of a chain, those before its draws included, is
+    entered as seldom as it is left, by detailed balance: the expected number of visits of a chain
+    is about its mass or less,
 
     .. math:: m = P_p(w / \mathbb E_q[w] > n) .
 
@@ -127,7 +128,8 @@ def _stay_checks(
         particles, shares: Log weights of particles, and their shares; None as above.
         options: The longest stay, the mass, and the Pareto k of a heavy tail.
     """
-    steps = draws.columns.shape[1] * draws.thin
+    earlier = options.earlier_steps if draws.earlier is None else int(draws.earlier)
+    steps = earlier + draws.columns.shape[1] * draws.thin
     log_w = log_w[log_w.isfinite()]
     if not len(log_w):
         return []

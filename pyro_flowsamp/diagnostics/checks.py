@@ -9,6 +9,25 @@ from html import escape
 __all__ = ["Check", "Diagnosis"]
 
 
+#: a check, and those whose failure says the same and more: then its own message is left out
+IMPLIED_BY = {
+    "ESS per chain": ("bulk ESS", "tail ESS"),
+    "error of long runs": ("chains that never moved",),
+    "error of shares": ("visits of regions",),
+    "particles far from draws": ("mass not visited",),
+    "particles in regions without draws": ("mass not visited", "particles far from draws"),
+    "shares beside particles": ("mass not visited", "visits of regions"),
+    "distance from particles": ("mass not visited", "shares beside particles"),
+}
+#: a part of a text that a run has reported, and the check whose failure says the same
+REPORTED_TOO = {
+    "the bulk has an effective sample size": "bulk ESS",
+    "the tails has an effective sample size": "tail ESS",
+    "chains depend on where they started": "nested R-hat",
+    "chains have never moved": "chains that never moved",
+}
+
+
 @dataclass(frozen=True)
 class Check:
     """One number of a result, with the bound that it should keep.
@@ -55,6 +74,10 @@ class Diagnosis:
         >>> found = Diagnosis((Check("bulk ESS", 900.0, 400.0, True, at_least=True), bad))
         >>> found.reliable, found.problems, found["bulk ESS"].value
         (False, ('the chains disagree',), 900.0)
+        >>> few = Check("ESS per chain", 1.0, 5.0, False, "a chain has one effective draw")
+        >>> fewer = Check("bulk ESS", 9.0, 400.0, False, "the bulk has nine effective draws")
+        >>> Diagnosis((few, fewer)).problems  # the second says the same and more
+        ('the bulk has nine effective draws',)
         >>> print(found)
         check          value    bound
         bulk ESS         900     >= 400
@@ -79,9 +102,23 @@ class Diagnosis:
         return tuple(check for check in self.checks if not check.ok)
 
     @property
+    def told(self) -> tuple[Check, ...]:
+        """The checks that fail, without those that others imply."""
+        names = {check.name for check in self.failed}
+
+        def implied(check: Check) -> bool:
+            if check.name == "reported":
+                return any(
+                    text in check.message and name in names for text, name in REPORTED_TOO.items()
+                )
+            return not names.isdisjoint(IMPLIED_BY.get(check.name, ()))
+
+        return tuple(check for check in self.failed if not implied(check))
+
+    @property
     def problems(self) -> tuple[str, ...]:
-        """The messages of the checks that fail."""
-        return tuple(check.message for check in self.failed)
+        """The messages of the checks that fail, without those that others imply."""
+        return tuple(check.message for check in self.told)
 
     def __getitem__(self, name: str) -> Check:
         """The check of a name.
@@ -114,7 +151,7 @@ class Diagnosis:
         if self.reliable:
             lines = ["Nothing has been seen to be wrong."]
         else:
-            told = [f"{c.message}: {c.advice}" if c.advice else c.message for c in self.failed]
+            told = [f"{c.message}: {c.advice}" if c.advice else c.message for c in self.told]
             lines = ["The draws may be wrong:", *(f"- {text}" for text in told)]
         if self.notes:
             lines += ["Notes:", *(f"- {text}" for text in self.notes)]

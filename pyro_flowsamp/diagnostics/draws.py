@@ -32,6 +32,7 @@ class DiagnosedDraws(NamedTuple):
         groups: The superchain of each chain, ``(C,)``; None where it is not known.
         starts: The point where each chain began, ``(C, d)``; None where it is not known.
         thin: Steps of a chain for each draw.
+        earlier: Steps that chains made before these draws; None where it is not known.
 
     Example:
         >>> x = torch.zeros(4, 100, 1)
@@ -52,6 +53,7 @@ class DiagnosedDraws(NamedTuple):
     groups: Tensor | None
     starts: Tensor | None = None
     thin: int = 1
+    earlier: int | None = None
 
     @property
     def of_a_guide(self) -> bool:
@@ -91,7 +93,7 @@ def read_draws(source: Any, guide: Any = None, target: Any = None) -> DiagnosedD
         raise ValueError("the guide is untrained: call guide.fit(...) first")
     kernel = proposal = x = None
     attributes: dict[str, Any] = {}
-    groups, starts, thin = None, None, 1
+    groups, starts, thin, earlier = None, None, 1, None
     if hasattr(source, "unconstrained") and hasattr(source, "statistics"):
         values = source.get_samples(group_by_chain=True)
         statistics = dict(source.statistics)
@@ -99,7 +101,7 @@ def read_draws(source: Any, guide: Any = None, target: Any = None) -> DiagnosedD
             statistics["step_size"] = source.step_size
         x, target = source.unconstrained, target or source.target
         starts = source.starts if len(source.starts) == len(x) else None
-        thin = source.thin
+        thin, earlier = source.thin, source.warmup_steps
         if source.target is not None and source.kernel.target is source.target:
             kernel, proposal = source.kernel, source.kernel.proposal
     else:
@@ -109,7 +111,7 @@ def read_draws(source: Any, guide: Any = None, target: Any = None) -> DiagnosedD
             target = target or _kernel_target(source.kernel)
         values, statistics, groups = _read_arviz(data)
         attributes = dict(getattr(data, "attrs", {}))
-        thin = int(attributes.get("thin", 1))
+        thin, earlier = int(attributes.get("thin", 1)), attributes.get("warmup_steps")
     if guide is not None:
         target = target or _guide_target(guide)
         proposal = guide.proposal() if proposal is None else proposal
@@ -123,9 +125,8 @@ def read_draws(source: Any, guide: Any = None, target: Any = None) -> DiagnosedD
         x = _packed(target, values)
     if x is not None and target is not None and x.shape[-1] != target.dim:
         x = proposal = kernel = None  # not all sites were kept
-    return DiagnosedDraws(
-        columns, names, x, statistics, attributes, target, proposal, kernel, groups, starts, thin
-    )
+    known = (statistics, attributes, target, proposal, kernel, groups, starts, thin, earlier)
+    return DiagnosedDraws(columns, names, x, *known)
 
 
 def _kernel_target(kernel: Any) -> Target | None:

@@ -23,6 +23,7 @@ from ..smc.mode_search import ModeSearch
 from ..smc.starts import StudentStart
 from ..target.density import Target
 from .checks import Check
+from .counts import most_by_chance
 from .options import DiagnosisOptions
 
 __all__ = [
@@ -263,9 +264,9 @@ def particle_checks(
     )
     checks = [Check("mass not visited", mass, 0, not lost, text, EXPLORE)]
     away = share_far_away(x, modes.x, options, modes.weights)
-    ok = away <= options.max_far_away
+    most = max(options.max_far_away, _far_by_chance(x, len(modes.x), options))
+    ok = away <= most
     text = f"{away:.2%} of the annealed particles are far from all draws"
-    most = options.max_far_away
     checks.append(Check("particles far from draws", away, most, ok, text, EXPLORE))
     if not settled:
         return checks
@@ -282,6 +283,17 @@ def particle_checks(
     most = options.max_distance
     name = "distance from particles"
     return [*checks, Check(name, value, most, ok, text, EXPLORE)]
+
+
+def _far_by_chance(x: Tensor, num: int, options: DiagnosisOptions) -> float:
+    """The largest share of so many particles that chance puts far from few draws.
+
+    Of the draws of one half of the chains one at least is as far as any other from those of the
+    other half.
+    """
+    draws = min(options.compared_draws, x[..., 0].numel() // 2)
+    far = max(1.0, options.far_away * draws)
+    return most_by_chance(far, num, draws, options.check_error) / num
 
 
 def _lost(

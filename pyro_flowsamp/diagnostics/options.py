@@ -106,6 +106,8 @@ class DiagnosisOptions:
         max_stay: Steps that a sampler which only jumps may be expected to stay at a draw, as a
             multiple of those of a chain. Where there are no annealed particles, it is asked of
             weights with a heavy tail (``search.max_pareto_k``).
+        earlier_steps: Steps that chains are taken to have made before their draws, where that is
+            not known. They count for the longest stay: a chain may have entered a region in them.
         max_stay_mass: Largest mass of the regions where it stays longer, by particles or states:
             shares of draws are off by up to this mass, see ``max_never_moved``.
         flat_log_weights: Nats between the largest and the median weight of states below which k is
@@ -114,7 +116,8 @@ class DiagnosisOptions:
             fraction, where a sampler only jumps.
         min_weighted_draws: Effective number of weighted draws from which on their averages are
             compared with those of the chains.
-        check_error: Probability that a comparison of averages fails for right draws.
+        check_error: Probability that a comparison of averages, or of counts of stranded particles
+            and draws, fails for right draws.
         moves: Whether the kernel moves states or particles for a check; a caller who has looked at
             that already saves the time.
         moved_particles: Particles at most from which a sampler with local moves takes a few steps.
@@ -125,10 +128,11 @@ class DiagnosisOptions:
             particles, beside that between two searches.
         min_region_particles, min_share: Draws lack a region where searches have so many particles
             on average if their share of it is below this part of the particles'.
-        max_far_away: Largest share of the annealed particles that are far from all draws, or, where
-            a sampler only jumps, at which its flow has no density.
-        stranded_steps: Steps that the kernel makes from every particle that is far from all draws.
-        max_stranded: Largest share of the particles that may still be far from all draws then.
+        max_far_away: Largest share of the annealed particles that are far from all draws, unless
+            chance explains more, since there are few draws. Also, where a sampler only jumps, of
+            those at which its flow has no density.
+        stranded_steps: Steps that the kernel makes from every particle that is far from all draws,
+            and from draws that are.
         max_far_mass: Largest share of the mass of modes that paths have found, far from all draws.
         max_path_dim: Dimensions up to which paths are looked at so.
         min_far_draws: Effective number of draws of paths there from which on this mass is known.
@@ -195,6 +199,7 @@ class DiagnosisOptions:
     max_average_pareto_k: float = 0.5
     max_state_pareto_k: float = 1.0
     max_stay: float = 1.0
+    earlier_steps: int = 50
     max_stay_mass: float = 0.005
     flat_log_weights: float = log(3.0)
     min_importance_ess: float = 0.01
@@ -209,7 +214,6 @@ class DiagnosisOptions:
     min_share: float = 0.25
     max_far_away: float = 0.02
     stranded_steps: int = 20
-    max_stranded: float = 2e-3
     max_far_mass: float = 0.01
     max_path_dim: int = 50
     min_far_draws: float = 8.0

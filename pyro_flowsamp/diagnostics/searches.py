@@ -35,6 +35,7 @@ from ..target.density import Target
 from ..trust import ends_of_steps
 from ..weights import Estimate, summed_degrees
 from .checks import Check
+from .counts import distinct_points, most_by_chance
 from .evidence import FEWEST_DRAWS, bridge_evidence
 from .missed_modes import EXPLORE, far_from, kolmogorov_distance
 from .options import DiagnosisOptions
@@ -135,17 +136,23 @@ def path_mode_check(
 def stranded_check(
     x: Tensor, modes: FoundModes, kernel: Any, target: Target, options: DiagnosisOptions
 ) -> Check:
-    """The share of particles that are far from all draws, and that the kernel does not lead back.
+    r"""Particles that are far from all draws and stay there, beside draws of which this is so.
 
     Particles far out in a tail come back by a few steps. Those in a small mode stay there. What the
     chains hardly leave they hardly enter, so that draws lack it where no chain began in it.
+
+    In a heavy tail right draws stay far from others for long, too. So particles are compared with
+    draws: those of one half of the chains are far from the other half as particles are from it.
+    It is an alarm where so many more particles than draws are far after the steps that the
+    probability is below ``check_error``, see :mod:`.counts`. Copies of one point count once: they
+    have been found on one way only.
 
     Arguments:
         x: Unconstrained draws, ``(chains, draws, d)``.
         modes: The result of the search.
         kernel: The kernel that made the draws, after its warm-up; a copy of it makes the steps.
         target: Its target.
-        options: The number of steps, and the share of particles that may stay.
+        options: The number of steps, and the probability of an alarm.
 
     Example:
         >>> from types import SimpleNamespace
@@ -158,25 +165,32 @@ def stranded_check(
         >>> run.run()
         >>> draws = run.unconstrained
         >>> modes = SimpleNamespace(
-        ...     x=torch.cat([draws[0, :97], torch.full((3, 1), -20.0)]),
+        ...     x=torch.cat([draws[0, :97], torch.tensor([[-20.0], [-20.5], [-19.5]])]),
         ...     weights=torch.full((100,), 0.01).double(),
         ... )
         >>> check = stranded_check(draws, modes, run.kernel, target, DiagnosisOptions())
         >>> round(check.value, 2), check.ok
         (0.03, False)
     """
-    far, points = far_from(x, options), modes.x.to(target.dtype)
-    weights, away = modes.weights, far(points)
-    share = 0.0
-    if bool(away.any()):
+    far, weights = far_from(x, options), modes.weights
+    half = x.chunk(2)[0] if len(x) > 1 else x.chunk(2, 1)[0]
+    draws = half.flatten(0, 1).to(target.dtype)
+    points = torch.cat([modes.x.to(target.dtype), draws])
+    away = far(points).nonzero()[:, 0]
+    if len(away):
         _, ends = ends_of_steps(copy(kernel), target, points[away], options.stranded_steps)
-        share = float(weights[away] @ far(ends).to(weights))
-    most = options.max_stranded
+        away = distinct_points(points, away[far(ends)])
+    ours = away[away < len(weights)]
+    size = 1 / float(weights.square().sum())  # of equal weights, the number of particles
+    count, of_draws = int(size * float(weights[ours].sum()) + 0.5), len(away) - len(ours)
+    most = most_by_chance(of_draws, size, len(draws), options.check_error)
     text = (
-        f"{share:.2%} of the annealed particles are in regions that no chain has been in, and that "
-        f"the kernel does not leave in {options.stranded_steps} steps: draws lack these regions"
+        f"{count / size:.2%} of the annealed particles are in regions that no chain has been in, "
+        f"and that the kernel does not leave in {options.stranded_steps} steps, and "
+        f"{of_draws / len(draws):.2%} of the draws: draws lack these regions"
     )
-    return Check("particles in regions without draws", share, most, share <= most, text, EXPLORE)
+    name = "particles in regions without draws"
+    return Check(name, count / size, most / size, count <= most, text, EXPLORE)
 
 
 # ---- evidences -----------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def states_of_a_narrow_flow():
 def particles_of_long_stays(log_w=6.0, share=None, **fields):
     """States have equal weights, and 1 % of the particles have 400 times as much.
 
-    Chains of 200 draws would stay there for 400 steps.
+    Chains of 200 draws and 50 steps before would stay there for 400 steps.
     """
     particles = torch.cat([torch.zeros(990), torch.full((10,), log_w)]).double()
     shares = None if share is None else (share / 10 * (particles > 0)).double()
@@ -158,6 +158,8 @@ def test_the_mass_of_long_stays_is_that_of_particles():
     assert particles_of_long_stays(log_w=5.0)[name].ok  # for 148 steps
     assert particles_of_long_stays(log_w=5.0, thin=3)[name].ok  # of 600
     assert particles_of_long_stays(thin=3)[name].ok
+    assert particles_of_long_stays(earlier=300)[name].ok
+    assert not particles_of_long_stays(earlier=0)[name].ok
     assert not particles_of_long_stays(log_w=torch.inf)[name].ok
 
 
@@ -183,10 +185,10 @@ def test_the_mass_of_long_stays_is_what_chains_lack(seed):
         states.append(x)
     x = torch.stack(states[steps:], 1)
     particles = cauchy.sample((4000,)).double()
-    draws = diagnosed(x[..., None], {"log_weight": log_w(x)})
+    draws = diagnosed(x[..., None], {"log_weight": log_w(x)}, earlier=steps)
     found = by_name(state_weight_checks(draws, log_w(particles), OPTIONS))["mass of long stays"]
     edge = torch.linspace(0, 100, 100_001).double()
-    edge = edge[log_w(edge) > torch.tensor(float(steps)).log()][0]
+    edge = edge[log_w(edge) > torch.tensor(2.0 * steps).log()][0]
     mass = 2 * float(cauchy.cdf(-edge))
     error = (mass * (1 - mass) / len(particles)) ** 0.5
     assert abs(found.value - mass) < 4 * error + 0.01 and not found.ok

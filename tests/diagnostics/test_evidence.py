@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy.special import stdtrit
+from scipy.stats import norm, t
 from support.mutations import must_fail, mutation
 
 from pyro_flowsamp import IMH, AutoFlow, FitOptions, Target, VectorizedMCMC, log_evidence, weights
@@ -14,10 +15,12 @@ from pyro_flowsamp.diagnostics.evidence import bridge_evidence, evidence_estimat
 from pyro_flowsamp.problems import exp_gauss
 from pyro_flowsamp.weights import (
     Estimate,
+    degrees_of_variance,
     log_mean_weight,
     pareto_k,
     smoothed_log_weights,
     student_t_quantile,
+    summed_degrees,
 )
 
 RUNS = 100
@@ -196,6 +199,56 @@ def test_islands_need_student_t():
         assert abs(float(inside) - covered) < 0.015
 
 
+def test_degrees_of_a_variance():
+    """Sample variances of 100 exponential values, of kurtosis 9: 25 degrees of freedom."""
+    torch.manual_seed(0)
+    x = -torch.rand(20_000, 100).double().log()
+    variance = x.var(1)
+    assert 2 / float(variance.var()) == pytest.approx(25, rel=0.1)
+    found = degrees_of_variance(-torch.rand(1_000_000).double().log(), 100)
+    assert found == pytest.approx(25, rel=0.05)
+    assert degrees_of_variance(torch.ones(9), 9) == torch.inf
+    assert degrees_of_variance(torch.tensor([0.0] * 10_000 + [1.0]), 10_001) == pytest.approx(
+        2, 0.01
+    )
+
+
+def test_summed_degrees():
+    """Welch: the variance of a sum of scaled chi-squared variables is that of its degrees."""
+    torch.manual_seed(0)
+    parts = ((1.0, 4.0), (3.0, 10.0), (0.5, 2.0))
+    total = sum(a * torch.distributions.Chi2(n).sample((200_000,)) / n for a, n in parts)
+    expected = 2 * float(total.mean()) ** 2 / float(total.var())
+    assert summed_degrees(*parts) == pytest.approx(expected, rel=0.03)
+
+
+def scores_of_few_draws(runs=200):
+    """Plain z-scores, and their normal scores by t, where a few draws are in the overlap."""
+    found = []
+    for seed in range(runs):
+        torch.manual_seed(seed)
+        x, y = torch.randn(16, 4).double(), 5.0 + torch.randn(64).double()
+        states, fresh = (((at - 5).square() - at.square()) / 2 for at in (x, y))
+        one = bridge_evidence(states, fresh, evidence.EvidenceOptions(max_steps=60))
+        z = float(one.value / one.standard_error)
+        found.append((z, norm.ppf(t.cdf(z, one.degrees))))
+    return torch.tensor(found).T.square().mean(1)
+
+
+def test_few_draws_need_student_t():
+    plain, by_t = scores_of_few_draws()
+    assert plain > 1.3 > by_t > 0.8
+
+
+@mutation(evidence, "degrees_of_variance")
+def of_normal_values(degrees_of_variance, x, size):
+    return float(size)
+
+
+def test_degrees_must_be_those_of_the_values():
+    must_fail(of_normal_values, score=lambda: scores_of_few_draws()[1], above=1.3)
+
+
 def test_quantiles_refuse_bad_input():
     with pytest.raises(ValueError, match=r"probability in \(0, 1\), got 1.5"):
         student_t_quantile(1.5, 3)
@@ -266,6 +319,18 @@ def regression_problem():
     return Target.from_model(regression, X, y), truth, mean, torch.linalg.cholesky(covariance)
 
 
+def mixture_problem():
+    """Two modes, with three tenths and seven tenths of the mass, and one wide Gaussian."""
+    at, shares = torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.tensor([0.3, 0.7])
+
+    def energy(x):
+        square = (x[..., None, :] - at).square().sum(-1)
+        return -(shares.log() - 0.5 * square).logsumexp(-1)
+
+    truth = torch.tensor(2 * torch.pi).log()
+    return Target.from_energy(energy, 2), truth, torch.zeros(2), torch.tensor([2.0, 1.0]).diag()
+
+
 def run_scores(problem=gaussian_problem, runs=RUNS):
     """Both estimators of runs with a flow that is beside the target and too wide."""
     target, truth, mean, chol = problem()
@@ -281,7 +346,7 @@ def run_scores(problem=gaussian_problem, runs=RUNS):
     return max(badness(torch.stack(z)) for z in scores.values())
 
 
-@pytest.mark.parametrize("problem", [gaussian_problem, regression_problem])
+@pytest.mark.parametrize("problem", [gaussian_problem, regression_problem, mixture_problem])
 def test_runs_have_right_errors(problem):
     assert run_scores(problem) < 4
 

@@ -188,6 +188,19 @@ def test_as_many_particles_as_draws_are_far_away(degrees):
     assert share_far_away(slowly, y, OPTIONS) < 0.05
 
 
+def test_few_draws_are_far_from_many_particles_by_chance():
+    """Of 100 draws the farthest leaves more than 2 % of the right particles outside, often."""
+    shares = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        x, y = torch.randn(4, 50, 4).double(), torch.randn(1000, 4).double()
+        shares.append(share_far_away(x, y, OPTIONS))
+    most = missed_modes._far_by_chance(x, 1000, OPTIONS)
+    assert sum(share > OPTIONS.max_far_away for share in shares) > 5
+    assert max(shares) <= most < 0.15
+    assert missed_modes._far_by_chance(independent(40, 200), 1000, OPTIONS) < OPTIONS.max_far_away
+
+
 def test_kolmogorov_distance_is_the_largest_gap():
     x, y = independent(3, 100).flatten(0, 1), 1.2 * independent(1, 50)[0].round()
     found = kolmogorov_distance(x, y)

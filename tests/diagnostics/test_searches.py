@@ -97,7 +97,7 @@ def searches_that_differ_along_a_direction():
     return along_directions()
 
 
-def stranded(share=0.03, centre=-10.0):
+def stranded(share=0.03, centre=-10.0, spread=1.0):
     """Draws in one of two modes; a share of the particles is somewhere else."""
     target = Target.from_energy(lambda x: 0.5 * (x.abs() - 10).square().sum(-1), 1)
     torch.manual_seed(0)
@@ -106,8 +106,10 @@ def stranded(share=0.03, centre=-10.0):
     run.run()
     modes, count = found_modes(), 1000
     x = 10 + torch.randn(count, 1)
-    x[: int(share * count)] = centre
-    modes = modes._replace(x=x, weights=torch.full((count,), 1 / count).double())
+    lost = int(share * count)
+    x[:lost] = centre + spread * torch.randn(lost, 1)
+    weights = torch.full((count,), 1 / count).double()
+    modes = modes._replace(x=x, second=torch.arange(count) % 2 == 0, weights=weights)
     found = searches.stranded_check(run.unconstrained, modes, run.kernel, target, OPTIONS)
     return by_name([found])
 
@@ -152,6 +154,36 @@ def test_particles_that_come_back_are_no_alarm():
     assert check.ok and check.value == 0
     (check,) = stranded(share=0.0).values()
     assert check.ok
+
+
+def test_copies_of_a_particle_count_once():
+    (check,) = stranded(spread=0.0).values()
+    assert check.ok and check.value == pytest.approx(0.001)
+    assert not any(check.ok for check in stranded(share=0.01).values())
+
+
+def counts(particles, draws, kernel=None):
+    """The check where the kernel does not move anything: whatever is far is stranded."""
+    modes = found_modes()._replace(x=particles, second=torch.arange(len(particles)) % 2 == 0)
+    target = Target.from_energy(lambda x: x.square().sum(-1), particles.shape[1])
+    return searches.stranded_check(draws, modes, kernel, target, OPTIONS)
+
+
+def test_right_particles_of_a_heavy_tail_are_no_alarm(monkeypatch):
+    """Of 60 pairs of right draws and particles none or one has an alarm; far ones there are."""
+    monkeypatch.setattr(searches, "ends_of_steps", lambda kernel, target, x, steps: (x, x))
+    alarms, levels = 0, []
+    for seed in range(60):
+        torch.manual_seed(seed)
+        cauchy = torch.distributions.Cauchy(0.0, 1.0)
+        draws, particles = cauchy.sample((20, 80, 1)), cauchy.sample((400, 1))
+        check = counts(particles, draws)
+        alarms += not check.ok
+        levels.append(check.value)
+        if seed < 10:  # 2 % of the particles in a mode that no draw is in
+            particles[:8] = 1e6 + cauchy.sample((8, 1))
+            assert not counts(particles, draws).ok
+    assert alarms <= 1 and 0 < sum(levels) / 60 < 0.005
 
 
 def test_right_searches_pass():
@@ -304,6 +336,16 @@ def nothing_is_far(far_from, x, options):
     return lambda points: torch.zeros(len(points), dtype=torch.bool)
 
 
+@mutation(searches, "most_by_chance")
+def of_as_many_draws_as_particles(most_by_chance, of_draws, size, draws, probability):
+    return most_by_chance(of_draws + size, size, size, probability)
+
+
+@mutation(searches, "distinct_points")
+def all_of_one_place(distinct_points, points, index):
+    return index[:1]
+
+
 @mutation(searches, "direction_check")
 def directions_never_decide(direction_check, agreement, own, distance, options):
     return direction_check(agreement, own, lambda: 0.0, options)
@@ -326,6 +368,8 @@ def of_the_first_search_alone(compare_evidences, agreement, own, distance, optio
 
 BROKEN = [
     (nothing_is_far, stranded),
+    (of_as_many_draws_as_particles, stranded),
+    (all_of_one_place, stranded),
     (directions_never_decide, searches_that_differ_along_a_direction),
     (of_both_searches, found_by_one_search),
     (everything_is_near, a_path_mode_without_draws),

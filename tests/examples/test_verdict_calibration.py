@@ -13,6 +13,8 @@ SUITES = Path(pyro_flowsamp.__file__).parents[1] / "examples" / "benchmarks" / "
 sys.path.insert(0, str(SUITES))
 import verdict_calibration as study  # noqa: E402
 
+from pyro_flowsamp.candidates import gaussian_guide  # noqa: E402
+
 
 def result(checks=None, reported=0, **errors):
     found = dict.fromkeys(("score", "share", "mean", "missed", "precision"), 0.5) | errors
@@ -48,6 +50,19 @@ def test_exact_draws_are_right_and_others_wrong():
     assert study.kind_of({"errors": study.errors("unequal_pair", x[:16, :50])}) == "undecided"
     x[0, 0] = torch.nan
     assert study.kind_of({"errors": study.errors("unequal_pair", x)}) == "wrong"
+
+
+def test_the_mass_that_jumps_lack():
+    """Of a Student-t distribution with a narrow Gaussian flow, and with one as wide as it."""
+    known = study.problem("student_t3")
+    for scale, low, high in ((1.0, 0.03, 0.1), (3.0, -0.002, 0.003)):
+        guide = gaussian_guide(known.target, torch.zeros(2), scale * torch.eye(2))
+        kernel = study.IMH(guide=guide)
+        run = study.VectorizedMCMC(kernel, 100, 20, 100, disable_progbar=True)
+        run.min_acceptance = 0.0
+        torch.manual_seed(0)
+        run.run()
+        assert low <= study.lacking("student_t3", run) <= high
 
 
 def test_both_halves_have_all_kinds_of_targets():
