@@ -164,7 +164,10 @@ def test_copies_of_a_particle_count_once():
 
 def counts(particles, draws, kernel=None):
     """The check where the kernel does not move anything: whatever is far is stranded."""
-    modes = found_modes()._replace(x=particles, second=torch.arange(len(particles)) % 2 == 0)
+    count = len(particles)
+    weights = torch.full((count,), 1 / count).double()
+    second = torch.arange(count) % 2 == 0
+    modes = found_modes()._replace(x=particles, second=second, weights=weights)
     target = Target.from_energy(lambda x: x.square().sum(-1), particles.shape[1])
     return searches.stranded_check(draws, modes, kernel, target, OPTIONS)
 
