@@ -10,11 +10,13 @@ import argparse
 import fcntl
 import json
 import os
+import resource
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -157,25 +159,40 @@ def has_package(python: str, package: str) -> bool:
         return False
 
 
+def _limit_time(seconds: int) -> None:
+    """Makes the system end this process, with SIGXCPU, after so much processor time."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+
+
 def measured(
     script: Path,
     arguments: Sequence[str],
     limit: float | None = None,
     python: str = sys.executable,
+    processor_limit: int | None = None,
 ) -> Result:
     """Runs a script and returns the JSON object in the last line of its output.
 
-    After ``limit`` seconds it is stopped: ``{"stopped": True, "seconds": limit}``. It is run by the
-    interpreter ``python``.
+    After ``limit`` seconds it is stopped: ``{"stopped": True, "seconds": limit}``. So it is after
+    ``processor_limit`` seconds of processor time, which does not depend on how busy the machine is.
+    It is run by the interpreter ``python``.
 
     Raises:
         RuntimeError: The script failed. The message has the end of its error output.
     """
     command = [python, str(script), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            preexec_fn=None if processor_limit is None else partial(_limit_time, processor_limit),
+        )
     except subprocess.TimeoutExpired:
         return {"stopped": True, "seconds": limit}
+    if done.returncode == -signal.SIGXCPU:
+        return {"stopped": True, "seconds": processor_limit}
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -423,10 +423,10 @@ def test_the_bound_of_a_score():
 
 
 def test_a_run_that_does_not_end_is_recorded(monkeypatch):
-    monkeypatch.setattr(sample_right, "LIMIT", 0.2)
+    monkeypatch.setattr(sample_right, "LIMIT", 1)
     assert sample_right.verdict(sample_right.run("student_t3_1", 0)).startswith("none in")
 
-    def died(*_):
+    def died(*_, **__):
         raise RuntimeError("killed")
 
     monkeypatch.setattr(sample_right, "measured", died)

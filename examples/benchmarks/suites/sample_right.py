@@ -8,8 +8,8 @@ r"""Is ``sample()`` right, wrong with a warning, or wrong in silence?
     python examples/benchmarks/suites/sample_right.py --table --write   # and docs/sample_right.md
 
 Each run is ``sample(model, *args, seed=seed)`` with default arguments on one posterior of
-``problems/known``, in a process of its own, stopped after 600 seconds, and stored in
-``results/sample_right.jsonl`` when it ends. A rerun does what is missing.
+``problems/known``, in a process of its own, stopped after 600 seconds of processor time, and stored
+in ``results/sample_right.jsonl`` when it ends. A rerun does what is missing.
 
 A statistic is a mean of a function of the draws. With the truth :math:`t` and its standard error
 :math:`e` (zero where it is exact), and the effective sample size :math:`n` of the function's own
@@ -26,7 +26,7 @@ Bonferroni's inequality a right sampler passes in 99 % of the runs or more. It i
 attribute ``reliable`` is 0; its warnings are stored too.
 
 A run takes seconds to minutes. The tables count the runs by verdict, and have the worst
-z-score, the seconds and the least effective sample size of each posterior.
+z-score, the seconds of processor time and the least effective sample size of each posterior.
 """
 
 import argparse
@@ -40,7 +40,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import arviz as az
@@ -52,7 +52,7 @@ from problems.known import PROBLEMS, Statistic
 from stored_runs import DOCS, RESULTS, append, load, markdown, measured, missing
 
 STUDY = "sample_right.jsonl"  #: the file of its stored runs
-LIMIT = 600.0  #: seconds, imports included, after which a run is stopped
+LIMIT = 600  #: seconds of processor time, imports included, after which a run is stopped
 FALSE_ALARMS = 0.01  #: share of the runs of a right sampler that may be called wrong
 FEW = 100.0  #: variance of a count of events, below which these are called few
 COMPONENTS = 50  #: scalar components, evenly spaced, whose R-hat and effective size are stored
@@ -205,18 +205,18 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     problem = PROBLEMS[name]
     torch.set_default_dtype(torch.float64 if problem.double else torch.float32)
     model, data = problem.make()
-    before, start = memory(), perf_counter()
+    before, start = memory(), process_time()
     with warnings.catch_warnings(record=True) as issued:
         warnings.simplefilter("always")
         try:
             found = pyro_flowsamp.sample(model, *data, seed=seed, progress=False)
         except Exception as error:
             return {
-                "seconds": perf_counter() - start,
+                "seconds": process_time() - start,
                 "failure": f"{type(error).__name__}: {error}"[:500],
                 "where": traceback.format_exc(limit=-3)[-1500:],
             }
-    seconds, peak = perf_counter() - start, memory()
+    seconds, peak = process_time() - start, memory()
     draws = {key: x.values for key, x in found["posterior"].items()}
     parts = components(draws)
     own = [w for w in issued if issubclass(w.category, UserWarning)]
@@ -240,10 +240,10 @@ def measure(name: str, seed: int) -> dict[str, Any]:
 
 
 def run(name: str, seed: int) -> dict[str, Any]:
-    """One run in a new process, with its failure or its end after ``LIMIT`` seconds."""
+    """One run in a new process, with its failure, or its end after ``LIMIT``."""
     arguments = ["--one", name, "--seeds", str(seed)]
     try:
-        return measured(Path(__file__).resolve(), arguments, LIMIT)
+        return measured(Path(__file__).resolve(), arguments, processor_limit=LIMIT)
     except RuntimeError as error:  # the process died
         return {"seconds": float("nan"), "failure": str(error)[-1500:]}
 
@@ -324,8 +324,8 @@ probabilities of tails, shares of modes. A statistic's z-score is its difference
 standard errors, which come from the effective sample size of the statistic's own values and from
 the error of the truth, where it has one. A run is *right* if no score of its m statistics is beyond
 the bound that a right sampler keeps in 99 % of runs (the second number of the column); it is
-*flagged* if the attribute `reliable` is 0. A run of more than {limit:.0f} seconds is stopped.
-Several numbers are the median, and in brackets the least and the largest.
+*flagged* if the attribute `reliable` is 0. Seconds are of processor time, and a run ends after
+{limit}. Several numbers are the median, and in brackets the least and the largest.
 
 """
 
