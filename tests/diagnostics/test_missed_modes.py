@@ -99,9 +99,8 @@ def test_a_search_counts_by_its_evidence():
     found = by_name(particle_checks(x, modes, OPTIONS, False))
     assert all(c.ok for c in found.values())
     equal = modes.agreement._replace(log_evidence=torch.zeros(2).double())
-    weights = torch.full_like(modes.weights, 1 / len(modes.weights))
-    modes = modes._replace(agreement=equal, weights=weights)
-    found = by_name(particle_checks(x, modes, OPTIONS, False))
+    as_many = modes._replace(agreement=equal, weights=torch.full((2000,), 1 / 2000).double())
+    found = by_name(particle_checks(x, as_many, OPTIONS, False))
     assert not found["mass not visited"].ok and not found["particles far from draws"].ok
 
 

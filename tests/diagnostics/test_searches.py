@@ -108,8 +108,7 @@ def stranded(share=0.03, centre=-10.0, spread=1.0):
     x = 10 + torch.randn(count, 1)
     lost = int(share * count)
     x[:lost] = centre + spread * torch.randn(lost, 1)
-    weights = torch.full((count,), 1 / count).double()
-    modes = modes._replace(x=x, second=torch.arange(count) % 2 == 0, weights=weights)
+    modes = modes._replace(x=x, weights=torch.full((count,), 1 / count).double())
     found = searches.stranded_check(run.unconstrained, modes, run.kernel, target, OPTIONS)
     return by_name([found])
 
@@ -164,10 +163,8 @@ def test_copies_of_a_particle_count_once():
 
 def counts(particles, draws, kernel=None):
     """The check where the kernel does not move anything: whatever is far is stranded."""
-    count = len(particles)
-    weights = torch.full((count,), 1 / count).double()
-    second = torch.arange(count) % 2 == 0
-    modes = found_modes()._replace(x=particles, second=second, weights=weights)
+    weights = torch.full((len(particles),), 1 / len(particles)).double()
+    modes = found_modes()._replace(x=particles, weights=weights)
     target = Target.from_energy(lambda x: x.square().sum(-1), particles.shape[1])
     return searches.stranded_check(draws, modes, kernel, target, OPTIONS)
 
