@@ -16,7 +16,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 first_that_runs = $(firstword $(foreach p,$(1),$(shell $(p) -V >/dev/null 2>&1 && echo $(p))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-kill test-py312 test-lowest bench lint docs dist clean
+.PHONY: help demo test test-fast test-kill test-studies test-py312 test-lowest bench lint docs dist clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ test-fast: $(VENV)/.installed  ## run the tests without the slow ones
 test-kill: $(VENV)/.installed  ## kill, interrupt and break runs at random moments; busy machines
 	OMP_NUM_THREADS=1 FLOWSAMP_KILLS=10 FLOWSAMP_INTERRUPTS=60 FLOWSAMP_ERRORS=20 FLOWSAMP_BUSY=1 \
 		$(VENV)/bin/python -m pytest -s tests/checkpoint/test_kills.py tests/contracts/test_threads.py
+
+test-studies: $(VENV)/.installed  ## run the scripts of all studies at their smallest, pictures included
+	OMP_NUM_THREADS=1 FLOWSAMP_STUDIES=1 $(VENV)/bin/python -m $(PYTEST) tests/examples/test_examples.py
 
 test-py312: $(PY312)/.installed  ## run the tests with ArviZ 1.x on Python 3.12
 	OMP_NUM_THREADS=1 $(PY312)/bin/python -m $(PYTEST)

@@ -94,8 +94,9 @@ def test_the_bulk_of_autoregressive_chains():
 def test_bulk_and_tails_are_those_of_arviz():
     x = autoregressive(8, 500, 0.5)
     x = torch.cat([x, x.exp(), x.abs() ** 3], -1)
-    for method, found in zip(("bulk", "tail"), convergence.bulk_and_tail_ess(x)):
-        truth = [float(arviz.ess(column.numpy(), method=method)) for column in x.unbind(-1)]
+    options = {"method": "bulk"}, {"method": "tail", "prob": (0.05, 0.95)}
+    for each, found in zip(options, convergence.bulk_and_tail_ess(x)):
+        truth = [float(arviz.ess(column.numpy(), **each)) for column in x.unbind(-1)]
         assert found.tolist() == pytest.approx(truth, rel=0.05)
 
 

@@ -589,13 +589,14 @@ def hopeless(monkeypatch, no_training):
 
 @pytest.mark.parametrize("goal", [{"num_samples": 3, "num_chains": 100}, {"ess": 10**6}])
 def test_the_user_is_told_where_no_kernel_mixes(hopeless, goal):
+    few = replace(SMALL, max_thin=5, unreliable_draws=8)
     with pytest.warns(UserWarning, match="no kernel has been seen to mix"):
-        data = pf.sample(mixture(2), search=SMALL, **goal, **QUIET)
+        data = pf.sample(mixture(2), search=few, **goal, **QUIET)
     assert data.attrs["reliable"] == 0
     assert data.attrs["candidates"].count("effective draws") == 3
     assert not data.attrs["method"].startswith("IMH")  # jumps alone hide what they miss
-    assert data.attrs["thin"] == SMALL.max_thin
-    assert data["posterior"].sizes["draw"] <= SMALL.unreliable_draws
+    assert data.attrs["thin"] == few.max_thin
+    assert data["posterior"].sizes["draw"] <= few.unreliable_draws
 
 
 def late_failure(monkeypatch, error):

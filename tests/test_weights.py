@@ -5,6 +5,7 @@ from math import log, sqrt
 import arviz as az
 import pytest
 import torch
+from support.results import arviz_pareto_k
 from torch.testing import assert_close
 
 from pyro_flowsamp.flows.proposal import Proposal
@@ -54,7 +55,7 @@ def test_the_standard_error_of_the_evidence_covers():
 @pytest.mark.parametrize("scale", [0.3, 1.0, 2.0, 3.0])
 def test_pareto_k_is_arvizs(scale):
     log_w = scale * torch.randn(4096, dtype=torch.float64)
-    assert pareto_k(log_w) == pytest.approx(float(az.psislw(log_w.numpy())[1]), abs=1e-6)
+    assert pareto_k(log_w) == pytest.approx(arviz_pareto_k(log_w), abs=1e-6)
 
 
 @pytest.mark.parametrize("k", [0.3, 0.7, 1.2])
@@ -75,7 +76,8 @@ def test_pareto_k_of_extremes():
 def test_pareto_k_where_the_threshold_is_shared():
     """Bounded weights, most of them the same: no tail, as ArviZ finds."""
     log_w = torch.cat([torch.zeros(960), torch.rand(40)]).double()
-    assert pareto_k(log_w) == pytest.approx(float(az.psislw(log_w.numpy())[1]), abs=1e-6)
+    if az.__version__.startswith("0."):  # 1.x gives NaN
+        assert pareto_k(log_w) == pytest.approx(arviz_pareto_k(log_w), abs=1e-6)
     assert pareto_k(log_w) < 0.5
     assert pareto_k(torch.cat([torch.zeros(997), torch.rand(3)])) == torch.inf  # too few to tell
 

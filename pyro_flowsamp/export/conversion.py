@@ -67,7 +67,8 @@ def to_arviz(
 
     A dimension inside a plate has the name of the plate. This name is not used where a variable has
     it, or where plates of this name have two sizes. A site that is called "chain", "draw" or
-    "superchain" gets an underscore at the end of its name, with a warning.
+    "superchain" gets an underscore at the end of its name, and "part/x" becomes "part.x", because
+    ArviZ 1.x and netCDF read a slash as a path; both with a warning.
 
     A run at K contexts has C/K chains for each. Its variables have a dimension for the context
     after chain and draw, ``(C/K, D, K, ...)``. If the context is one number this dimension has the
@@ -145,7 +146,7 @@ def to_arviz(
     made: dict[str, Values] = {"posterior": drawn.samples, "sample_stats": drawn.statistics}
     made |= {"observed_data": found.data, "constant_data": constant}
     problems = [
-        f"'{old}' is the name of a coordinate of ArviZ: this site is called '{new}' in the result"
+        f"'{old}' {_reason(old)}: this site is called '{new}' in the result"
         for old, new in renamed.items()
     ]
     if target is None:
@@ -200,7 +201,7 @@ def _by_context(
     variables, reserved = variables_of(drawn.samples), (*RESERVED, name)
     renamed = free_names(variables, reserved)
     for old, new in renamed.items():
-        warnings.warn(f"'{old}' is the name of a coordinate: this site is '{new}'", stacklevel=3)
+        warnings.warn(f"'{old}' {_reason(old)}: this site is '{new}'", stacklevel=3)
     dimensions = dimensions_of(
         {renamed.get(key, key): v for key, v in variables.items()},
         {renamed.get(key, key): v for key, v in (dims or {}).items()},
@@ -221,6 +222,11 @@ def _by_context(
         groups["constant_data"] = {"context_values": _array(torch.tensor(rows, dtype=torch.double))}
         names["constant_data"] = {"context_values": [name, "context_values_dim_0"]}
     return _convert(groups, names, {**(coords or {}), name: values}, None)
+
+
+def _reason(name: str) -> str:
+    """Why a site cannot keep its name."""
+    return "has a slash, as paths have" if "/" in name else "is the name of a coordinate"
 
 
 def _array(value: Any) -> Any:

@@ -76,20 +76,28 @@ def variables_of(samples: Values, skip: int = 2) -> dict[str, Variable]:
 
 
 def free_names(names: Iterable[str], reserved: Iterable[str] = RESERVED) -> dict[str, str]:
-    """New names for the variables that have the name of a coordinate.
+    """New names for variables that have the name of a coordinate, or a slash in theirs.
+
+    Pyro's ``scope`` makes names with slashes. ArviZ 1.x and netCDF read these as paths.
 
     Example:
-        >>> free_names(["chain", "x", "chain_"])
-        {'chain': 'chain__'}
+        >>> free_names(["chain", "x", "chain_", "part/x"])
+        {'chain': 'chain__', 'part/x': 'part.x'}
     """
     taken, changed = {*names, *reserved}, {}
-    for name in sorted(set(names) & set(reserved)):
-        new = name + "_"
+    coordinates = set(reserved)
+    for name in sorted(name for name in set(names) if name in coordinates or "/" in name):
+        new = _without_slash(name)
+        new = name + "_" if new == name else new
         while new in taken:
             new += "_"
         taken.add(new)
         changed[name] = new
     return changed
+
+
+def _without_slash(name: str) -> str:
+    return name.replace("/", ".")
 
 
 def check_names(
@@ -151,7 +159,7 @@ def dimensions_of(
     given = {name for names in dims.values() for name in names if name is not None}
     plates = _plates(variables, {*variables, *reserved})
     names = {
-        name: _named(name, v, [p if p in plates else None for p in v.plates], dims.get(name, ()))
+        name: _named(name, v, [plates.get(p) for p in v.plates], dims.get(name, ()))
         for name, v in variables.items()
     }
     sizes: dict[str, dict[int, str]] = defaultdict(dict)
@@ -169,14 +177,18 @@ def dimensions_of(
     return Dimensions(names, known, dict(variables))
 
 
-def _plates(variables: Mapping[str, Variable], taken: set[str]) -> set[str]:
-    """Names of plates that are free and have one size."""
+def _plates(variables: Mapping[str, Variable], taken: set[str]) -> dict[str | None, str]:
+    """The names that dimensions get of plates whose names are free and have one size."""
     sizes = defaultdict(set)
     for variable in variables.values():
         for plate, size in zip(variable.plates, variable.shape):
             if plate is not None:
                 sizes[plate].add(size)
-    return {plate for plate, found in sizes.items() if len(found) == 1 and plate not in taken}
+    return {
+        plate: _without_slash(plate)
+        for plate, found in sizes.items()
+        if len(found) == 1 and plate not in taken
+    }
 
 
 def _named(
@@ -212,6 +224,11 @@ def _check_dims(
                 raise ValueError(
                     f"dims['{name}']: '{dim}' is the name of a variable, of a coordinate or of "
                     f"another dimension: choose another"
+                )
+            if "/" in dim:
+                raise ValueError(
+                    f"dims['{name}']: '{dim}' has a slash, and netCDF cannot store it: choose "
+                    f"another name"
                 )
 
 

@@ -9,7 +9,13 @@ from functools import cache, partial
 import pytest
 import torch
 from support import models
-from support.devices import NoWaiting, default_device_elsewhere, make_draws, started
+from support.devices import (
+    NoWaiting,
+    default_device_elsewhere,
+    device_traps,
+    make_draws,
+    started,
+)
 from support.marks import slow
 from variants import along_trajectories, kl_loss, linear_loss
 
@@ -99,20 +105,20 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
 @pytest.mark.parametrize(
     "kernel", slow(SAMPLERS, "LatentHMC", "LatentMALA, Jacobian metric", "LocalGlobalHMC")
 )
-def test_sampling(kernel, guide, context):
+def test_sampling(kernel, guide):
+    draws = 5 if kernel == "IMH" else 2  # IMH proposes ahead, and twice here; no other kernel does
     kernel = SAMPLERS[kernel](guide=guide)
-    mcmc, state = started(kernel, 8)
-    with context():
+    mcmc, state = started(kernel, 8, draws)
+    with device_traps():
         state, info = kernel.step(state)
         kernel.adapt(info)
     kernel.freeze()  # may wait, once: for a step size gone to zero, for how many steps in turn
-    with context():
+    with device_traps():
         make_draws(mcmc, state)
-    assert mcmc.get_samples(group_by_chain=True).popitem()[1].shape[:2] == (8, 5)
+    assert mcmc.get_samples(group_by_chain=True).popitem()[1].shape[:2] == (8, draws)
 
 
 OBJECTIVES = {
@@ -123,12 +129,11 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_training(objective, guide, context):
+def test_training(objective, guide):
     target = guide.target_for()
     before = [p.clone() for p in guide.flow.parameters()]
-    with context():
+    with device_traps():
         stepper = Stepper(guide.flow.parameters(), guide.options)
         for _ in range(2):
             stepper.step(OBJECTIVES[objective](guide.flow, target, 16, None).loss)
@@ -136,17 +141,16 @@ def test_training(objective, guide, context):
     assert int(stepper.skipped) == 0
 
 
-@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
 @pytest.mark.parametrize("objective", [log_variance, kl_loss, linear_loss])
 @pytest.mark.parametrize("name", ["energy", "model"])
-def test_training_a_block(name, objective, context):
+def test_training_a_block(name, objective):
     target = TARGETS[name]()
     guide = _annealed(target, settings=AnnealingOptions(objective))
     start, block = BaseDensity(guide.flow.start), guide.flow.new_block()
     one = torch.ones(target.dim)
     cloud = particles.init(start.sample(128), paths.density(target, start, 0 * one[0], one))
     density = training.path_density(target, start, 0.5)
-    with context():
+    with device_traps():
         stepper = Stepper(block.parameters(), guide.options)
         trainer = training.BlockTrainer(guide.flow, target, guide)
         closure = trainer._closure(block, cloud, density, 0.5)
@@ -155,12 +159,11 @@ def test_training_a_block(name, objective, context):
     assert int(stepper.skipped) == 0
 
 
-@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
 @pytest.mark.parametrize("name", ["energy", "model"])
-def test_particles(name, context):
+def test_particles(name):
     target = TARGETS[name]()
     guide = _annealed(target)
-    with context():
+    with device_traps():
         cloud = guide.particles(128, islands=4)
         stage = guide._stage(target, guide.flow.blocks[-1], 0.0)
         cloud, _ = driver.move_and_tune(cloud, stage, 2, 0.574)
@@ -179,36 +182,41 @@ def _deforming():
     return guide, guide.target_for()
 
 
-@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
 @pytest.mark.parametrize("collocation", [at_smc_points, along_trajectories])
-def test_training_a_deformation(collocation, context):
+def test_training_a_deformation(collocation):
     guide, target = _deforming()
     flow, times = guide.flow, torch.tensor(guide.time_grid)
     training = CollocationLoss(flow, target, times, 24, 1.5, 8, guide.settings)
     closure = collocation(training)
-    with tied([flow.velocity, flow.path.learned_term], group(guide.symmetry)), context():
+    with tied([flow.velocity, flow.path.learned_term], group(guide.symmetry)), device_traps():
         stepper = Stepper([*flow.velocity.parameters(), *flow.path.parameters()], guide.options)
         for _ in range(2):
             stepper.step(closure())
     assert int(stepper.skipped) == 0 and int(training.dropped) == 0
 
 
-@pytest.mark.parametrize("context", [NoWaiting, default_device_elsewhere])
-def test_deformed_particles(context):
+def test_deformed_particles():
     guide, target = _deforming()
-    with context():
+    with device_traps():
         assert guide.particles(128, islands=4).evidence.value.shape == ()
         assert guide.weighted_samples(8)[0].shape == (8, 2)
 
 
+WAITING = [
+    lambda x: x.sum().item(),
+    lambda x: 1 if (x > 0).any() else 0,
+    lambda x: x[x > 0],
+    lambda x: (x > 0).nonzero(),
+]
+ELSEWHERE = [lambda x: x + torch.zeros(3)]
+
+
 @pytest.mark.parametrize(
-    "trap, code",
+    ("trap", "code"),
     [
-        (NoWaiting, lambda x: x.sum().item()),
-        (NoWaiting, lambda x: 1 if (x > 0).any() else 0),
-        (NoWaiting, lambda x: x[x > 0]),
-        (NoWaiting, lambda x: (x > 0).nonzero()),
-        (default_device_elsewhere, lambda x: x + torch.zeros(3)),
+        *((NoWaiting, code) for code in WAITING),
+        *((default_device_elsewhere, code) for code in ELSEWHERE),
+        *((device_traps, code) for code in WAITING + ELSEWHERE),
     ],
 )
 def test_the_traps_work(trap, code):

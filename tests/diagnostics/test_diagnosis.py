@@ -1,7 +1,5 @@
 """A whole diagnosis: right draws pass, and collapsed flows are seen by what they do not share."""
 
-import warnings
-
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,6 +7,7 @@ import torch
 from pyro.infer import MCMC, NUTS
 from support.diagnosed import draws_of_modes, found_modes, two_modes
 from support.mutations import broken, mutation
+from support.results import result
 
 from pyro_flowsamp import (
     IMH,
@@ -27,11 +26,7 @@ from pyro_flowsamp.diagnostics import diagnosis, missed_modes
 
 
 def arviz_of(x):
-    import arviz as az
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return az.from_dict(posterior={"x": x.numpy()})
+    return result({"x": x.numpy()})
 
 
 def collapsed(num_chains=200, kernel=IMH):

@@ -1,12 +1,12 @@
 """Draws of runs and of ArviZ objects, read for their diagnosis."""
 
-import arviz as az
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import MCMC, NUTS
+from support.results import dataset, result
 from torch.testing import assert_close
 
 from pyro_flowsamp import IMH, AutoFlow, FitOptions, LatentHMC, Target, VectorizedMCMC, to_arviz
@@ -79,7 +79,7 @@ def test_an_arviz_object(run, guide):
 
 def test_superchains_and_integers():
     posterior = {"n": np.arange(24).reshape(4, 6), "x": np.zeros((4, 6, 2, 2))}
-    data = az.from_dict(posterior=posterior)
+    data = result(posterior)
     data["posterior"].coords["superchain"] = ("chain", ["b", "b", "a", "a"])
     found = read_draws(data)
     assert found.groups.tolist() == [1, 1, 0, 0] and found.columns.shape == (4, 6, 5)
@@ -116,7 +116,7 @@ def test_bad_sources(run, guide):
     with pytest.raises(ValueError, match="arguments of the guide's model are not known: give"):
         read_draws(to_arviz(run, log_likelihood=False), guide)
     with pytest.raises(ValueError, match="no draws in the group 'posterior'"):
-        read_draws({"posterior": az.from_dict(posterior={"x": np.zeros((4, 0))})["posterior"]})
+        read_draws({"posterior": dataset({"x": np.zeros((4, 0))})})
 
 
 def test_several_contexts_are_refused():
@@ -125,6 +125,6 @@ def test_several_contexts_are_refused():
 
     target = Target.from_model(at, torch.tensor(1.0)).conditional_on("scale")
     several = target.at_contexts(torch.tensor([[1.0], [2.0]]))
-    data = az.from_dict(posterior={"x": np.zeros((4, 10))})
+    data = result({"x": np.zeros((4, 10))})
     with pytest.raises(ValueError, match="looks at draws at one context"):
         read_draws(data, target=several)

@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+from support.marks import studies
 
 pytestmark = pytest.mark.slow
 
@@ -98,19 +99,20 @@ def test_benchmark_stores_and_continues(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script, studies",
+    "script, names",
     [
         ("annealing_flow.py", ["gmm", "unequal", "funnel", "expgauss", "logistic", "schedule"]),
         ("importance_flow.py", ["truncated", "posterior", "data"]),
     ],
 )
-def test_every_study(script, studies, tmp_path):
+def test_every_study(script, names, tmp_path):
     command = [f"benchmarks/papers/{script}", "all", "--smoke", "--results", str(tmp_path)]
     first = run(*command)
-    assert all(f"{study}-" in first for study in studies)
+    assert all(f"{study}-" in first for study in names)
     assert "seed 0" not in run(*command)  # nothing is run twice
 
 
+@studies
 def test_annealing_picture(tmp_path):
     image = tmp_path / "annealing.png"
     run("benchmarks/papers/annealing_flow.py", "picture", "--smoke", "--image", str(image))
@@ -123,6 +125,7 @@ def test_deformation_gmm(tmp_path):
     assert "seed 0" not in run(*command)
 
 
+@studies
 def test_deformation_picture(tmp_path):
     image = tmp_path / "deformation.png"
     run("benchmarks/papers/deformation_gmm.py", "--smoke", "--image", str(image))
@@ -141,13 +144,16 @@ def test_allocator():
     assert "ratio" in run("benchmarks/suites/allocator.py", "--smoke")
 
 
-@pytest.mark.parametrize("study", ["moons", "corners", "digits"])
+@pytest.mark.parametrize(
+    "study", ["moons", *(pytest.param(name, marks=studies) for name in ("corners", "digits"))]
+)
 def test_latent_langevin(study, tmp_path):
     command = ["benchmarks/papers/latent_langevin.py", study, "--smoke", "--results", str(tmp_path)]
     assert "seed 0" in run(*command)
     assert "seed 0" not in run(*command)  # nothing is run twice
 
 
+@studies
 def test_latent_picture(tmp_path):
     image = tmp_path / "latent.png"
     run("benchmarks/papers/latent_langevin.py", "picture", "--smoke", "--image", str(image))
@@ -160,6 +166,7 @@ def test_advnf_synthetic(tmp_path):
     assert "seed 0" not in run(*command)
 
 
+@studies
 def test_advnf_picture(tmp_path):
     image = tmp_path / "advnf.png"
     run("benchmarks/papers/advnf_synthetic.py", "--smoke", "--image", str(image))
@@ -169,16 +176,24 @@ def test_advnf_picture(tmp_path):
 def test_advnf_xy(tmp_path):
     sizes = ["--model", "extended", "--size", "4", "--results", str(tmp_path)]
     assert "extended-4x4 seed 0" in run("benchmarks/papers/advnf_xy.py", "--smoke", *sizes)
+
+
+@studies
+def test_advnf_xy_picture(tmp_path):
     image = tmp_path / "xy.png"
+    sizes = ["--model", "extended", "--size", "4", "--results", str(tmp_path)]
+    run("benchmarks/papers/advnf_xy.py", "--smoke", *sizes)
     run("benchmarks/papers/advnf_xy.py", "--smoke", *sizes, "--image", str(image))
     assert image.stat().st_size > 10_000
 
 
+@studies
 def test_advnf_xy_scaling(tmp_path):
     command = ["benchmarks/papers/advnf_xy.py", "--smoke", "--scaling", "--results", str(tmp_path)]
     assert "scaling-4x4-from-2x2 seed 0" in run(*command)
 
 
+@studies
 def test_advnf_xy_study(tmp_path):
     command = ["benchmarks/papers/advnf_xy.py", "--smoke", "--study", "--results", str(tmp_path)]
     table = run(*command)

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.contrib.autoname import scope
 from pyro.infer import Predictive
 from support.models import QUICK, conjugate, conjugate_data, data
 
@@ -210,6 +211,27 @@ def test_sites_with_names_of_coordinates_get_others():
     np.testing.assert_allclose(idata.posterior["draw_"], 2 * draws)
     assert {"chain_", "draw_"} <= set(az.summary(idata).index)
     assert to_arviz_quietly(run).observed_data["y"].dims == ("y_dim_0",)
+
+
+def test_names_with_slashes_get_dots(tmp_path):
+    """Those of scopes; a DataTree and a file would read them as paths."""
+
+    @scope(prefix="part")
+    def model(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        with pyro.plate("people", 3):
+            pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    run = run_of(model, data(1.0, 2.0, 0.0))
+    with pytest.warns(UserWarning) as caught:
+        idata = to_arviz(run, groups=["posterior_predictive"])
+    assert sorted(str(w.message)[:12] for w in caught) == ["'part/x' has", "'part/y' has"]
+    assert set(idata.posterior.data_vars) == {"part.x"}
+    assert idata.posterior_predictive["part.y"].dims[2:] == idata.observed_data["part.y"].dims
+    assert "/" not in idata.observed_data["part.y"].dims[0]
+    idata.to_netcdf(str(tmp_path / "draws.nc"))
+    with pytest.raises(ValueError, match=r"dims\['part.y'\]: 'a/b' has a slash"):
+        to_arviz_quietly(run, dims={"part/y": ["a/b"]})
 
 
 def to_arviz_quietly(run, **options):

@@ -27,14 +27,14 @@ from pyro_flowsamp.transitions.trajectory_length import TrajectoryOptions
 SHORT = TrajectoryOptions(max_steps=8)
 # name → (kernel, chains, warm-up steps, draws)
 KERNELS = {
-    "MALA in the Jacobian metric": (partial(LatentMALA, metric="jacobian"), 500, 150, 10),
+    "MALA in the Jacobian metric": (partial(LatentMALA, metric="jacobian"), 500, 75, 10),
     "MALA and jumps": (partial(LatentMALA, global_prob=0.3), 1000, 200, 10),
     "HMC": (LatentHMC, 1000, 100, 10),
     "adapted HMC": (partial(LatentHMC, trajectory=SHORT), 1000, 50, 10),
     "adapted HMC in the Jacobian metric": (
         partial(LatentHMC, trajectory=SHORT, metric="jacobian"),
         500,
-        100,
+        50,
         10,
     ),
     "adapted HMC and jumps": (
@@ -52,7 +52,7 @@ KERNELS = {
     "HMC in the Jacobian metric": (
         partial(LatentHMC, metric="jacobian", num_steps=2, global_prob=0.1),
         500,
-        100,
+        50,
         10,
     ),
     "jumps": (partial(LocalGlobalHMC, num_steps=1, metric="jacobian"), 500, 50, 10),
@@ -63,7 +63,7 @@ KERNELS = {
         10,
     ),
 }
-#: kernels of two features, which take long on angles
+#: kernels of two features, which take long through splines and on angles
 COSTLY = (
     "adapted HMC in the Jacobian metric",
     "adapted HMC and jumps",
@@ -93,8 +93,8 @@ def _draws(name, kernel):
 )
 @pytest.mark.parametrize("name", slow(CASES, "modes", "conjugate", "cylinder"))
 def test_draws_are_exact_however_bad_the_flow(name, kernel):
-    if name == "cylinder" and kernel in COSTLY:
-        pytest.skip("angles are covered by the same metric and lengths apart")
+    if (name == "cylinder" and kernel in COSTLY) or (name == "modes" and kernel == COSTLY[0]):
+        pytest.skip("the same metric and the same lengths are tested here, apart")
     assert_exact(_draws(name, kernel), SCENARIOS[name])
 
 
@@ -104,9 +104,10 @@ def test_draws_are_exact_however_bad_the_flow(name, kernel):
 def _departure(kernel):
     """How far chains that start at exact draws come to be from the truth, through a worse flow."""
     pyro.set_rng_seed(0)
-    start = GAUSSIAN_MEAN + torch.randn(4000, 5) @ GAUSSIAN_ROOT.mT
+    budget = (4000, 80, 40) if kernel == "jumps, one proposal" else (2000, 40, 20)
+    start = GAUSSIAN_MEAN + torch.randn(budget[0], 5) @ GAUSSIAN_ROOT.mT
     make = KERNELS[kernel][0]
-    draws = run(make(guide=bad_guide("gaussian", size=0.2)), (4000, 80, 40), {"x": start})
+    draws = run(make(guide=bad_guide("gaussian", size=0.2)), budget, {"x": start})
     return largest_score(draws, SCENARIOS["gaussian"])
 
 

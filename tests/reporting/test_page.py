@@ -7,6 +7,7 @@ import subprocess
 import time
 from html.parser import HTMLParser
 
+import arviz as az
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from pyro_flowsamp import IMH, AutoFlow, FitOptions, ReportOptions, Target, Vect
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
+ARVIZ_0 = az.__version__.startswith("0.")
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 SECTIONS = "checks summary convergence worst pairs weights acceptance training modes evidence"
 SECTIONS = [*SECTIONS.split(), "candidates", "record"]
@@ -120,7 +122,8 @@ def test_problems_are_marked(tmp_path):
 
 
 def test_names_cannot_break_the_page(tmp_path):
-    values = {"</svg><script>x": numbers()["mean"], "a$_{b$": numbers(seed=2)["mean"]}
+    name = "</svg><script>x" if ARVIZ_0 else "<svg><script>x"  # ArviZ 1.x allows no slash
+    values = {name: numbers()["mean"], "a$_{b$": numbers(seed=2)["mean"]}
     text = report(result(values), tmp_path / "x.html", options=SMALL).read_text(encoding="utf-8")
     assert Page(text).wrong == [] and "<script" not in text
 

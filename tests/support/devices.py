@@ -1,5 +1,7 @@
 """Traps for code that waits for the device, or that makes tensors on the wrong one."""
 
+from contextlib import contextmanager
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,9 +31,16 @@ def default_device_elsewhere():
     return torch.device("meta")
 
 
-def started(kernel, num_chains):
+@contextmanager
+def device_traps():
+    """Both traps at once."""
+    with NoWaiting(), default_device_elsewhere():
+        yield
+
+
+def started(kernel, num_chains, num_samples=5):
     """Return the run and the chains' states before the first step of warm-up."""
-    mcmc = VectorizedMCMC(kernel, 5, 1, num_chains, disable_progbar=True)
+    mcmc = VectorizedMCMC(kernel, num_samples, 1, num_chains, disable_progbar=True)
     kernel.setup(1)
     mcmc._kept = KeptSites(kernel.target, None)
     kernel.prepare(1)

@@ -1,6 +1,11 @@
 """Marks of single parameters."""
 
+import os
+
 import pytest
+
+#: further runs of the scripts of studies, of which `make test` runs each once
+studies = pytest.mark.skipif("FLOWSAMP_STUDIES" not in os.environ, reason="make test-studies")
 
 
 def slow(values, *chosen):

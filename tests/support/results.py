@@ -41,6 +41,15 @@ def result(values=None, stats=None, attrs=None, tree=False, groups=None):
     return data
 
 
+def arviz_pareto_k(log_w):
+    """Pareto k of log weights ``(N,)``; ArviZ 1.x takes their negatives, log likelihoods."""
+    if az.__version__.startswith("0."):
+        return float(az.psislw(log_w.numpy())[1])
+    from arviz_stats.base import array_stats
+
+    return float(array_stats.psislw(-log_w.numpy())[1])
+
+
 def statistics(chains=4, draws=200, rate=0.7, seed=1):
     """Statistics of draws of a flow that fits well."""
     rng = np.random.default_rng(seed)

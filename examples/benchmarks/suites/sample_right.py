@@ -227,7 +227,7 @@ def measure(name: str, seed: int) -> dict[str, Any]:
         "chains": parts[0].shape[0],
         "draws": parts[0].shape[1],
         "least_ess": min(float(az.ess(x, method="bulk")) for x in parts),
-        "least_tail_ess": min(float(az.ess(x, method="tail")) for x in parts),
+        "least_tail_ess": min(float(az.ess(x, method="tail", prob=(0.05, 0.95))) for x in parts),
         "worst_r_hat": max(float(az.rhat(x)) for x in parts),
         "attributes": {
             key: value.item() if isinstance(value, np.generic) else value
