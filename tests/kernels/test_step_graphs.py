@@ -24,6 +24,7 @@ from pyro_flowsamp.kernels.inversion import InversionOptions
 from pyro_flowsamp.kernels.step_graphs import StepGraphs
 from pyro_flowsamp.target import graphs
 from pyro_flowsamp.target.held_values import HeldValues
+from pyro_flowsamp.transitions import hamiltonian
 
 CHAINS = 8
 KERNELS = {
@@ -44,8 +45,16 @@ def model(y):
     pyro.sample("y", dist.StudentT(4.0, mean, scale).to_event(1), obs=y)
 
 
-def target_of(compile_mode, data=(0.5, -1.0), **options):
-    target = Target.from_model(model, torch.tensor(data))
+def of_model(compile_mode):
+    target = Target.from_model(model, torch.tensor([0.5, -1.0]))
+    target.compile_mode = compile_mode
+    return target
+
+
+def target_of(compile_mode, **options):
+    """A target of few operations, with heavy tails."""
+    data = torch.tensor([0.5, -1.0, 2.0])
+    target = Target.from_energy(lambda x: 2 * ((x - data).square() / 3).log1p().sum(-1), 3)
     target.compile_mode = compile_mode
     target.tracing = TracingOptions(**options)
     return target
@@ -100,7 +109,7 @@ def fake(monkeypatch, delay=0.0, error=2e-16):
 @pytest.mark.parametrize("name", slow(KERNELS, "jacobian", "LocalGlobalHMC"))
 def test_the_same_draws(name, double):
     flow = "coupling" if name == "HMC" else "gaussian"
-    graph, eager = (ready(KERNELS[name], target_of(mode), flow) for mode in (True, False))
+    graph, eager = (ready(KERNELS[name], of_model(mode), flow) for mode in (True, False))
     for seed in (1, 2):  # the second run begins with graphs
         found, own = draws(graph, seed=seed), draws(eager, seed=seed)
         assert torch.equal(found[0], own[0]) and found[1] == own[1]
@@ -134,7 +143,7 @@ def test_a_real_compiler(monkeypatch, name, double):
 def test_chains_at_several_contexts(double):
     found = []
     for mode in (True, False):
-        target = target_of(mode).conditional_on("y")
+        target = of_model(mode).conditional_on("y")
         target.compile_mode = mode
         rows = torch.tensor([[0.5, -1.0], [3.0, 2.0]])
         found.append(draws(ready(LatentMALA, target.at_contexts(rows))))
@@ -188,6 +197,23 @@ def test_a_baked_random_number_is_seen(double):
     with broken(any_tensor_is_kept):
         found = draws(ready(KeptNumbers, target_of(True)))[0]
     assert not torch.equal(found, eager)
+
+
+@mutation(hamiltonian, "trajectory")
+def step_size_as_a_number(right, state, density, step_size, *args, run, **options):
+    def fixed(name, function, *inputs):
+        number = float(step_size)
+        return run(name, lambda *rest: function(*rest, number), *inputs[:-1])
+
+    return right(state, density, step_size, *args, run=fixed, **options)
+
+
+def test_a_baked_step_size_is_seen(double):
+    """A warm-up changes the step size, and the draws of a graph that keeps it are others."""
+    with broken(step_size_as_a_number):
+        found, own = (draws(ready(LatentMALA, target_of(mode)))[0] for mode in (True, False))
+    assert not torch.equal(found, own)
+    assert torch.equal(own, draws(ready(LatentMALA, target_of(True)))[0])
 
 
 def test_proposals_ahead_are_in_the_state(double):

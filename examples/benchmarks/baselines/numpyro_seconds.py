@@ -30,7 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", type=Path, required=True, help="file of suites/head_to_head.py")
-    parser.add_argument("--draws", type=Path, required=True, help="file for the draws")
+    parser.add_argument("--draws", type=Path, help="file for the draws")
+    parser.add_argument("--densities", action="store_true", help="only log densities, in float64")
     parser.add_argument("--method", choices=["vectorized", "parallel"], default="vectorized")
     parser.add_argument("--double", action="store_true", help="float64 and not float32")
     parser.add_argument("--seed", type=int, default=0)
@@ -52,8 +53,11 @@ def main() -> None:
     from baselines.numpyro_models import MODELS
 
     jax.config.update("jax_enable_compilation_cache", False)
-    jax.config.update("jax_enable_x64", args.double)
+    jax.config.update("jax_enable_x64", args.double or args.densities)
     model, problem = MODELS[args.model], read(args.data)
+    if args.densities:
+        print(json.dumps({"log_densities": log_densities(model, problem).tolist()}))
+        return
     kernel = NUTS(model)
     keys = jax.random.split(jax.random.PRNGKey(args.seed), CHAINS)
     watch, parts = Stopwatch(), []
@@ -99,9 +103,7 @@ def main() -> None:
         limit=args.limit,
     )
     np.save(args.draws, np.concatenate(parts, 1))
-    jax.config.update("jax_enable_x64", True)
-    densities = log_densities(model, problem)
-    print(json.dumps({**summary(fixed, looks, args.goals), "log_densities": densities.tolist()}))
+    print(json.dumps(summary(fixed, looks, args.goals)))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -167,6 +167,8 @@ class Cost:
             finally:
                 self._phase = before
 
+        # graphs of steps call neither
+        self.target.tracing = replace(self.target.tracing, steps=False)
         Target.log_prob, Target._value_and_grad = counting, counting_both
         PhaseTimes.__call__ = in_phase
         try:

@@ -320,21 +320,20 @@ def run_numpyro(
     model, problem, log_p = in_float64(name)
     data = file.parent / "data.npz"
     write(data, problem)
-    arguments = ["--model", model, "--data", str(data), "--draws", str(file), "--seed", str(seed)]
-    arguments += ["--method", "parallel" if "parallel" in sampler else "vectorized"]
-    arguments += ["--warmup", str(settings.numpyro_warmup), "--first", str(settings.first)]
-    arguments += ["--goals", *map(str, settings.goals), "--limit", str(settings.limit)]
-    arguments += ["--cores", str(cores_of(sampler)), *(["--double"] * PROBLEMS[name].double)]
-    found = measured(NUMPYRO, arguments, settings.limit + settings.grace, python)
-    if "log_densities" not in found:
-        return found
-    difference = largest_difference(log_p, np.array(found.pop("log_densities")))
+    arguments = ["--model", model, "--data", str(data)]
+    theirs = measured(NUMPYRO, [*arguments, "--densities"], python=python)["log_densities"]
+    difference = largest_difference(log_p, np.array(theirs))
     if not difference <= TOLERANCE:
         raise ValueError(
             f"{name}: the log densities in Pyro and NumPyro differ by {difference:.2g} of their "
             f"size. Write the same model in baselines/numpyro_models.py."
         )
-    return found
+    arguments += ["--draws", str(file), "--seed", str(seed), "--limit", str(settings.limit)]
+    arguments += ["--method", "parallel" if "parallel" in sampler else "vectorized"]
+    arguments += ["--warmup", str(settings.numpyro_warmup), "--first", str(settings.first)]
+    arguments += ["--goals", *map(str, settings.goals), "--cores", str(cores_of(sampler))]
+    arguments += ["--double"] * PROBLEMS[name].double
+    return measured(NUMPYRO, arguments, settings.limit + settings.grace, python)
 
 
 def against_truth(name: str, x: np.ndarray) -> dict[str, Any]:

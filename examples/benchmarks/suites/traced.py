@@ -46,6 +46,14 @@ NAMES = {
     "stochastic_volatility": "stochastic volatility, 500",
     "random_walk": "random walk, 450",
     "gaussian_process": "GP regression",
+    "hidden_markov": "hidden Markov model, 40 times",
+    "garch_200_scan": "GARCH, 200 returns, scan",
+    "garch_1000_loop": "GARCH, 1000 returns",
+    "garch_1000_scan": "GARCH, 1000 returns, scan",
+    "autoregression_200_loop": "latent AR(1), 200",
+    "autoregression_200_scan": "latent AR(1), 200, scan",
+    "autoregression_1000_loop": "latent AR(1), 1000",
+    "autoregression_1000_scan": "latent AR(1), 1000, scan",
 }
 SIZES = (1, 1000)  #: points of a batch
 SMOKE, SMOKE_SIZES = ("eight_schools",), (8,)
@@ -84,7 +92,11 @@ def target_of(name: str) -> Any:
         generator = torch.Generator().manual_seed(0)
         return as_target(student_hierarchy, torch.randn(20, 21, generator=generator))
     from problems.known import PROBLEMS
+    from problems.recurrences import RECURRENCES
 
+    if name in RECURRENCES:
+        model, data = RECURRENCES[name]()
+        return as_target(model, *data)
     torch.set_default_dtype(torch.float64 if PROBLEMS[name].double else torch.float32)
     model, data = PROBLEMS[name].make()
     return as_target(model, *data)
@@ -109,6 +121,7 @@ def measure(name: str, num: int, with_compiler: bool = True) -> dict[str, Any]:
     from pyro_flowsamp.target.compiling import CompiledGraph
     from pyro_flowsamp.target.graphs import UntraceableError, record
     from pyro_flowsamp.target.held_values import HeldValues
+    from pyro_flowsamp.target.options import TracingOptions
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -132,6 +145,9 @@ def measure(name: str, num: int, with_compiler: bool = True) -> dict[str, Any]:
     result["traced"] = seconds_of(lambda: graph.value_and_grad(x, None))
     if not with_compiler:
         return result
+    if graph.operations > TracingOptions().max_operations:
+        most = TracingOptions().max_operations
+        return {**result, "not_compiled": f"more than {most} operations, so that it is not used"}
     start = process_time()
     try:
         compiled = CompiledGraph(graph, x, None, gradient=True)
