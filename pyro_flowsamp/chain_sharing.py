@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .chain_blocks import ChainBlocks
 from .chain_draws import ChainDraws
-from .distributed import splitting_workers
+from .distributed import check_same_density, current_workers, splitting_workers
 from .draw_buffer import DrawBuffer
 from .kernels.base import FlowKernel
 from .target.density import Target
@@ -52,8 +52,13 @@ def shared_out(kernel: FlowKernel, num_chains: int) -> FlowKernel | ChainBlocks:
         kernel: The kernel, set up and with a frozen flow.
         num_chains: The number of chains.
     """
-    group = splitting_workers()
-    return kernel if group is None else ChainBlocks(kernel, group, num_chains)
+    group = current_workers()
+    if group is None:
+        return kernel
+    if group.shard is None:
+        return ChainBlocks(kernel, group, num_chains)
+    check_same_density(group, kernel.target, kernel.proposal.log_prob)
+    return kernel
 
 
 def chains_here(num_chains: int) -> int:
@@ -96,6 +101,8 @@ def check_still_shared_out(steps: Any, remedy: str = "make the run anew") -> Non
 def agree_on_draws(steps: Any, buffer: DrawBuffer) -> None:
     """Forgets draws that not all workers have made, as where one was interrupted earlier.
 
+    Where rows of data are shared out instead of chains, it checks that all have the same chains.
+
     Arguments:
         steps: The chains.
         buffer: The draws of this worker.
@@ -103,6 +110,9 @@ def agree_on_draws(steps: Any, buffer: DrawBuffer) -> None:
     if isinstance(steps, ChainBlocks):
         count = torch.tensor([-buffer.count], device=steps.group.device)
         buffer.count = -int(steps.group.largest(count))
+    elif (group := current_workers()) is not None and buffer.count:
+        sums = buffer.x[buffer.count - 1].double().sum(0)
+        group.check_same("the last draw of all chains", sums)
 
 
 def of_all_chains(steps: Any, values: Values) -> Values | None:

@@ -26,6 +26,7 @@ from .checkpoint.scope import entered
 from .distributed import SharedTraining, is_hidden, refuse_checkpoint, shared_training
 from .history import History
 from .options import FitOptions
+from .plateau import VERDICTS, Plateau
 
 __all__ = ["Stepper", "Stored", "fit"]
 
@@ -51,8 +52,8 @@ class Stepper:
         >>> import torch
         >>> x = torch.nn.Parameter(torch.tensor(3.0))
         >>> stepper = Stepper([x], FitOptions(learning_rate=0.5))
-        >>> stepper.step(x.square())
-        >>> stepper.step(x * torch.inf)  # is skipped
+        >>> _ = stepper.step(x.square())
+        >>> _ = stepper.step(x * torch.inf)  # is skipped
         >>> float(x.detach()), float(stepper.skipped)
         (2.5, 1.0)
     """
@@ -152,38 +153,6 @@ def _laid_out(grad: Tensor, like: Tensor) -> Tensor:
     return grad if grad.stride() == like.stride() else torch.empty_like(like).copy_(grad)
 
 
-VERDICTS = "go", "decay", "flat", "enough"  #: on a window of steps
-
-
-class _Plateau:
-    """Decides when neither the effective sample size grows nor the loss falls any more."""
-
-    def __init__(self, options: FitOptions) -> None:
-        self.options, self.waited, self.decays = options, 0, 0
-        self.best_ess, self.best_loss = 0.0, float("inf")
-
-    def verdict(self, ess: float, loss: float) -> str:
-        """Returns "go", "decay", "flat" or "enough" after a window of steps."""
-        if ess >= self.options.stop_at_ess:
-            return "enough"
-        if self.options.cosine_schedule:
-            return "go"
-        tolerance = self.options.tolerance
-        grows = ess > self.best_ess * (1 + tolerance) + self.options.min_growth
-        falls = loss < self.best_loss - tolerance
-        self.best_loss = min(self.best_loss, loss)
-        self.best_ess = max(self.best_ess, 0.0 if math.isnan(ess) else ess)
-        if grows or falls:
-            self.waited = 0
-            return "go"
-        self.waited += 1
-        if self.waited < self.options.patience:
-            return "go"
-        self.waited = 0
-        self.decays += 1
-        return "flat" if self.decays > self.options.max_lr_decays else "decay"
-
-
 def _mean_of_finite(losses: list[Tensor]) -> float:
     """The mean over the steps that were not skipped."""
     loss = torch.stack(losses)
@@ -208,7 +177,7 @@ class _Training:
     def __init__(
         self, parameters: Iterable[nn.Parameter], options: FitOptions, others: Iterable[Stored]
     ) -> None:
-        self.stepper, self.plateau = Stepper(parameters, options), _Plateau(options)
+        self.stepper, self.plateau = Stepper(parameters, options), Plateau(options)
         self.history, self.others = History(), list(others)
         self.losses: list[Tensor] = []
         self.weights: list[Tensor] = []

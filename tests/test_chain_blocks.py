@@ -1,5 +1,7 @@
 """Chains in blocks: the same draws on every number of workers, exact, and nothing sent."""
 
+import os
+import signal
 import warnings
 
 import numpy as np
@@ -263,6 +265,25 @@ def test_an_error_of_one_worker_ends_all(guide):
     told = [str(error) for error in found if isinstance(error, RuntimeError)]
     assert len(told) == 2
     assert all("the density is zero or NaN" in text for text in told)
+
+
+def killed(group, guide):
+    draw = chain_loop.draw
+
+    def ended(right, kernel, position, buffer, *args):
+        if group.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        draw(kernel, position, buffer, *args)
+
+    with broken(mutation(chain_loop, "draw")(ended)):
+        made(guide)
+
+
+def test_a_worker_that_is_killed_while_it_draws_is_named(guide):
+    first, second, third = run_workers(3, killed, guide)
+    assert second is None
+    for error in (first, third):
+        assert isinstance(error, RuntimeError) and "rank 1 does not answer" in str(error)
 
 
 def resume_of_before(group, run):

@@ -72,6 +72,8 @@ def splitting_workers() -> WorkerGroup | None:
 def refuse_workers(what: str, remedy: str) -> None:
     """Refuses a computation that cannot be shared out, where there are workers.
 
+    Where rows of data are shared out instead, all workers do the same with their sums.
+
     Arguments:
         what: The computation, as the subject of a sentence.
         remedy: What to do in its place.
@@ -87,7 +89,7 @@ def refuse_workers(what: str, remedy: str) -> None:
         ...
         ValueError: SVI is not shared out to workers yet: train outside
     """
-    if _CURRENT:
+    if _CURRENT and _CURRENT[-1].shard is None:
         raise ValueError(f"{what} is not shared out to workers yet: {remedy}")
 
 

@@ -30,7 +30,7 @@ class WorkerGroup:
 
     Attributes:
         rank, size, device, options, shard: As given.
-        messages: Exchanges so far.
+        messages, sent_bytes: Exchanges so far, and the bytes of this rank's tensors in them.
 
     Example::
 
@@ -53,7 +53,7 @@ class WorkerGroup:
         store: Any = None,
     ) -> None:
         self.rank, self.size, self.device, self.options = rank, size, device, options
-        self.shard, self.messages = shard, 0
+        self.shard, self.messages, self.sent_bytes = shard, 0, 0
         self._store, self._ended = store, ""
 
     # ---- exchanges ----------------------------------------------------------------------------
@@ -63,6 +63,7 @@ class WorkerGroup:
         sent = value.detach().contiguous()
         sent = sent.view(torch.uint8) if sent.dtype == torch.bool else sent
         found = [torch.empty_like(sent) for _ in range(self.size)]
+        self.sent_bytes += sent.nbytes
         self._exchange(lambda: dist.all_gather(found, sent), lambda: found.__setitem__(0, sent))
         gathered = torch.stack(found)
         return gathered.view(torch.bool) if value.dtype == torch.bool else gathered
@@ -70,18 +71,21 @@ class WorkerGroup:
     def broadcast(self, value: Tensor) -> Tensor:
         """The tensor of rank 0; of one shape and type on all ranks."""
         sent = value.detach().clone().contiguous()
+        self.sent_bytes += sent.nbytes
         self._exchange(lambda: dist.broadcast(sent, 0))
         return sent
 
     def add(self, value: Tensor) -> Tensor:
         """The sum of the tensors of all ranks; of one shape and type on all of them."""
         total = value.detach().clone().contiguous()
+        self.sent_bytes += total.nbytes
         self._exchange(lambda: dist.all_reduce(total))
         return total
 
     def largest(self, value: Tensor) -> Tensor:
         """The element-wise maximum of the tensors of all ranks."""
         most = value.detach().clone().contiguous()
+        self.sent_bytes += most.nbytes
         self._exchange(lambda: dist.all_reduce(most, dist.ReduceOp.MAX))
         return most
 
@@ -92,7 +96,7 @@ class WorkerGroup:
         if self._ended:
             raise RuntimeError(self._ended)
         self.messages += 1
-        if self.size == 1:
+        if self.size == 1 and not dist.is_initialized():
             if alone is not None:
                 alone()
             return
@@ -184,7 +188,7 @@ class WorkerGroup:
 
     def fail(self, error: BaseException) -> None:
         """Ends the exchange of this rank after an error, so that the others end too."""
-        if self._ended or self.size == 1:
+        if self._ended:
             return
         self._ended = f"the work has ended with an error: {error}"
         self._tell(f"failed/{self.rank}", f"{type(error).__name__}: {error}")

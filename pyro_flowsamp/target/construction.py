@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Size, Tensor
 
+from ..seeding import Stream
 from ..validation import as_tensor, check_count, shown
 from .arguments import check_autograd, check_fits, check_model, check_values
 from .batching import (
@@ -32,11 +33,13 @@ from .evaluation import ChunkedDensity
 from .inspection import Prototype, RandomDensityError, at_some_radius, inspect_model
 from .model import ModelDensity
 from .points import check_finite_above
+from .sharded import SummedDensity
 from .site import SiteLayout, Values, real_site
 
 #: points at which an energy is looked at, and those of them at which it is evaluated alone too
 CHECKED, ALONE = 16, 2
 #: rounding errors by which a row alone may differ from a row of a batch, in units of eps
+COMPARED = 3  #: points at which the densities of workers are compared, beside their rows
 ROUNDING = 100.0
 SOLVER_ERROR = 0.01  #: nats by which it may, as where a solver chooses its steps for a whole batch
 
@@ -99,12 +102,18 @@ def model_density(
         program.check_supports(prototype.values)
     dtypes = {name: value.dtype for name, value in prototype.values.items()}
     layout = _layout(prototype)
-    dtype, device = layout.dtype, layout.device
+    dtype, device, shard = layout.dtype, layout.device, program.shard
+    if shard is not None:
+        with Stream(0, "comparison", 0, device).active():
+            x = torch.randn(COMPARED, layout.dim, dtype=dtype, device=device)
+        values, _ = layout.constrain(x)
+        program.check_shard(shard, {name: v.to(dtypes[name]) for name, v in values.items()})
 
     def density(evaluate: Callable) -> Density:
         def log_prob(x: Tensor, c: Tensor | None) -> Tensor:
             values, ladj = layout.constrain(x)
             values = {name: value.to(dtypes[name]) for name, value in values.items()}
+            ladj = ladj if shard is None else shard.share * ladj
             return evaluate(values, program.context.arguments(c)) + ladj
 
         return log_prob
@@ -120,6 +129,9 @@ def model_density(
     warn_of_loop(chosen)
     warn_of_gradient(layout.sites, chosen.value, chosen.grad)
     log_prob = ChunkedDensity.measured(evaluated[chosen.name], points, c)
+    if shard is not None:
+        log_prob = ChunkedDensity(SummedDensity(shard.group, log_prob))
+        log_prob.density.reason = "its rows are shared out to workers"
     return BatchedDensity(log_prob, layout, chosen.name, program)
 
 

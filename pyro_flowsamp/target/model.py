@@ -34,6 +34,7 @@ from .enumeration import Enumerate, marginal_log_prob
 from .inspection import ModelStructureError, Prototype, check_support
 from .missing_data import DATA_KEY, Imputed, summed_out
 from .nodes import is_data, is_discrete, is_random, latent_nodes
+from .sharded import Shard, shard_of_workers
 from .site import Site, Values
 from .support import Guard, bijection, same_bijection
 
@@ -94,7 +95,7 @@ class ModelDensity:
         self.sites = prototype.sites
         self.max_plate_nesting = prototype.max_plate_nesting
         self.enumerated, self.has_observations = prototype.enumerated, prototype.has_observations
-        self.guarded = prototype.guarded
+        self.guarded, self.shard = prototype.guarded, shard_of_workers()
         if context:
             self.args, self.kwargs = (), named_arguments(model, args, kwargs)
             unknown = [name for name in context if name not in self.kwargs]
@@ -116,7 +117,34 @@ class ModelDensity:
                 raise ModelStructureError(
                     f"site '{node['name']}' appeared in the model after its first run."
                 )
-        return trace
+        return trace if self.shard is None else self.shard.weigh(trace)
+
+    @_unvalidated
+    def check_shard(self, shard: Shard, values: Values) -> None:
+        """Checks a model whose rows of data are shared out to workers.
+
+        Arguments:
+            shard: The plate of the rows.
+            values: Constrained values ``{site: (N, ...)}``, the same on all workers.
+
+        Raises:
+            ValueError: There are no data in the plate, or a latent site; workers differ outside of
+                the plate, or have the same rows; there are discrete sites or a context.
+        """
+        if self.enumerated or self.context.names:
+            raise ValueError(
+                "a model with discrete sites, or over a context, has no rows that are shared out "
+                "to workers: leave shard=... out"
+            )
+        terms = []
+        for i in range(len(next(iter(values.values())))):
+            trace = self._trace(self.model, {k: v[i] for k, v in values.items()}, {})
+            shard.check(trace, {site.name for site in self.sites})
+            terms.append(
+                [trace.log_prob_sum(lambda _, n, b=b: shard.has(n) is b) for b in (False, True)]
+            )
+        rest, rows = (torch.stack([torch.as_tensor(t) for t in column]) for column in zip(*terms))
+        shard.check_same_rest(rest / shard.share, rows)
 
     @_unvalidated
     def check_supports(self, values: Values) -> None:

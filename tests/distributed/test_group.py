@@ -1,10 +1,21 @@
 """What workers exchange: rows of units, sums, and checks that all have the same."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
+import torch.distributed as dist
 from support.workers import run_workers
 
-from pyro_flowsamp import WorkersOptions
+from pyro_flowsamp import (
+    AutoFlow,
+    FitOptions,
+    LatentMALA,
+    Target,
+    VectorizedMCMC,
+    WorkersOptions,
+    workers,
+)
 from pyro_flowsamp.distributed import WorkerGroup
 
 SIZES = [2, 3, 1, 2, 2]
@@ -62,6 +73,49 @@ def test_different_numbers_are_refused():
         assert "the log density differs between the workers" in str(found)
         assert "rank 2: ['1', '2.1']" in str(found)
         assert "rank 1" not in str(found)
+
+
+@contextmanager
+def process_group(backend, folder):
+    """The process group of one process that a caller has made before the context."""
+    method = f"file://{folder}/store"
+    dist.init_process_group(backend, init_method=method, rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def used(device):
+    """Every kind of exchange, with tensors that stay on their device."""
+    with workers() as group:
+        x = torch.arange(3.0, device=device)
+        found = [group.all_gather(x)[0], group.broadcast(x), group.add(x), group.largest(x)]
+        flags = group.join([x > 1], [3])
+        group.check_same("numbers", x)
+        seed = group.shared_seed()
+        target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2, device=device)
+        guide = AutoFlow(target, flow="gaussian", options=FitOptions(20, progress=False))
+        run = VectorizedMCMC(LatentMALA(guide=guide), 3, 3, 300, disable_progbar=True)
+        run.run()
+        every = run.gathered()
+    assert all(torch.equal(value, x) and value.device == x.device for value in found)
+    assert flags.tolist() == [False, False, True]
+    assert 0 <= seed < 2**62
+    assert every.unconstrained.shape == (300, 3, 2)
+    assert every.unconstrained.device == x.device
+    assert dist.is_initialized()  # it is the caller's
+
+
+def test_a_process_group_of_the_caller_is_used(tmp_path):
+    with process_group("gloo", tmp_path):
+        used("cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_tensors_stay_on_a_gpu(tmp_path):
+    with process_group("cpu:gloo,cuda:nccl", tmp_path):
+        used("cuda:0")
 
 
 def test_units_are_shared_out_evenly():

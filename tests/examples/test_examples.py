@@ -144,6 +144,10 @@ def test_allocator():
     assert "ratio" in run("benchmarks/suites/allocator.py", "--smoke")
 
 
+def test_workers():
+    assert "the same draws" in run("benchmarks/suites/workers.py", "--smoke")
+
+
 @pytest.mark.parametrize(
     "study", ["moons", *(pytest.param(name, marks=studies) for name in ("corners", "digits"))]
 )

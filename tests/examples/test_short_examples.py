@@ -1,8 +1,9 @@
-"""The six examples and the comparison with NUTS: what they print agrees with the truth."""
+"""The seven examples and the comparison with NUTS: what they print agrees with the truth."""
 
 import ast
 import re
 import runpy
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SIX = sorted(EXAMPLES.glob("*.py"))
+SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 
 
 @pytest.fixture
@@ -44,11 +45,11 @@ def lines_of_code(source):
     return sum(n not in docstrings and bool(re.match(r"\s*[^\s#]", line)) for n, line in lines)
 
 
-def test_there_are_six():
-    assert len(SIX) == 6
+def test_there_are_seven():
+    assert len(SCRIPTS) == 7
 
 
-@pytest.mark.parametrize("path", SIX, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_short(path):
     source = path.read_text()
     assert lines_of_code(source) <= 40
@@ -97,6 +98,23 @@ def test_own_zuko_flow(run):
     assert ess[0] > 0.8 and accepted[0] > 0.7
     assert first == pytest.approx([0, 1], abs=0.05)
     assert second == pytest.approx([1, 3], abs=0.15)
+
+
+@pytest.mark.slow
+def test_many_workers():
+    """The same digest of all draws by one process, and by two that torchrun has started."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    printed = []
+    for start in ([], torchrun):
+        command = [sys.executable, *start, str(EXAMPLES / "many_workers.py")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+        assert done.returncode == 0, done.stderr[-2000:]
+        printed.append(done.stdout.splitlines())
+    for (share, evidence, digest), size in zip(printed, (1, 2)):
+        estimate, exact = numbers(share)
+        assert abs(estimate - exact) < 0.02
+        assert f"of 512 chains on {size} workers" in evidence
+        assert digest == printed[0][2]
 
 
 @pytest.mark.slow

@@ -1,0 +1,144 @@
+"""Scaling over workers: the same work by one process and by two, with one thread each.
+
+    python examples/benchmarks/suites/workers.py
+
+- *credit*: chains of LatentMALA on the German credit data, 50 times over (50 000 rows, d = 25);
+- *annealing*: annealed particles of ExpGauss in 100 dimensions, with islands of 256 particles;
+- *rows*: the first, with the rows shared out in place of the chains.
+
+It prints seconds without the start of the processes, the efficiency (seconds of one worker over K
+times those of K), the messages and bytes of a worker, and whether one and two workers gave the same
+draws. Then it prints a model of the cost on 8 nodes with 8 GPUs each, from the measured seconds of
+one worker, the messages, and the latency and bandwidth that are assumed there, for work of as many
+units as there are workers. No such machine was used.
+
+It takes a few minutes of two cores.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+from math import log2
+from pathlib import Path
+from time import perf_counter
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+COPIES = 50
+#: assumed of a network between nodes: seconds of a message, for each doubling of workers, and bytes
+#: a second
+LATENCY, BANDWIDTH = 20e-6, 10e9
+TASKS = ("credit", "annealing", "rows")
+
+
+def credit(group, steps: int, copies: int, shared_rows: bool):
+    """Draws of the posterior of German credit data, the rows repeated."""
+    import torch
+    from problems.models import load
+
+    from pyro_flowsamp import AutoFlow, FitOptions, LatentMALA, VectorizedMCMC
+
+    model, (x, bad) = load("german_credit")
+    x, bad = x.repeat(copies, 1), bad.repeat(copies)
+    if shared_rows:
+        x, bad = (rows.tensor_split(group.size)[group.rank] for rows in (x, bad))
+    guide = AutoFlow(model, flow="gaussian", options=FitOptions(progress=False))
+    target = guide.target_for(x, bad)
+    with torch.no_grad():  # the scale of the posterior, without a training
+        guide.flow.affine.initialize(torch.zeros(target.dim), torch.full((target.dim,), 0.02))
+    guide.trained = True
+    run = VectorizedMCMC(LatentMALA(model, guide=guide), steps, steps, 256, disable_progbar=True)
+    start = perf_counter()
+    run.run(x, bad)
+    seconds = perf_counter() - start
+    every = run.gathered()
+    return seconds, None if every is None else every.unconstrained
+
+
+def annealing(islands: int, moves: int):
+    """Particles of ExpGauss in 100 dimensions."""
+    import torch
+
+    from pyro_flowsamp import tempered_smc
+    from pyro_flowsamp.problems import exp_gauss
+    from pyro_flowsamp.smc.starts import TemperedStart
+
+    target = exp_gauss(dim=100, active=10).target
+    base = TemperedStart(torch.zeros(100), torch.full((100,), 4.0), target.angles)
+    start = perf_counter()
+    found = tempered_smc(
+        target, 256 * islands, islands=islands, mcmc_steps=moves, base=base, check_coverage=False
+    )
+    return perf_counter() - start, found.x
+
+
+def work(task: str, smoke: bool) -> None:
+    """One task by this process and the others, which rank 0 reports as JSON."""
+    import pyro
+    import torch
+
+    from pyro_flowsamp import workers
+
+    torch.set_num_threads(1)
+    pyro.set_rng_seed(0)
+    with workers(shard="applicants" if task == "rows" else None) as group:
+        if task == "annealing":
+            seconds, draws = annealing(2 if smoke else 8, 1 if smoke else 10)
+        else:
+            seconds, draws = credit(
+                group, 3 if smoke else 25, 1 if smoke else COPIES, task == "rows"
+            )
+        told = {"seconds": seconds, "messages": group.messages, "bytes": group.sent_bytes}
+    if group.rank == 0:
+        digest = hashlib.sha256(draws.contiguous().numpy().tobytes()).hexdigest()
+        print(json.dumps({**told, "digest": digest[:16]}))
+
+
+def measured(task: str, size: int, smoke: bool) -> dict:
+    """What rank 0 has reported of a task by so many workers."""
+    started = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+    command = [sys.executable, *started, __file__, "--task", task, *["--smoke"] * smoke]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def predicted(one: dict, two: dict, size: int) -> tuple[float, float]:
+    """A model of the seconds of so many workers, and of their efficiency.
+
+    The work is divided by K. A message takes the latency times log2 K, and the bytes of a worker
+    pass over its link for each of the others.
+    """
+    messages = two["messages"] * LATENCY * log2(size)
+    traffic = two["bytes"] * 2 * (size - 1) / size / BANDWIDTH
+    seconds = one["seconds"] / size + messages + traffic
+    return seconds, one["seconds"] / (size * seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", choices=TASKS, help="in this process, which torchrun has started")
+    parser.add_argument("--smoke", action="store_true", help="seconds, for the tests")
+    args = parser.parse_args()
+    if args.task:
+        work(args.task, args.smoke)
+        return
+    for task in TASKS[:1] if args.smoke else TASKS:
+        one, two = (measured(task, size, args.smoke) for size in (1, 2))
+        efficiency = one["seconds"] / (2 * two["seconds"])
+        print(
+            f"{task}: {one['seconds']:.1f} s by one worker, {two['seconds']:.1f} s by two", end=""
+        )
+        print(f", efficiency {efficiency:.2f}, {two['messages']} messages of", end=" ")
+        print(f"{two['bytes'] / 2**20:.2f} MiB in all", end=", ")
+        print("the same draws" if one["digest"] == two["digest"] else "other draws", flush=True)
+        for size in (8, 64):
+            seconds, efficiency = predicted(one, two, size)
+            print(f"    model of {size} workers: {seconds:.2f} s, efficiency {efficiency:.2f}")
+
+
+if __name__ == "__main__":
+    main()
