@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from time import perf_counter
-from typing import Any
 
-from tqdm.auto import trange
-
+from . import progress
 from .chain_sharing import ChainSteps
 from .chain_storage import ChainPosition, ChainStorage
 from .draw_buffer import DrawBuffer
@@ -29,11 +27,12 @@ def warm_up(
     if position.phase == "sampling":
         return
     clock = perf_counter() - position.seconds.get("warmup", 0.0)
-    for _ in _bar(steps - position.steps, "Warmup", hidden):
+    for _ in progress.steps("Warmup", "step", position.steps, steps, kernel.target, hidden):
         position.state, info = kernel.step(position.state)
         kernel.adapt(info)
         position.steps += 1
         position.seconds["warmup"] = perf_counter() - clock
+        progress.tick()
         storage.after(1, position)
     kernel.freeze()
     position.phase, position.seconds["warmup"] = "sampling", perf_counter() - clock
@@ -62,16 +61,14 @@ def draw(
     storage.load_draws(buffer)
     clock = perf_counter() - position.seconds.get("sampling", 0.0)
     left = buffer.size - buffer.count
-    for _ in _bar(left, "Sample", hidden):
+    bar = "Sample", "draw", buffer.count, buffer.size, kernel.target, hidden
+    for _ in progress.steps(*bar):
         for _ in range(thin):
             position.state, info = kernel.step(position.state)
         buffer.add(position.state, info)
         position.seconds["sampling"] = perf_counter() - clock
+        progress.tick(draws=1)
         if buffer.count < buffer.size:
             storage.after(thin, position, buffer)
     if left:
         storage.write(position, buffer)
-
-
-def _bar(steps: int, name: str, hidden: bool) -> Any:
-    return trange(steps, desc=name, unit="step", disable=hidden or steps == 0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from .checkpoint.folder import CheckpointError
 from .convergence import bulk_and_tail_ess, group_by_start, nested_r_hat
 from .pilot import Candidate
+from .progress import corrected, stage
 from .smc.found_modes import FoundModes
 from .stays import ess_of_longest_stays, expected_stays
 from .target.density import Target
@@ -51,19 +52,21 @@ def finish(
         planned = min(planned, best.options.unreliable_draws)
     try:
         starts, several = target.unpack_unconstrained(x), modes.agreement.num_modes > 1
-        problems = burn_in(best, target, planned, starts, several, before)
+        with stage(f"Burn-in of {best.name}", target, not progress):
+            problems = burn_in(best, target, planned, starts, several, before)
     except KeyboardInterrupt:  # between two runs of chains
         return [BURN_IN_ENDED]
     if run.interrupted:
         return [*problems, BURN_IN_ENDED]
-    run.disable_progbar = not progress
-    last = run.unconstrained
+    last, each = run.unconstrained, best.ess_per_draw * best.thin * chains
+    wanted = float(goal.ess or (goal.num_samples or 0) * each)
     try:
-        if goal.num_samples is not None:
-            run.resume(goal.num_samples, best.thin)
-            return problems
-        groups = group_by_start(_standardised(x), best.options.start_groups)
-        return problems + _draw_until_enough(best, max(FEWEST_DRAWS, planned // 2), groups)
+        with stage(f"Draws by {best.name}", target, not progress, wanted, each):
+            if goal.num_samples is not None:
+                run.resume(goal.num_samples, best.thin)
+                return problems
+            groups = group_by_start(_standardised(x), best.options.start_groups)
+            return problems + _draw_until_enough(best, max(FEWEST_DRAWS, planned // 2), groups)
     except KeyboardInterrupt:  # between two runs of chains
         return problems if run.unconstrained is not last else [*problems, BURN_IN_ENDED]
     except CheckpointError:
@@ -142,6 +145,7 @@ def _shortfall(run: VectorizedMCMC, best: Candidate, groups: Tensor) -> list[str
         "%d draws of each of %d chains: effective sample size %.0f of %d, nested R-hat %.3f",
         run.num_samples, run.num_chains, least, wanted, nested,
     )  # fmt: skip
+    corrected(least, run.num_samples)
     if nested > options.max_nested_r_hat:
         wrong.append(f"chains depend on where they started: nested R-hat is {nested:.3f}")
     return wrong

@@ -122,7 +122,8 @@ def sample(
             with ``num_samples``.
         seed: Seed of all random numbers, from 0 to 2⁶⁴ − 1; below 2³² it is that of
             :func:`pyro.set_rng_seed`. The global random state is left as it was.
-        progress: Whether to show progress bars.
+        progress: Whether to show a progress bar of each stage. That of the draws counts effective
+            draws, and each of them evaluations of the density.
         log_likelihood: Whether the result has the log-likelihood of each observation, see
             :func:`~pyro_flowsamp.to_arviz`.
         search: Options of the search, see :class:`~pyro_flowsamp.SearchOptions`.

@@ -28,6 +28,7 @@ from .kernels.local_global import LocalGlobalHMC
 from .options import FitOptions, SearchOptions
 from .phase_times import PhaseTimes
 from .pilot import Candidate, Goal, evaluations_per_step, new_pilot, pilot_chains, run_pilot
+from .progress import stage
 from .search_storage import interruptible, stored_check, stored_modes
 from .smc.found_modes import FoundModes
 from .smc.mode_search import ModeSearch
@@ -101,7 +102,8 @@ class SamplerSearch(InterruptibleSearch):
         Raises:
             KeyboardInterrupt: It was interrupted before it had found any point.
         """
-        with self.timed("start"):
+        bar = stage("Search for modes", self.target, not self.progress)
+        with self.timed("start"), bar:
             search = ModeSearch(self.target, self.options.modes, self.points)
             self.modes: FoundModes = stored_modes(self.target, lambda: modes_so_far(search))
         self.particles = _none_at_infinity(self.modes.x)
@@ -194,7 +196,8 @@ class SamplerSearch(InterruptibleSearch):
             log.info("%s: not tried, since its pilot run takes more work than it could save", name)
             return best
         try:
-            with self.timed("pilot"), interruptible("pilot", lambda: best is not None):
+            bar = stage(f"Pilot run of {name}", self.target, not self.progress)
+            with self.timed("pilot"), interruptible("pilot", lambda: best is not None), bar:
                 candidate = self.run_pilot(name, kernel, self.work_to_finish(best))
         except KeyboardInterrupt:
             self.stop(best, name, kernel)
@@ -256,7 +259,8 @@ class SamplerSearch(InterruptibleSearch):
         before = self.evaluations
         log.info("%s: training%s", flow, " on particles and draws" if from_draws else "")
         try:
-            with self.timed("training"), interruptible("flow", lambda: best is not None):
+            bar = stage(f"Training of {flow}", self.target, hidden=True)  # the name of its bar
+            with self.timed("training"), interruptible("flow", lambda: best is not None), bar:
                 guide = train_guide(
                     self.target,
                     flow,

@@ -16,7 +16,6 @@ from .checkpoint.description import describe_target, differences
 from .checkpoint.folder import CheckpointError, CheckpointFolder
 from .draw_buffer import DrawBuffer, KeptSites, joined
 from .streaming import InFiles
-from .target.arguments import check_shared_names
 from .target.density import as_target
 from .validation import public_call
 
@@ -67,7 +66,6 @@ class StoredDraws(ChainDraws):
         self, folder: str | PathLike[str], model: Callable, /, *args: Any, **kwargs: Any
     ) -> None:
         super().__init__()
-        check_shared_names(StoredDraws.__init__, model, args, {})
         with public_call():
             self.kernel = None
             self.target = as_target(model, *args, **kwargs)

@@ -20,8 +20,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
-from tqdm.auto import tqdm
 
+from . import progress
 from .checkpoint.scope import entered
 from .distributed import SharedTraining, is_hidden, refuse_checkpoint, shared_training
 from .history import History
@@ -273,7 +273,7 @@ def fit(
     own = nullcontext if stepper.shared is None else stepper.shared.random_numbers
     with (
         entered(options.checkpoint, "fit") as scope,
-        tqdm(total=options.max_steps, desc="Train", unit="step", disable=silent) as bar,
+        progress.bar("Train", options.max_steps, "step", silent) as bar,
     ):
         with scope.restoring("state") as found:
             if found is not None:
@@ -294,7 +294,9 @@ def fit(
                 if len(training.losses) >= options.eval_every or history.steps >= options.max_steps:
                     verdict = training.end_of_window(ess)
                     bar.update(history.steps - bar.n)
-                    bar.set_postfix(loss=f"{history.loss[-1]:.3f}", ess=f"{history.ess[-1]:.3f}")
+                    left = options.batch_size * (options.max_steps - history.steps)
+                    told = f"loss={history.loss[-1]:.3f}, ess={history.ess[-1]:.3f}"
+                    bar.set_postfix_str(f"{told}, at most {progress.work_left(left)}")
                     if verdict in ("flat", "enough"):
                         history.stopped = verdict
                         break

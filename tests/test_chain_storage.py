@@ -111,7 +111,8 @@ def test_graphs_take_over_at_the_same_step(tmp_path):
 
 @pytest.mark.slow  # the compiler takes seconds
 @pytest.mark.skipif(which("g++") is None, reason="there is no C++ compiler")
-def test_compiled_graphs_go_on_bit_by_bit(tmp_path):
+def test_compiled_graphs_go_on_bit_by_bit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYRO_FLOWSAMP_COMPILE", "1")
     whole = run(None, "HMC", target=(target := banana()), compile_mode=True)
     assert target.tracing_state()["compiled"] and not any(target.tracing_state()["reasons"])
     count = number_of_writes(lambda: run(tmp_path / "count", "HMC", compile_mode=True))

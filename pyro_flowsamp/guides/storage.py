@@ -88,4 +88,4 @@ def store_training(guide: Any, scope: Scope) -> None:
         CheckpointError: The checkpoint cannot be written.
     """
     if scope.stores and (not scope.is_outermost or guide.history.stopped not in UNFINISHED):
-        scope.write({"trained": _state(guide)}, "trained", drop="fit-")
+        scope.write({"trained": _state(guide)}, "trained", drop="")

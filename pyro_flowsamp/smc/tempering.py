@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import progress
 from ..checkpoint.scope import Scope, entered
 from ..distributed import WorkerGroup, guarded, splitting_workers
 from ..seeding import Stream
@@ -254,6 +255,7 @@ class _Tempering:
                 first, self.betas, self.step_size = found
         current, stored = first, 0 if found is None else len(self.betas)
         for current in driver.run_smc(first, self.next_step, torch.inf):
+            progress.tick(note=f"inverse temperature {float(self.betas[-1].min()):.2g}")
             if scope.due():
                 self._store(current, scope)
                 stored = len(self.betas)

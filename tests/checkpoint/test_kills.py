@@ -147,7 +147,9 @@ if LONG:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_kills_change_nothing(tmp_path, program, imported):
+def test_kills_change_nothing(tmp_path, program, request):
+    if program is search:
+        request.getfixturevalue("imported")
     output = tmp_path / "result"
     (whole, _), _ = result_of(program, None, output)
     (stored, _), seconds = result_of(program, tmp_path / "whole", output)

@@ -37,6 +37,28 @@ def test_generators_and_counters_are_as_they_were(tmp_path):
         assert (found, numbers(), again.evaluations) == (1, wanted, 3)
 
 
+def test_graphs_of_a_second_target_are_stored_until_another_is_watched(tmp_path):
+    def calls(target):
+        return sum(count for _, count in target.tracing_state()["calls"])
+
+    first, second = banana(), banana()
+    with entered(tmp_path, "run") as scope:
+        scope.watch(first)
+        scope.watch_too(second)
+        second.log_prob(torch.zeros(3, 2))
+        scope.write({"state": 1}, "phase")
+    again, other, third = banana(), banana(), banana()
+    with entered(tmp_path, "run") as scope:
+        scope.watch(third)
+        scope.watch_too(third)
+        scope.watch(again)  # forgets the ones before
+        scope.watch_too(other)
+        with scope.restoring("state"):
+            pass
+    assert calls(second) == calls(other) == 1 and calls(third) == 0
+    assert other.evaluations == 0  # the second's evaluations are its own
+
+
 def test_computations_inside_have_places_of_their_own(tmp_path):
     with entered(tmp_path, "run") as outer:
         with entered(None, "fit") as inner:

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "checkpoint": "checkpoint seeding versions",
     "free_memory": "",
     "streaming": "",
+    "progress": "",
     "options": "checkpoint search_options",
     "weights": "",
     "validation": "",
@@ -78,7 +79,7 @@ MAY_IMPORT = {
     "__main__": "diagnostics reporting selftest versions",
 }
 #: parts that any module may import
-ANYWHERE = {"validation"}
+ANYWHERE = {"progress", "validation"}
 #: (file, part): imports that are made inside a function, when it is called
 WHEN_CALLED = {("kernels/base.py", "guides")}
 

@@ -45,8 +45,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from ... import progress
 from ...checkpoint.scope import active
 from ...flows.proposal import FlowDistribution
 from ...flows.recipes import gaussian
@@ -211,7 +211,7 @@ class AutoAnnealingFlow(PathGuide):
         at = self._resume(target) if found is None else (found["cloud"], found["beta"])
         (cloud, beta), trainer = at, BlockTrainer(self.flow, target, self)
         total = None if self.schedule is None else len(self.schedule) - 1
-        bar = tqdm(total=total, desc="Anneal", unit="block", disable=not self.options.progress)
+        bar = progress.bar("Anneal", total, "block", not self.options.progress)
         bar.update(len(self.flow.annealing_blocks))
         try:
             while beta < 1:
