@@ -56,7 +56,7 @@ class Estimate(_Pair):
         (1.5, 0.25, inf)
     """
 
-    degrees: float
+    degrees: float = inf
 
     def __new__(cls, value: Tensor, standard_error: Tensor, degrees: float = inf) -> Estimate:
         self = super().__new__(cls, value, standard_error)

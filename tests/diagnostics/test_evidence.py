@@ -1,5 +1,8 @@
 """The evidence, by z-scores against exact values, and broken estimators."""
 
+import copy
+import pickle
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -211,6 +214,16 @@ def test_degrees_of_a_variance():
     assert degrees_of_variance(torch.tensor([0.0] * 10_000 + [1.0]), 10_001) == pytest.approx(
         2, 0.01
     )
+
+
+def test_an_estimate_is_a_pair_with_degrees():
+    one = Estimate(torch.tensor(1.0), torch.tensor(2.0), 3.0)
+    assert len(one) == 2
+    assert copy.deepcopy(one).degrees == pickle.loads(pickle.dumps(one)).degrees == 3
+    assert one._replace(value=torch.tensor(0.0)).degrees == torch.inf
+    low, high = one.interval()
+    assert float(high - 1) == pytest.approx(2 * student_t_quantile(0.975, 3))
+    assert float(one.interval(degrees=torch.inf)[1]) < float(high)
 
 
 def test_summed_degrees():
