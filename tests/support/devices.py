@@ -51,4 +51,5 @@ def make_draws(mcmc, state):
     """Make the draws of a run that has been started, from these states."""
     position = ChainPosition(state, state.x, "sampling")
     storage = ChainStorage(Scope(), mcmc.kernel)
-    mcmc._draw(position, mcmc.num_samples, mcmc.thin, storage, {"_kept": mcmc._kept})
+    made = {"_kept": mcmc._kept, "_steps": mcmc.kernel}
+    mcmc._draw(position, mcmc.num_samples, mcmc.thin, storage, made)
