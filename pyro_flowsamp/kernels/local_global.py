@@ -245,7 +245,8 @@ class LocalGlobalHMC(LatentHMC):
         """Makes a global move and evaluates the state at its end."""
         shape = len(state.z), self.num_proposals
         z = self.proposal.sample_latent(shape[0] * shape[1])
-        log_w = self.part("weights", self._log_weights, z)
+        log_p, log_q = self.part("densities", self._log_densities, z)
+        log_w = log_p - log_q
         uniform = torch.rand(shape, dtype=torch.double, device=z.device)
         log_u = torch.rand_like(state.log_pi).log()
         gumbel = -(-uniform.log()).log()
@@ -259,12 +260,12 @@ class LocalGlobalHMC(LatentHMC):
         accepted, accept_prob = accepted & known, torch.where(known, accept_prob, 0.0)
         return select(accepted, landed, state), accepted, accept_prob
 
-    def _log_weights(self, z: Tensor) -> Tensor:
-        """The log weights of draws of the flow, by their latent points ``(N, d)``."""
+    def _log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log densities of target and flow at draws of it, by their latent points ``(N, d)``."""
         with torch.no_grad():
             x, ladj = self.proposal.push(z)
             log_q = self.proposal.base_log_prob(z) - ladj
-            return self._log_p(z, x, ladj).double() - log_q.double()
+            return self._log_p(z, x, ladj).double(), log_q.double()
 
     def _land(self, z: Tensor) -> tuple[hamiltonian.HMCState, Tensor]:
         """The state at latent points, and whether the flow is inverted there."""

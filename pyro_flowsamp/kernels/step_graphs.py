@@ -134,7 +134,8 @@ class StepGraphs:
         proposal: The frozen flow.
 
     Attributes:
-        reasons: The reasons why parts are not recorded, or not compiled, by name.
+        reasons: The reasons why parts have no graph, by name, or no compiled one, by a name that
+            ends in ", compiled".
         names: The names of the parts that have a graph, and of those that have a compiled one.
 
     Example:
@@ -251,9 +252,10 @@ class StepGraphs:
         graph = self._graphs.get(key)
         if graph is None or key in self._compiled:
             return self._compiled.get(key, graph)
-        if name not in self.reasons and self._worth_compiling_at(key, calls, graph.operations):
+        compiled = f"{name}, compiled"
+        if compiled not in self.reasons and self._worth_compiling_at(key, calls, graph.operations):
             if admitted(key, self._worth_compiling.setdefault(name, []), options.max_compiled):
-                self._try(name, lambda: self._compile(key, graph, args))
+                self._try(compiled, lambda: self._compile(key, graph, args))
         return self._compiled.get(key, graph)
 
     def _drop_graphs(self) -> None:
@@ -270,7 +272,7 @@ class StepGraphs:
             make()
         except UntraceableError as error:
             self.reasons[name] = str(error)
-            said = f"the part {name!r} of a step is not traced or not compiled: {error}"
+            said = f"the graph of a part of a step is not used ({name}): {error}"
             if self.target.compile_mode is True:
                 warnings.warn(said, stacklevel=2)
             log.info(said)
