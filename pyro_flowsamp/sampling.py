@@ -40,7 +40,7 @@ from .checkpoint.options import Location
 from .checkpoint.scope import entered
 from .diagnostics.checks import Diagnosis
 from .diagnostics.searches import best_evidence
-from .distributed import refuse_workers
+from .distributed import is_hidden, refuse_with_workers, refuse_workers
 from .draw_buffer import given_points
 from .export import check_groups, check_names, to_arviz
 from .final_run import finish
@@ -246,6 +246,9 @@ def sample(
     goal = _goal(ess, num_samples, num_chains, search)._replace(deadline=_deadline(max_seconds))
     check_compile(compile)
     refuse_workers("sample()", "use VectorizedMCMC with a kernel and a guide")
+    refuse_with_workers("checkpoint", checkpoint)
+    refuse_with_workers("max_seconds", max_seconds)
+    progress = not is_hidden(not progress)
     target = as_target(model, *args, **kwargs)
     if target is not model or compile != "auto":
         target.compile_mode = compile

@@ -27,7 +27,7 @@ from .chain_sharing import (
 from .chain_storage import ChainPosition, ChainStorage
 from .checkpoint.options import Location, as_checkpoint_options
 from .checkpoint.scope import Scope, entered
-from .distributed import guarded, is_hidden, refuse_checkpoint
+from .distributed import guarded, is_hidden, refuse_with_workers
 from .draw_buffer import DrawBuffer, KeptSites, check_memory, joined, starting_values
 from .kernels.base import FlowKernel
 from .kernels.statistics import StillChainOptions, warn_of_still_chains
@@ -109,6 +109,9 @@ def _how_to_go_on(count: int, num: int, thin: int) -> str:
 
 class VectorizedMCMC(SharedRun):
     """Runs many chains of a kernel as one tensor; otherwise used as :class:`pyro.infer.MCMC`.
+
+    Inside of :func:`~pyro_flowsamp.workers` a run has the chains of this worker in its attributes,
+    and :meth:`gathered` returns those of all.
 
     Arguments:
         kernel: A kernel of this package, as :class:`~pyro_flowsamp.IMH`.
@@ -215,7 +218,7 @@ class VectorizedMCMC(SharedRun):
             RuntimeError: The guide is untrained and there is no warm-up; or see the kernel.
         """
         kernel = self.kernel
-        refuse_checkpoint(self.checkpoint)
+        refuse_with_workers("checkpoint", self.checkpoint)
         with public_call(), guarded(), entered(self.checkpoint, "run") as scope:
             starts = starting_values(self.initial_params, self._asked[1])
             try:
@@ -295,7 +298,7 @@ class VectorizedMCMC(SharedRun):
             )
         kind = f"resume-{self._resumed + 1}"
         check_still_shared_out(self._steps)
-        refuse_checkpoint(self.checkpoint)
+        refuse_with_workers("checkpoint", self.checkpoint)
         unchecked = pyro.validation_enabled(False)
         with public_call(), guarded(), entered(self.checkpoint, kind) as scope, unchecked:
             storage = ChainStorage(scope, self.kernel)

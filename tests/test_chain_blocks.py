@@ -3,6 +3,7 @@
 import os
 import signal
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -199,11 +200,11 @@ def test_blocks_that_adapt_alone_are_seen(guide):
 
     @mutation(ChainBlocks, "_share")
     def alone(right, self):
-        size, self.group.size = self.group.size, 1
-        own, self.own, sizes = self.own, list(range(len(self.own))), self.sizes
-        self.sizes = [sizes[u] for u in own]
+        group, own, sizes = self.group, self.own, self.sizes
+        self.group = SimpleNamespace(join=lambda values, _: torch.cat(list(values)))
+        self.own, self.sizes = list(range(len(own))), [sizes[u] for u in own]
         right(self)
-        self.group.size, self.own, self.sizes = size, own, sizes
+        self.group, self.own, self.sizes = group, own, sizes
 
     with broken(alone):
         one, two = (run_workers(size, gathered, guide, "mala")[0] for size in (1, 2))
@@ -267,6 +268,28 @@ def test_an_error_of_one_worker_ends_all(guide):
     assert all("the density is zero or NaN" in text for text in told)
 
 
+def interrupted(group, guide):
+    """Ctrl-C after seven steps on rank 0, and after eight on rank 1, of which five are warm-up."""
+    steps = []
+
+    def step(right, self, state):
+        steps.append(None)
+        if len(steps) > 7 + group.rank:
+            raise KeyboardInterrupt
+        return right(self, state)
+
+    with broken(mutation(ChainBlocks, "step")(step)):
+        run = made(guide, warmup=5)
+    every = run.gathered()
+    return run.interrupted, run.num_samples, None if every is None else every.unconstrained.shape
+
+
+def test_interrupted_workers_keep_the_draws_that_all_have(guide):
+    first, second = run_workers(2, interrupted, guide)
+    assert first == [True, 2, [300, 2, 2]]
+    assert second == [True, 2, None]
+
+
 def killed(group, guide):
     draw = chain_loop.draw
 
@@ -308,7 +331,7 @@ def test_runs_do_not_go_on_after_the_workers(guide):
 
 
 def test_a_checkpoint_is_refused(guide, tmp_path):
-    with workers(), pytest.raises(ValueError, match="a checkpoint is not shared out"):
+    with workers(), pytest.raises(ValueError, match="cannot be used with workers"):
         made(guide, checkpoint=str(tmp_path))
 
 

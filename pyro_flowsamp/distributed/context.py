@@ -20,7 +20,7 @@ __all__ = [
     "current_workers",
     "guarded",
     "is_hidden",
-    "refuse_checkpoint",
+    "refuse_with_workers",
     "refuse_workers",
     "splitting_workers",
     "workers",
@@ -107,17 +107,26 @@ def is_hidden(hidden: bool) -> bool:
     return hidden or (group is not None and group.rank > 0)
 
 
-def refuse_checkpoint(checkpoint: Any) -> None:
-    """Refuses a checkpoint where there are workers.
+def refuse_with_workers(name: str, value: Any) -> None:
+    """Refuses an argument where there are workers, also where they share out rows of data.
 
     Arguments:
-        checkpoint: The checkpoint, or None.
+        name: The name of the argument.
+        value: Its value; None is no argument.
 
     Raises:
-        ValueError: There is one, and there are workers.
+        ValueError: There is a value, and there are workers.
+
+    Example::
+
+        >>> with workers():
+        ...     refuse_with_workers("checkpoint", "folder")
+        Traceback (most recent call last):
+        ...
+        ValueError: checkpoint='folder' cannot be used with workers yet: leave it out
     """
-    if checkpoint is not None:
-        refuse_workers("a checkpoint", "leave it out, or go without workers()")
+    if value is not None and _CURRENT:
+        raise ValueError(f"{name}={value!r} cannot be used with workers yet: leave it out")
 
 
 @contextmanager

@@ -123,7 +123,7 @@ def to_arviz(
         1.0
     """
     check_groups(groups)
-    if (source := gathered(source)) is None:
+    if source is not None and (source := gathered(source)) is None:
         return None
     drawn = draws_of(source, args, kwargs, num_samples)
     target = drawn.target

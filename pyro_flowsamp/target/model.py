@@ -129,7 +129,7 @@ class ModelDensity:
 
         Raises:
             ValueError: There are no data in the plate, or a latent site; workers differ outside of
-                the plate, or have the same rows; there are discrete sites or a context.
+                the plate; there are discrete sites or a context.
         """
         if self.enumerated or self.context.names:
             raise ValueError(

@@ -14,6 +14,7 @@ the same order, as all have the same random numbers.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -83,22 +84,23 @@ class Shard:
         return trace
 
     def check_same_rest(self, rest: Tensor, rows: Tensor) -> None:
-        """Checks that workers differ in the rows alone.
+        """Checks that workers differ in the rows alone; warns where these seem to be the same.
 
         Arguments:
             rest: Log densities ``(n,)`` of what is outside of the plate, at points of all workers.
             rows: Those of the rows.
 
         Raises:
-            ValueError: The first differ, or the second are all the same.
+            ValueError: The first differ.
         """
         self.group.check_same(f"the log density outside of the plate '{self.plate}'", rest)
         found = self.group.all_gather(rows.double())
         if self.group.size > 1 and bool((found == found[0]).all()):
-            raise ValueError(
-                f"all workers have the same rows of the plate '{self.plate}', which would count "
-                f"{self.group.size} times: give each its own part of the data, such as "
-                f"y[group.rank :: group.size]"
+            warnings.warn(
+                f"all workers have the same log-likelihood of the plate '{self.plate}'. If they "
+                f"have the same rows, these count {self.group.size} times: give each its own part "
+                f"of the data, such as y[group.rank :: group.size]",
+                stacklevel=6,
             )
 
 

@@ -156,5 +156,5 @@ def test_trainings_that_are_not_shared_out_are_refused(tmp_path):
         with pytest.raises(ValueError, match="this training is not shared out to workers yet"):
             fit([x], closure, ess_fraction, OPTIONS)
         stored = FitOptions(progress=False, checkpoint=str(tmp_path))
-        with pytest.raises(ValueError, match="a checkpoint is not shared out"):
+        with pytest.raises(ValueError, match="cannot be used with workers"):
             fit([x], closure, ess_fraction, stored, shared=True)

@@ -9,7 +9,7 @@ import torch
 import pyro_flowsamp
 from pyro_flowsamp import WorkersOptions
 
-LIMIT = 60  #: seconds after which processes that have not ended are killed
+LIMIT = 120  #: seconds after which processes that have not ended are killed
 
 
 def run_workers(size, function, *args, **options):

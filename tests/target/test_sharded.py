@@ -1,5 +1,7 @@
 """Rows of data that are shared out: density, gradient and chains are those of all rows."""
 
+import warnings
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -8,6 +10,7 @@ import torch
 from support.mutations import broken, mutation
 from support.workers import run_workers
 
+import pyro_flowsamp
 from pyro_flowsamp import AutoFlow, FitOptions, LatentMALA, Target, VectorizedMCMC, workers
 from pyro_flowsamp.target.sharded import Shard, SummedDensity
 
@@ -96,13 +99,16 @@ def test_chains_are_the_same_on_all_workers(double):
 
 def made(group, model, *args):
     torch.set_default_dtype(torch.float64)
-    return Target.from_model(model, *args)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Target.from_model(model, *args)
+    return [str(one.message) for one in caught]
 
 
-def test_the_same_rows_on_all_workers_are_refused():
+def test_the_same_rows_on_all_workers_are_told():
     for found in run_workers(2, made, regression, X, Y, shard="rows"):
-        assert "all workers have the same rows of the plate 'rows'" in str(found)
-        assert "y[group.rank :: group.size]" in str(found)
+        assert "all workers have the same log-likelihood of the plate 'rows'" in found[0]
+        assert "these count 2 times" in found[0] and "y[group.rank :: group.size]" in found[0]
 
 
 def other_prior(group):
@@ -140,6 +146,28 @@ def test_other_models_are_refused(double, model, plate, message):
     args = (X, Y) if model is regression else (Y,)
     with workers(shard=plate), pytest.raises(ValueError, match=message):
         Target.from_model(model, *args)
+
+
+def test_clocks_and_checkpoints_are_refused(double, tmp_path):
+    with workers(shard="rows"):
+        for wrong in ({"max_seconds": 10.0}, {"checkpoint": str(tmp_path)}):
+            with pytest.raises(ValueError, match="cannot be used with workers yet: leave it out"):
+                pyro_flowsamp.sample(regression, X, Y, **wrong)
+
+
+def sampled_by_choice(group):
+    torch.set_default_dtype(torch.float64)
+    data = pyro_flowsamp.sample(
+        regression, *rows_of(group), seed=0, num_samples=20, num_chains=20, progress=False
+    )
+    return data["posterior"]["slope"].values, data.attrs["log_evidence"]
+
+
+@pytest.mark.slow
+def test_sample_is_that_of_all_rows(double):
+    (one,), two = (run_workers(size, sampled_by_choice, shard="rows") for size in (1, 2))
+    assert np.array_equal(two[0][0], two[1][0])
+    assert two[0][1] == pytest.approx(one[1], abs=0.05)
 
 
 def partial_outside(group, target):
