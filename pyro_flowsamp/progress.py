@@ -15,11 +15,12 @@ from tqdm.auto import tqdm
 
 __all__ = ["bar", "corrected", "stage", "steps", "tick", "work_left"]
 
-#: of bars whose end is known, and of others; neither has a rate in seconds for each unit
+#: shapes of bars whose end is known, and of others; neither has a rate in seconds for each unit
 KNOWN_END = (
-    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}s [{elapsed}<{remaining}{postfix}]"  # noqa: E501
+    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}s [{elapsed}<{remaining}{postfix}]"
 )
 UNKNOWN_END = "{desc}: {n_fmt} {unit}s [{elapsed}{postfix}]"
+LARGE = {"evaluation", "effective draw"}  #: units of which there are thousands: 12.3k
 
 
 def bar(name: str, total: float | None, unit: str, hidden: bool) -> Any:
@@ -43,7 +44,7 @@ def bar(name: str, total: float | None, unit: str, hidden: bool) -> Any:
         unit=unit,
         disable=hidden,
         bar_format=shape,
-        unit_scale=total is None or isinstance(total, float),
+        unit_scale=unit in LARGE,
     )
 
 

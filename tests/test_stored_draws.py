@@ -1,5 +1,6 @@
 """Draws that a checkpoint streams into its folder: the same ones, in little memory."""
 
+import ctypes
 import gc
 import threading
 import time
@@ -153,11 +154,15 @@ def test_draws_on_another_device_are_refused(tmp_path):
 # ---- memory --------------------------------------------------------------------------------------
 
 
+LIBC = ctypes.CDLL(None)
+
+
 class Peak:
     """The largest memory of this process that is not a file's, beyond that at the beginning."""
 
     def __enter__(self):
         gc.collect()
+        LIBC.malloc_trim(0)  # else memory that earlier tests have freed would be used again
         self.first, self.ended, self.largest = self.now(), threading.Event(), 0
         self.thread = threading.Thread(target=self.watch)
         self.thread.start()
@@ -179,26 +184,26 @@ class Peak:
 
 
 def wide(path, stream):
-    """31 MB of positions."""
+    """61 MB of positions."""
     target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 200)
     guide = AutoFlow(target, flow="gaussian", options=FitOptions(max_steps=1, progress=False))
     guide.target_for()
     guide.trained = True
     checkpoint = CheckpointOptions(path, every_seconds=float("inf"), stream=stream)
     run = VectorizedMCMC(
-        IMH(guide=guide, lookahead=512), 300, 1, 128, checkpoint=checkpoint, disable_progbar=True
+        IMH(guide=guide, lookahead=512), 600, 1, 128, checkpoint=checkpoint, disable_progbar=True
     )
     run.min_acceptance = 0.0
     run.run()
     return target, run
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory is not known")
+@pytest.mark.skipif(not hasattr(LIBC, "malloc_trim"), reason="the memory is not known")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_memory_does_not_grow_with_the_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(chain_storage, "BLOCK_BYTES", 2**21)
     wide(tmp_path / "warm", True)
-    size = 300 * 128 * 200 * 4
+    size = 600 * 128 * 200 * 4
     with Peak() as streamed:
         target, run = wide(tmp_path / "streamed", True)
         data = to_arviz(run)
@@ -207,6 +212,6 @@ def test_the_memory_does_not_grow_with_the_draws(tmp_path, monkeypatch):
     assert float(again["posterior"]["x"][..., 0].mean()) == mean
     with Peak() as held:
         held_data = to_arviz(wide(tmp_path / "held", False)[1])
-    assert held_data["posterior"]["x"].shape == (128, 300, 200)
+    assert held_data["posterior"]["x"].shape == (128, 600, 200)
     print(f"bytes of draws {size:.2g}, streamed {streamed.largest:.2g}, held {held.largest:.2g}")
-    assert streamed.largest < 0.3 * size and held.largest > 0.6 * size
+    assert streamed.largest < 0.4 * size and held.largest > 0.9 * size

@@ -29,12 +29,14 @@ from pyro_flowsamp import (
     VectorizedMCMC,
     sample,
 )
+from pyro_flowsamp.checkpoint import scope
 
 KILLS = int(os.environ.get("FLOWSAMP_KILLS", 2))  #: of each program
 INTERRUPTS = int(os.environ.get("FLOWSAMP_INTERRUPTS", 2))
 ERRORS = int(os.environ.get("FLOWSAMP_ERRORS", 2))
 LONG = "FLOWSAMP_KILLS" in os.environ
 TRAINING = 20 if LONG else 8  #: steps
+STEPS = int(os.environ.get("FLOWSAMP_STEPS", 6000))  #: of the run whose work is compared
 
 
 @pytest.fixture(autouse=True)
@@ -234,3 +236,41 @@ def test_errors_of_the_target_keep_the_draws(tmp_path):
             assert torch.equal(draws, whole[:, : draws.shape[1]])
         found, _ = chains(path)
         assert torch.equal(found, whole), fails_at
+
+
+@pytest.mark.skipif(not LONG, reason="it takes half a minute of a processor: make test-kill")
+def test_a_checkpoint_every_thirty_seconds_takes_little_work(tmp_path, monkeypatch):
+    """CPU seconds: of a run beside one without, and of the writes themselves."""
+    spent = []
+    right = scope.Scope.write
+
+    def write(self, *arguments, **options):
+        clock = time.process_time()
+        right(self, *arguments, **options)
+        spent.append(time.process_time() - clock)
+
+    monkeypatch.setattr(scope.Scope, "write", write)
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(2000, 20, generator=generator)
+
+    def once(checkpoint):
+        pyro.set_rng_seed(0)
+        target = Target.from_energy(lambda x: (x @ data.mT).square().mean(-1), 20)
+        target.compile_mode = False
+        guide = AutoFlow(target, flow="gaussian", options=FitOptions(max_steps=50, progress=False))
+        guide.fit()
+        kernel = LatentHMC(guide=guide, num_steps=4)
+        mcmc = VectorizedMCMC(kernel, STEPS, 20, 100, disable_progbar=True, checkpoint=checkpoint)
+        clock = time.process_time()
+        mcmc.run()
+        return time.process_time() - clock, mcmc.unconstrained
+
+    without, draws = once(None)
+    assert not [seconds for seconds in spent if seconds > 1e-3]  # there is nothing to write
+    spent.clear()
+    seconds, stored = once(CheckpointOptions(tmp_path, every_seconds=30.0))
+    print(
+        f"{without:.2f} CPU s without, {seconds:.2f} with {len(spent)} writes of {sum(spent):.3f}"
+    )
+    assert torch.equal(draws, stored)
+    assert spent and sum(spent) < 0.02 * seconds
