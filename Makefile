@@ -63,7 +63,7 @@ dist: $(VENV)/.dist  ## build sdist and wheel, check them, and test the wheel in
 	$(VENV)/bin/python -m twine check --strict dist/*
 	$(PYTHON) -m venv build/empty
 	build/empty/bin/python -m pip install -c constraints.txt dist/*.whl
-	cd build && empty/bin/python -m pyro_flowsamp info && empty/bin/python -m pyro_flowsamp selftest
+	cd build && empty/bin/python -m pyro_flowsamp info && OMP_NUM_THREADS=1 empty/bin/python -m pyro_flowsamp selftest
 
 clean:  ## remove the environments, builds and caches
 	rm -rf $(VENV) $(PY312) $(LOWEST) build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache
