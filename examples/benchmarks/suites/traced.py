@@ -374,7 +374,8 @@ Whole steps of {CHAINS} chains with a flow of four affine couplings, per second 
 one thread, made in the same three ways (`--steps`). A step runs graphs of its parts: a leapfrog
 step with the flow and the density in it, the decision, the proposals of IMH for several steps at
 once. The ways take turns; a ratio is the median of {TURNS} turns, with the least and the largest in
-brackets. "First step compiled" is the time that recording and compiling take. The difference is
+brackets. "First step compiled" is the time that recording and compiling take, less what the
+compiler's cache on disk has of earlier runs. The difference is
 that of the positions after ten steps, from the same seed. Other programs ran beside these runs, so
 that they are a rough guide.
 
@@ -394,7 +395,8 @@ shared with other programs, so that single ratios may be off by a factor of 1.5.
 "The same numbers": values and gradients of the traced graph are those of the eager density to the
 last bit, at points that it was not recorded with. The difference of the compiled graph from the
 traced one is the largest over points and coordinates, in rounding errors of the largest entry of a
-gradient.
+gradient. "–" was not measured. The models with a scan are those of
+`examples/benchmarks/problems/recurrences.py`, and so is the loop of 1000 returns.
 
 """
 
