@@ -188,7 +188,7 @@ class WorkerGroup:
 
     def fail(self, error: BaseException) -> None:
         """Ends the exchange of this rank after an error, so that the others end too."""
-        if self._ended:
+        if self._ended or self.size == 1:
             return
         self._ended = f"the work has ended with an error: {error}"
         self._tell(f"failed/{self.rank}", f"{type(error).__name__}: {error}")
