@@ -20,7 +20,6 @@ __all__ = [
     "ChainSteps",
     "SharedRun",
     "agree_on_draws",
-    "chains_here",
     "check_still_shared_out",
     "of_all_chains",
     "shared_out",
@@ -59,20 +58,6 @@ def shared_out(kernel: FlowKernel, num_chains: int) -> FlowKernel | ChainBlocks:
         return ChainBlocks(kernel, group, num_chains)
     check_same_density(group, kernel.target, kernel.proposal.log_prob)
     return kernel
-
-
-def chains_here(num_chains: int) -> int:
-    """The number of chains of this worker, about, of so many.
-
-    Arguments:
-        num_chains: The chains of all workers.
-
-    Example:
-        >>> chains_here(1000)
-        1000
-    """
-    group = splitting_workers()
-    return num_chains if group is None else -(-num_chains // group.size)
 
 
 def check_still_shared_out(steps: Any, remedy: str = "make the run anew") -> None:

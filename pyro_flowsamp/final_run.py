@@ -89,6 +89,14 @@ def starting_points(best: Candidate, modes: FoundModes) -> Tensor:
     Arguments:
         best: The candidate, after its pilot run.
         modes: The result of the search for modes.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> run = SimpleNamespace(unconstrained=torch.tensor([[[1.0]], [[2.0]]]))
+        >>> best = SimpleNamespace(run=run, num_chains=3)
+        >>> modes = SimpleNamespace(are_annealed=False)
+        >>> starting_points(best, modes).shape  # the states of two chains, one of them twice
+        torch.Size([3, 1])
     """
     if modes.are_annealed:
         return modes.draw(best.num_chains)
@@ -180,9 +188,9 @@ def burn_in(
     their spread does not show. At several modes only proposals of the flow put the weights of modes
     right, so that they must have moved every chain. At one mode local moves do as well.
 
-    A tail that a flow draws too seldom from is entered as seldom as it is left. So where steps are
-    cheap it takes more of them, for a tenth of the evaluations so far, without those ``before`` the
-    search began.
+    A tail that a flow draws too seldom from is entered as seldom as it is left. So where steps cost
+    little it takes more of them, for ``burn_in_fraction`` of the evaluations so far, without those
+    ``before`` the search began.
 
     Arguments:
         best: The candidate.

@@ -52,7 +52,10 @@ class History:
         return replace(self, **changes)  # type: ignore[arg-type]
 
     def followed_by(self, later: History) -> History:
-        """Returns the record of this training and a later one together."""
+        """Returns the record of this training and a later one together.
+
+        Windows, steps and seconds are those of both; all other fields are those of the later one.
+        """
         return replace(
             later,
             loss=self.loss + later.loss,

@@ -89,6 +89,12 @@ def modes_problem(found: FoundModes) -> str:
 
     Arguments:
         found: The result of the search.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> agreement = SimpleNamespace(unseen=float("nan"))  # there are no particles
+        >>> modes_problem(SimpleNamespace(interrupted=True, agreement=agreement))[-51:]
+        'by then only quasi-Newton paths had looked for them'
     """
     if not found.interrupted:
         return ""

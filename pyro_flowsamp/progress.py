@@ -51,6 +51,9 @@ def bar(name: str, total: float | None, unit: str, hidden: bool) -> Any:
 def work_left(evaluations: float) -> str:
     """The work that is left, as the text behind a bar.
 
+    Arguments:
+        evaluations: Evaluations of the density that are left.
+
     Example:
         >>> work_left(123456.0)
         '1.2e+05 evaluations left'
@@ -164,6 +167,9 @@ def tick(draws: int = 0, note: str = "") -> None:
     Arguments:
         draws: Draws of each chain that have been made since.
         note: A text behind the bar, such as the temperature.
+
+    Example:
+        >>> tick(draws=1)  # there is no stage
     """
     current = _STAGE.get()
     if current is not None:
@@ -176,6 +182,9 @@ def corrected(effective: float, draws: int) -> None:
     Arguments:
         effective: Effective draws so far.
         draws: Draws of each chain so far.
+
+    Example:
+        >>> corrected(effective=120.0, draws=3)  # there is no stage
     """
     current = _STAGE.get()
     if current is not None:

@@ -14,8 +14,8 @@ the draws. No other kernel can save more than the least work so far: one is run,
 trained, only if this takes less. Work is counted in operations and elements. The kernel with the
 least work makes the draws; if no flow takes less than HMC, that is HMC. Before the first draw that
 is kept its chains run until all have moved (at several modes: until the flow's proposals have moved
-them), and then as long again. They begin at particles of both searches, so that also modes of small
-share have some of them.
+them), and then as long again, or longer where steps cost little. They begin at particles of both
+searches, so that also modes of small share have some of them.
 
 Every kernel leaves the posterior invariant, whatever its flow, and is not adapted any more during
 the draws that are returned. What can be wrong is what no chain has reached. So jumps are trusted
@@ -99,7 +99,9 @@ def sample(
     than half an effective draw, chains are thinned, at most 20-fold.
 
     By default it draws until every parameter has an effective sample size of 4000, of the bulk and
-    of the tails. This is looked at when the number of draws has doubled, and not more often.
+    of the tails; an independence sampler also until the states at which it stays longest have it,
+    see :mod:`pyro_flowsamp.stays`. This is looked at when the number of draws has doubled, and not
+    more often.
 
     Work is counted in operations and not in seconds. A seed gives the same draws however busy the
     machine is.
@@ -169,9 +171,9 @@ def sample(
           ``unseen_mass``: the share of the mass that one of two searches has found alone, NaN
           where there are too many dimensions for two searches;
         - ``log_evidence``, ``log_evidence_error``, ``log_evidence_degrees``: log evidence, its
-          standard error, and the degrees of freedom of this, by bridge sampling between the draws
-          and those of the flow where they overlap and have as much mass as the particles, else by
-          the annealed particles;
+          standard error, and the degrees of freedom of this error. It is by bridge sampling
+          between the draws and those of the flow where they overlap and lack no mass that the
+          annealed particles have, and else by these particles;
         - ``seconds_start``, ``seconds_training``, ``seconds_pilot``, ``seconds_sampling``:
           wall-clock time of the search for modes, the training of flows, the pilot runs with their
           warm-up, and the draws with their burn-in;

@@ -213,8 +213,8 @@ class SearchOptions:
             move of this check, moves, and steps and chains of its warm-up.
         max_stay: Steps that an independence sampler may stay at a draw where its weights have heavy
             tails, as a share of the steps of a chain.
-        rare_states: Share of the states at which an independence sampler stays longest. They must
-            have the effective sample size that is wanted, by the expected stays there.
+        rare_states: Probability of the states at which an independence sampler stays longest, which
+            must have the effective sample size that is wanted, by the expected stays there.
         evidence_draws: Draws of a flow that its estimate of the evidence takes.
         check_immobile_steps: Steps of a sampler with local moves from every particle.
         max_immobile: Share of the particles that may not move in these steps.
@@ -235,8 +235,8 @@ class SearchOptions:
         patience: Longest search, as a multiple of the work with which the best sampler so far would
             make all draws.
         burn_in_block: Chains are checked for having moved after this many kept draws.
-        burn_in_fraction: Evaluations of the burn-in after all chains have moved, as a fraction of
-            all evaluations so far.
+        burn_in_fraction: Least number of evaluations of the burn-in after all chains have moved, as
+            a fraction of all evaluations so far.
         min_ess_per_draw: Effective draws that each of a number of draws which was asked for must
             have, where few were asked for.
         min_share: Chains lack a region if their share of it is below this part of the particles'.

@@ -4,7 +4,8 @@ From a state of weight w a proposal :math:`y \sim q` is accepted with the mean p
 
 .. math:: a(w) = \mathbb E_q \min\Bigl(1, \frac{w(y)}{w}\Bigr) .
 
-Proposals are independent of the state, so that the stay is geometric with the mean 1 / a(w). Let A
+Proposals are independent of the state, so that the stay (the holding time of the state) is
+geometric with the mean 1 / a(w). Let A
 be a set of a small probability p. Among chains in A the share
 :math:`\mathbb E_A[(1 - a)^k]` has not moved in k steps, and those that have moved are in A again
 with a probability of the order of p. So the indicator of A has the autocorrelation

@@ -19,7 +19,6 @@ from .chain_sharing import (
     ChainSteps,
     SharedRun,
     agree_on_draws,
-    chains_here,
     check_still_shared_out,
     shared_out,
     statistics_of_all,
@@ -27,7 +26,7 @@ from .chain_sharing import (
 from .chain_storage import ChainPosition, ChainStorage
 from .checkpoint.options import Location, as_checkpoint_options
 from .checkpoint.scope import Scope, entered
-from .distributed import guarded, is_hidden, refuse_with_workers
+from .distributed import guarded, is_hidden, number_here, refuse_with_workers
 from .draw_buffer import DrawBuffer, KeptSites, check_memory, joined, starting_values
 from .kernels.base import FlowKernel
 from .kernels.statistics import StillChainOptions, warn_of_still_chains
@@ -237,7 +236,7 @@ class VectorizedMCMC(SharedRun):
         if starts is not None:
             kernel.binding.starts = kernel.target.pack_unconstrained(starts)
         kept = KeptSites(kernel.target, self.save_params)
-        here, folder = chains_here(chains), scope.stream_folder
+        here, folder = number_here(chains), scope.stream_folder
         check_memory(kernel.target, num, here, len(kept.columns), folder)
         storage = ChainStorage(scope, kernel)
         counts = _counts(*self._asked, self.save_params)

@@ -41,7 +41,11 @@ def judged(
 
 
 def with_problem(found: Diagnosis, text: str) -> Diagnosis:
-    """A diagnosis with one more problem, in words.
+    """A diagnosis with one more problem.
+
+    Arguments:
+        found: The diagnosis.
+        text: The problem, in words.
 
     Example:
         >>> with_problem(Diagnosis(()), "too few draws").problems

@@ -268,9 +268,9 @@ def _of_evidences(
     log_w: Tensor | None,
     options: DiagnosisOptions,
 ) -> list[Check]:
-    """Evidences of particles beside those of the flow and the chains."""
+    """Evidences of particles, and a stored one, beside those of the flow and the chains."""
     own = estimates_of_draws(draws, options.evidence, log_w)
-    annealed = {"stored particles": own.pop("particles")} if "particles" in own else {}
+    annealed = {"the stored estimate": own.pop("stored")} if "stored" in own else {}
     if log_w is not None and pareto_k(log_w) >= options.max_pareto_k:
         own = {}
     if modes is not None:

@@ -13,7 +13,8 @@ iteration before. The ratios :math:`\tilde p / (s_1 \tilde p + s_2 Z q) \le 1 / 
 variance whatever the tails of the weights are.
 
 None of them sees a mode that neither the flow nor the chains have reached. Annealed particles may:
-:func:`evidence_estimates` has all that there are, and they should agree.
+:func:`~pyro_flowsamp.sample` compares their evidence with that of bridge sampling, and stores the
+latter where it lacks no mass. :func:`evidence_estimates` has all that there are; they should agree.
 
 References:
     Xiao-Li Meng and Wing Hung Wong, *Simulating ratios of normalizing constants via a simple
@@ -139,7 +140,7 @@ def log_evidence(
         assert draws.target is not None
         return fitted_evidence(draws.x, draws.target, options)
     found = estimates_of_draws(draws, options)
-    for name in ("bridge", "importance", "particles"):
+    for name in ("bridge", "importance", "stored"):
         if name in found:
             return found[name]
     raise ValueError(
@@ -161,7 +162,8 @@ def evidence_estimates(
         options: Number of draws, and when iterations end.
 
     Returns:
-        Those of "bridge", "importance" and "particles" that there are.
+        Those of "bridge", "importance" and "stored" that there are; the last is the one that
+        :func:`~pyro_flowsamp.sample` has stored in its result.
 
     Raises:
         ValueError: See :func:`log_evidence`.
@@ -173,7 +175,7 @@ def evidence_estimates(
         >>> x = torch.zeros(2, 9).numpy()
         >>> result = Result(posterior=xr.Dataset({"x": (("chain", "draw"), x)}))
         >>> {name: float(found.value) for name, found in evidence_estimates(result).items()}
-        {'particles': -3.0}
+        {'stored': -3.0}
     """
     return estimates_of_draws(read_draws(source, guide, target), options)
 
@@ -189,7 +191,7 @@ def estimates_of_draws(
         log_w: Log weights of fresh draws of the flow, or None.
 
     Returns:
-        Those of "importance", "bridge" and "particles" that there are.
+        Those of "importance", "bridge" and "stored" that there are.
 
     Example:
         >>> from pyro_flowsamp import Target
@@ -215,7 +217,7 @@ def estimates_of_draws(
     if not isnan(float(value)):
         value, error = (torch.tensor(float(v)).double() for v in (value, error))
         degrees = float(draws.attributes.get("log_evidence_degrees", inf))
-        found["particles"] = Estimate(value, error, degrees)
+        found["stored"] = Estimate(value, error, degrees)
     return found
 
 

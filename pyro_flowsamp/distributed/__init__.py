@@ -19,6 +19,7 @@ from .context import (
     current_workers,
     guarded,
     is_hidden,
+    number_here,
     refuse_with_workers,
     refuse_workers,
     splitting_workers,
@@ -27,7 +28,7 @@ from .context import (
 from .densities import check_same_density, untraced
 from .group import WorkerGroup
 from .options import WorkersOptions
-from .training import SharedTraining, share_of_batch, shared_training
+from .training import SharedTraining, shared_training
 
 __all__ = [
     "SharedTraining",
@@ -37,9 +38,9 @@ __all__ = [
     "current_workers",
     "guarded",
     "is_hidden",
+    "number_here",
     "refuse_with_workers",
     "refuse_workers",
-    "share_of_batch",
     "shared_training",
     "splitting_workers",
     "untraced",

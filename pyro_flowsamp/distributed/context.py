@@ -20,6 +20,7 @@ __all__ = [
     "current_workers",
     "guarded",
     "is_hidden",
+    "number_here",
     "refuse_with_workers",
     "refuse_workers",
     "splitting_workers",
@@ -67,6 +68,23 @@ def splitting_workers() -> WorkerGroup | None:
     """
     group = current_workers()
     return None if group is None or group.shard is not None else group
+
+
+def number_here(number: int) -> int:
+    """The number of units of work, such as draws or chains, that one worker has of so many.
+
+    Arguments:
+        number: The number of all workers together.
+
+    Returns:
+        A part of one over the number of workers, rounded up; all where nothing is shared out.
+
+    Example:
+        >>> number_here(256)
+        256
+    """
+    group = splitting_workers()
+    return number if group is None else -(-number // group.size)
 
 
 def refuse_workers(what: str, remedy: str) -> None:

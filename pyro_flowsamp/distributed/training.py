@@ -24,21 +24,7 @@ from ..seeding import Stream
 from .context import refuse_workers, splitting_workers
 from .group import WorkerGroup
 
-__all__ = ["SharedTraining", "share_of_batch", "shared_training"]
-
-
-def share_of_batch(batch_size: int) -> int:
-    """The draws of this worker in a batch of so many, rounded up; all where there is one worker.
-
-    Arguments:
-        batch_size: The draws of all workers.
-
-    Example:
-        >>> share_of_batch(256)
-        256
-    """
-    group = splitting_workers()
-    return batch_size if group is None else -(-batch_size // group.size)
+__all__ = ["SharedTraining", "shared_training"]
 
 
 class SharedTraining:
@@ -108,6 +94,10 @@ def shared_training(parameters: Sequence[Tensor], shared: bool) -> SharedTrainin
 
     Raises:
         ValueError: There are workers, and it does not.
+
+    Example:
+        >>> shared_training([torch.nn.Parameter(torch.ones(2))], shared=True) is None  # no workers
+        True
     """
     if not shared:
         refuse_workers("this training", "train the guide before workers() is entered")

@@ -11,7 +11,7 @@ import torch
 from numpy import ndarray
 from torch import Tensor, nn
 
-from ..distributed import share_of_batch
+from ..distributed import number_here
 from ..flows.gaussian_fit import GaussianFitOptions, fit_gaussian
 from ..flows.mixture_fit import MixtureFitOptions
 from ..flows.proposal import Proposal
@@ -201,7 +201,7 @@ class AutoFlow(FlowGuide):
     ) -> History:
         """Minimises the objective, and the forward KL to ``draws`` if there are any."""
         flow, objective = self.trained_flow, self.objective
-        num = share_of_batch(options.batch_size)
+        num = number_here(options.batch_size)
         if draws is not None:
             objective = WeightedSum([(1.0, ForwardKL(draws)), (1.0, objective)])
 

@@ -170,7 +170,10 @@ def _shared_out(
     if base is None:
         base = _base_of_first(group, target, islands, first)
     if isinstance(base, PriorStart):
-        raise ValueError("particles that start at draws of a prior are not shared out to workers")
+        raise ValueError(
+            "particles that start at draws of a prior are not shared out to workers: leave base= "
+            "out, or call tempered_smc before workers() is entered"
+        )
     contexts = target.contexts
 
     def path(island: int) -> _Tempering:

@@ -39,9 +39,10 @@ from .site import SiteLayout, Values, real_site
 #: points at which an energy is looked at, and those of them at which it is evaluated alone too
 CHECKED, ALONE = 16, 2
 #: rounding errors by which a row alone may differ from a row of a batch, in units of eps
-COMPARED = 3  #: points at which the densities of workers are compared, beside their rows
 ROUNDING = 100.0
 SOLVER_ERROR = 0.01  #: nats by which it may, as where a solver chooses its steps for a whole batch
+#: points at which workers compare what is outside of the plate whose rows are shared out
+COMPARED = 3
 
 __all__ = ["BatchedDensity", "energy_density", "model_density", "potential_density", "sites_alone"]
 

@@ -16,7 +16,19 @@ _SAME = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
 
 
 def simplify(module: fx.GraphModule) -> None:
-    """Leaves out operations that change nothing, are made twice, or depend on constants only."""
+    """Leaves out operations that change nothing, are made twice, or depend on constants only.
+
+    Arguments:
+        module: A graph that writes into none of its tensors and draws no random numbers; it is
+            changed.
+
+    Example:
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> module = make_fx(lambda x: x.exp() + x.exp().detach())(torch.zeros(1))
+        >>> simplify(module)
+        >>> sum(node.op == "call_function" for node in module.graph.nodes)  # exp, and the sum
+        2
+    """
     graph = module.graph
     _leave_out_copies(graph)
     _compute_constants(module)
@@ -26,7 +38,17 @@ def simplify(module: fx.GraphModule) -> None:
 
 
 def must_stay(node: fx.Node) -> bool:
-    """Whether an operation matters although its result is not used: a check that may raise."""
+    """Whether an operation matters although its result is not used: a check that may raise.
+
+    Arguments:
+        node: The operation.
+
+    Example:
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> graph = make_fx(torch.linalg.cholesky)(torch.eye(2)).graph
+        >>> [str(node) for node in graph.nodes if node.op == "call_function" and must_stay(node)]
+        ['_linalg_check_errors']
+    """
     if node.op in ("placeholder", "output"):
         return True
     schema = getattr(node.target, "_schema", None)

@@ -313,6 +313,7 @@ def test_a_conjugate_regression(fitted):
     exported.attrs.update(log_evidence=1.5, log_evidence_error=0.25)
     stored = log_evidence(exported)
     assert (float(stored.value), float(stored.standard_error)) == (1.5, 0.25)
+    assert evidence_estimates(exported).keys() == {"stored"}
 
 
 def gaussian_problem():

@@ -10,7 +10,7 @@ from support.workers import run_workers
 from torch import nn
 
 from pyro_flowsamp import AutoFlow, FitOptions, PathGradient, ReverseKL, Target, workers
-from pyro_flowsamp.distributed import SharedTraining, share_of_batch, shared_training
+from pyro_flowsamp.distributed import SharedTraining, number_here, shared_training
 from pyro_flowsamp.flows import coupling
 from pyro_flowsamp.train import Stepper, fit
 from pyro_flowsamp.weights import ess_fraction
@@ -137,13 +137,13 @@ def test_one_worker_trains_as_well():
 
 
 def shares(group):
-    return share_of_batch(100)
+    return number_here(100)
 
 
 def test_batches_are_shared_out():
     assert run_workers(1, shares) == [100]
     assert run_workers(3, shares) == [34, 34, 34]
-    assert share_of_batch(100) == 100
+    assert number_here(100) == 100
 
 
 def test_trainings_that_are_not_shared_out_are_refused(tmp_path):
