@@ -293,7 +293,7 @@ class StepGraphs:
 
     def _compile(self, key: tuple, graph: PartGraph, args: tuple) -> None:
         compiled, ulps = graph.compiled(args), self.target.tracing.compiled_ulps
-        self._compare(graph, compiled, args, partial(_near, ulps=ulps))
+        self._compare(graph, compiled, args, partial(_near, ulps=ulps, inputs=_tensors(args)))
         self._compiled[key] = compiled
 
     def _compare(
@@ -366,9 +366,10 @@ def _close(one: list[Tensor], two: list[Tensor], most: float) -> bool:
     )
 
 
-def _near(one: list[Tensor], two: list[Tensor], ulps: float) -> bool:
-    """Whether results differ by so many rounding errors of the least precise of them."""
-    eps = max((torch.finfo(t.dtype).eps for t in one if t.is_floating_point()), default=0.0)
+def _near(one: list[Tensor], two: list[Tensor], ulps: float, inputs: list[Tensor]) -> bool:
+    """Whether results differ by so many rounding errors of the least precise of all tensors."""
+    kinds = (t.dtype for t in (*inputs, *one) if t.is_floating_point())
+    eps = max((torch.finfo(kind).eps for kind in kinds), default=0.0)
     for a, b in zip(one, two):
         if not a.is_floating_point():
             same = torch.equal(a, b)

@@ -331,3 +331,11 @@ def test_counts_go_on_where_they_were(double):
     other.load_state_dict(state)
     assert other.step_graphs.state_dict() == kernel.step_graphs.state_dict()
     assert isinstance(other.step_graphs, StepGraphs)
+
+
+def test_rounding_errors_are_those_of_the_inputs(monkeypatch):
+    """Results in float64 of inputs in float32 are no more precise than these."""
+    fake(monkeypatch, error=1e-7)
+    step_graphs = ready(KERNELS["HMC"], target_of(True)).step_graphs
+    step_graphs("sum", lambda x: x.double().sum(-1), torch.ones(4, 2))
+    assert not step_graphs.reasons and step_graphs.names[1] == ["sum"]
