@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .distributed import WorkerGroup, check_same_density, untraced
+from .distributed import WorkerGroup, check_same_density, without_auto_tracing
 from .draw_buffer import starting_values
 from .kernels.base import FlowKernel
 from .seeding import Stream
@@ -80,7 +80,8 @@ class ChainBlocks:
     (:meth:`TrajectoryAdaptation.observed
     <pyro_flowsamp.transitions.trajectory_length.TrajectoryAdaptation.observed>`).
 
-    A density is not traced in the mode "auto", see :func:`~pyro_flowsamp.distributed.untraced`.
+    A density is not traced in the mode "auto", see
+    :func:`~pyro_flowsamp.distributed.without_auto_tracing`.
 
     Arguments:
         kernel: The kernel, set up and with a frozen flow.
@@ -90,6 +91,19 @@ class ChainBlocks:
     Attributes:
         sizes: The number of chains of every block.
         rows: The numbers of this worker's chains.
+
+    Example:
+        >>> from pyro_flowsamp import IMH, AutoFlow, FitOptions, VectorizedMCMC, workers
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        >>> guide = AutoFlow(target, flow="gaussian", options=FitOptions(progress=False))
+        >>> run = VectorizedMCMC(IMH(guide=guide), 1, 2, 10, disable_progbar=True)
+        >>> run.run()  # sets the kernel up
+        >>> with workers() as group:
+        ...     blocks = ChainBlocks(run.kernel, group, 300)
+        ...     state = blocks.start(300)
+        ...     state, report = blocks.step(state)
+        >>> blocks.sizes, state.x.shape, report.accepted.shape
+        ([100, 100, 100], torch.Size([300, 2]), torch.Size([300]))
     """
 
     def __init__(self, kernel: FlowKernel, group: WorkerGroup, num_chains: int) -> None:
@@ -160,7 +174,7 @@ class ChainBlocks:
     def _each(self, function: Callable, values: Sequence[Any]) -> Parts:
         """The results of a function of a copy of the kernel and a value, each in its own stream."""
         found = []
-        with untraced(self.kernel.target):
+        with without_auto_tracing(self.kernel.target):
             for kernel, stream, value in zip(self._kernels, self._streams, values, strict=True):
                 with stream.active():
                     found.append(function(kernel, value))

@@ -189,7 +189,8 @@ def sample(
             ``num_samples`` are given; a :class:`~pyro_flowsamp.Target` is given arguments, or is at
             several contexts; ``dims`` or ``coords`` do not suit the sites; ``guide`` is not
             trained, or its sites are not those of the model; the search cannot be done in
-            ``max_seconds``.
+            ``max_seconds``; there are :func:`~pyro_flowsamp.workers` that share out chains, or any,
+            and ``checkpoint`` or ``max_seconds`` is given.
         RuntimeError: No kernel runs on the posterior; the cause is the last one's error.
         KeyboardInterrupt: Ctrl-C came before there was any point, or a second one before the end of
             the first pilot run.

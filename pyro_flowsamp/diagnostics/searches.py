@@ -201,7 +201,7 @@ def evidence_of_draws(
 ) -> Estimate | None:
     r"""The log evidence by bridge sampling; None where it misses mass, or is not known.
 
-    Between the states of the chains and draws of their flow it has an honest error whatever the
+    Between the states of the chains and draws of their flow its standard error holds whatever the
     tails of the weights are, if both overlap: then the error is small
     (:attr:`~pyro_flowsamp.DiagnosisOptions.max_evidence_error`). It must not be smaller than those
     of the searches, by more than the errors of both.
@@ -251,6 +251,13 @@ def best_evidence(
 
     Arguments:
         states, log_w, agreement, options: See :func:`evidence_of_draws`.
+
+    Example:
+        >>> none = torch.zeros(2).double()
+        >>> searches = Agreement(torch.ones(2, 1), torch.zeros(1), 0.0, none, none + 0.1)
+        >>> value, error = best_evidence(None, None, searches, DiagnosisOptions())
+        >>> round(float(value), 2), round(float(error), 2)  # both searches alike
+        (0.0, 0.07)
     """
     own, best = evidence_of_draws(states, log_w, agreement, options), agreement.best_evidence
     if own is not None:

@@ -25,7 +25,7 @@ from .context import (
     splitting_workers,
     workers,
 )
-from .densities import check_same_density, untraced
+from .densities import check_same_density, without_auto_tracing
 from .group import WorkerGroup
 from .options import WorkersOptions
 from .training import SharedTraining, shared_training
@@ -43,6 +43,6 @@ __all__ = [
     "refuse_workers",
     "shared_training",
     "splitting_workers",
-    "untraced",
+    "without_auto_tracing",
     "workers",
 ]

@@ -12,13 +12,13 @@ from torch import Tensor
 from ..seeding import Stream
 from .group import WorkerGroup
 
-__all__ = ["check_same_density", "untraced"]
+__all__ = ["check_same_density", "without_auto_tracing"]
 
 COMPARED = 3  #: points at which the workers' densities are compared, of each context
 
 
 @contextmanager
-def untraced(target: Any) -> Iterator[None]:
+def without_auto_tracing(target: Any) -> Iterator[None]:
     """A context in which a density is traced and compiled only where the caller has asked for it.
 
     In the mode "auto" it is neither: when it would be depends on how many densities a worker has
@@ -30,7 +30,7 @@ def untraced(target: Any) -> Iterator[None]:
     Example:
         >>> from pyro_flowsamp import Target
         >>> target = Target.from_energy(lambda x: x.square().sum(-1), 1)
-        >>> with untraced(target):
+        >>> with without_auto_tracing(target):
         ...     target.compile_mode
         False
     """
@@ -63,7 +63,7 @@ def check_same_density(
     """
     contexts = 1 if target.contexts is None else len(target.contexts)
     stream = Stream(0, "comparison", 0, target.device)
-    with untraced(target), stream.active(), torch.no_grad():
+    with without_auto_tracing(target), stream.active(), torch.no_grad():
         x = target.initial_points(COMPARED * contexts)
         log_p = target.log_prob(x).double()
         dim = log_p.new_tensor([float(target.dim)])

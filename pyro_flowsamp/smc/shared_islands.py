@@ -18,7 +18,7 @@ from ..distributed import (
     check_same_density,
     guarded,
     splitting_workers,
-    untraced,
+    without_auto_tracing,
 )
 from ..seeding import Stream
 from ..target.density import Target
@@ -64,7 +64,7 @@ class IslandStreams:
     def each(self, function: Callable[..., Any], *values: Sequence[Any]) -> list[Any]:
         """The results of a function for each own island, or for one value of each island."""
         found = []
-        with untraced(self.target):
+        with without_auto_tracing(self.target):
             for stream, *given in zip(self._streams, *(values or (self.own,)), strict=True):
                 with stream.active():
                     found.append(function(*given))
