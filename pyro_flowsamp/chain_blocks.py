@@ -75,10 +75,15 @@ class ChainBlocks:
     evaluated as one batch. In warm-up the blocks' reports are gathered every few steps, in the
     order of blocks, and every copy is adapted to all of them, one step after the other. So all
     copies stay the same, on every worker, and the chains do not depend on the number of workers.
+    All steps between two exchanges are made with the same step size, and adaptation ends with
+    warm-up, so that the exactness of later draws does not depend on this.
     After warm-up nothing is exchanged until the draws are there. Of what a kernel keeps in a step
     for its adaptation, beside the report, only ``kernel.lengths`` is gathered, as means over blocks
     (:meth:`TrajectoryAdaptation.observed
-    <pyro_flowsamp.transitions.trajectory_length.TrajectoryAdaptation.observed>`).
+    <pyro_flowsamp.transitions.trajectory_length.TrajectoryAdaptation.observed>`). The mean of the
+    blocks' harmonic means is a little larger than the harmonic mean of all chains, and the
+    criterion is relative to the widths of blocks: lengths are adapted to nearly, not exactly, what
+    one set of all chains would be.
 
     A density is not traced in the mode "auto", see
     :func:`~pyro_flowsamp.distributed.without_auto_tracing`.

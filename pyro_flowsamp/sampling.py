@@ -298,6 +298,7 @@ def sample(
     states = best.run.statistics.get("log_weight")
     agreement, bounds = sampler.modes.agreement, thresholds(best)
     evidence = best_evidence(states, fresh.log_weights, agreement, bounds)
+    evidence = evidence.with_error(fresh.rounding)
     data.attrs.update(_attributes(sampler, best, found, evidence))
     return data
 

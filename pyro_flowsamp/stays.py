@@ -30,7 +30,9 @@ from torch import Tensor
 __all__ = ["ess_of_longest_stays", "expected_stays"]
 
 
-def expected_stays(log_w: Tensor, proposals: Tensor | None = None) -> Tensor:
+def expected_stays(
+    log_w: Tensor, proposals: Tensor | None = None, states: Tensor | None = None
+) -> Tensor:
     r"""The expected number of steps that a chain stays at each of some states.
 
     By M draws :math:`y_i` of q it is estimated with
@@ -41,9 +43,10 @@ def expected_stays(log_w: Tensor, proposals: Tensor | None = None) -> Tensor:
     q with the importance weights :math:`v_i = 1 / w(y_i)`.
 
     Arguments:
-        log_w: Log weights of the states, ``(N,)``; infinite where q has no density, NaN where it is
-            not known: there a chain stays forever.
-        proposals: Log weights of draws of q, ``(M,)``; by default the states stand for them.
+        log_w: Log weights of the points at which a chain may be, ``(N,)``; infinite where q has no
+            density, NaN where it is not known: there a chain stays forever.
+        proposals: Log weights of draws of q, ``(M,)``; by default ``states`` stand for them.
+        states: Log weights of states of chains, ``(M,)``; by default the points themselves.
 
     Returns:
         The numbers of steps, ``(N,)``, float64.
@@ -56,7 +59,8 @@ def expected_stays(log_w: Tensor, proposals: Tensor | None = None) -> Tensor:
     """
     log_w = log_w.double().nan_to_num(nan=torch.inf, posinf=torch.inf)
     if proposals is None:
-        order = log_w[torch.isfinite(log_w)].sort().values
+        states = log_w if states is None else states.double()
+        order = states[torch.isfinite(states)].sort().values
         log_v = -order
     else:
         order = proposals.double().nan_to_num(nan=-torch.inf).sort().values

@@ -16,7 +16,7 @@ proposes, if there are such: there the weights are large. They are looked at too
 
 from __future__ import annotations
 
-from math import isnan
+from math import hypot, isnan
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ from .options import SearchOptions
 from .target.density import Target
 from .target.tails import radial_slope
 from .vectorized import VectorizedMCMC
-from .weights import are_flat, pareto_k
+from .weights import are_flat, pareto_k, rounding_size
 
 __all__ = [
     "FlowDraws",
@@ -164,6 +164,15 @@ class FlowDraws(NamedTuple):
     def log_weights(self) -> Tensor:
         """Their log weights, ``(N,)``."""
         return self.log_p - self.log_q
+
+    @property
+    def rounding(self) -> float:
+        """The standard deviation of an error by rounding that all log weights have in common.
+
+        It is that of the type of the draws, in which the densities are taken to be computed.
+        """
+        dtype = self.x.dtype
+        return hypot(rounding_size(self.log_p, dtype), rounding_size(self.log_q, dtype))
 
     def first(self, num: int) -> FlowDraws:
         """The first of them."""

@@ -24,6 +24,7 @@ __all__ = [
     "ess_fraction",
     "log_mean_weight",
     "pareto_k",
+    "rounding_size",
     "smoothed_log_weights",
     "student_t_quantile",
     "summed_degrees",
@@ -81,6 +82,53 @@ class Estimate(_Pair):
         degrees = self.degrees if degrees is None else degrees
         half = student_t_quantile(0.5 + probability / 2, degrees) * self.standard_error
         return self.value - half, self.value + half
+
+    def with_error(self, error: float) -> Estimate:
+        r"""An estimate with the same value, and one more independent error of a known size.
+
+        The standard error is :math:`\sqrt{s^2 + e^2}`. As e is no estimate, the degrees of freedom
+        are those of s, more of them by Welch's formula.
+
+        Arguments:
+            error: The standard deviation e of the error, such as that of rounding.
+
+        Example:
+            >>> both = Estimate(torch.tensor(0.0), torch.tensor(3.0), degrees=5.0).with_error(4.0)
+            >>> float(both.standard_error), round(both.degrees, 2)  # 5 · 25² / 9²
+            (5.0, 38.58)
+        """
+        own = self.standard_error.square()
+        parts = (float(own.mean()), self.degrees), (error**2, inf)
+        return Estimate(self.value, (own + error**2).sqrt(), summed_degrees(*parts))
+
+
+def rounding_size(log_density: Tensor, dtype: torch.dtype) -> float:
+    r"""The standard deviation of an error by rounding that log densities have in common.
+
+    A number of the type is off by up to :math:`u |\ell|`, where u is half the distance from one to
+    the next number: by :math:`u |\ell| / \sqrt 3`, if the error is uniform. In a log density most
+    of :math:`\ell` is often the same at all points, such as the constants of many data, and so is
+    the error of its last addition. A mean over points does not make it smaller, and their spread
+    does not show it. It is an order of magnitude: several additions may add up to more.
+
+    Arguments:
+        log_density: Values :math:`\ell`, of any shape and type; the median of those that are finite
+            counts.
+        dtype: The type in which they were computed.
+
+    References:
+        Nicholas Higham, *Accuracy and Stability of Numerical Algorithms*, 2002, chapters 2 and 4,
+        https://doi.org/10.1137/1.9780898718027
+
+    Example:
+        >>> values = torch.tensor([-1000.0, -1001.0, -torch.inf])
+        >>> f"{rounding_size(values, torch.float32):.1e}"  # 1000 / 2²⁴ / √3
+        '3.4e-05'
+    """
+    finite = log_density[torch.isfinite(log_density)].double()
+    if not len(finite):
+        return 0.0
+    return float(finite.abs().median()) * torch.finfo(dtype).eps / sqrt(12)
 
 
 def student_t_quantile(probability: float, degrees: float) -> float:

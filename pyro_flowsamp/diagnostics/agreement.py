@@ -12,7 +12,7 @@ of both, should agree. :mod:`.missed_modes` compares the particles themselves.
 from __future__ import annotations
 
 from copy import deepcopy
-from math import exp, isnan, log, sqrt
+from math import isnan, sqrt
 from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,6 +23,7 @@ from torch import Tensor
 from ..convergence import effective_sample_sizes
 from ..guides.auto_flow import AutoFlow
 from ..smc.found_modes import FoundModes
+from ..stays import expected_stays
 from ..target.density import Target
 from ..trust import draws_of_flow, ends_of_steps, local_change, weights_problem
 from ..weights import Estimate, are_flat, ess_fraction, pareto_k
@@ -40,7 +41,7 @@ __all__ = [
 
 
 MORE = "the flow has missed mass: start chains and flow at tempered_smc particles"
-LONGEST_STAY = 500.0  #: log steps of a stay, lest its exponential overflow
+LONGEST_STAY = 1e200  #: steps of a stay that are reported at most, as it may be infinite
 RETRAIN = "train the flow longer, or use local moves too (LocalGlobalHMC)"
 
 
@@ -102,17 +103,14 @@ def _stay_checks(
 ) -> list[Check]:
     r"""The mass of regions in which an independence sampler stays longer than its chains are.
 
-    At a state of weight w it accepts a proposal :math:`y \sim q` with the probability
-    :math:`\min(1, w_y / w)`, whose mean is at most :math:`\mathbb E_q[w] / w`. So it stays for
-    about :math:`w / \mathbb E_q[w]` steps or longer. States have the density
-    :math:`w q / \mathbb E_q[w]`, so that the mean of :math:`1 / w` over them is
-    :math:`1 / \mathbb E_q[w]`.
+    At a state of weight w it stays for 1 / a(w) steps in the mean (:mod:`pyro_flowsamp.stays`). Let
+    n be the steps of a chain, those before its draws included, and
 
-    A region of stays longer than the n steps of a chain, those before its draws included, is
-    entered as seldom as it is left, by detailed balance: the expected number of visits of a chain
-    is about its mass or less,
+    .. math:: m = P_p(1 / a(w) > n)
 
-    .. math:: m = P_p(w / \mathbb E_q[w] > n) .
+    the mass of the region of stays longer than these. A stationary chain leaves it in a step with
+    the probability :math:`\mathbb E_p[a\, 1_{1 / a > n}] < m / n` at most, and enters it as seldom:
+    less than m times in n steps.
 
     So chains that did not begin there lack about this mass, and a share that they give is off by up
     to m. Particles, which have come there on other ways, estimate m by the share of them there; the
@@ -133,18 +131,18 @@ def _stay_checks(
     log_w = log_w[log_w.isfinite()]
     if not len(log_w):
         return []
-    log_mean = log(len(log_w)) - float((-log_w).logsumexp(0))
-    stay = exp(min(float(log_w.max()) - log_mean, LONGEST_STAY))
+    stays = expected_stays(log_w)
+    stay = min(float(stays.max()), LONGEST_STAY)
     bound, name = options.max_stay * steps, "longest expected stay"
     if particles is None:
         wrong = weights_problem(log_w, options.search)
         text = f"chains stay at single draws for up to {stay:.2g} steps: {wrong}"
         most = bound if wrong else float("nan")
         return [Check(name, stay, most, not wrong or stay <= bound, text, RETRAIN)]
-    longest = log_mean + log(bound)
-    long = (particles > longest).double()
+    known = ~particles.isnan()  # another check counts the rest
+    long = ((expected_stays(particles, states=log_w) > bound) & known).double()
     of_particles = float(long.mean() if shares is None else long @ shares.to(long))
-    mass = max(of_particles, float((log_w > longest).double().mean()))
+    mass = max(of_particles, float((stays > bound).double().mean()))
     text = (
         f"chains hardly leave, and so hardly enter, regions with about {mass:.2%} of the mass, "
         f"where they would stay for more than their {steps} steps"

@@ -8,6 +8,15 @@ If points of two samples of N and :math:`N'` are rare with the same probability,
 whatever that probability is. So a large K shows that points of the first sample are rare with a
 larger one.
 
+Points of the first sample may have weights :math:`w_j` of sum one. Let R be the rare ones, of the
+weight :math:`S = \sum_R w_j`. Then K and N are those of equal points of which the same share is
+rare, and whose number has the same relative variance:
+
+.. math:: \frac KN = S, \qquad \frac1K = \frac{\sum_R w_j^2}{S^2} .
+
+With one number N for all points, :math:`1 / \sum_j w_j^2`, a few rare points of large weights would
+count as many, and be an alarm too often.
+
 References:
     J. Przyborowski and H. Wilenski, *Homogeneity of results in testing samples from Poisson
     series*, 1940, https://doi.org/10.1093/biomet/31.3-4.313
@@ -17,7 +26,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["distinct_points", "most_by_chance", "probability_of_as_many"]
+__all__ = ["distinct_points", "effective_counts", "most_by_chance", "probability_of_as_many"]
 
 
 def probability_of_as_many(count: int, other: float, share: float) -> float:
@@ -54,6 +63,30 @@ def most_by_chance(other: float, size: float, other_size: float, probability: fl
     while most < size and probability_of_as_many(most + 1, other, share) >= probability:
         most += 1
     return most
+
+
+def effective_counts(weights: Tensor, rare: Tensor) -> tuple[int, float]:
+    """The numbers K of rare points and N of all, of weighted points.
+
+    Arguments:
+        weights: The weights of all points, of sum one, ``(N,)``.
+        rare: The indices of those that are rare.
+
+    Returns:
+        K, rounded, and N; where none is rare, N is the effective sample size.
+
+    Example:
+        >>> import torch
+        >>> weights = torch.tensor([0.25, 0.25, 0.25, 0.125, 0.125])
+        >>> [effective_counts(weights, torch.tensor(rare)) for rare in ([0, 1], [3])]
+        [(2, 4.0), (1, 8.0)]
+    """
+    if not len(rare):
+        return 0, 1 / float(weights.square().sum())
+    share, square = float(weights[rare].sum()), float(weights[rare].square().sum())
+    if square == 0.0:  # none that counts
+        return effective_counts(weights, rare[:0])
+    return int(share**2 / square + 0.5), share / square
 
 
 def distinct_points(points: Tensor, index: Tensor) -> Tensor:

@@ -197,18 +197,19 @@ def _all_checks(
         outside, modes = search_checks(modes, options), None
     if not draws.of_a_guide:
         checks += _regions(draws, modes, options)
-    found, log_w = _of_the_flow(draws, modes, made, options)
+    found, made = _of_the_flow(draws, modes, made, options)
     checks += [*outside, *found]
-    if log_w is None:
+    if made is None:
         unchecked.append("the weights of the flow: they need guide= and target=")
     checks += move_checks(draws, modes, options) if options.moves else []
     if modes is not None:
         checks += _of_the_search(draws, modes, given, checks, options)
     elif not isnan(unseen := float(draws.attributes.get("unseen_mass", float("nan")))):
         checks.append(unseen_check(unseen, options))
-    checks += _of_evidences(draws, modes, log_w, options)
+    checks += _of_evidences(draws, modes, made, options)
     if modes is None or not given:
         return checks, unchecked, []
+    log_w = None if made is None else made.log_weights
     own = evidence_of_draws(weights_of_states(draws), log_w, modes.agreement, options)
     wrong = wrong or not all(check.ok for check in checks)
     distance = cache(lambda: _distance(draws, modes, wrong, options))
@@ -222,8 +223,8 @@ def _of_the_flow(
     modes: FoundModes | None,
     made: FlowDraws | None,
     options: DiagnosisOptions,
-) -> tuple[list[Check], Tensor | None]:
-    """Checks of weights, and the log weights of draws of the flow; None where it is not known."""
+) -> tuple[list[Check], FlowDraws | None]:
+    """Checks of weights, and draws of the flow; None where it is not known."""
     if draws.proposal is None or draws.target is None:
         return state_weight_checks(draws, None, options), None
     if made is None:
@@ -237,7 +238,7 @@ def _of_the_flow(
         tolerance = options.search.inversion_tolerance
         particles = log_weights(flow, draws.target, modes.x, tolerance)
     checks += rare_states_check(draws, made.log_weights, particles, shares, options)
-    return [*checks, *state_weight_checks(draws, particles, options, shares)], made.log_weights
+    return [*checks, *state_weight_checks(draws, particles, options, shares)], made
 
 
 def _of_the_search(
@@ -265,13 +266,13 @@ def _of_the_search(
 def _of_evidences(
     draws: DiagnosedDraws,
     modes: FoundModes | None,
-    log_w: Tensor | None,
+    made: FlowDraws | None,
     options: DiagnosisOptions,
 ) -> list[Check]:
     """Evidences of particles, and a stored one, beside those of the flow and the chains."""
-    own = estimates_of_draws(draws, options.evidence, log_w)
+    own = estimates_of_draws(draws, options.evidence, made)
     annealed = {"the stored estimate": own.pop("stored")} if "stored" in own else {}
-    if log_w is not None and pareto_k(log_w) >= options.max_pareto_k:
+    if made is not None and pareto_k(made.log_weights) >= options.max_pareto_k:
         own = {}
     if modes is not None:
         values, errors = modes.agreement.log_evidence, modes.agreement.error

@@ -12,6 +12,11 @@ iteration before. The ratios :math:`\tilde p / (s_1 \tilde p + s_2 Z q) \le 1 / 
 :math:`q / (s_1 \tilde p + s_2 Z q) \le 1 / (s_2 Z)` are bounded, so that the estimate has a
 variance whatever the tails of the weights are.
 
+*Rounding.* The weights of a flow that is nearly exact hardly vary, and their spread gives an error
+far below the rounding of :math:`\log\tilde p`, which all of them may have in common. So its size is
+added to the error (:func:`~pyro_flowsamp.weights.rounding_size`). Of log weights alone it is not
+known.
+
 None of them sees a mode that neither the flow nor the chains have reached. Annealed particles may:
 :func:`~pyro_flowsamp.sample` compares their evidence with that of bridge sampling, and stores the
 latter where it lacks no mass. :func:`evidence_estimates` has all that there are; they should agree.
@@ -35,7 +40,7 @@ import torch
 from torch import Tensor
 
 from ..convergence import effective_sample_sizes
-from ..trust import draws_of_flow
+from ..trust import FlowDraws, draws_of_flow
 from ..weights import (
     Estimate,
     degrees_of_variance,
@@ -130,7 +135,7 @@ def log_evidence(
             raise ValueError("the guide is untrained: call guide.fit(...) first")
         target = target or source.target_for(*args, **kwargs)
         proposal = source.proposal(*args, **kwargs)
-        return _importance(draws_of_flow(proposal, target, options.num_draws).log_weights)
+        return _importance(draws_of_flow(proposal, target, options.num_draws))
     if args or kwargs:
         raise ValueError("a run has stored its model's arguments: give them for a guide only")
     draws = read_draws(source, guide, target)
@@ -181,14 +186,14 @@ def evidence_estimates(
 
 
 def estimates_of_draws(
-    draws: DiagnosedDraws, options: EvidenceOptions, log_w: Tensor | None = None
+    draws: DiagnosedDraws, options: EvidenceOptions, made: FlowDraws | None = None
 ) -> dict[str, Estimate]:
     """All estimates that draws allow, by name.
 
     Arguments:
         draws: The draws.
         options: Number of draws, and when iterations end.
-        log_w: Log weights of fresh draws of the flow, or None.
+        made: Draws of the flow that have been made already, in place of new ones.
 
     Returns:
         Those of "importance", "bridge" and "stored" that there are.
@@ -206,12 +211,13 @@ def estimates_of_draws(
     """
     found: dict[str, Estimate] = {}
     if draws.proposal is not None and draws.target is not None:
-        if log_w is None:
-            log_w = draws_of_flow(draws.proposal, draws.target, options.num_draws).log_weights
-        found["importance"] = _importance(log_w)
+        if made is None:
+            made = draws_of_flow(draws.proposal, draws.target, options.num_draws)
+        found["importance"] = _importance(made)
         states = None if draws.of_a_guide else weights_of_states(draws)
         if states is not None and states.shape[1] >= FEWEST_DRAWS:
-            found["bridge"] = bridge_evidence(states, log_w, options)
+            bridge = bridge_evidence(states, made.log_weights, options)
+            found["bridge"] = bridge.with_error(made.rounding)
     value = draws.attributes.get("log_evidence", float("nan"))
     error = draws.attributes.get("log_evidence_error", float("nan"))
     if not isnan(float(value)):
@@ -246,10 +252,11 @@ def weights_of_states(draws: DiagnosedDraws) -> Tensor | None:
     return log_w.unflatten(0, draws.x.shape[:2])
 
 
-def _importance(log_w: Tensor) -> Estimate:
-    smooth = smoothed_log_weights(log_w)
+def _importance(made: FlowDraws) -> Estimate:
+    smooth = smoothed_log_weights(made.log_weights)
     value, error = log_mean_weight(smooth)
-    return Estimate(value, error, degrees_of_variance((smooth - value).exp(), len(smooth)))
+    degrees = degrees_of_variance((smooth - value).exp(), len(smooth))
+    return Estimate(value, error, degrees).with_error(made.rounding)
 
 
 def bridge_evidence(

@@ -10,7 +10,8 @@ is consistent whatever q is, see :func:`~pyro_flowsamp.diagnostics.evidence.brid
 to which q was fitted would not do: q is too large at them, and Z comes out too small. The halves
 change places, and the mean of the two estimates of log Z is taken. With their standard errors
 :math:`s_1` and :math:`s_2`, which come of different chains and of different draws of q, that of the
-mean is :math:`\frac12 (s_1^2 + s_2^2)^{1/2}`, with the degrees of freedom of Welch.
+mean is :math:`\frac12 (s_1^2 + s_2^2)^{1/2}`, with the degrees of freedom of Welch. An error by
+rounding of :math:`\log\tilde p` is common to both, and is added to that of the mean.
 
 References:
     Antony M. Overstall and Jonathan J. Forster, *Default Bayesian model determination methods for
@@ -29,7 +30,7 @@ from torch import Tensor
 from ..flows.mixture_fit import fit_mixture
 from ..smc.coordinates import WhitenedTarget
 from ..target.density import Target
-from ..weights import Estimate, summed_degrees
+from ..weights import Estimate, rounding_size, summed_degrees
 from .evidence import bridge_evidence
 from .options import EvidenceOptions
 
@@ -71,14 +72,16 @@ def fitted_evidence(
             "a mixture of Gaussians is no density of angles: give guide= with a circular flow"
         )
     first, second = _halves(x.double(), options)
-    found = [
+    both = [
         _bridged(fitted, states, target, options)
         for fitted, states in ((first, second), (second, first))
     ]
+    found, rounding = [one for one, _ in both], max(size for _, size in both)
     value = torch.stack([one.value for one in found]).mean()
     variance = torch.stack([one.standard_error for one in found]).square().sum()
     parts = ((float(one.standard_error) ** 2, one.degrees) for one in found)
-    return Estimate(value, 0.5 * variance.sqrt(), summed_degrees(*parts))
+    mean = Estimate(value, 0.5 * variance.sqrt(), summed_degrees(*parts))
+    return mean.with_error(rounding)
 
 
 def _halves(x: Tensor, options: EvidenceOptions) -> tuple[Tensor, Tensor]:
@@ -105,20 +108,24 @@ def _thinned(x: Tensor, most: int) -> Tensor:
     return x[:: -(-step // along), ::along]
 
 
-def _bridged(fitted: Tensor, states: Tensor, target: Target, options: EvidenceOptions) -> Estimate:
+def _bridged(
+    fitted: Tensor, states: Tensor, target: Target, options: EvidenceOptions
+) -> tuple[Estimate, float]:
     """The log evidence by states ``(C, n, d)``, with a mixture fitted to other draws.
 
-    Both are in coordinates where the draws of the fit have unit covariance.
+    Beside it, the size of the rounding of the target's log density. States and mixture are in
+    coordinates where the draws of the fit have unit covariance.
     """
     x = fitted.flatten(0, 1)
     covariance = torch.cov(x.mT).reshape(x.shape[1], x.shape[1])
     density = WhitenedTarget(target, x.mean(0), torch.linalg.cholesky(covariance))
     q = fit_mixture(density.to_u(x), options.max_components)
 
-    def log_weights(u: Tensor) -> Tensor:
+    def log_p_and_weights(u: Tensor) -> tuple[Tensor, Tensor]:
         log_p = density.log_prob(u)
-        return torch.where(log_p.isfinite(), log_p - q.log_prob(u), -torch.inf)
+        return log_p, torch.where(log_p.isfinite(), log_p - q.log_prob(u), -torch.inf)
 
-    fresh = log_weights(q.sample(options.num_draws))
-    of_states = log_weights(density.to_u(states.flatten(0, 1))).unflatten(0, states.shape[:2])
-    return bridge_evidence(of_states, fresh, options)
+    log_p, fresh = log_p_and_weights(q.sample(options.num_draws))
+    of_states = log_p_and_weights(density.to_u(states.flatten(0, 1)))[1]
+    found = bridge_evidence(of_states.unflatten(0, states.shape[:2]), fresh, options)
+    return found, rounding_size(log_p, target.dtype)

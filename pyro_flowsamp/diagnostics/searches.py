@@ -35,7 +35,7 @@ from ..target.density import Target
 from ..trust import ends_of_steps
 from ..weights import Estimate, summed_degrees
 from .checks import Check
-from .counts import distinct_points, most_by_chance
+from .counts import distinct_points, effective_counts, most_by_chance
 from .evidence import FEWEST_DRAWS, bridge_evidence
 from .missed_modes import EXPLORE, far_from, kolmogorov_distance
 from .options import DiagnosisOptions
@@ -181,8 +181,7 @@ def stranded_check(
         _, ends = ends_of_steps(copy(kernel), target, points[away], options.stranded_steps)
         away = distinct_points(points, away[far(ends)])
     ours = away[away < len(weights)]
-    size = 1 / float(weights.square().sum())  # of equal weights, the number of particles
-    count, of_draws = int(size * float(weights[ours].sum()) + 0.5), len(away) - len(ours)
+    (count, size), of_draws = effective_counts(weights, ours), len(away) - len(ours)
     most = most_by_chance(of_draws, size, len(draws), options.check_error)
     text = (
         f"{count / size:.2%} of the annealed particles are in regions that no chain has been in, "

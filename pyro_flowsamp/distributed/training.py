@@ -8,6 +8,11 @@ Every worker draws a part of the batch, by random numbers of its own. With K wor
 is that of the mean over the whole batch. It is added up as one vector, the losses with it. A part
 that is not finite makes the sum not finite, so that all workers skip the same steps.
 
+Where the loss is another function of the whole batch, it is the mean of that of the parts. The
+reverse KL leaves out draws outside of the support: each part has the mean over its other draws,
+whose expectation is the same in all parts, however many they are. A loss that divides by a sum of
+the batch's weights has the bias of a batch of one worker's size.
+
 A step is the same on every number of workers only in distribution: where the batch is split it has
 other random numbers.
 """

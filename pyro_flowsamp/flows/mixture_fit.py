@@ -41,7 +41,8 @@ class MixtureFitOptions:
         ridge: Variance added to every component, relative to that of the draws.
         degrees_of_freedom: Degrees of freedom of the components that are tried, infinite for
             Gaussians.
-        min_tail_gain: Standard errors by which later ones of them must predict all draws better.
+        min_tail_gain: Standard errors by which later ones of them must predict the held-out draws,
+            or all draws, better.
         heavier_tail_errors: Where the best of them are finite, fewer of them are taken that predict
             the draws worse by at most so many standard errors. Weights of a target beside tails
             that are too heavy are bounded, and beside tails that are too thin they are not.
@@ -214,9 +215,14 @@ def fit_mixture(
     """Fits a mixture of one, two, four, … components to draws.
 
     More components are taken where they predict the held-out draws better by some standard errors;
-    the search ends where that fails several times in a row. Degrees of freedom are one number, by
-    which no fit is too close: all draws judge them, since few are far out. Beside heavy tails those
-    that are a little heavier are taken where the draws do not tell them apart.
+    the search ends where that fails several times in a row.
+
+    Components of the next degrees of freedom are taken where they predict the held-out draws, or
+    all draws, better. Few draws are far out, and of these hardly one is held out: so all are asked,
+    to which one number more is no close fit. More components are one: all draws may prefer several
+    Gaussians that are fitted to them to one Student-t distribution, which predicts held-out draws
+    better. Beside heavy tails those that are a little heavier are taken where the draws do not tell
+    them apart.
 
     Arguments:
         x: The draws, ``(N, d)``.

@@ -117,8 +117,13 @@ class Agreement(NamedTuple):
         return less > options.evidence_tolerance and (unknown or self.evidences_apart(options))
 
     def shares_of(self, modes: PathModes) -> Tensor:
-        """The share of the mass in each of K modes of paths, ``(K,)``."""
-        return (modes.log_mass - self.best_evidence.value).exp()
+        r"""The share of the mass in each of K modes that both searches have lost, ``(K,)``.
+
+        The evidence Z of the searches is without the masses :math:`M_k` of these modes, so that
+        the shares are :math:`M_k / (Z + \sum_l M_l)`.
+        """
+        log_rest = self.best_evidence.value.reshape(1).to(modes.log_mass)
+        return torch.cat([modes.log_mass, log_rest]).softmax(0)[:-1]
 
     def evidences_agree(self, options: ModeSearchOptions) -> bool:
         """Whether both log evidences are known, and differ by no more than their errors."""
@@ -171,8 +176,9 @@ def particle_weights(agreement: Agreement, sizes: Sequence[int], alone: PathMode
     """
     parts = [w.expand(n) / n for w, n in zip(agreement.search_weights, sizes)]
     if alone is not None:
-        num = alone.points.shape[1]
-        parts.append(agreement.shares_of(alone).repeat_interleave(num) / max(num, 1))
+        num, shares = alone.points.shape[1], agreement.shares_of(alone)
+        parts = [(1 - shares.sum()) * part for part in parts]
+        parts.append(shares.repeat_interleave(num) / max(num, 1))
     weights = torch.cat([part.to(agreement.log_evidence.device) for part in parts])
     return weights / weights.sum()
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from math import log, pi
 
 import pyro
 import pyro.distributions as dist
@@ -9,12 +10,14 @@ import pytest
 import torch
 from scipy.special import stdtrit
 from scipy.stats import norm, t
+from support.diagnosed import diagnosed
 from support.mutations import must_fail, mutation
 
 from pyro_flowsamp import IMH, AutoFlow, FitOptions, Target, VectorizedMCMC, log_evidence, weights
 from pyro_flowsamp.candidates import gaussian_guide
 from pyro_flowsamp.diagnostics import evidence
 from pyro_flowsamp.diagnostics.evidence import bridge_evidence, evidence_estimates
+from pyro_flowsamp.diagnostics.fitted_evidence import fitted_evidence
 from pyro_flowsamp.problems import exp_gauss
 from pyro_flowsamp.weights import (
     Estimate,
@@ -268,6 +271,64 @@ def test_quantiles_refuse_bad_input():
     with pytest.raises(ValueError, match="positive degrees of freedom, got 0"):
         student_t_quantile(0.5, 0)
     assert Estimate(torch.zeros(()), torch.ones(())).interval(0.5)[0] < 0
+
+
+# ---- rounding ------------------------------------------------------------------------------------
+
+
+def single_precision(num, seed):
+    """The mean of data under a normal prior in float32, its exact guide, and its log evidence."""
+    torch.manual_seed(seed)
+    y = (200 * torch.randn(num)).round() / 64  # that float32 represents exactly
+    normal = torch.distributions.Normal
+
+    def energy(x):
+        return -normal(x, 1.0).log_prob(y).sum(-1) - normal(0.0, 1.0).log_prob(x).sum(-1)
+
+    mean, width = float(y.double().sum()) / (num + 1), (num + 1) ** -0.5
+    gain = num * log(2 * pi) + float(y.double().square().sum()) - (mean / width) ** 2
+    target = Target.from_energy(energy, 1)
+    guide = gaussian_guide(target, torch.tensor([mean]), torch.tensor([[width]]))
+    guide.trained = True
+    return target, guide, log(width) - 0.5 * gain
+
+
+def rounding_scores(runs=10):
+    """z-scores of the guide, of a bridge to its draws, and of a mixture fitted to its draws."""
+    found = []
+    for seed in range(runs):
+        target, guide, truth = single_precision((300, 3000)[seed % 2], seed)
+        x = guide.proposal().sample_and_log_prob(800)[0].unflatten(0, (4, 200))
+        draws = diagnosed(x, {}, target=target, proposal=guide.proposal())
+        for one in (
+            log_evidence(guide),
+            evidence.estimates_of_draws(draws, evidence.EvidenceOptions(num_draws=800))["bridge"],
+            fitted_evidence(x, target, evidence.EvidenceOptions(num_draws=800, max_components=1)),
+        ):
+            found.append((float(one.value) - truth) / float(one.standard_error))
+    return torch.tensor(found).view(runs, 3).square().mean(0).sqrt()
+
+
+def test_errors_by_rounding_are_counted():
+    """Of an exact flow the spread of the weights alone would say a tenth of the error."""
+    assert (rounding_scores() < 1.5).all()
+
+
+@mutation(Estimate, "with_error")
+def errors_of_the_spread_alone(with_error, self, error):
+    return self
+
+
+def test_errors_by_rounding_are_seen():
+    must_fail(errors_of_the_spread_alone, score=lambda: float(rounding_scores(4)[0]), above=4)
+
+
+def test_an_error_more():
+    """A known error widens the interval and has no degrees of freedom of its own."""
+    one = Estimate(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 3.0]), 5.0).with_error(4.0)
+    assert one.standard_error.tolist() == [5.0, 5.0] and one.value.tolist() == [1.0, 2.0]
+    assert one.degrees == pytest.approx(summed_degrees((9.0, 5.0), (16.0, torch.inf)))
+    assert weights.rounding_size(torch.tensor([torch.nan, -torch.inf]), torch.float32) == 0.0
 
 
 # ---- sources -------------------------------------------------------------------------------------
