@@ -52,6 +52,7 @@ class ModeSearchOptions:
         max_evaluations: Evaluations of the whole search at most; then it is not settled.
         planned_share: Share of the evaluations that are left which another pair of searches is
             planned to take at most, by those of the last pair: it may take more temperatures.
+        widening_share: Share of ``max_evaluations`` after which a base is not made wider again.
         islands: Groups of particles of each search that never exchange any. They have their inverse
             temperatures in common.
         widen: Scale of a base in units of the standard deviations of what it covers.
@@ -66,6 +67,8 @@ class ModeSearchOptions:
         least_mode: Share of the mass from which on a mode that only a path has found counts.
         min_path_ess: Effective sample size of the importance weights of a path's Gaussian, as a
             fraction, from which on its mass is known.
+        near_deviations: A point is near a path's Gaussian if its squared distance is above its mean
+            for draws of the Gaussian by at most so many of its standard deviations.
         lost_share, min_expected: Particles near such a mode are far too few below this share of
             the expected number, where that is at least the second number.
         max_missed: Share of the mass that paths may have found, and both searches have lost.
@@ -129,6 +132,7 @@ class ModeSearchOptions:
     growth: float = 2.0
     max_evaluations: int = 500_000
     planned_share: float = 0.9
+    widening_share: float = 0.25
     islands: int = 4
     widen: float = 2.0
     second_widen: float = 3.0
@@ -140,6 +144,7 @@ class ModeSearchOptions:
     max_unseen: float = 1e-3
     least_mode: float = 1e-4
     min_path_ess: float = 0.3
+    near_deviations: float = 6.0
     lost_share: float = 0.25
     min_expected: float = 16.0
     max_missed: float = 0.02

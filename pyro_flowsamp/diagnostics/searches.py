@@ -121,7 +121,7 @@ def path_mode_check(
     if alone is None or not len(alone.loc):
         return []
     mass = modes.agreement.shares_of(alone)
-    share = alone.near(x, target).double().mean(1)
+    share = alone.near(x, target, options.search.modes.near_deviations).double().mean(1)
     lost = (size * mass >= options.min_region_particles) & (share < options.min_share * mass)
     value = float(mass[lost].sum())
     text = (

@@ -196,12 +196,12 @@ class ModeSearch:
     def _anneal(self, base: StudentStart, num: int, moves: int) -> tuple[Particles, StudentStart]:
         """Particles from a base that covers them, and the base."""
         options = self.options
-        before = self.target.evaluations
+        before, most = self.target.evaluations, options.widening_share * options.max_evaluations
         for _ in range(options.max_rounds):
             found = self._tempered(base, num, moves)
             outside = float(base.outside(found.x).double().mean())
             self._covered = outside <= options.max_outside
-            if self._covered or self.target.evaluations - before > options.max_evaluations // 4:
+            if self._covered or self.target.evaluations - before > most:
                 break
             base = self._base(torch.cat([found.x, base.sample(len(found.x))]))
         return found, base

@@ -19,8 +19,6 @@ from ..weights import ess_fraction
 
 __all__ = ["PathModes", "path_modes"]
 
-NEAR = 6.0  #: standard deviations of a squared distance up to which a point is near
-
 
 class PathModes(NamedTuple):
     """Gaussians of K paths, with the masses that they cover.
@@ -36,7 +34,7 @@ class PathModes(NamedTuple):
         >>> eye = torch.eye(1).double().expand(2, 1, 1)
         >>> loc = torch.tensor([[0.0], [20.0]]).double()
         >>> modes = PathModes(loc, eye, torch.tensor([0.5, 0.5]).log(), loc[:, None])
-        >>> modes.near(torch.tensor([[0.1], [1.0]]), target)
+        >>> modes.near(torch.tensor([[0.1], [1.0]]), target, 6.0)
         tensor([[ True,  True],
                 [False, False]])
         >>> points = torch.zeros(100, 1)  # none of them is near 20
@@ -49,18 +47,18 @@ class PathModes(NamedTuple):
     log_mass: Tensor
     points: Tensor
 
-    def near(self, x: Tensor, target: Target) -> Tensor:
+    def near(self, x: Tensor, target: Target, deviations: float) -> Tensor:
         r"""Whether points ``(N, d)`` are near the means, ``(K, N)``.
 
         The squared distance, in standard deviations of the Gaussian, is at most
-        :math:`d + c \sqrt{2d}` with c of :data:`NEAR`. Of a draw of the Gaussian it has the mean d
-        and the standard deviation :math:`\sqrt{2d}`. A larger bound would not tell modes apart in
-        many dimensions: in 50, points of a mode ten standard deviations away are at about 150.
+        :math:`d + c \sqrt{2d}` with c of ``deviations``. Of a draw of the Gaussian it has the mean
+        d and the standard deviation :math:`\sqrt{2d}`. A larger bound would not tell modes apart
+        in many dimensions: in 50, points of a mode ten standard deviations away are at about 150.
         """
         dim = self.loc.shape[1]
         away = target.wrap(x.double() - self.loc[:, None]).mT
         square = torch.linalg.solve_triangular(self.scale_tril, away, upper=False).square().sum(1)
-        return square <= dim + NEAR * (2 * dim) ** 0.5
+        return square <= dim + deviations * (2 * dim) ** 0.5
 
     def some(self, index: Tensor) -> PathModes:
         """Those of a mask, or of indices."""
@@ -81,14 +79,14 @@ class PathModes(NamedTuple):
             options: The share of it from which on a mode counts, and how many are far fewer.
         """
         share = (self.log_mass - log_evidence).exp()
-        near = self.near(x, target).sum(1)
+        near = self.near(x, target, options.near_deviations).sum(1)
         expected = len(x) * share
         lost = (near == 0) | (
             (near < options.lost_share * expected) & (expected >= options.min_expected)
         )
         found = self.some((share >= options.least_mode) & lost)
         found = found.some(found.log_mass.argsort(descending=True))
-        same = found.near(found.loc, target)
+        same = found.near(found.loc, target, options.near_deviations)
         return found.some(~same.triu(1).any(0))
 
 

@@ -305,8 +305,8 @@ def of_a_search_that_does_not_decide(search_checks, modes, options):
 
 
 @mutation(PathModes, "near")
-def everything_is_near(near, self, x, target):
-    return torch.ones_like(near(self, x, target))
+def everything_is_near(near, self, x, target, deviations):
+    return torch.ones_like(near(self, x, target, deviations))
 
 
 @mutation(searches, "path_mode_check")
@@ -316,7 +316,7 @@ def of_one_draw(path_mode_check, x, size, *others):
 
 @mutation(searches, "path_mode_check")
 def modes_with_any_draw_are_visited(path_mode_check, x, size, modes, target, options):
-    seen = modes.alone.near(x, target).any(1)
+    seen = modes.alone.near(x, target, 6.0).any(1)
     return path_mode_check(x, size, modes._replace(alone=modes.alone.some(~seen)), target, options)
 
 
