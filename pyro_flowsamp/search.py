@@ -154,7 +154,10 @@ class SamplerSearch(InterruptibleSearch):
             best = self.consider(best, "LocalGlobalHMC", name, both)
         best = best or self.cut_short
         if best is None:
-            raise RuntimeError("no kernel runs on this posterior") from self._failure
+            raise RuntimeError(
+                f"no kernel runs on this posterior. The last error was: {self._failure}. Mend the "
+                f"model, or leave kernels and flows out with exclude=..."
+            ) from self._failure
         return best
 
     def work_to_finish(self, best: Candidate | None) -> float:

@@ -55,7 +55,10 @@ def _precise_enough(sampler: SamplerSearch) -> tuple[SamplerSearch, list[str]]:
     if error <= options.max_rounding_error:
         return sampler, []
     if sampler.modes.interrupted:
-        return sampler, [f"the log density has rounding errors of {error:.2g} nats in float32"]
+        return sampler, [
+            f"the log density has rounding errors of {error:.2g} nats in float32, and Ctrl-C "
+            f"left no time for float64: call sample() again"
+        ]
     double = as_double(target)
     if double is None:
         return sampler, [
