@@ -159,18 +159,18 @@ def student_t_quantile(probability: float, degrees: float) -> float:
 def degrees_of_variance(x: Tensor, size: float) -> float:
     r"""The degrees of freedom of a sample variance :math:`s^2`.
 
-    Of n independent values with the kurtosis :math:`\kappa`, its relative variance is about
-    :math:`(\kappa - 1) / n`. That of a scaled :math:`\chi^2` variable with :math:`\nu` degrees of
-    freedom is :math:`2 / \nu`. So :math:`\nu = 2 n / (\kappa - 1)`, which is n for normal values,
-    and few where few large values make up the variance. Never below one.
+    Of n independent values with the kurtosis :math:`\kappa`, its relative variance is
+    :math:`(\kappa - 1) / n + 2 / (n (n - 1))`. That of a scaled :math:`\chi^2` variable with
+    :math:`\nu` degrees of freedom is :math:`2 / \nu`. So :math:`\nu = 2 n / (\kappa - 1 +
+    2 / (n - 1))`, which is n - 1 for normal values, and few where few large values make up the
+    variance. Never below one.
 
     Arguments:
         x: The values, of any shape.
         size: Their effective number n.
 
     Returns:
-        The degrees of freedom; infinite where all values are equal, or take two values equally
-        often.
+        The degrees of freedom; infinite where all values are equal.
 
     Example:
         >>> x = torch.randn(10_000, generator=torch.manual_seed(0))
@@ -179,8 +179,12 @@ def degrees_of_variance(x: Tensor, size: float) -> float:
     """
     square = (x - x.mean()).double().square()
     variance = float(square.mean())
-    excess = float(square.square().mean()) / variance**2 - 1 if variance > 0 else 0.0
-    return max(1.0, 2 * size / excess) if excess > 0 else inf
+    if not variance > 0:
+        return inf
+    if size <= 1:
+        return 1.0
+    excess = float(square.square().mean()) / variance**2 - 1
+    return max(1.0, 2 * size / (excess + 2 / (size - 1)))
 
 
 def summed_degrees(*parts: tuple[float, float]) -> float:

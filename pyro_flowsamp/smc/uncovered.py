@@ -53,8 +53,14 @@ def covering_all(
 
     Quasi-Newton paths climb from these particles. A path's Gaussian whose mean is not covered
     either is a component. Its weight is the mass that it covers, by importance weights of draws of
-    it, as a share of the evidence, which the median weight of the particles beside the mixture
-    estimates. Particles in a tail climb to modes that there are.
+    it, as a share of the evidence. Particles in a tail climb to modes that there are.
+
+    The evidence is that of the inverse weights. Particles have the density
+    :math:`p = \tilde p / Z`, so that :math:`\mathbb E_p[q / \tilde p] = 1 / Z` for every density q
+    that is zero where p is. The median log weight would be too large by about
+    :math:`\mathrm{KL}(p \| q)`, and a component's weight too small by this. A particle does not
+    count whose log weight is farther below the median than those that are not covered are above: a
+    single one that is not distributed as the target would decide.
 
     Arguments:
         mixture: A mixture fitted to the particles.
@@ -94,7 +100,9 @@ def covering_all(
         at_means = coordinates.log_prob(paths.loc[best]) - mixture.log_prob(paths.loc[best])
         log_p = coordinates.log_prob(points.flatten(0, 1)).view_as(log_q)
     each = (log_p - log_q).nan_to_num(nan=-torch.inf)
-    log_share = each.logsumexp(0) - log(len(each)) - log_w.median()
+    inner = log_w[log_w.median() - log_w <= (bound - log_w.median()).abs()]
+    log_evidence = log(len(inner)) - (-inner).logsumexp(0)
+    log_share = each.logsumexp(0) - log(len(each)) - log_evidence
     new = (at_means > bound) & torch.isfinite(log_share)
     weights = torch.cat([mixture.log_weights, log_share[new]]).log_softmax(0)
     locs = torch.cat([mixture.locs, paths.loc[best][new]])

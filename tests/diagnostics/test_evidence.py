@@ -219,6 +219,18 @@ def test_degrees_of_a_variance():
     )
 
 
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_degrees_of_the_variance_of_few_values(size):
+    """Those of normal values are one less than there are; of two values there is one."""
+    torch.manual_seed(0)
+    many = torch.randn(1_000_000).double()
+    assert degrees_of_variance(many, size) == pytest.approx(size - 1, rel=0.01)
+    signs = torch.randint(2, (200_000, size)).double()
+    variance = signs.var(1)
+    expected = 2 * float(variance.mean()) ** 2 / float(variance.var())
+    assert degrees_of_variance(torch.tensor([0.0, 1.0]), size) == pytest.approx(expected, rel=0.02)
+
+
 def test_an_estimate_is_a_pair_with_degrees():
     one = Estimate(torch.tensor(1.0), torch.tensor(2.0), 3.0)
     assert len(one) == 2

@@ -54,6 +54,21 @@ def test_a_mode_gets_a_component_of_its_mass(dim, far):
     assert float(found.log_weights.logsumexp(0)) == pytest.approx(0.0, abs=1e-9)
 
 
+def error_of_share(scale, dim=30, stray=0):
+    """The error of the log weight of the small mode beside a mixture that fits the other badly."""
+    torch.manual_seed(4)
+    mixture, u = normal(dim), particles(dim, 4)
+    u[len(u) - stray :] *= 4.0
+    mixture = mixture._replace(scale_trils=scale * mixture.scale_trils)
+    found = covering_all(mixture, u, two_modes(dim), OPTIONS)
+    return abs(float(found.log_weights[1]) - log(SHARE))
+
+
+@pytest.mark.parametrize("scale, stray", [(1.25, 0), (1.0, 0), (1.25, 1), (0.8, 0)])
+def test_the_mass_is_that_beside_a_poor_fit_too(scale, stray):
+    assert error_of_share(scale, stray=stray) < 0.4
+
+
 def test_no_component_without_particles():
     torch.manual_seed(0)
     mixture = normal(3)
