@@ -154,10 +154,7 @@ class SamplerSearch(InterruptibleSearch):
             best = self.consider(best, "LocalGlobalHMC", name, both)
         best = best or self.cut_short
         if best is None:
-            raise RuntimeError(
-                f"no kernel runs on this posterior. The last error was: {self._failure}. Mend the "
-                f"model, or leave kernels and flows out with exclude=..."
-            ) from self._failure
+            raise _no_kernel(self._failure) from self._failure
         return best
 
     def work_to_finish(self, best: Candidate | None) -> float:
@@ -324,6 +321,13 @@ def draws_to_train_on(particles: Tensor, best: Candidate | None) -> Tensor:
     chains = best.run.unconstrained.flatten(0, 1)
     index = torch.randperm(len(chains), device=chains.device)[: len(particles)]
     return torch.cat([particles, chains[index]])
+
+
+def _no_kernel(failure: Exception | None) -> RuntimeError:
+    return RuntimeError(
+        f"no kernel runs on this posterior. The last error was: {failure}. Mend the model, or "
+        f"leave kernels and flows out with exclude=..."
+    )
 
 
 def warn_of_growth(name: str, growth: float) -> None:
