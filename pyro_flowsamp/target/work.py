@@ -65,6 +65,11 @@ class WorkCounter(TorchDispatchMode):
         (4, True)
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch wraps this class: that imports its compiler, which takes a second."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.operations, self.elements = 0, 0
