@@ -203,7 +203,7 @@ class StepGraphs:
             return function(*args)
         key = _key(name, tensors)
         self._calls[key] = calls = self._calls.get(key, 0) + 1
-        if mode == "auto" and key not in self._costs and self._may_compile:
+        if mode == "auto" and key not in self._costs:
             with WorkCounter() as counter:
                 result = function(*args)
             self._costs[key] = counter.work, counter.operations
@@ -238,6 +238,9 @@ class StepGraphs:
     ) -> PartGraph | None:
         """The graph for the next call, compiled or not; None where there is none, or not yet."""
         options, name = self.target.tracing, key[0]
+        small = key in self._costs and self._costs[key][1] < options.min_operations
+        if small and self.target.compile_mode == "auto":
+            return None
         early = key in self._costs and self._worth_compiling_at(key, calls, self._costs[key][1])
         if self.target.compile_mode is not True and calls <= options.calls and not early:
             return None

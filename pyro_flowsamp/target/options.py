@@ -51,6 +51,9 @@ class TracingOptions:
         compiled_ulps: Rounding errors by which a compiled value or gradient may differ from the
             traced one, in units of eps times one plus the largest entry of its row.
         max_sizes: Numbers of points for which there may be a trace.
+        min_operations: Operations of the shortest part of a step that has a graph, where
+            ``compile_mode`` is "auto". The first trace of a process imports torch's compiler, which
+            takes a second.
         max_operations: Operations of the longest trace.
         max_retraces: Times that the density is traced anew, because a value that it reads is
             another object, before it is evaluated without a trace for good.
@@ -74,6 +77,7 @@ class TracingOptions:
     max_compiled: int = 4
     compiled_ulps: float = 1000.0
     max_sizes: int = 8
+    min_operations: int = 50
     max_operations: int = 20_000
     max_retraces: int = 8
     max_error: float = 1e-6

@@ -243,7 +243,7 @@ def test_a_slow_compiler_changes_no_draw(monkeypatch, double):
     found, step_graphs = counted(monkeypatch, 0.0, **options)
     again, _ = counted(monkeypatch, 0.1, **options)
     late, _ = counted(monkeypatch, 0.0, **{**options, "compile_operations": 6})
-    assert step_graphs.names == (["decision", "leapfrog"],) * 2
+    assert step_graphs.names == (["leapfrog"],) * 2
     assert torch.equal(found, again) and not torch.equal(found, late)
 
 
@@ -252,7 +252,7 @@ def test_what_is_expensive_is_compiled_early(monkeypatch, double):
     options = {"calls": 10**6, "compiled_ulps": 1e12}
     assert counted(monkeypatch, 0.0, **options)[1].names == ([], [])
     options["compile_operations"] = 3
-    assert counted(monkeypatch, 0.0, **options)[1].names[1] == ["decision", "leapfrog"]
+    assert counted(monkeypatch, 0.0, **options)[1].names[1] == ["leapfrog"]
 
 
 def test_a_compiler_that_is_wrong_is_not_used(monkeypatch, double):

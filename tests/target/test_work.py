@@ -1,5 +1,7 @@
 """Counts of work: the same at each repetition, in proportion to what is computed."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pyro
@@ -111,3 +113,13 @@ def test_trainings_and_kernel_steps():
         kernel.prepare(0)
         assert step(kernel, 8) == step(kernel, 8)
     assert step(mala, 800)[1] > 20 * step(mala, 8)[1]
+
+
+def test_counting_does_not_import_the_compiler():
+    """It would take a second of every short run."""
+    code = (
+        "import sys, torch; from pyro_flowsamp.target.work import WorkCounter\n"
+        "with WorkCounter(): torch.ones(3).exp()\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
