@@ -14,7 +14,7 @@ from .convergence import bulk_and_tail_ess, group_by_start, nested_r_hat
 from .pilot import Candidate
 from .progress import corrected, stage
 from .smc.found_modes import FoundModes
-from .stays import ess_of_longest_stays, expected_stays
+from .stays import ess_of_rare_states
 from .target.density import Target
 from .target.site import Values
 from .vectorized import VectorizedMCMC
@@ -162,8 +162,7 @@ def _shortfall(run: VectorizedMCMC, best: Candidate, groups: Tensor) -> list[str
 def _rare_ess(best: Candidate) -> float:
     """The effective number of draws of the states at which chains stay longest."""
     log_w = best.run.statistics["log_weight"]
-    stays = expected_stays(log_w.flatten()).clamp(max=log_w.shape[1] * best.thin)
-    return ess_of_longest_stays(stays, log_w.numel() * best.thin, best.options.rare_states)
+    return ess_of_rare_states(log_w, best.thin, best.options.rare_states)
 
 
 def _columns(run: VectorizedMCMC) -> Tensor:

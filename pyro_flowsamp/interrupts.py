@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .checkpoint.scope import deactivated
 from .kernels.base import FlowKernel
-from .pilot import Candidate, Goal, StepWork
+from .pilot import Candidate, Goal, StepWork, new_pilot
 from .search_storage import interruptible
 from .seeding import generator_states, set_generator_states
 from .smc.found_modes import FoundModes
@@ -183,15 +183,7 @@ def cut_short(
             "Ctrl-C ended the search before the first draw of a chain: these draws are particles "
             "of the search for modes"
         )
-        pilot = VectorizedMCMC(
-            kernel,
-            1,
-            0,
-            len(particles),
-            initial_params=target.unpack_unconstrained(particles),
-            disable_progbar=True,
-        )
-        pilot.min_acceptance = 0.0
+        pilot = new_pilot(kernel, target, particles, warmup_steps=0)
         with deactivated():
             pilot.run()
     size = pilot.num_samples
@@ -207,13 +199,13 @@ class InterruptibleSearch:
         cut_short: The draws so far where Ctrl-C has ended the search before there was a candidate;
             else None.
         stopped: Whether nothing else is tried: by Ctrl-C, or because the posterior seems improper.
-        hurried: Whether Ctrl-C came before there was a candidate, so that the first one that mixes
-            is taken.
+        takes_first: Whether Ctrl-C came before there was a candidate, so that the first one that
+            mixes is taken.
         pilot: The last pilot run; None before there is any.
 
     Example:
         >>> search = InterruptibleSearch()
-        >>> search.short("example", lambda: 3), search.hurried
+        >>> search.in_any_case("example", lambda: 3), search.takes_first
         (3, False)
     """
 
@@ -224,19 +216,19 @@ class InterruptibleSearch:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.cut_short: Candidate | None = None
-        self.stopped, self.hurried = False, False
+        self.stopped, self.takes_first = False, False
         self.pilot: VectorizedMCMC | None = None
 
-    def short(self, kind: str, make: Callable[[], Any]) -> Any:
+    def in_any_case(self, kind: str, make: Callable[[], Any]) -> Any:
         """The result of a short computation, which Ctrl-C does not end, but the search after it."""
         made, interrupted = made_again(kind, make)
         if interrupted:
-            self.hurry()
+            self.take_first()
         return made
 
-    def hurry(self, problem: str = "") -> None:
+    def take_first(self, problem: str = "") -> None:
         """Takes the first candidate that mixes, and trains no flow; after Ctrl-C."""
-        self.hurried = True
+        self.takes_first = True
         self.problems += [problem] if problem else []
         warnings.warn(
             "interrupted: the search ends with the first sampler that mixes", stacklevel=5

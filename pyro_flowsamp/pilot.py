@@ -226,7 +226,7 @@ def evaluations_per_step(kernel: FlowKernel, options: SearchOptions) -> float:
 
 
 def new_pilot(
-    kernel: FlowKernel, target: Target, starts: Tensor, options: SearchOptions
+    kernel: FlowKernel, target: Target, starts: Tensor, warmup_steps: int
 ) -> VectorizedMCMC:
     """A pilot run that has not begun.
 
@@ -234,12 +234,12 @@ def new_pilot(
         kernel: The kernel.
         target: Its target.
         starts: Starting points of the chains, ``(C, d)``.
-        options: The length of its warm-up.
+        warmup_steps: The length of its warm-up.
     """
     run = VectorizedMCMC(
         kernel,
         1,
-        options.pilot_warmup,
+        warmup_steps,
         len(starts),
         initial_params=target.unpack_unconstrained(starts),
         disable_progbar=True,
@@ -288,7 +288,7 @@ def run_pilot(
         (True, 1, True)
     """
     options = goal.options
-    run = new_pilot(kernel, target, starts, options) if run is None else run
+    run = new_pilot(kernel, target, starts, options.pilot_warmup) if run is None else run
     before = target.evaluations
     run.run()
     step = _counted(run, options)

@@ -108,9 +108,9 @@ class SamplerSearch(InterruptibleSearch):
             self.modes: FoundModes = stored_modes(self.target, lambda: modes_so_far(search))
         self.particles = _none_at_infinity(self.modes.x)
         if problem := modes_problem(self.modes):
-            self.hurry(problem)
+            self.take_first(problem)
         few = self.particles[: self.options.pilot_chains]
-        self._work_per_evaluation = self.short("work", partial(_work_of, self.target, few))
+        self._work_per_evaluation = self.in_any_case("work", partial(_work_of, self.target, few))
         log.info("modes: %d, after %d evaluations", self.num_modes, self.modes.evaluations)
 
     @property
@@ -128,7 +128,7 @@ class SamplerSearch(InterruptibleSearch):
             KeyboardInterrupt: It was interrupted twice before the end of the first pilot run.
         """
         make = partial(_fitted, self.target, self.particles, self.modes)
-        self._affine, mixture, gaussian = self.short("guides", make)
+        self._affine, mixture, gaussian = self.in_any_case("guides", make)
         name = mixture_name(self.target, self.modes.mixture)
         trajectory = TrajectoryOptions(max_steps=self.options.max_leapfrogs)
         best = None
@@ -175,7 +175,7 @@ class SamplerSearch(InterruptibleSearch):
             bound = max(bound, options.min_evaluations)
         affordable = self.evaluations + evaluations <= bound
         patient = self._searched + work <= options.patience * left
-        ended = self.stopped or (self.hurried and left < inf)
+        ended = self.stopped or (self.takes_first and left < inf)
         return not ended and affordable and work <= left and patient
 
     def consider(
@@ -233,7 +233,7 @@ class SamplerSearch(InterruptibleSearch):
         warning.
         """
         starts = self.particles[: pilot_chains(kernel, self.options)]
-        self.pilot = new_pilot(kernel, self.target, starts, self.options)
+        self.pilot = new_pilot(kernel, self.target, starts, self.options.pilot_warmup)
         candidate = run_pilot(name, kernel, self.target, starts, self.goal, work, self.pilot)
         check = partial(check_of_pilot, candidate, self.target, self.particles, self.options)
         problem, growth = stored_check(kernel, check)
@@ -253,7 +253,7 @@ class SamplerSearch(InterruptibleSearch):
         """Trains a flow with no more work than it could save; None if that is too little."""
         evaluations = FitOptions.batch_size * self.options.min_training_steps
         work = self._work_per_evaluation * evaluations
-        if self.hurried or not self.worth_trying(best, evaluations, work):
+        if self.takes_first or not self.worth_trying(best, evaluations, work):
             log.info("%s: not trained, since this takes more work than it could save", flow)
             return None
         before = self.evaluations

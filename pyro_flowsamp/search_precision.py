@@ -41,7 +41,7 @@ def precise_enough(sampler: SamplerSearch) -> tuple[SamplerSearch, list[str]]:
             return _precise_enough(sampler)
     except KeyboardInterrupt:
         active().watch(sampler.target)
-        sampler.hurry()
+        sampler.take_first()
         return sampler, [
             "Ctrl-C ended the look at rounding errors of the log density, or the search in float64"
         ]

@@ -27,7 +27,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["ess_of_longest_stays", "expected_stays"]
+__all__ = ["ess_of_longest_stays", "ess_of_rare_states", "expected_stays"]
 
 
 def expected_stays(
@@ -104,3 +104,27 @@ def ess_of_longest_stays(
     inside = torch.where(before < share, torch.minimum(mass, share - before), 0.0)
     mean = float((inside * stays[order])[inside > 0].sum() / inside.sum())
     return number / (2 * mean - 1)
+
+
+def ess_of_rare_states(
+    log_w: Tensor, thin: int, share: float, proposals: Tensor | None = None
+) -> float:
+    """The effective number of draws of the states at which the chains of a run stay longest.
+
+    No stay counts for more than the steps of a chain.
+
+    Arguments:
+        log_w: Log weights of the draws, ``(chains, draws)``.
+        thin: Steps of a chain for each draw.
+        share: The probability of the states that are looked at.
+        proposals: See :func:`expected_stays`.
+
+    Example:
+        >>> log_w = torch.zeros(100, 50)
+        >>> log_w[:, 0] = 100.0  # two of a hundred states, where chains stay for ever
+        >>> round(ess_of_rare_states(log_w, 1, 0.02, torch.zeros(9)))  # 5000 / (2 · 50 - 1)
+        51
+    """
+    steps = log_w.shape[1] * thin
+    stays = expected_stays(log_w.flatten(), proposals).clamp(max=steps)
+    return ess_of_longest_stays(stays, len(log_w) * steps, share)

@@ -28,9 +28,9 @@ from .flows.proposal import Proposal
 from .kernels.base import FlowKernel
 from .kernels.latent import LatentHMC
 from .options import SearchOptions
+from .pilot import new_pilot
 from .target.density import Target
 from .target.tails import radial_slope
-from .vectorized import VectorizedMCMC
 from .weights import are_flat, pareto_k, rounding_size
 
 __all__ = [
@@ -344,15 +344,7 @@ def local_change(
     """
     local = LatentHMC(guide=kernel.guide, num_steps=options.check_leapfrogs)
     tuned, x = x[: options.check_warmup_chains, 0], x[options.check_warmup_chains :]
-    run = VectorizedMCMC(
-        local,
-        1,
-        options.check_warmup,
-        len(tuned),
-        initial_params=target.unpack_unconstrained(tuned),
-        disable_progbar=True,
-    )
-    run.min_acceptance = 0.0
+    run = new_pilot(local, target, tuned, options.check_warmup)
     run.run()
     if run.interrupted:
         raise KeyboardInterrupt

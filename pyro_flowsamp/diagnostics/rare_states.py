@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..stays import ess_of_longest_stays, expected_stays
+from ..stays import ess_of_longest_stays, ess_of_rare_states, expected_stays
 from .agreement import RETRAIN
 from .checks import Check
 from .draws import DiagnosedDraws
@@ -50,15 +50,13 @@ def rare_states_check(
     log_w = weights_of_states(draws)
     if log_w is None or not draws.jumps_only:
         return []
-    steps, share = log_w.numel() * draws.thin, options.search.rare_states
-    most = float(log_w.shape[1] * draws.thin)
-    stays = expected_stays(log_w.flatten(), of_flow).clamp(max=most)
-    sizes = [ess_of_longest_stays(stays, steps, share)]
+    share, steps = options.search.rare_states, log_w.shape[1] * draws.thin
+    sizes = [ess_of_rare_states(log_w, draws.thin, share, of_flow)]
     if particles is not None:
         known = particles.isfinite()  # another check counts the rest
-        stays = expected_stays(particles[known], of_flow).clamp(max=most)
+        stays = expected_stays(particles[known], of_flow).clamp(max=steps)
         mass = None if weights is None else weights[known]
-        sizes.append(ess_of_longest_stays(stays, steps, share, mass))
+        sizes.append(ess_of_longest_stays(stays, len(log_w) * steps, share, mass))
     value, least = min(sizes), options.min_ess
     text = (
         f"the {share:.0%} of states at which chains would stay longest have an effective sample "

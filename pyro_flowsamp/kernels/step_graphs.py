@@ -18,8 +18,9 @@ operations (:mod:`pyro_flowsamp.target.graphs`), and compiled by TorchInductor, 
   numbers.
 
 When a graph takes over is decided by counts, never by a clock: where ``compile_mode`` is "auto", a
-part is recorded after :attr:`~pyro_flowsamp.TracingOptions.calls` calls, or where it is worth
-compiling before; and compiled where its counted work is as large as that of its compilation.
+part of not too few operations is recorded after :attr:`~pyro_flowsamp.TracingOptions.calls` calls,
+or where it is worth compiling before; and compiled where its counted work is as large as that of
+its compilation.
 """
 
 from __future__ import annotations
