@@ -170,23 +170,27 @@ def measured(
     limit: float | None = None,
     python: str = sys.executable,
     processor_limit: int | None = None,
+    launcher: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Result:
     """Runs a script and returns the JSON object in the last line of its output.
 
     After ``limit`` seconds it is stopped: ``{"stopped": True, "seconds": limit}``. So it is after
     ``processor_limit`` seconds of processor time, which does not depend on how busy the machine is.
-    It is run by the interpreter ``python``.
+    It is run by the interpreter ``python``, with the arguments ``launcher`` before the script, such
+    as those of torchrun, and with the variables of ``environment`` beside those that are set.
 
     Raises:
         RuntimeError: The script failed. The message has the end of its error output.
     """
-    command = [python, str(script), *arguments]
+    command = [python, *launcher, str(script), *arguments]
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
             timeout=limit,
+            env={**os.environ, **(environment or {})},
             preexec_fn=None if processor_limit is None else partial(_limit_time, processor_limit),
         )
     except subprocess.TimeoutExpired:
@@ -217,13 +221,23 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
+def add_options(parser: argparse.ArgumentParser, smoke: str = "short runs, for the tests") -> None:
+    """Adds the options of a script that stores runs and writes a page.
+
+    Arguments:
+        parser: The parser.
+        smoke: The help of ``--smoke``.
+    """
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the stored runs")
+    parser.add_argument("--table", action="store_true", help="only print what is stored")
+    parser.add_argument("--write", action="store_true", help="print it, and write its page in docs")
+    parser.add_argument("--smoke", action="store_true", help=smoke)
+
+
 def options(description: str) -> argparse.ArgumentParser:
     """Returns a parser with the options of a script that stores runs, writes a page and draws."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the stored runs")
     parser.add_argument("--image", type=Path, help="only draw the picture, to this file")
-    parser.add_argument("--table", action="store_true", help="only print what is stored")
-    parser.add_argument("--write", action="store_true", help="write the page in docs as well")
-    parser.add_argument("--smoke", action="store_true", help="seconds, for the tests")
+    add_options(parser)
     return parser

@@ -3,10 +3,11 @@
 import pyro
 import pytest
 import torch
-from support.mutations import Mutation, broken, must_fail, mutation
+from support.modes import second_search
+from support.mutations import broken, must_fail, mutation
 
 from pyro_flowsamp import ModeSearchOptions, Target
-from pyro_flowsamp.smc import directions, mode_search
+from pyro_flowsamp.smc import directions
 from pyro_flowsamp.smc.directions import compare_directions, directions_to_compare
 from pyro_flowsamp.smc.mode_search import ModeSearch
 from pyro_flowsamp.smc.particles import Particles
@@ -126,16 +127,7 @@ def test_one_island_gives_no_error():
 
 def second_search_is_wrong():
     """Make a mutation: every other annealing ends a standard deviation off, along a diagonal."""
-    count = 0
-
-    def moved(tempered_smc, target, *args, **options):
-        nonlocal count
-        found, count = tempered_smc(target, *args, **options), count + 1
-        if count % 2:
-            return found
-        return found._replace(state=found.state._replace(x=found.x + 0.7))
-
-    return Mutation(mode_search, "tempered_smc", moved)
+    return second_search(lambda target, x: x + 0.7)
 
 
 def test_a_search_that_is_wrong_in_one_direction():

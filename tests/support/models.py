@@ -232,3 +232,12 @@ BATCHING = [
 def named(cases):
     """Parameters of pytest for ``BATCHING``, with the models' names as ids."""
     return [pytest.param(*case, id=case[0].__name__) for case in cases]
+
+
+def not_always_positive_definite():
+    """A correlation whose matrix is no covariance where it is one or more."""
+    r = pyro.sample("r", dist.Normal(0.0, 0.3))
+    one = torch.ones_like(r)
+    matrix = torch.stack([torch.stack([one, r]), torch.stack([r, one])])
+    normal = dist.MultivariateNormal(torch.zeros(2), matrix)
+    pyro.sample("y", normal, obs=torch.tensor([0.3, 0.2]))

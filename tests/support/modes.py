@@ -30,18 +30,26 @@ def two_modes(share=0.5, distance=10.0):
     return Target.from_energy(energy, 1)
 
 
-def second_search_loses_a_mode():
-    """Make a mutation: every other annealing leads to the points of positive x only."""
+def second_search(change):
+    """Make a mutation: the points of every other annealing become ``change(target, points)``."""
     count = 0
 
-    def lost(tempered_smc, target, *args, **options):
+    def changed(tempered_smc, target, *args, **options):
         nonlocal count
         found, count = tempered_smc(target, *args, **options), count + 1
         if count % 2:
             return found
-        x = target.to_x(found.x)[:, 0]
-        kept = (x > 0).nonzero()[:, 0]
-        index = kept[torch.arange(len(x)) % len(kept)]
-        return found._replace(state=found.state._replace(x=found.x[index]))
+        return found._replace(state=found.state._replace(x=change(target, found.x)))
 
-    return Mutation(mode_search, "tempered_smc", lost)
+    return Mutation(mode_search, "tempered_smc", changed)
+
+
+def second_search_loses_a_mode():
+    """Make a mutation: every other annealing leads to the points of positive x only."""
+
+    def lost(target, points):
+        x = target.to_x(points)[:, 0]
+        kept = (x > 0).nonzero()[:, 0]
+        return points[kept[torch.arange(len(x)) % len(kept)]]
+
+    return second_search(lost)

@@ -201,18 +201,12 @@ def normal(name="x"):
 # ---- bad matrices -------------------------------------------------------------------------------
 
 
-def correlated():
-    r = pyro.sample("r", dist.Normal(0.0, 0.3))
-    one = torch.ones_like(r)
-    matrix = torch.stack([torch.stack([one, r]), torch.stack([r, one])])
-    normal = dist.MultivariateNormal(torch.zeros(2), matrix)
-    pyro.sample("y", normal, obs=torch.tensor([0.3, 0.2]))
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_a_matrix_that_is_not_positive_definite_everywhere(seed):
     pyro.set_rng_seed(seed)
-    found = Target.from_model(correlated).log_prob(torch.tensor([[0.1], [-1.5], [0.5], [1.5]]))
+    found = Target.from_model(models.not_always_positive_definite).log_prob(
+        torch.tensor([[0.1], [-1.5], [0.5], [1.5]])
+    )
     assert found.isfinite().tolist() == [True, False, True, False]
 
 

@@ -108,7 +108,7 @@ def test_minus_infinity_and_nan():
 
 
 def test_bad_matrices():
-    traced, eager = two(correlated)
+    traced, eager = two(models.not_always_positive_definite)
     good, bad = torch.tensor([[0.1], [0.2], [0.5]]), torch.tensor([[0.1], [-1.5], [0.5]])
     for x in (good, bad, good):
         assert is_same(traced, eager, x)
@@ -126,14 +126,6 @@ def test_a_check_that_raises_stays_in_the_graph():
         traced, eager = of_energy(lambda x: torch.linalg.cholesky(x[:, :, None] + 1).sum((1, 2)), 1)
         assert is_same(traced, eager, good)
         assert not is_same(traced, eager, good - 1.15)
-
-
-def correlated():
-    r = pyro.sample("r", dist.Normal(0.0, 0.3))
-    one = torch.ones_like(r)
-    matrix = torch.stack([torch.stack([one, r]), torch.stack([r, one])])
-    normal = dist.MultivariateNormal(torch.zeros(2), matrix)
-    pyro.sample("y", normal, obs=torch.tensor([0.3, 0.2]))
 
 
 # ---- values that are held ------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def by_loop(factor: Tensor, added: Tensor) -> Tensor:
 
 
 def by_scan(factor: Tensor, added: Tensor) -> Tensor:
-    """The same values as :func:`by_loop`, by an associative scan."""
+    r"""All :math:`h_t = a_t h_{t-1} + b_t` by an associative scan, ``(T,)``; :math:`h_0 = 0`."""
 
     def then(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return first[0] * second[0], second[0] * first[1] + second[1]

@@ -37,7 +37,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from baselines.looks import Stopwatch, look_until
-from stored_runs import DOCS, RESULTS, collect_measured, load, markdown, measured
+from stored_runs import DOCS, add_options, collect_measured, load, markdown, measured
 from suites.gradients import Cost, number
 
 STUDY = "dimension.jsonl"  #: the file of its stored runs
@@ -311,10 +311,7 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=SAMPLERS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--goal", type=float, default=GOAL, help="effective draws")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the stored runs")
-    parser.add_argument("--table", action="store_true", help="only print what is stored")
-    parser.add_argument("--write", action="store_true", help="print it, and write its page in docs")
-    parser.add_argument("--smoke", action="store_true", help="short runs, for the tests")
+    add_options(parser)
     args = parser.parse_args()
     if args.one:
         name, dim, sampler = args.one

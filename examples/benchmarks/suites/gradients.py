@@ -45,7 +45,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from baselines.leapfrogs import NUTSOptions, Problem, means_with_errors, worst_ess_and_r_hat, write
 from problems.known import PROBLEMS
-from stored_runs import DOCS, RESULTS, append, has_package, load, markdown, measured, missing
+from stored_runs import (
+    DOCS,
+    add_options,
+    append,
+    has_package,
+    load,
+    markdown,
+    measured,
+    missing,
+)
 
 STUDY = "gradients.jsonl"  #: the file of its stored runs
 LEAPFROGS = Path(__file__).resolve().parents[1] / "baselines" / "leapfrogs.py"
@@ -538,10 +547,7 @@ def main() -> None:
         default=NUTSOptions.max_seconds,
         help="seconds of the processor after which a run of NUTS draws no more",
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the stored runs")
-    parser.add_argument("--table", action="store_true", help="only print what is stored")
-    parser.add_argument("--write", action="store_true", help="print it, and write its page in docs")
-    parser.add_argument("--smoke", action="store_true", help="short runs, for the tests")
+    add_options(parser)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.one, args.goals[0], args.seeds[0])))

@@ -49,7 +49,7 @@ from baselines.leapfrogs import means_with_errors, worst_ess_and_r_hat, write
 from baselines.looks import Moment, Stopwatch, look_until, summary, use_cores
 from stored_runs import (
     DOCS,
-    RESULTS,
+    add_options,
     append,
     has_package,
     load,
@@ -503,10 +503,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--limit", type=float, default=Settings.limit, help="seconds of a run")
     parser.add_argument("--nuts-python", default=sys.executable, help="interpreter with NumPyro")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the stored runs")
-    parser.add_argument("--table", action="store_true", help="only print what is stored")
-    parser.add_argument("--write", action="store_true", help="print it, and write its page in docs")
-    parser.add_argument("--smoke", action="store_true", help="short runs, for the tests")
+    add_options(parser)
     args = parser.parse_args()
     if args.one:
         name, sampler, file = args.one

@@ -48,7 +48,7 @@ from torch import Tensor
 from pyro_flowsamp import Target
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from stored_runs import DOCS, RESULTS, append, load, markdown, missing
+from stored_runs import DOCS, add_options, append, load, markdown, missing
 from suites.pyro_distributions import ENTRIES, Entry
 from suites.pyro_examples import EXAMPLES, LEFT_OUT, ExampleModel
 
@@ -321,10 +321,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pyro", type=Path, help="a checkout of Pyro, for its examples")
     parser.add_argument("--cases", nargs="+", help="names of cases; by default all")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the stored runs")
-    parser.add_argument("--table", action="store_true", help="only print what is stored")
-    parser.add_argument("--write", action="store_true", help="print it, and write its page in docs")
-    parser.add_argument("--smoke", action="store_true", help="three models, for the tests")
+    add_options(parser, "three models, for the tests")
     args = parser.parse_args()
     store = args.results / STUDY
     if args.pyro is not None and not (args.pyro / "examples").is_dir():

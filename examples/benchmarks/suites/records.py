@@ -54,7 +54,16 @@ from baselines.evidence import RIVALS, Reference
 from metrics import wasserstein2
 from problems.records import TARGETS, LiteratureTarget
 from problems.records.evidence import TRUTHS
-from stored_runs import DOCS, RESULTS, append, has_package, load, markdown, measured, missing
+from stored_runs import (
+    DOCS,
+    add_options,
+    append,
+    has_package,
+    load,
+    markdown,
+    measured,
+    missing,
+)
 from suites.gradients import Cost, number
 
 from pyro_flowsamp import (
@@ -701,11 +710,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rivals-python", default=sys.executable, help="has dynesty and pocomc")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the stored runs")
     parser.add_argument("--image", type=Path, help="only draw the picture, to this file")
-    parser.add_argument("--table", action="store_true", help="only print what is stored")
-    parser.add_argument("--write", action="store_true", help="print it, and write its page in docs")
-    parser.add_argument("--smoke", action="store_true", help="seconds, for the tests")
+    add_options(parser, "seconds, for the tests")
     args = parser.parse_args()
     store = args.results / STUDY
     if args.one:

@@ -49,7 +49,7 @@ from scipy.special import betainc, ndtri
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from problems.known import PROBLEMS, Statistic
-from stored_runs import DOCS, RESULTS, append, load, markdown, measured, missing
+from stored_runs import DOCS, add_options, append, load, markdown, measured, missing
 
 STUDY = "sample_right.jsonl"  #: the file of its stored runs
 LIMIT = 600  #: seconds of processor time, imports included, after which a run is stopped
@@ -344,10 +344,7 @@ def main() -> None:
     parser.add_argument("--one", metavar="PROBLEM", help="run in this process, one seed")
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the stored runs")
-    parser.add_argument("--table", action="store_true", help="only print what is stored")
-    parser.add_argument("--write", action="store_true", help="print it, and write its page in docs")
-    parser.add_argument("--smoke", action="store_true", help="one short run, for the tests")
+    add_options(parser, "one short run, for the tests")
     args = parser.parse_args()
     store = args.results / STUDY
     if args.one:

@@ -35,7 +35,7 @@ from time import process_time
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from stored_runs import DOCS, RESULTS, collect_measured, load, markdown, measured
+from stored_runs import DOCS, add_options, collect_measured, load, markdown, measured
 
 STUDY = "traced.jsonl"  #: the file of its stored runs
 NAMES = {
@@ -412,10 +412,7 @@ def main() -> None:
     parser.add_argument("--kernel", choices=KERNELS, help="of --one")
     parser.add_argument("--chains", type=int, default=CHAINS, help="of steps")
     parser.add_argument("--no-compiler", action="store_true", help="eager and traced only")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the stored runs")
-    parser.add_argument("--table", action="store_true", help="only print what is stored")
-    parser.add_argument("--write", action="store_true", help="print it, and write its page in docs")
-    parser.add_argument("--smoke", action="store_true", help="short runs, for the tests")
+    add_options(parser)
     args = parser.parse_args()
     if args.one and args.kernel:
         print(json.dumps(measure_steps(args.one, args.kernel, args.chains, not args.no_compiler)))

@@ -18,14 +18,13 @@ It takes a few minutes of two cores.
 import argparse
 import hashlib
 import json
-import os
-import subprocess
 import sys
 from math import log2
 from pathlib import Path
 from time import perf_counter, process_time
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from stored_runs import measured
 
 COPIES = 50
 #: assumed of a network between nodes: seconds of a message, for each doubling of workers, and bytes
@@ -98,16 +97,16 @@ def work(task: str, smoke: bool) -> None:
         print(json.dumps({**told, "digest": digest[:16]}))
 
 
-def measured(task: str, size: int, smoke: bool) -> dict:
-    """What rank 0 has reported of a task by so many workers."""
-    started = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-    command = [sys.executable, *started, __file__, "--task", task, *["--smoke"] * smoke]
+def of_workers(task: str, size: int, smoke: bool) -> dict:
+    """Runs a task by so many workers, and returns the report of rank 0."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     keep = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-    environment = {**os.environ, **keep, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    return measured(
+        Path(__file__).resolve(),
+        ["--task", task, *["--smoke"] * smoke],
+        launcher=torchrun,
+        environment={**keep, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def predicted(one: dict, two: dict, size: int) -> tuple[float, float]:
@@ -133,7 +132,7 @@ def main() -> None:
         return
     chosen = [args.only] if args.only else TASKS[:1] if args.smoke else TASKS
     for task in chosen:
-        one, two = (measured(task, size, args.smoke) for size in (1, 2))
+        one, two = (of_workers(task, size, args.smoke) for size in (1, 2))
         for kind, name in (("seconds", "s"), ("cpu", "s of the CPU")):
             efficiency = one[kind] / (2 * two[kind])
             print(f"{task}: {one[kind]:.1f} {name} by one worker, {two[kind]:.1f} by two", end="")
