@@ -9,10 +9,16 @@ from .diagnostics.checks import Check, Diagnosis
 from .diagnostics.diagnosis import diagnose
 from .diagnostics.options import DiagnosisOptions
 from .pilot import Candidate
+from .remedies import remedy_for
 from .smc.found_modes import FoundModes
 from .trust import FlowDraws
 
 __all__ = ["advice", "judged", "thresholds", "with_problem"]
+
+GENERAL_ADVICE = (
+    "Look at effective sample sizes, R-hat and trace plots, and run again with another seed; "
+    "reparametrise the model, or give it more informative priors."
+)
 
 
 def judged(
@@ -90,9 +96,18 @@ def thresholds(best: Candidate) -> DiagnosisOptions:
 
 
 def advice(problems: Sequence[str]) -> str:
-    """The text of a warning of these problems, with advice."""
-    text = "; ".join(problems)
+    """The text of a warning of these problems, with what to do about each kind of them.
+
+    Arguments:
+        problems: The problems, in words.
+
+    Example:
+        >>> advice(["max_seconds are over"])[:80]
+        'the draws may be wrong: max_seconds are over. What to do: Give more seconds, or '
+    """
+    known = dict.fromkeys(filter(None, map(remedy_for, problems)))
     return (
-        f"the draws may be wrong: {text}. Look at effective sample sizes, R-hat and trace plots; "
-        f"reparametrise the model, or give it more informative priors."
+        f"the draws may be wrong: {'; '.join(problems)}. What to do: "
+        f"{' '.join(known) or GENERAL_ADVICE} "
+        f"pyro_flowsamp.report(data, 'report.html') shows what has been seen."
     )

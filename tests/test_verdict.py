@@ -108,8 +108,12 @@ def test_points_of_paths_are_not_particles():
 
 
 def test_advice():
-    text = verdict.advice(["the chains disagree", "max_seconds are over"])
-    assert text.startswith("the draws may be wrong: the chains disagree; max_seconds are over. ")
+    """Each kind of problem has its remedy, once; problems of no known kind have general advice."""
+    text = verdict.advice(["the chains disagree", "max_seconds are over", "the chains disagree"])
+    assert text.startswith("the draws may be wrong: the chains disagree; max_seconds are over; ")
+    assert text.count("Draw more") == 1 and text.count("Give more seconds") == 1
+    assert "report(data" in text and "run again with another seed" not in text
+    assert "run again with another seed" in verdict.advice(["something new"])
 
 
 # ---- wrong runs, and broken verdicts -------------------------------------------------------------

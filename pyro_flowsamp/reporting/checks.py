@@ -6,65 +6,17 @@ checks of the numbers in the report.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..remedies import remedy_for
 from .source import ReportSource
 
 __all__ = ["ReportCheck", "Verdict", "judge"]
 
 
-ADVICE = (
-    (
-        r"two searches|both searches|in which searches|quasi-Newton|paths to modes|"
-        r"annealed particles",
-        "A region of the posterior may be missing. Run sample() again with another seed, and give "
-        "points of regions that you know by initial_params=. Write hierarchical models in their "
-        "non-centred form. More particles: search=SearchOptions(modes=ModeSearchOptions(...)).",
-    ),
-    (
-        r"R-hat|disagree|depend on where",
-        "Draw more (a larger ess= or num_samples=), and look at the ranks and traces of the worst "
-        "parameters. If chains sit in different places for long, reparametrise the model, or use "
-        "LocalGlobalHMC with a flow that knows all modes.",
-    ),
-    (
-        r"effective sample size|effective draws",
-        "Draw more, or accept that the standard errors in the summary are as large as they are. "
-        "Reparametrise the parameters with the fewest effective draws.",
-    ),
-    (
-        r"diverg",
-        "The density is too steep somewhere for the step size. Write hierarchical models in their "
-        "non-centred form, or give scales a prior that keeps them away from zero.",
-    ),
-    (
-        r"never moved|never jumped|hardly ever|single draws|one point|importance ESS|Pareto k|"
-        r"local moves|by weighted draws|log evidence is|the flow has no density|does not move",
-        "The flow does not reach where these chains are. Train it longer, take another flow "
-        "(flow='spline', or an ensemble), or use a kernel with local moves, as LocalGlobalHMC.",
-    ),
-    (r"max_seconds", "Give more seconds, or ask for fewer effective draws (ess=)."),
-    (
-        r"no kernel",
-        "Give the model more informative priors, reparametrise it, or standardise its data.",
-    ),
-    (
-        r"particles end outside|improper",
-        "The posterior may have no finite integral: give every site a proper prior.",
-    ),
-    (
-        r"round|float32|precision",
-        "Evaluate the model in float64: torch.set_default_dtype(torch.float64), and data in it.",
-    ),
-    (
-        r"finite|NaN",
-        "Look at the model at these draws: a division by zero or an overflow is likely.",
-    ),
-)
 OTHERWISE = "Look at the ranks and traces below, and run again with another seed."
 GOOD = (
     "Nothing has been seen to be wrong. The draws can be used; quote the standard errors in the "
@@ -195,7 +147,7 @@ def advice_for(problem: str) -> str:
         >>> advice_for("max_seconds are over")
         'Give more seconds, or ask for fewer effective draws (ess=).'
     """
-    return next((advice for words, advice in ADVICE if re.search(words, problem)), OTHERWISE)
+    return remedy_for(problem) or OTHERWISE
 
 
 def _recorded_problems(attrs: dict[str, Any]) -> list[str]:

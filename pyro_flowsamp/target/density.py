@@ -324,12 +324,14 @@ class Target(TracedEvaluation):
             num: The number of points.
             scales: Real coordinates are uniform on :math:`(-s, s)` for the first of these, and for
                 the later ones where too few points have a finite density; angles on the circle.
+                Where none has one, draws of the prior and points of wider boxes are tried.
 
         Raises:
             ValueError: The density is NaN or zero at all points, or infinite at some.
         """
         densities = self.log_prob, self._unbounded
-        return overdispersed_points(*densities, self.layout, num, scales, self.starts)
+        others = self.starts, self.prior_points
+        return overdispersed_points(*densities, self.layout, num, scales, *others)
 
     def _unbounded(self, x: Tensor) -> Tensor:
         return self.density(x, self._contexts_at(len(x)))

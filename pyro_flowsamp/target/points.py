@@ -27,6 +27,9 @@ __all__ = [
     "prior_points",
 ]
 
+FAR_SCALES = 30.0, 100.0, 1e3, 1e4  #: half widths of boxes where nearer ones have no density
+PRIOR_DRAWS = 500  #: draws of the prior that are tried there
+
 
 def check_finite_above(log_p: Tensor) -> None:
     r"""Checks that log densities at random points are not :math:`+\infty`.
@@ -59,6 +62,7 @@ def overdispersed_points(
     num: int,
     scales: Sequence[float],
     starts: Tensor | None = None,
+    prior: Callable[[int], Tensor | None] | None = None,
 ) -> Tensor:
     r"""Points of finite density, see :meth:`Target.initial_points`.
 
@@ -68,8 +72,10 @@ def overdispersed_points(
         layout: The sites of the points.
         num: The number of points.
         scales: Half widths of the boxes around the origin in which points are drawn, until there
-            are enough; and then of boxes around ``starts``.
+            are enough; and then of boxes around ``starts``. Where they have none, draws of the
+            prior follow, and wider boxes, of :data:`FAR_SCALES`.
         starts: Points ``(N, d)`` that are among the result, up to half of it; or None.
+        prior: Gives at most so many draws of the prior, all of finite density, or None.
 
     Raises:
         ValueError: No point has a finite density, or some an infinite one.
@@ -109,12 +115,30 @@ def overdispersed_points(
             found = torch.cat([found, finite(x if centre is None else x + centre)])
             if len(found) >= num:
                 return found[:num]
+    if not len(found):  # data in their own units can ask for values far from the origin
+        found = _far_points(finite, boxes, prior)
     if len(found):
         return every(found, num)
     raise ValueError(
         "the log density is NaN or -inf at every initial point: check the model's supports, "
         "data for NaN, or give initial_params inside the support."
     )
+
+
+def _far_points(
+    finite: Callable[[Tensor], Tensor],
+    boxes: Callable[[float], Tensor],
+    prior: Callable[[int], Tensor | None] | None,
+) -> Tensor:
+    """Points of finite density by draws of the prior, or else in wide boxes; maybe none."""
+    drawn = None if prior is None else prior(PRIOR_DRAWS)
+    if drawn is not None:
+        return drawn
+    for scale in FAR_SCALES:
+        found = finite(boxes(scale))
+        if len(found):
+            break
+    return found
 
 
 # ---- the prior -----------------------------------------------------------------------------------

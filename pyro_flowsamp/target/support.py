@@ -8,6 +8,7 @@ give values outside their support a finite density, which :class:`Guard` makes z
 from __future__ import annotations
 
 from collections.abc import Collection
+from copy import copy
 from typing import Any
 
 import pyro.distributions as dist
@@ -16,6 +17,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent, Transform, biject_to, constraints
 from torch.distributions.constraints import Constraint
+from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from .batchable import Rewritten, batchable
 from .simplex import with_logarithms
@@ -56,7 +58,8 @@ def unwrapped(fn: Any) -> Any:
 def bijection(site: dict) -> Transform:
     r"""The bijection from :math:`\mathbb R^n` onto a site's support.
 
-    It is that of ``torch.distributions.biject_to``; onto a simplex the same map in log space.
+    It is that of ``torch.distributions.biject_to``; onto a simplex the same map in log space. The
+    support of a mixture is that of its components, where they have one in common.
 
     Arguments:
         site: The site's node in a trace.
@@ -69,13 +72,38 @@ def bijection(site: dict) -> Transform:
         tensor(1.)
     """
     try:
-        return with_logarithms(biject_to(site["fn"].support))
+        return with_logarithms(biject_to(_of_components(site["fn"].support)))
     except NotImplementedError as error:
         raise ValueError(
             f"site '{site['name']}': no bijection from R^n onto the support of "
             f"{site['fn']}; register one with torch.distributions.biject_to, or "
             f"re-parametrise the site over real numbers."
         ) from error
+
+
+def _of_components(support: Constraint) -> Constraint:
+    """A support in which that of a mixture is replaced by that of all of its components.
+
+    It stays where the components' supports differ, such as intervals with other bounds.
+    """
+    if isinstance(support, constraints.independent):
+        base = _of_components(support.base_constraint)
+        return constraints.independent(base, support.reinterpreted_batch_ndims)
+    if not isinstance(support, MixtureSameFamilyConstraint):
+        return support
+    one = copy(support.base_constraint)
+    inner: Any = one
+    dim = -1
+    while isinstance(inner, constraints.independent):  # bounds have the dimensions of an event
+        dim -= inner.reinterpreted_batch_ndims
+        inner.base_constraint = inner = copy(inner.base_constraint)
+    for name, bound in vars(inner).items():
+        if isinstance(bound, Tensor) and bound.dim() >= -dim:
+            first = bound.select(dim, 0)
+            if not bool((bound == first.unsqueeze(dim)).all()):
+                return support
+            setattr(inner, name, first)
+    return one
 
 
 def same_bijection(one: Transform, two: Transform, u: Tensor) -> bool:

@@ -63,8 +63,9 @@ MAY_IMPORT = {
     "interrupts": "checkpoint kernels pilot search_storage seeding smc target vectorized",
     "search": "candidates checkpoint guides interrupts kernels options phase_times pilot "
     "search_storage smc target transitions trust vectorized",
-    "verdict": "diagnostics pilot smc trust",
+    "verdict": "diagnostics pilot remedies smc trust",
     "final_run": "checkpoint convergence pilot smc stays target vectorized",
+    "remedies": "",
     "versions": "",
     "provenance": "seeding trust versions",
     "sampling": "candidates checkpoint diagnostics draw_buffer export final_run interrupts options "
@@ -73,7 +74,7 @@ MAY_IMPORT = {
     "search_precision": "candidates checkpoint search search_storage target",
     "diagnostics": "diagnostics convergence export flows guides kernels options seeding smc stays "
     "target trust weights distributed",
-    "reporting": "convergence export provenance reporting seeding versions weights",
+    "reporting": "convergence export provenance remedies reporting seeding versions weights",
     "plots": "guides history reporting train",
     "selftest": "flows guides kernels target vectorized",
     "__main__": "diagnostics reporting selftest versions",

@@ -193,6 +193,36 @@ def test_initial_points_near_starts():
     found = box.initial_points(64)
     assert_close(found[:1], box.starts[:1])
     assert len(found.unique(dim=0)) == 64 and ((found - 50).abs() < 3).all()
-    box.starts = torch.zeros(1, 2)
+    nowhere = Target.from_energy(lambda x: torch.where(x[..., 0] > 1e9, x[..., 0], torch.inf), 2)
+    nowhere.starts = torch.zeros(1, 2)
     with pytest.raises(ValueError, match="NaN or -inf at every initial point"):
-        box.initial_points(4)
+        nowhere.initial_points(4)
+
+
+def uniform_data():
+    """The density is zero but for a scale above the largest number: 15 in log coordinates."""
+    high = pyro.sample("high", dist.Pareto(1000.0, 1.0))
+    with pyro.plate("n", 2):
+        pyro.sample("y", dist.Uniform(0.0, high), obs=torch.tensor([1.2e6, 4.2e6]))
+
+
+def uniform_interval():
+    low = pyro.sample("low", dist.Normal(1000.0, 50.0))
+    width = pyro.sample("width", dist.LogNormal(3.0, 2.0))
+    with pyro.plate("n", 2):
+        pyro.sample("y", dist.Uniform(low, low + width), obs=torch.tensor([1012.0, 1018.0]))
+
+
+@pytest.mark.parametrize("model", [uniform_data, uniform_interval])
+def test_initial_points_of_data_in_their_own_units(model):
+    """Where no box near the origin has a density, the prior or wider boxes have points of one."""
+    target = Target.from_model(model)
+    found = target.initial_points(20)
+    assert found.shape == (20, target.dim) and target.log_prob(found).isfinite().all()
+    assert len(found.unique(dim=0)) > 1
+
+
+def test_nearer_boxes_come_first():
+    """Draws of the prior and wide boxes are no starts where the nearer boxes have some."""
+    target = Target.from_energy(lambda x: torch.where(x[..., 0] > 9.5, x[..., 0], torch.inf), 1)
+    assert (target.initial_points(200) <= 10).all()

@@ -154,3 +154,43 @@ def test_a_count_of_what_cannot_be():
         log_p = Target.from_model(model, counts).log_prob(torch.zeros(1, 1))
         found = log_p + 0.5 * torch.tensor(2 * torch.pi).log()
         assert_close(found[0].exp(), expected.exp())
+
+
+# ---- mixtures as latent sites -------------------------------------------------------------------
+
+WEIGHTS = dist.Categorical(torch.tensor([0.9, 0.1]))
+
+
+def of_vectors():
+    parts = dist.Normal(torch.tensor([[0.0] * 3, [9.0] * 3]), torch.tensor([[1.0] * 3, [0.1] * 3]))
+    return dist.MixtureSameFamily(WEIGHTS, parts.to_event(1))
+
+
+def of_fractions():
+    parts = dist.Beta(torch.tensor([1.0, 5.0]), 2.0)
+    return dist.MixtureSameFamily(WEIGHTS, parts).expand([3]).to_event(1)
+
+
+def of_intervals(high):
+    parts = dist.Uniform(torch.zeros(3, 2), high)
+    return dist.MixtureSameFamily(WEIGHTS.expand([3]), parts).to_event(1)
+
+
+@pytest.mark.parametrize(
+    "make", [of_vectors, of_fractions, lambda: of_intervals(torch.tensor([[2.0], [3.0], [4.0]]))]
+)
+def test_a_mixture_has_the_support_of_its_components(make, double):
+    """The target's density is that of the mixture, with the Jacobian of the components' map."""
+    target = Target.from_model(lambda: pyro.sample("x", make()))
+    u = torch.randn(5, target.dim)
+    x = target.unpack(u)["x"]
+    assert make().support.check(x).all()
+    jacobians = [torch.autograd.functional.jacobian(lambda p: target.unpack(p)["x"], p) for p in u]
+    expected = make().log_prob(x) + torch.stack(jacobians).logdet()
+    assert_close(target.log_prob(u), expected)
+
+
+def test_a_mixture_of_other_supports_is_refused():
+    """No bijection leads onto a union of intervals with other bounds."""
+    with pytest.raises(ValueError, match="'x': no bijection"):
+        Target.from_model(lambda: pyro.sample("x", of_intervals(torch.tensor([1.0, 2.0]))))

@@ -307,7 +307,7 @@ REMARKS = {
     "no finite number.",
     "LinearHMM as a latent": "Pyro gives it no density.",
     "LinearHMM as an observation": "Pyro gives it no density.",
-    "MixtureSameFamily as a latent": NO_BIJECTION,
+    "MixtureSameFamily as a latent": f"{NO_BIJECTION} `Target` takes that of the components.",
     "ProjectedNormal as a latent": f"{NO_BIJECTION} Pyro's `ProjectedNormalReparam` gives one.",
     "VonMises3D as a latent": NO_BIJECTION,
     "Wishart as a latent": NO_BIJECTION,
