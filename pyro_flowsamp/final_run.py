@@ -138,7 +138,7 @@ def _shortfall(run: VectorizedMCMC, best: Candidate, groups: Tensor) -> list[str
     bulk, tail = (found[~found.isnan()] for found in bulk_and_tail_ess(x))
     wanted = max(goal.ess, int(options.times_per_chain * run.num_chains))
     wrong = []
-    for name, found in (("bulk", bulk), ("tails", tail)):
+    for name, found in (("bulk", bulk), ("tail", tail)):
         least = float(found.min()) if len(found) else float(wanted)
         if least < wanted:
             wrong.append(f"the {name} has an effective sample size of {least:.0f}, not {wanted}")
@@ -155,7 +155,7 @@ def _shortfall(run: VectorizedMCMC, best: Candidate, groups: Tensor) -> list[str
     )  # fmt: skip
     corrected(least, run.num_samples)
     if nested > options.max_nested_r_hat:
-        wrong.append(f"chains depend on where they started: nested R-hat is {nested:.3f}")
+        wrong.append(f"chains depend on where they started: nested R-hat is {nested:.4g}")
     return wrong
 
 

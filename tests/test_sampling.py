@@ -397,7 +397,7 @@ def test_draws_that_are_never_enough(monkeypatch):
     with pytest.warns(UserWarning, match="the bulk has an effective sample size of 3, not 1280"):
         asked, data = stops(monkeypatch, lambda x: 3.0, max_doublings=2)
     assert len(asked) == 2 and data.attrs["reliable"] == 0
-    assert "the tails has" in data.attrs["problems"]
+    assert "the tail has" in data.attrs["problems"]
 
 
 def test_chains_that_depend_on_their_starts(monkeypatch):

@@ -5,7 +5,7 @@ Chains that all miss the same region agree perfectly. The checks of :mod:`.agree
 
 from __future__ import annotations
 
-from math import isinf, log, log1p
+from math import inf, isinf, log, log1p
 
 import torch
 from torch import Tensor
@@ -103,12 +103,12 @@ def _convergence(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check
     chains = len(x)
     checks = []
     if chains > 1:
-        found = rank_r_hat(x).nan_to_num(nan=1.0)
+        found = rank_r_hat(x).nan_to_num(nan=1.0, posinf=inf)
         worst, value = int(found.argmax()), float(found.max())
         each = max(options.min_ess_per_chain, options.min_ess / chains)
         most = max(options.max_r_hat, (1 + 2 / each) ** 0.5)
         ok = value <= most
-        text = f"the chains disagree: the rank R-hat of {names[worst]} is {value:.3f}"
+        text = f"the chains disagree: the rank R-hat of {names[worst]} is {value:.4g}"
         checks.append(Check("rank R-hat", value, most, ok, text, LONGER))
     checks += _nested(draws, options)
     for name, sizes in zip(("bulk", "tail"), bulk_and_tail_ess(x)):
@@ -147,7 +147,7 @@ def _nested(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check]:
         x = x[:, x.shape[1] // 2 :] if draws.starts is None else x
     value = nested_r_hat(x, groups)
     ok = value <= options.max_nested_r_hat
-    text = f"chains depend on where they started: nested R-hat is {value:.3f}"
+    text = f"chains depend on where they started: nested R-hat is {value:.4g}"
     return [Check("nested R-hat", value, options.max_nested_r_hat, ok, text, LONGER)]
 
 

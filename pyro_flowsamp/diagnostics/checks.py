@@ -22,9 +22,10 @@ IMPLIED_BY = {
 #: a part of a text that a run has reported, and the check whose failure says the same
 REPORTED_TOO = {
     "the bulk has an effective sample size": "bulk ESS",
-    "the tails has an effective sample size": "tail ESS",
+    "the tail has an effective sample size": "tail ESS",
     "chains depend on where they started": "nested R-hat",
     "chains have never moved": "chains that never moved",
+    "of states at which chains stay longest": "ESS of rare states",
 }
 
 

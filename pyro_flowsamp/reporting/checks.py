@@ -201,8 +201,8 @@ def _convergence(source: ReportSource) -> list[ReportCheck]:
         worst, bound = int(np.nanargmax(r_hat)), options.r_hat_bound(source.num_draws)
         ok = bool(r_hat[worst] <= bound)
         name = source.names[worst]
-        message = "" if ok else f"the chains disagree: R-hat of {name} is {r_hat[worst]:.3f}"
-        value, limit = f"{r_hat[worst]:.3f} ({name})", f"at most {bound:.3f}"
+        message = "" if ok else f"the chains disagree: R-hat of {name} is {r_hat[worst]:.4g}"
+        value, limit = f"{r_hat[worst]:.4g} ({name})", f"at most {bound:.3f}"
         found.append(ReportCheck("largest R-hat", value, limit, ok, message))
     for part, sizes in (("bulk", summary.ess_bulk), ("tails", summary.ess_tail)):
         if not np.isfinite(sizes).any():

@@ -284,6 +284,11 @@ def test_runs_count_whole():
     assert long_run_error(moved, 2)[0] == 0.0
 
 
+def test_chains_that_stand_still_have_an_infinite_r_hat():
+    found = checks_of(torch.arange(4.0).double()[:, None, None].expand(4, 100, 1))["rank R-hat"]
+    assert found.message == "the chains disagree: the rank R-hat of x[0] is inf"
+
+
 def test_the_bound_of_r_hat_is_that_of_the_effective_draws():
     """For four chains and 400 effective draws it is 1.01; for many it allows five draws each."""
     few, many = checks_of(independent(4, 1000)), checks_of(independent(400, 40))
