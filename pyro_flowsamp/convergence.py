@@ -117,11 +117,19 @@ def group_by_start(starts: Tensor, groups: int) -> Tensor:
     """Groups of chains that started near each other, ``(C,)``.
 
     Each chain belongs to the nearest of ``groups`` starting points that are far apart. Chains that
-    have forgotten where they started agree between groups.
+    have forgotten where they started agree between groups. Distances are those of the normal
+    quantiles of the ranks of each coordinate, equal numbers with the mean of their ranks. So scales
+    do not matter, and the groups do not become a few outliers and one group of all others, whose
+    means nested R-hat could not compare.
 
     Arguments:
-        starts: Starting points ``(C, d)``, on comparable scales.
+        starts: Starting points ``(C, d)``.
         groups: Number of groups.
+
+    References:
+        Aki Vehtari, Andrew Gelman, Daniel Simpson, Bob Carpenter and Paul-Christian Bürkner,
+        *Rank-Normalization, Folding, and Localization: An Improved R-hat for Assessing Convergence
+        of MCMC*, 2021, https://arxiv.org/abs/1903.08008
 
     Example::
 
@@ -131,7 +139,8 @@ def group_by_start(starts: Tensor, groups: int) -> Tensor:
         (True, False)
     """
     x = starts.double()
-    return torch.cdist(x, far_apart(x, groups)).argmin(-1)
+    z = _normal_quantiles(_mean_ranks(x.mT), len(x)).mT
+    return torch.cdist(z, far_apart(z, groups)).argmin(-1)
 
 
 def far_apart(x: Tensor, num: int) -> Tensor:

@@ -65,7 +65,7 @@ def finish(
             if goal.num_samples is not None:
                 run.resume(goal.num_samples, best.thin)
                 return problems
-            groups = group_by_start(_standardised(x), best.options.start_groups)
+            groups = group_by_start(x, best.options.start_groups)
             return problems + _draw_until_enough(best, max(FEWEST_DRAWS, planned // 2), groups)
     except KeyboardInterrupt:  # between two runs of chains
         return problems if run.unconstrained is not last else [*problems, BURN_IN_ENDED]
@@ -103,10 +103,6 @@ def starting_points(best: Candidate, modes: FoundModes) -> Tensor:
     x = best.run.unconstrained.flatten(0, 1)
     x = x[torch.randperm(len(x), device=x.device)]
     return x[torch.arange(best.num_chains, device=x.device) % len(x)]
-
-
-def _standardised(x: Tensor) -> Tensor:
-    return (x - x.mean(0)) / x.std(0).clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def _draw_until_enough(best: Candidate, draws: int, groups: Tensor) -> list[str]:

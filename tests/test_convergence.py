@@ -240,6 +240,34 @@ def test_groups_by_start():
     must_fail(at_random, score=lambda: 1.1 - from_their_starts(), above=0.0)
 
 
+@mutation(convergence, "group_by_start")
+def by_standardised(group_by_start, starts, groups):
+    x = (starts - starts.mean(0)) / starts.std(0)
+    return torch.cdist(x, convergence.far_apart(x, groups)).argmin(-1)
+
+
+def from_heavy_tailed_starts():
+    """Return nested R-hat of slow chains that started at draws of a Cauchy distribution."""
+    starts = torch.empty(256, 1).cauchy_().double()
+    x = 0.5 * torch.atan(starts)[:, None] + torch.randn(256, 20, 1)
+    return convergence.nested_r_hat(x, convergence.group_by_start(starts, 8))
+
+
+def test_groups_of_heavy_tailed_starts_are_no_single_points():
+    """Else all chains but a few are one group, which has no other to differ from."""
+    assert from_heavy_tailed_starts() > 1.06
+    must_fail(by_standardised, score=lambda: 1.06 - from_heavy_tailed_starts(), above=0.0)
+
+
+def test_groups_do_not_depend_on_scales():
+    starts = torch.randn(100, 3).double()
+    found = convergence.group_by_start(starts, 8)
+    scaled = convergence.group_by_start(1e9 * starts * starts.new_tensor([1.0, 1e-12, 30.0]), 8)
+    assert found.equal(scaled) and len(found.unique()) == 8
+    many = convergence.group_by_start(starts.exp() ** 3, 8)
+    assert many.equal(found)  # nor on what keeps the order
+
+
 def test_fewer_starts_than_groups():
     groups = convergence.group_by_start(torch.zeros(10, 2), 4)
     assert groups.unique().tolist() == [0]

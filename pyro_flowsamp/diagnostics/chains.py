@@ -142,8 +142,7 @@ def _nested(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check]:
         if len(x) < 2 * options.start_groups:
             return []
         points = x[:, 0] if draws.starts is None else draws.starts.double()
-        spread = points.std(0).clamp(min=torch.finfo(points.dtype).tiny)
-        groups = group_by_start(points / spread, options.start_groups)
+        groups = group_by_start(points, options.start_groups)
         x = x[:, x.shape[1] // 2 :] if draws.starts is None else x
     value = nested_r_hat(x, groups)
     ok = value <= options.max_nested_r_hat
