@@ -43,7 +43,7 @@ from .coordinates import WhitenedTarget
 from .directions import compare_directions
 from .exploration import Exploration, explore, stored_exploration
 from .found_modes import Agreement, FoundModes, particle_weights
-from .particle_mixture import particle_mixture, standard_normal
+from .particle_mixture import mixture_of_paths, particle_mixture, standard_normal
 from .particles import Particles
 from .path_modes import PathModes
 from .starts import PriorStart, StudentStart
@@ -107,12 +107,14 @@ class ModeSearch:
         if self._first_size() < options.min_particles:
             return self._so_far()
         base = self._base(start.points)
+        of_paths = mixture_of_paths(start.modes, self.coordinates, options)
         prior, num, moves = start.prior, self._first_size(), options.mcmc_steps
         while True:
             spent = self.target.evaluations
             first, second, base = self._pair(base, prior, num, moves)
             u, alone = with_modes_of_paths(self.coordinates, start.modes, (first, second), options)
-            fitted = particle_mixture(u, options, islands_of(u, (first, second), options.islands))
+            islands = islands_of(u, (first, second), options.islands)
+            fitted = particle_mixture(u, options, islands, of_paths)
             mixture = covering_all(fitted, u, self.coordinates, options)
             spent = self.target.evaluations - spent
             direction = compare_directions(first, second, options)

@@ -7,18 +7,26 @@ from torch import Tensor
 
 from ..flows.mixture_fit import Mixture, MixtureFitOptions, fit_mixture
 from ..options import ModeSearchOptions
+from .coordinates import WhitenedTarget
+from .path_modes import PathModes
 
-__all__ = ["particle_mixture", "standard_normal"]
+__all__ = ["mixture_of_paths", "particle_mixture", "standard_normal"]
+
+WEIGHT_STEPS = 20  #: steps of expectation maximisation for the weights of given components
 
 
 def particle_mixture(
-    u: Tensor, options: ModeSearchOptions, islands: Tensor | None = None
+    u: Tensor,
+    options: ModeSearchOptions,
+    islands: Tensor | None = None,
+    paths: Mixture | None = None,
 ) -> Mixture:
-    """A mixture of particles, or the standard normal where that fits better.
+    """A mixture of particles, or the paths' own Gaussians where these fit better.
 
-    In many dimensions particles are too few for a covariance, and the Gaussian that the paths have
-    found is standard normal in these coordinates. So where there are few, the mixture is fitted to
-    one half of them, and compared on the other.
+    In many dimensions particles are too few for a covariance, and even for a fit that tells modes
+    apart. Paths know both without any particle: the Gaussian that all of them have found is
+    standard normal in these coordinates, and the Gaussians of several modes are ``paths``. So where
+    particles are few, the mixture is fitted to one half of them, and all are compared on the other.
 
     Particles of an island have ancestors in common. Where moves are small they lie in small
     clusters, which are no part of the target. So whole islands are held out: particles of others do
@@ -29,6 +37,7 @@ def particle_mixture(
         options: How to fit.
         islands: The island of each particle, ``(N,)``, from 0; by default islands are made up, as
             is right for independent particles.
+        paths: The mixture of the paths' Gaussians, from :func:`mixture_of_paths`; or None.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -47,13 +56,69 @@ def particle_mixture(
     else:
         islands = islands[order]
     last = islands == islands.max()
-    if len(u) >= options.many_draws * u.shape[1]:
-        return _fitted(u, options, last)
-    one, normal = islands % 2 == 0, standard_normal(u)
-    several = int(islands.max()) > 1  # among those of one half, too
-    found = _fitted(u[one], options, islands[one] == islands[one].max() if several else None)
-    better = bool(found.log_prob(u[~one]).mean() > normal.log_prob(u[~one]).mean())
-    return _fitted(u, options, last) if better else normal
+    many = len(u) >= options.many_draws * u.shape[1]
+    if many:
+        half, fitted = ~last, _fitted(u, options, last)
+    else:
+        half = islands % 2 == 0
+        several = int(islands.max()) > 1  # among those of one half, too
+        held_out = islands[half] == islands[half].max() if several else None
+        fitted = _fitted(u[half], options, held_out)
+    normal = standard_normal(u)
+    of_paths = fitted if paths is None else _reweighted(paths, u[half])
+    best = _best_of([fitted, of_paths] if many else [fitted, normal, of_paths], u[~half])
+    if best is fitted:
+        return fitted if many else _fitted(u, options, last)
+    return normal if best is normal or paths is None else _reweighted(paths, u)
+
+
+def _best_of(mixtures: list[Mixture], u: Tensor) -> Mixture:
+    """The first of those that predict points best."""
+    return max(mixtures, key=lambda mixture: float(mixture.log_prob(u).mean()))
+
+
+def mixture_of_paths(
+    modes: PathModes | None, coordinates: WhitenedTarget, options: ModeSearchOptions
+) -> Mixture | None:
+    """The Gaussians of the modes that paths have found, weighted by the masses that they cover.
+
+    Arguments:
+        modes: The modes of the paths, or None.
+        coordinates: The coordinates of the mixture.
+        options: When two paths have found the same mode, and the largest number of components.
+
+    Returns:
+        The mixture; None where there are no such modes, and for targets with angles, at which a
+        Gaussian of a path does not end.
+
+    Example:
+        >>> from pyro_flowsamp import Target
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> whitened = WhitenedTarget(target, torch.zeros(1), 2 * torch.eye(1))
+        >>> eye = torch.eye(1).double().expand(3, 1, 1)
+        >>> loc = torch.tensor([[0.0], [20.0], [20.1]]).double()  # two paths end at 20
+        >>> modes = PathModes(loc, eye, torch.tensor([0.3, 0.6, 0.1]).log(), loc[:, None])
+        >>> mixture = mixture_of_paths(modes, whitened, ModeSearchOptions())
+        >>> mixture.locs.tolist(), mixture.log_weights.exp()
+        ([[10.0], [0.0]], tensor([0.6667, 0.3333]))
+    """
+    if modes is None or not len(modes.loc) or bool(coordinates.angles.any()):
+        return None
+    found = modes.distinct(coordinates.target, options.near_deviations)
+    found = found.some(slice(options.max_components))
+    scale_tril = torch.linalg.solve_triangular(
+        coordinates.scale_tril, found.scale_tril, upper=False
+    )
+    return Mixture(found.log_mass.log_softmax(0), coordinates.to_u(found.loc), scale_tril)
+
+
+def _reweighted(mixture: Mixture, u: Tensor) -> Mixture:
+    """The mixture with the weights at which points are most likely, beside its own Gaussians."""
+    density = mixture.joint_log_prob(u) - mixture.log_weights
+    log_weights = mixture.log_weights
+    for _ in range(WEIGHT_STEPS):
+        log_weights = (density + log_weights).log_softmax(-1).logsumexp(0).log_softmax(0)
+    return mixture._replace(log_weights=log_weights)
 
 
 def standard_normal(u: Tensor) -> Mixture:

@@ -56,9 +56,12 @@ class PathModes(NamedTuple):
         in many dimensions: in 50, points of a mode ten standard deviations away are at about 150.
         """
         dim = self.loc.shape[1]
+        return self._square_distances(x, target) <= dim + deviations * (2 * dim) ** 0.5
+
+    def _square_distances(self, x: Tensor, target: Target) -> Tensor:
+        """Of points ``(N, d)`` from the means, in standard deviations, ``(K, N)``."""
         away = target.wrap(x.double() - self.loc[:, None]).mT
-        square = torch.linalg.solve_triangular(self.scale_tril, away, upper=False).square().sum(1)
-        return square <= dim + deviations * (2 * dim) ** 0.5
+        return torch.linalg.solve_triangular(self.scale_tril, away, upper=False).square().sum(1)
 
     def some(self, index: Tensor) -> PathModes:
         """Those of a mask, or of indices."""
@@ -85,9 +88,22 @@ class PathModes(NamedTuple):
             (near < options.lost_share * expected) & (expected >= options.min_expected)
         )
         found = self.some((share >= options.least_mode) & lost)
-        found = found.some(found.log_mass.argsort(descending=True))
-        same = found.near(found.loc, target, options.near_deviations)
-        return found.some(~same.triu(1).any(0))
+        return found.distinct(target, options.near_deviations)
+
+    def distinct(self, target: Target, deviations: float) -> PathModes:
+        r"""Those that are near no other of larger mass, the largest first.
+
+        Draws around a mean at the squared distance s have that of :math:`d + s` on average. So s is
+        at most :math:`c \sqrt{2d}`, where such draws are near on average, see :meth:`near`.
+
+        Arguments:
+            target: The target.
+            deviations: The number c.
+        """
+        ordered = self.some(self.log_mass.argsort(descending=True))
+        most = deviations * (2 * self.loc.shape[1]) ** 0.5
+        same = ordered._square_distances(ordered.loc, target) <= most
+        return ordered.some(~same.triu(1).any(0))
 
 
 def path_modes(
