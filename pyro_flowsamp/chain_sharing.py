@@ -50,6 +50,12 @@ def shared_out(kernel: FlowKernel, num_chains: int) -> FlowKernel | ChainBlocks:
     Arguments:
         kernel: The kernel, set up and with a frozen flow.
         num_chains: The number of chains.
+
+    Example:
+        >>> from pyro_flowsamp import IMH
+        >>> kernel = IMH(Target.from_energy(lambda x: x.square().sum(-1), 2))
+        >>> shared_out(kernel, 4) is kernel  # without workers
+        True
     """
     group = current_workers()
     if group is None:

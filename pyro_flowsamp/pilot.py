@@ -216,12 +216,26 @@ class Candidate(NamedTuple):
 
 
 def pilot_chains(kernel: FlowKernel, options: SearchOptions) -> int:
-    """The number of chains of a pilot run."""
+    """The number of chains of a pilot run.
+
+    Example:
+        >>> from pyro_flowsamp import LatentMALA
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 2)
+        >>> options = SearchOptions(pilot_chains=200, local_pilot_chains=20)
+        >>> pilot_chains(IMH(target), options), pilot_chains(LatentMALA(target), options)
+        (200, 20)
+    """
     return options.pilot_chains if isinstance(kernel, IMH) else options.local_pilot_chains
 
 
 def evaluations_per_step(kernel: FlowKernel, options: SearchOptions) -> float:
-    """Target gradients of a step in a pilot run, for each chain; a density counts as a third."""
+    """Target gradients of a step in a pilot run, for each chain; a density counts as a third.
+
+    Example:
+        >>> kernel = IMH(Target.from_energy(lambda x: x.square().sum(-1), 2))
+        >>> round(evaluations_per_step(kernel, SearchOptions()), 3)
+        0.333
+    """
     return 1 / 3 if isinstance(kernel, IMH) else options.expected_leapfrogs
 
 
@@ -235,6 +249,13 @@ def new_pilot(
         target: Its target.
         starts: Starting points of the chains, ``(C, d)``.
         warmup_steps: The length of its warm-up.
+
+    Example:
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 2)
+        >>> import torch
+        >>> run = new_pilot(IMH(target), target, torch.zeros(8, 2), warmup_steps=10)
+        >>> run.num_chains, run.warmup_steps
+        (8, 10)
     """
     run = VectorizedMCMC(
         kernel,

@@ -315,7 +315,12 @@ def check_of_pilot(
 
 
 def draws_to_train_on(particles: Tensor, best: Candidate | None) -> Tensor:
-    """Particles, and as many draws of the best chains so far."""
+    """Particles, and as many draws of the best chains so far.
+
+    Example:
+        >>> draws_to_train_on(torch.zeros(5, 2), None).shape
+        torch.Size([5, 2])
+    """
     if best is None:
         return particles
     chains = best.run.unconstrained.flatten(0, 1)
@@ -331,7 +336,14 @@ def _no_kernel(failure: Exception | None) -> RuntimeError:
 
 
 def warn_of_growth(name: str, growth: float) -> None:
-    """Warns that the posterior may be improper, since chains spread without bound."""
+    """Warns that the posterior may be improper, since chains spread without bound.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True, action="always") as told:
+        ...     warn_of_growth("MALA", 30.0)
+        >>> str(told[0].message)[:42]
+        'chains of MALA spread without bound: their'
+    """
     warnings.warn(
         f"chains of {name} spread without bound: their interquartile range is {growth:.2g} "
         f"times that of the particles that they started at, and the density falls too slowly "

@@ -78,6 +78,12 @@ def stored_check(kernel: StoredKernel, check: Callable[[], Any]) -> Any:
     Arguments:
         kernel: The kernel.
         check: Makes the result, of tensors, numbers and strings.
+
+    Example:
+        >>> from pyro_flowsamp import IMH
+        >>> kernel = IMH(Target.from_energy(lambda x: x.square().sum(-1), 2))
+        >>> stored_check(kernel, lambda: "no problem")  # outside a checkpoint it is made anew
+        'no problem'
     """
     with entered(None, "check") as scope:
         with scope.restoring("found") as stored:
@@ -101,6 +107,10 @@ def interruptible(kind: str, go_on: Callable[[], bool]) -> Iterator[None]:
 
     Raises:
         KeyboardInterrupt: It was interrupted, now or when it was stored.
+
+    Example:
+        >>> with interruptible("training", lambda: True):
+        ...     loss = 0.5  # nothing is stored where it is not interrupted
     """
     with entered(None, kind) as scope:
         with scope.restoring("interrupted") as before:

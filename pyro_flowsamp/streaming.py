@@ -24,7 +24,13 @@ BLOCK_NUMBERS = 4_000_000  #: of draws that are computed with at a time, where a
 
 
 class Empty(Protocol):
-    """A function that makes a tensor of a shape and type, with any numbers."""
+    """A function that makes a tensor of a shape and type, with any numbers.
+
+    Example:
+        >>> make: Empty = in_memory
+        >>> make((2, 3), torch.zeros(1)).shape
+        torch.Size([2, 3])
+    """
 
     def __call__(self, shape: tuple[int, ...], like: Tensor) -> Tensor: ...
 

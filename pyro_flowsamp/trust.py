@@ -154,6 +154,11 @@ class FlowDraws(NamedTuple):
     Attributes:
         x: The draws, ``(N, d)``.
         log_p, log_q: Their log densities under the target and the flow, ``(N,)``, in float64.
+
+    Example:
+        >>> draws = FlowDraws(torch.zeros(2, 1), torch.tensor([1.0, 2.0]), torch.tensor([0.5, 2.0]))
+        >>> draws.log_weights.tolist(), len(draws.first(1).x)
+        ([0.5, 0.0], 1)
     """
 
     x: Tensor
@@ -181,7 +186,15 @@ class FlowDraws(NamedTuple):
 
 @torch.no_grad()
 def draws_of_flow(proposal: Proposal, target: Target, num: int) -> FlowDraws:
-    """So many fresh draws of a flow, with their densities."""
+    """So many fresh draws of a flow, with their densities.
+
+    Example:
+        >>> from pyro_flowsamp.flows.recipes import gaussian
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        >>> draws = draws_of_flow(Proposal(gaussian(2)), target, 5)
+        >>> draws.x.shape, draws.log_weights.dtype
+        (torch.Size([5, 2]), torch.float64)
+    """
     x, log_q = proposal.sample_and_log_prob(num)
     return FlowDraws(x, target.log_prob(x).double(), log_q.double())
 

@@ -68,6 +68,13 @@ def warn_of_rejections(
         least: The share of accepted proposals below which all chains together hardly move.
         proposals: The number of proposals from which on this is told.
         options: Where single chains that never move are told.
+
+    Example:
+        >>> accepted = torch.zeros(2, 50, dtype=torch.bool)
+        >>> with warnings.catch_warnings(record=True, action="always") as told:
+        ...     warn_of_rejections({"accepted": accepted}, 0.01, 100, StillChainOptions())
+        >>> str(told[0].message)[:42]
+        'only 0.00% of the proposals were accepted,'
     """
     accepted = found["accepted"]
     rate = float(accepted.count_nonzero()) / max(1, accepted.numel())

@@ -98,7 +98,13 @@ def search_checks(
 
 
 def unseen_check(unseen: float, options: DiagnosisOptions, decides: bool = True) -> Check:
-    """The mass that one of two searches has found alone; an alarm where it decides."""
+    """The mass that one of two searches has found alone; an alarm where it decides.
+
+    Example:
+        >>> check = unseen_check(0.4, DiagnosisOptions())
+        >>> check.ok, unseen_check(0.4, DiagnosisOptions(), decides=False).ok
+        (False, True)
+    """
     ok = unseen <= options.max_unseen or not decides
     bound = options.max_unseen if decides else float("nan")
     text = unseen_problem(unseen)

@@ -152,7 +152,14 @@ class AffineMap(Map):
 
 
 class CouplingLayer(Protocol):
-    """The attributes and methods of its layer that a coupling map uses."""
+    """The attributes and methods of its layer that a coupling map uses.
+
+    Example:
+        >>> from pyro_flowsamp.flows.recipes import coupling
+        >>> layer: CouplingLayer = coupling(2, transforms=1).couplings[0]
+        >>> sum(layer.order.shape) + sum(layer.back.shape)  # permutations of two coordinates
+        4
+    """
 
     order: Tensor
     back: Tensor

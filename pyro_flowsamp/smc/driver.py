@@ -27,7 +27,15 @@ GAIN = 0.5  #: change of a log step size for each unit by which the acceptance i
 
 
 class Pushes(Protocol):
-    """A map of particles; its inverse is used only where some particles stay behind."""
+    """A map of particles; its inverse is used only where some particles stay behind.
+
+    Example:
+        >>> from pyro_flowsamp.flows.transforms import AffineMap
+        >>> two = torch.tensor([2.0])
+        >>> doubled: Pushes = AffineMap(torch.zeros(1), two, two.log().sum(), None)
+        >>> doubled.pull(doubled.push(torch.ones(3, 1))[0])[0].flatten().tolist()
+        [1.0, 1.0, 1.0]
+    """
 
     def push(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
 
