@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -50,10 +50,16 @@ class ChainStorage:
     Arguments:
         scope: The place; one that stores nothing will do.
         kernel: The kernel, after its ``setup``.
+
+    Attributes:
+        blocks: The blocks of chains that are shared out to workers,
+            :class:`~pyro_flowsamp.chain_blocks.ChainBlocks`; None where they are not. They are
+            stored where their draws end, and not before.
     """
 
     def __init__(self, scope: Scope, kernel: FlowKernel) -> None:
         self.scope, self.kernel = scope, kernel
+        self.blocks: Any = None
         self._blocks = self._stored = 0
         scope.watch(kernel.target)
 
@@ -97,8 +103,10 @@ class ChainStorage:
                     "or give another folder"
                 )
             self.kernel.load_state_dict(found["kernel"])
-            self._blocks = found["blocks"]
-            yield found["position"]
+            self._blocks, position = found["blocks"], found["position"]
+            if self.blocks is not None:
+                position.state = self.blocks.restored(position.state)
+            yield position
 
     @cached_property
     def _flow(self) -> str:
@@ -114,7 +122,11 @@ class ChainStorage:
     def load_draws(self, buffer: DrawBuffer) -> None:
         """Fills a buffer with the draws that are stored."""
         for block in range(self._blocks):
-            buffer.extend(**self.scope.read(f"draws-{block}"))
+            found = self.scope.read(f"draws-{block}")
+            if self.blocks is not None:
+                rows = self.blocks.rows
+                found = {"x": found["x"][:, rows], "found": _columns(found["found"], rows)}
+            buffer.extend(**found)
         self._stored = buffer.count
 
     def after(self, steps: int, position: ChainPosition, buffer: DrawBuffer | None = None) -> None:
@@ -123,6 +135,8 @@ class ChainStorage:
         Raises:
             CheckpointError: The disk is full, or the folder cannot be written to.
         """
+        if self.blocks is not None:
+            return
         due = self.scope.due(steps)
         if buffer is not None and self.scope.stores:
             due = due or buffer.bytes_since(self._stored) >= BLOCK_BYTES
@@ -139,9 +153,21 @@ class ChainStorage:
         if not self.scope.stores:
             return
         values: dict[str, Any] = {}
+        shared = self.blocks
+        if shared is not None:
+            shared.add_up_counts()
+            position = replace(position, state=shared.stored(position.state))
         blocks, stored = self._blocks, self._stored
         if buffer is not None and buffer.count > stored:
-            values[f"draws-{blocks}"] = buffer.since(stored)
+            draws = buffer.since(stored)
+            if shared is not None:
+                found = {name: shared.of_all(value.mT).mT for name, value in draws["found"].items()}
+                x = shared.of_all(draws["x"].transpose(0, 1)).transpose(0, 1)
+                draws = {
+                    "x": x.contiguous(),
+                    "found": {k: v.contiguous() for k, v in found.items()},
+                }
+            values[f"draws-{blocks}"] = draws
             blocks, stored = blocks + 1, buffer.count
         values["state"] = {
             "position": position,
@@ -151,3 +177,8 @@ class ChainStorage:
         }
         self.scope.write(values, position.phase)
         self._blocks, self._stored = blocks, stored
+
+
+def _columns(values: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """Values ``(n, C)`` of some chains."""
+    return {name: value[:, rows] for name, value in values.items()}

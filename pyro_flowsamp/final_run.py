@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .checkpoint.folder import CheckpointError
 from .convergence import bulk_and_tail_ess, group_by_start, nested_r_hat
+from .distributed import of_first, splitting_workers
 from .pilot import Candidate
 from .progress import corrected, stage
 from .smc.found_modes import FoundModes
@@ -72,7 +73,7 @@ def finish(
     except CheckpointError:
         raise
     except Exception as error:
-        if run.unconstrained is last:  # there are no draws yet
+        if run.unconstrained is last or splitting_workers() is not None:  # no draws yet, or not all
             raise
         kind = type(error).__name__
         return [*problems, f"the density raised {kind} ({error}), and the draws end there"]
@@ -119,7 +120,8 @@ def _draw_until_enough(best: Candidate, draws: int, groups: Tensor) -> list[str]
         wrong = _shortfall(run, best, groups)
         if not wrong or not best.reliable and run.num_samples >= options.unreliable_draws:
             return wrong
-        if best.goal.deadline is not None and perf_counter() > best.goal.deadline:
+        deadline = best.goal.deadline
+        if deadline is not None and of_first(perf_counter() - deadline) > 0:
             return [*wrong, "max_seconds are over"]
         if left:
             run.resume(run.num_samples, best.thin, append=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .checkpoint.scope import deactivated
 from .convergence import ess_per_draw, never_accepted_fraction
+from .distributed import check_alike, of_first
 from .kernels.base import FlowKernel
 from .kernels.imh import IMH
 from .options import SearchOptions
@@ -326,6 +327,8 @@ def run_pilot(
         slow = candidate.at_least >= work or run.num_samples >= options.max_pilot_steps
         costly = target.evaluations - before >= options.max_pilot_evaluations
         if candidate.enough_ess or slow or costly:
+            known = run.unconstrained, step, candidate.ess_per_draw, target.evaluations
+            check_alike(f"the pilot run of {name}", known)
             return candidate
         run.resume(2 * run.num_samples)
     raise KeyboardInterrupt
@@ -365,8 +368,8 @@ def check_time(target: Target, options: SearchOptions, seconds: float) -> None:
     searches = 2 * options.least_share * modes.first_evaluations
     evaluations = options.least_per_path * modes.paths + searches
     each = work.of(modes.particles) / modes.particles
-    needed = evaluations * each * min(times) / work.of(count)
-    if needed > seconds:
+    needed = of_first(evaluations * each * min(times) / work.of(count))
+    if needed > of_first(seconds):
         raise ValueError(
             f"max_seconds leaves {seconds:.3g} s, and the search for modes takes about "
             f"{needed:.2g} s at least: {evaluations:.2g} evaluations of the density and its "
@@ -381,8 +384,8 @@ def _counted(run: VectorizedMCMC, options: SearchOptions) -> StepWork:
         raise KeyboardInterrupt
     steps = options.counted_steps
     if isinstance(run.kernel, IMH):  # its proposals are evaluated ahead, for many steps at once
-        steps = max(steps, run.kernel.lookahead // run.num_chains)
-    with deactivated(), WorkCounter() as counter:  # a step that is read from a file is no work
+        steps = max(steps, run.kernel.lookahead // run.chains_per_batch)
+    with deactivated(), run.counting() as counter:  # a step that is read from a file is no work
         run.resume(steps)
     if run.interrupted:  # the next call would forget it
         raise KeyboardInterrupt

@@ -40,7 +40,14 @@ from .checkpoint.options import Location
 from .checkpoint.scope import entered
 from .diagnostics.checks import Diagnosis
 from .diagnostics.searches import best_evidence
-from .distributed import is_hidden, refuse_with_workers, refuse_workers
+from .distributed import (
+    check_alike,
+    common_seed,
+    is_hidden,
+    refuse_with_workers,
+    replicated,
+    splitting_workers,
+)
 from .draw_buffer import given_points
 from .export import check_groups, check_names, to_arviz
 from .final_run import finish
@@ -150,7 +157,8 @@ def sample(
             :func:`~pyro_flowsamp.to_arviz`. A dimension inside a plate has the plate's name.
         checkpoint: A folder, or :class:`~pyro_flowsamp.CheckpointOptions`, where the search, the
             trainings and the draws are stored. After an end of the process the same call goes on
-            from there, and has the same draws; not with ``max_seconds``, which is the clock's.
+            from there, and has the same draws; not with ``max_seconds``, which is the clock's. With
+            workers rank 0 stores them, and other numbers of workers can go on.
 
     Returns:
         An ArviZ object, ``InferenceData`` or (ArviZ 1.x) ``DataTree``, with the dimensions chain
@@ -189,9 +197,10 @@ def sample(
             ``num_samples`` are given; a :class:`~pyro_flowsamp.Target` is given arguments, or is at
             several contexts; ``dims`` or ``coords`` do not suit the sites; ``guide`` is not
             trained, or its sites are not those of the model; the search cannot be done in
-            ``max_seconds``; there are :func:`~pyro_flowsamp.workers` that share out chains, or any,
-            and ``checkpoint`` or ``max_seconds`` is given.
-        RuntimeError: No kernel runs on the posterior; the cause is the last one's error.
+            ``max_seconds``; there are :func:`~pyro_flowsamp.workers`, and they differ, or share out
+            rows and ``checkpoint`` or ``max_seconds`` is given.
+        RuntimeError: No kernel runs on the posterior; the cause is the last one's error. Or a
+            kernel has failed on one of several workers.
         KeyboardInterrupt: Ctrl-C came before there was any point, or a second one before the end of
             the first pilot run.
 
@@ -248,9 +257,9 @@ def sample(
         raise ValueError("candidates name 'guide', and there is none: give guide=..., or leave it")
     goal = _goal(ess, num_samples, num_chains, search)._replace(deadline=_deadline(max_seconds))
     check_compile(compile)
-    refuse_workers("sample()", "use VectorizedMCMC with a kernel and a guide")
-    refuse_with_workers("checkpoint", checkpoint)
-    refuse_with_workers("max_seconds", max_seconds)
+    if splitting_workers() is None:  # else rank 0 writes, and has the clock
+        refuse_with_workers("checkpoint", checkpoint)
+        refuse_with_workers("max_seconds", max_seconds)
     progress = not is_hidden(not progress)
     target = as_target(model, *args, **kwargs)
     if target is not model or compile != "auto":
@@ -265,9 +274,11 @@ def sample(
     check_groups(groups)
     if not target.has_observations:
         warnings.warn("nothing is observed: the draws are of the model's prior", stacklevel=2)
-    with public_call(), seeded(seed), entered(checkpoint, "sample") as scope:
+    seed, stored = common_seed(seed), entered(checkpoint, "sample")
+    with public_call(), seeded(seed), replicated("sample()", target), stored as scope:
         with nothing_yet():
             points = given_points(target, initial_params, start)
+            check_alike("a call of sample()", seed, goal._replace(deadline=None), points)
             if goal.deadline is not None:
                 check_time(target, search, goal.deadline - perf_counter())
             given = None if guide is None else given_guide(guide, model, target, args, kwargs)
@@ -284,6 +295,7 @@ def sample(
             with sampler.timed("sampling"):
                 before = sampler.evaluations_before
                 problems += finish(best, sampler.target, sampler.modes, progress, before)
+        check_alike("the draws", best.run.unconstrained, best.run.statistics, problems)
         found = judged(best, sampler.modes, fresh, problems + sampler.problems)
         export = partial(to_arviz, best.run, dims=dims, coords=coords)
         try:

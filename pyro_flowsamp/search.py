@@ -19,6 +19,7 @@ from .candidates import (
     train_guide,
 )
 from .checkpoint.folder import CheckpointError
+from .distributed import splitting_workers
 from .guides.auto_flow import AutoFlow
 from .interrupts import InterruptibleSearch, modes_problem, modes_so_far
 from .kernels.base import FlowKernel
@@ -214,13 +215,8 @@ class SamplerSearch(InterruptibleSearch):
         return min(best or candidate, candidate, key=lambda found: found.sort_key)
 
     def _leave_out(self, name: str, error: Exception) -> None:
-        """Goes on without a candidate that has failed, and says so.
-
-        Raises:
-            CheckpointError: It is this error, which ends the search.
-        """
-        if isinstance(error, CheckpointError):
-            raise error
+        """Goes on without a candidate that has failed, unless the search ends, and says so."""
+        _raise_if_it_ends(error, name)
         self._failure = error
         text = str(error) or type(error).__name__
         self.compared.append(f"{name}: left out: {text}")
@@ -280,6 +276,20 @@ class SamplerSearch(InterruptibleSearch):
             guide = None
         self._searched += (self.evaluations - before) * self._work_per_evaluation
         return guide
+
+
+def _raise_if_it_ends(error: Exception, name: str) -> None:
+    """Raises an error of a candidate that ends the search.
+
+    Raises:
+        CheckpointError: It is this error.
+        Exception: There are workers, which all end with the error of one.
+    """
+    if splitting_workers() is not None:
+        error.add_note(f"this was {name}, which exclude=[...] leaves out: it ends all workers")
+        raise error
+    if isinstance(error, CheckpointError):
+        raise error
 
 
 def _work_of(target: Target, x: Tensor) -> float:

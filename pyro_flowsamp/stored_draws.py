@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .chain_draws import ChainDraws
+from .chain_parts import is_of_parts, joined_parts
 from .chain_storage import ChainPosition
 from .checkpoint.description import describe_target, differences
 from .checkpoint.folder import CheckpointError, CheckpointFolder
@@ -27,6 +28,9 @@ COMPARED = ("sites", "dtype", "data", "log density")
 
 class StoredDraws(ChainDraws):
     """The draws that are stored in a folder, by a run that has ended, however it has.
+
+    The folder is that of a checkpoint, or of the parts that several workers have written by
+    :meth:`VectorizedMCMC.write_part <pyro_flowsamp.VectorizedMCMC.write_part>`.
 
     They are read block by block into files without names in the same folder, see
     :class:`~pyro_flowsamp.CheckpointOptions`, so that they need not fit into memory. Use it with
@@ -73,6 +77,9 @@ class StoredDraws(ChainDraws):
             if not path.is_dir():
                 raise CheckpointError(f"there is no folder {path}: give that of a checkpoint")
             self._empty = InFiles(path)
+            if is_of_parts(path):
+                self._join(path, describe_target(self.target, args, kwargs))
+                return
             opened = CheckpointFolder(path)
             try:
                 self._read(opened, describe_target(self.target, args, kwargs))
@@ -94,11 +101,7 @@ class StoredDraws(ChainDraws):
             )
         stored = described.get("run/", {})
         now = {name: target[name] for name in COMPARED}
-        if other := differences({name: stored.get(name) for name in COMPARED}, now):
-            raise CheckpointError(
-                f"the draws in {folder.path} are of another model: {'; '.join(other)}. Give the "
-                f"model and the data of the run"
-            )
+        _check_model({name: stored.get(name) for name in COMPARED}, now, folder.path)
         assert self.target is not None
         kept = KeptSites(self.target, stored.get("save_params"))
         x, found = torch.empty(0), dict[str, Tensor]()
@@ -117,6 +120,20 @@ class StoredDraws(ChainDraws):
         self.starts, self.step_size = position.starts, last["kernel"].get("step_size")
         self._samples = kept.unpack(x, self._empty)
 
+    def _join(self, path: Path, target: dict[str, Any]) -> None:
+        """Reads the parts of several workers."""
+        found = joined_parts(path, self._empty)
+        stored, facts = found.facts["target"], found.facts
+        then, now = ({name: known[name] for name in COMPARED} for known in (stored, target))
+        _check_model(then, now, path)
+        assert self.target is not None
+        kept = KeptSites(self.target, facts["save_params"])
+        self.unconstrained, self.statistics, self.starts = found[:3]
+        self.num_chains, self.num_samples = self.unconstrained.shape[:2]
+        self.thin, step_size = facts["thin"], facts["step_size"]
+        self.step_size = None if step_size is None else self.starts.new_tensor(step_size)
+        self._samples = kept.unpack(self.unconstrained, self._empty)
+
     def _draws_at(
         self,
         folder: CheckpointFolder,
@@ -130,6 +147,15 @@ class StoredDraws(ChainDraws):
         for block in range(state["blocks"]):
             buffer.extend(**folder.read(f"{place}draws-{block}")["value"])
         return buffer.by_chain()
+
+
+def _check_model(stored: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Raises a CheckpointError unless draws are of a model."""
+    if other := differences(stored, now):
+        raise CheckpointError(
+            f"the draws in {path} are of another model: {'; '.join(other)}. Give the model and the "
+            f"data of the run"
+        )
 
 
 def _resumed(described: dict[str, Any]) -> list[str]:

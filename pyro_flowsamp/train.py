@@ -23,7 +23,7 @@ from torch.optim.adam import adam
 
 from . import progress
 from .checkpoint.scope import entered
-from .distributed import SharedTraining, is_hidden, refuse_with_workers, shared_training
+from .distributed import SharedTraining, is_hidden, shared_training
 from .history import History
 from .options import FitOptions
 from .plateau import VERDICTS, Plateau
@@ -268,7 +268,6 @@ def fit(
     start, silent = time.perf_counter(), is_hidden(not options.progress)
     training = _Training(parameters, options, others or ())
     stepper = training.stepper
-    refuse_with_workers("FitOptions.checkpoint", options.checkpoint)
     stepper.shared = shared_training(stepper.parameters, shared)
     own = nullcontext if stepper.shared is None else stepper.shared.random_numbers
     with (

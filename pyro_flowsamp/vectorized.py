@@ -13,20 +13,22 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from .chain_blocks import ChainBlocks
 from .chain_loop import draw, warm_up
 from .chain_sharing import (
-    ChainSteps,
     SharedRun,
     agree_on_draws,
+    all_points,
+    blocks_of,
     check_still_shared_out,
+    draws_here,
+    sends_draws,
     shared_out,
     statistics_of_all,
 )
 from .chain_storage import ChainPosition, ChainStorage
 from .checkpoint.options import Location, as_checkpoint_options
 from .checkpoint.scope import Scope, entered
-from .distributed import guarded, is_hidden, number_here, refuse_with_workers
+from .distributed import guarded, is_hidden, number_here
 from .draw_buffer import DrawBuffer, KeptSites, check_memory, joined, starting_values
 from .kernels.base import FlowKernel
 from .kernels.statistics import StillChainOptions, warn_of_still_chains
@@ -88,14 +90,6 @@ def warn_of_rejections(
         )
     elif least > 0:
         warn_of_still_chains(found, options)
-
-
-def _points(steps: ChainSteps, params: Values | None, state: Any) -> Tensor:
-    """The starting points ``(C, d)``; those given, since passing through a flow rounds them."""
-    if params is None:
-        return state.x
-    x = steps.target.pack_unconstrained(params).reshape(-1, state.x.shape[-1])
-    return x[steps.rows] if isinstance(steps, ChainBlocks) else x
 
 
 def _counts(num: int, chains: int, thin: int, names: Any) -> dict[str, Any]:
@@ -224,7 +218,6 @@ class VectorizedMCMC(SharedRun):
             RuntimeError: The guide is untrained and there is no warm-up; or see the kernel.
         """
         kernel = self.kernel
-        refuse_with_workers("checkpoint", self.checkpoint)
         with public_call(), guarded(), entered(self.checkpoint, "run") as scope:
             starts = starting_values(self.initial_params, self._asked[1])
             try:
@@ -252,10 +245,11 @@ class VectorizedMCMC(SharedRun):
         kernel.prepare(self.warmup_steps, progress=not self.disable_progbar)
         seconds = {"training": perf_counter() - clock}
         steps = shared_out(kernel, chains)
+        storage.blocks = blocks_of(steps)
         with storage.restoring() as found:
             if found is None:
                 state = steps.start(chains, starts)
-                found = ChainPosition(state, _points(steps, starts, state), seconds=seconds)
+                found = ChainPosition(state, all_points(steps, starts, state), seconds=seconds)
         warm_up(steps, found, self.warmup_steps, storage, is_hidden(self.disable_progbar))
         made = {"target": kernel.target, "_proposal": kernel.proposal, "_kept": kept}
         made |= {"_args": args, "_kwargs": kwargs, "_resumed": 0, "_steps": steps}
@@ -304,10 +298,10 @@ class VectorizedMCMC(SharedRun):
             )
         kind = f"resume-{self._resumed + 1}"
         check_still_shared_out(self._steps)
-        refuse_with_workers("checkpoint", self.checkpoint)
         unchecked = pyro.validation_enabled(False)
         with public_call(), guarded(), entered(self.checkpoint, kind) as scope, unchecked:
             storage = ChainStorage(scope, self.kernel)
+            storage.blocks = blocks_of(self._steps)
             counts = {"num_samples": num_samples, "thin": thin, "append": append}
             storage.describe((), {}, **counts, starts=initial_params)
             with storage.restoring() as found:
@@ -316,7 +310,7 @@ class VectorizedMCMC(SharedRun):
                     found = ChainPosition(self._state, self.starts, "sampling", 0, seconds)
                     if initial_params is not None:
                         found.state = self._steps.state_at(initial_params)
-                        found.starts = _points(self._steps, initial_params, found.state)
+                        found.starts = all_points(self._steps, initial_params, found.state)
             made = {"_kept": self._kept, "_resumed": self._resumed + 1, "_steps": self._steps}
             self._draw(found, num_samples, thin, storage, made, append)
 
@@ -339,7 +333,7 @@ class VectorizedMCMC(SharedRun):
             interrupted = True
             warnings.warn(f"interrupted: {buffer.count} of {num} draws kept", stacklevel=3)
         except Exception as error:
-            if buffer.count:
+            if buffer.count and not sends_draws(made["_steps"]):
                 kept()
                 error.add_note(_how_to_go_on(buffer.count, num, thin))
             raise
@@ -358,7 +352,7 @@ class VectorizedMCMC(SharedRun):
         """Puts the draws of a buffer in the place of the old ones, or after them."""
         if not buffer.count and self._samples is not None:
             return
-        x, found = buffer.by_chain()
+        x, found = draws_here(made["_steps"], *buffer.by_chain())
         if append:
             x = joined(self.unconstrained, x, made["_empty"])
             found = {k: joined(self.statistics[k], v, made["_empty"]) for k, v in found.items()}

@@ -10,7 +10,7 @@ import pyro
 import pytest
 import torch
 from support.marks import slow
-from support.models import QUICK, conjugate, conjugate_data, conjugate_guide
+from support.models import conjugate, conjugate_data, conjugate_guide
 from support.mutations import broken, must_fail, mutation
 from support.statistics import z_score
 from support.workers import run_workers
@@ -23,6 +23,7 @@ from pyro_flowsamp import (
     LocalGlobalHMC,
     Target,
     VectorizedMCMC,
+    WorkersOptions,
     chain_blocks,
     chain_loop,
     to_arviz,
@@ -126,9 +127,39 @@ def drawn(group, guide, name):
 
 @pytest.mark.parametrize("name", ["mala", "adapted"])
 def test_draws_send_nothing(guide, name):
-    for draws, every in run_workers(2, drawn, guide, name):
+    for draws, every in run_workers(2, drawn, guide, name, gather_first=8):
         assert draws == 0
-        assert 20 <= every < 30  # one for each step of warm-up
+        assert 8 + 3 <= every < 20  # after each of 8 steps of warm-up, and every four of 12 more
+
+
+def relative_step_size(kernel=LatentMALA):
+    """The step size by reports of four steps at once, in units of that by one of each step."""
+    found = []
+    for gather_every in (1, 4):
+        pyro.set_rng_seed(1)
+        target = Target.from_energy(lambda x: 0.5 * (x / 2).square().sum(-1), 2)
+        guide = AutoFlow(target, flow="gaussian")
+        guide.target_for()
+        guide.trained = True
+        with workers(options=WorkersOptions(gather_first=0, gather_every=gather_every)):
+            run = VectorizedMCMC(kernel(guide=guide), 1, 100, 256, disable_progbar=True)
+            run.min_acceptance = 0.0
+            run.run()
+        found.append(float(run.step_size))
+    return found[1] / found[0]
+
+
+def test_reports_of_several_steps_make_one_update():
+    assert abs(relative_step_size() - 1) < 0.15
+
+
+def test_an_update_for_each_of_several_reports_is_seen():
+    @mutation(LatentMALA, "adapt")
+    def four_times(right, self, info):
+        for _ in range(len(info.accept_prob) // 256):
+            right(self, info)
+
+    must_fail(four_times, score=lambda: abs(relative_step_size() - 1), above=0.2)
 
 
 def test_blocks_are_of_equal_size_and_hold_whole_rounds_of_contexts():
@@ -338,17 +369,5 @@ def test_a_checkpoint_is_refused(guide, tmp_path):
 def test_what_is_not_shared_out_is_refused(guide):
     from pyro.infer import MCMC
 
-    import pyro_flowsamp
-    from pyro_flowsamp import AutoDeformationFlow, diagnose
-
-    run = made(guide)
-    target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
-    with workers():
-        with pytest.raises(ValueError, match=r"sample\(\) is not shared out"):
-            pyro_flowsamp.sample(conjugate, *conjugate_data())
-        with pytest.raises(ValueError, match="the diagnosis of draws is not shared out"):
-            diagnose(run)
-        with pytest.raises(ValueError, match="MCMC of Pyro is not shared out"):
-            MCMC(IMH(conjugate, guide=guide), 2, 2, disable_progbar=True).run(*conjugate_data())
-        with pytest.raises(ValueError, match="this training is not shared out"):
-            AutoDeformationFlow(target, base_scale=2.0, options=QUICK).fit()
+    with workers(), pytest.raises(ValueError, match="MCMC of Pyro is not shared out"):
+        MCMC(IMH(conjugate, guide=guide), 2, 2, disable_progbar=True).run(*conjugate_data())

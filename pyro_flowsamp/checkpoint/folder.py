@@ -31,7 +31,7 @@ try:
 except ImportError:  # not on Windows, where a folder is not locked
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["SCHEMA", "CheckpointError", "CheckpointFolder"]
+__all__ = ["SCHEMA", "CheckpointError", "CheckpointFolder", "decoded", "encoded"]
 
 SCHEMA = 1  #: version of the layout of folders; older versions read no newer ones
 MANIFEST, PREVIOUS, LOCK = "MANIFEST.json", "MANIFEST.previous.json", "LOCK"
@@ -119,6 +119,22 @@ class CheckpointFolder:
     def __contains__(self, name: str) -> bool:
         return name in self._parts
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the parts."""
+        return list(self._parts)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The bytes of a part.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
+        try:
+            return _bytes_of(self.path, self._parts[name])
+        except (ValueError, OSError) as error:
+            raise _unreadable(self.path / self._parts[name]["file"], error) from error
+
     def read(self, name: str) -> Any:
         """The value of a part.
 
@@ -126,16 +142,7 @@ class CheckpointFolder:
             CheckpointError: The file holds something else than tensors, numbers and strings, or is
                 damaged.
         """
-        try:
-            data = io.BytesIO(_bytes_of(self.path, self._parts[name]))
-            return from_plain(torch.load(data, weights_only=True))
-        except (pickle.UnpicklingError, ValueError, RuntimeError, EOFError, OSError) as error:
-            file = self._parts[name]["file"]
-            raise CheckpointError(
-                f"{self.path / file} cannot be read: it is damaged, or holds something else than "
-                f"tensors, numbers and strings, none of which is executed. Delete the folder to "
-                f"begin anew ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-            ) from error
+        return decoded(self.read_bytes(name), self.path / self._parts[name]["file"])
 
     def commit(self, parts: dict[str, Any], facts: dict[str, Any], drop: str | None = None) -> None:
         """Writes a new generation: the parts so far, and new ones, which replace those of a name.
@@ -178,9 +185,7 @@ class CheckpointFolder:
         self._delete_unused()
 
     def _write_part(self, generation: int, name: str, value: Any) -> dict[str, Any]:
-        buffer = io.BytesIO()
-        torch.save(to_plain(value, name), buffer)
-        data = buffer.getvalue()
+        data = encoded(value, name)
         file = f"{PART}{generation:08d}-{name.replace('/', '.')}.pt"
         _write(self.path / file, data)
         return {"file": file, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -224,6 +229,52 @@ def _locked(path: Path) -> int | None:
             f"folder of its own to each run"
         ) from error
     return descriptor
+
+
+# ---- values as bytes -----------------------------------------------------------------------------
+
+
+def encoded(value: Any, name: str) -> bytes:
+    """The bytes of a value of tensors, numbers, strings and objects made of them.
+
+    Arguments:
+        value: The value.
+        name: Its name, for the message.
+
+    Raises:
+        TypeError: A part of it is something else.
+
+    Example:
+        >>> decoded(encoded({"steps": 3}, "state"), Path("state"))
+        {'steps': 3}
+    """
+    buffer = io.BytesIO()
+    torch.save(to_plain(value, name), buffer)
+    return buffer.getvalue()
+
+
+def decoded(data: bytes, file: Path) -> Any:
+    """The value of :func:`encoded` bytes; nothing in them is executed.
+
+    Arguments:
+        data: The bytes.
+        file: Where they come from, for the message.
+
+    Raises:
+        CheckpointError: They are of something else.
+    """
+    try:
+        return from_plain(torch.load(io.BytesIO(data), weights_only=True))
+    except (pickle.UnpicklingError, ValueError, RuntimeError, EOFError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{file} cannot be read: it is damaged, or holds something else than "
+        f"tensors, numbers and strings, none of which is executed. Delete the folder to "
+        f"begin anew ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+    )
 
 
 # ---- files ---------------------------------------------------------------------------------------

@@ -24,11 +24,13 @@ from typing import Any
 
 import torch
 
+from ..distributed import refuse_with_workers, replicating_workers
 from ..seeding import generator_states, set_generator_states
 from ..versions import versions
 from .description import differences
 from .folder import CheckpointError, CheckpointFolder
 from .options import CheckpointOptions, as_checkpoint_options
+from .shared_folder import SharedFolder
 
 __all__ = ["Scope", "active", "deactivated", "entered"]
 
@@ -36,7 +38,7 @@ __all__ = ["Scope", "active", "deactivated", "entered"]
 class _Session:
     """A checkpoint that is open: its folder, when it was last written, and counters to store."""
 
-    def __init__(self, folder: CheckpointFolder, options: CheckpointOptions) -> None:
+    def __init__(self, folder: CheckpointFolder | SharedFolder, options: CheckpointOptions) -> None:
         self.folder, self.options = folder, options
         self.target: Any = None
         self.others: list[Any] = []  # further targets, of which the graphs alone are stored
@@ -274,6 +276,7 @@ def entered(checkpoint: Any, kind: str) -> Iterator[Scope]:
     """A context whose computations are stored.
 
     Inside of a computation that is stored it is a scope of the same checkpoint, whatever is given.
+    With workers rank 0 reads and writes it, where all make the same computation.
 
     Arguments:
         checkpoint: A folder, or :class:`CheckpointOptions`, which is opened; or None.
@@ -281,6 +284,7 @@ def entered(checkpoint: Any, kind: str) -> Iterator[Scope]:
 
     Raises:
         CheckpointError: The folder cannot be used.
+        ValueError: There are workers, and they do not make the same computation.
 
     Example:
         >>> with entered(None, "example") as scope:  # no checkpoint
@@ -293,7 +297,10 @@ def entered(checkpoint: Any, kind: str) -> Iterator[Scope]:
         with _activated(active().child(kind)) as scope:
             yield scope
         return
-    folder = CheckpointFolder(options.path)
+    refuse_with_workers("checkpoint", str(options.path))
+    group = replicating_workers()
+    folder: CheckpointFolder | SharedFolder
+    folder = CheckpointFolder(options.path) if group is None else SharedFolder(options.path, group)
     try:
         with _activated(Scope(_Session(folder, options), f"{kind}/")) as scope:
             yield scope

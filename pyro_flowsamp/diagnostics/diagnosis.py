@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..distributed import check_alike, check_same_density, replicated, replicating_workers
 from ..kernels.imh import IMH
 from ..seeding import kept_generators
 from ..smc.found_modes import FoundModes
@@ -88,6 +89,9 @@ def diagnose(
     that, so give them where the source does not have them. Draws that pass all checks can still
     be wrong.
 
+    Inside of :func:`~pyro_flowsamp.workers` every worker must call it, with its part of a run, or
+    with the same draws. All have the result.
+
     ``problems`` that :func:`~pyro_flowsamp.sample` has stored are included. Under ArviZ 1.x
     ``arviz_stats.diagnose(data, ess_threshold=400)`` shows R-hat and effective sample sizes of each
     parameter beside this.
@@ -135,7 +139,26 @@ def diagnose(
         >>> found.reliable, found["bulk ESS"].ok
         (True, True)
     """
-    draws = read_draws(source, guide, target)
+    with replicated("a diagnosis of draws"):
+        draws = read_draws(source, guide, target)
+        told = [*reported, *_stored_problems(draws)]
+        check_alike("the diagnosed run", draws.columns, draws.statistics, told)
+        if draws.target is not None and (group := replicating_workers()) is not None:
+            check_same_density(group, draws.target)
+        with replicated("a diagnosis of draws", draws.target):
+            return _diagnosis(draws, groups, told, modes, search, flow_draws, options)
+
+
+def _diagnosis(
+    draws: DiagnosedDraws,
+    groups: Tensor | None,
+    told: list[str],
+    modes: FoundModes | None,
+    search: bool,
+    flow_draws: FlowDraws | None,
+    options: DiagnosisOptions,
+) -> Diagnosis:
+    """The diagnosis of draws that have been read, see :func:`diagnose`."""
     if groups is not None:
         if tuple(groups.shape) != (len(draws.columns),):
             raise ValueError(
@@ -145,7 +168,6 @@ def diagnose(
         draws = draws._replace(groups=groups)
     if draws.kernel is not None and not isinstance(draws.kernel, IMH):
         draws = draws._replace(statistics={"step_size": torch.empty(0), **draws.statistics})
-    told = [*reported, *_stored_problems(draws)]
     with kept_generators(seed=options.seed):
         found, unchecked, notes = _all_checks(draws, modes, search, flow_draws, bool(told), options)
     known = {check.message for check in found}

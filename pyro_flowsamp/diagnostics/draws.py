@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..distributed import refuse_workers
 from ..export import to_arviz
 from ..flows.proposal import Proposal
 from ..target.density import Target, as_target
@@ -86,7 +85,6 @@ def read_draws(source: Any, guide: Any = None, target: Any = None) -> DiagnosedD
         >>> draws.names, draws.columns.shape, draws.x is None  # without a target
         (('x[0]', 'x[1]'), torch.Size([4, 100, 2]), True)
     """
-    refuse_workers("the diagnosis of draws", "make it after workers(), of what to_arviz returned")
     if target is not None and not isinstance(target, Target):
         target = as_target(target)
     if guide is not None and not getattr(guide, "trained", False):
@@ -94,6 +92,8 @@ def read_draws(source: Any, guide: Any = None, target: Any = None) -> DiagnosedD
     kernel = proposal = x = None
     attributes: dict[str, Any] = {}
     groups, starts, thin, earlier = None, None, 1, None
+    if hasattr(source, "gathered"):
+        source = source.gathered(to_all=True)
     if hasattr(source, "unconstrained") and hasattr(source, "statistics"):
         values = source.get_samples(group_by_chain=True)
         statistics = dict(source.statistics)

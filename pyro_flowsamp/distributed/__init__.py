@@ -16,6 +16,7 @@ References:
 """
 
 from .context import (
+    batch_workers,
     current_workers,
     guarded,
     is_hidden,
@@ -28,21 +29,37 @@ from .context import (
 from .densities import check_same_density, without_auto_tracing
 from .group import WorkerGroup
 from .options import WorkersOptions
-from .training import SharedTraining, shared_training
+from .replication import (
+    UnitCounts,
+    check_alike,
+    common_seed,
+    of_first,
+    replicated,
+    replicating_workers,
+)
+from .training import SharedTraining, shared_training, training_of_all
 
 __all__ = [
     "SharedTraining",
+    "UnitCounts",
     "WorkerGroup",
     "WorkersOptions",
+    "batch_workers",
+    "check_alike",
     "check_same_density",
+    "common_seed",
     "current_workers",
     "guarded",
     "is_hidden",
     "number_here",
     "refuse_with_workers",
     "refuse_workers",
+    "of_first",
+    "replicated",
+    "replicating_workers",
     "shared_training",
     "splitting_workers",
+    "training_of_all",
     "without_auto_tracing",
     "workers",
 ]

@@ -17,6 +17,7 @@ from .group import WorkerGroup
 from .options import WorkersOptions
 
 __all__ = [
+    "batch_workers",
     "current_workers",
     "guarded",
     "is_hidden",
@@ -55,6 +56,25 @@ def current_workers() -> WorkerGroup | None:
     return None
 
 
+def batch_workers(num_bytes: int) -> WorkerGroup | None:
+    """The workers that a batch of points is shared out to; None where it is not.
+
+    Arguments:
+        num_bytes: The bytes that autograd keeps for the gradient of the batch.
+
+    Example::
+
+        >>> from pyro_flowsamp.distributed import replicated
+        >>> with workers(), replicated("the example") as group:
+        ...     batch_workers(10**9) is group, batch_workers(10**3) is None
+        (True, True)
+    """
+    group = _CURRENT[-1] if _CURRENT else None
+    if group is None or not group.shares_batches or num_bytes < group.options.batch_bytes:
+        return None
+    return group
+
+
 def splitting_workers() -> WorkerGroup | None:
     """The workers that units of work are shared out to; None where there are none.
 
@@ -77,20 +97,22 @@ def number_here(number: int) -> int:
         number: The number of all workers together.
 
     Returns:
-        A part of one over the number of workers, rounded up; all where nothing is shared out.
+        A part of one over the number of workers, rounded up; all where nothing is shared out, and
+        where all workers make the same computation.
 
     Example:
         >>> number_here(256)
         256
     """
     group = splitting_workers()
-    return number if group is None else -(-number // group.size)
+    return number if group is None or group.replicates else -(-number // group.size)
 
 
 def refuse_workers(what: str, remedy: str) -> None:
     """Refuses a computation that cannot be shared out, where there are workers.
 
-    Where rows of data are shared out instead, all workers do the same with their sums.
+    Where rows of data are shared out instead, all workers do the same with their sums. And where
+    all make the same computation, each makes this part of it.
 
     Arguments:
         what: The computation, as the subject of a sentence.
@@ -107,7 +129,7 @@ def refuse_workers(what: str, remedy: str) -> None:
         ...
         ValueError: SVI is not shared out to workers yet: train outside
     """
-    if _CURRENT and _CURRENT[-1].shard is None:
+    if _CURRENT and _CURRENT[-1].shard is None and not _CURRENT[-1].replicates:
         raise ValueError(f"{what} is not shared out to workers yet: {remedy}")
 
 
@@ -128,6 +150,8 @@ def is_hidden(hidden: bool) -> bool:
 def refuse_with_workers(name: str, value: Any) -> None:
     """Refuses an argument where there are workers, also where they share out rows of data.
 
+    It is not refused where all make the same computation.
+
     Arguments:
         name: The name of the argument.
         value: Its value; None is no argument.
@@ -143,7 +167,7 @@ def refuse_with_workers(name: str, value: Any) -> None:
         ...
         ValueError: checkpoint='folder' cannot be used with workers yet: leave it out
     """
-    if value is not None and _CURRENT:
+    if value is not None and _CURRENT and not _CURRENT[-1].replicates:
         raise ValueError(f"{name}={value!r} cannot be used with workers yet: leave it out")
 
 
@@ -178,11 +202,14 @@ def workers(
     - :func:`~pyro_flowsamp.tempered_smc` and :meth:`AutoAnnealingFlow.particles
       <pyro_flowsamp.AutoAnnealingFlow.particles>` share out their islands;
     - the trainings of :class:`~pyro_flowsamp.AutoFlow` share out their batches;
-    - :func:`~pyro_flowsamp.to_arviz` returns the draws of all on rank 0, and None elsewhere.
+    - :func:`~pyro_flowsamp.to_arviz` returns the draws of all on rank 0, and None elsewhere;
+    - :func:`~pyro_flowsamp.sample` and :func:`~pyro_flowsamp.diagnose` are made by all alike, but
+      for islands and blocks of chains; all have the result.
 
     Draws, particles and evidences are the same, bit for bit, for every number of workers, if each
-    has as many threads; those of trainings are so in distribution only. What is not shared out is
-    refused. Random numbers begin as those of rank 0, and warnings and progress bars are its own.
+    has as many threads; those of trainings that share out their batches are so in distribution
+    only. What is not shared out is refused. Random numbers begin as those of rank 0, and warnings
+    and progress bars are its own.
 
     If a process is killed or raises an error, the others end with an error that names it.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +18,48 @@ from .options import WorkersOptions
 __all__ = ["WorkerGroup"]
 
 
-class WorkerGroup:
+class CommonComputation:
+    """A computation that all workers make, and of which they share out units alone.
+
+    Attributes:
+        replicates: Whether all make the same computation now, and share out units of it alone
+            (:mod:`pyro_flowsamp.distributed.replication`).
+        counters: Counters of evaluations in the computation that all make.
+        shares_batches: Whether batches of points outside of units are shared out then
+            (:mod:`pyro_flowsamp.target.shared_batches`).
+
+    Example:
+        >>> common = CommonComputation()
+        >>> common.shares_batches = True
+        >>> with common.in_unit():
+        ...     common.shares_batches
+        False
+    """
+
+    def __init__(self) -> None:
+        self.replicates = self.shares_batches = False
+        self.counters: list[Any] = []
+
+    @contextmanager
+    def watching(self, counter: Any) -> Iterator[None]:
+        """A context in which evaluations of units count on this counter for all ranks."""
+        self.counters.append(counter)
+        try:
+            yield
+        finally:
+            self.counters.pop()
+
+    @contextmanager
+    def in_unit(self) -> Iterator[None]:
+        """A context of units of this rank, whose batches are its own."""
+        before, self.shares_batches = self.shares_batches, False
+        try:
+            yield
+        finally:
+            self.shares_batches = before
+
+
+class WorkerGroup(CommonComputation):
     """The processes that share the work, as one of them sees them.
 
     Arguments:
@@ -52,6 +94,7 @@ class WorkerGroup:
         shard: str | None = None,
         store: Any = None,
     ) -> None:
+        super().__init__()
         self.rank, self.size, self.device, self.options = rank, size, device, options
         self.shard, self.messages, self.sent_bytes = shard, 0, 0
         self._store, self._ended = store, ""
@@ -81,6 +124,27 @@ class WorkerGroup:
         self.sent_bytes += total.nbytes
         self._exchange(lambda: dist.all_reduce(total))
         return total
+
+    def broadcast_bytes(self, data: bytes) -> bytes:
+        """The bytes of rank 0, of which the others know nothing; two messages."""
+        size = self.broadcast(torch.tensor(len(data), device=self.device))
+        sent = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
+        if self.rank == 0 and data:
+            sent = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
+        return self.broadcast(sent).cpu().numpy().tobytes()
+
+    def join_bytes(self, own: Sequence[bytes], number: int) -> list[bytes]:
+        """The bytes of all units, in the order of units, on all ranks; two messages.
+
+        Arguments:
+            own: The bytes of each unit of this rank.
+            number: The number of all units.
+        """
+        lengths = [torch.tensor([len(data)], device=self.device) for data in own]
+        sizes = self.join(lengths, [1] * number).tolist()
+        rows = [torch.frombuffer(bytearray(d), dtype=torch.uint8).to(self.device) for d in own]
+        parts = self.join(rows, sizes).split(sizes)
+        return [part.cpu().numpy().tobytes() for part in parts]
 
     def largest(self, value: Tensor) -> Tensor:
         """The element-wise maximum of the tensors of all ranks."""

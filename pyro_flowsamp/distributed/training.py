@@ -21,15 +21,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..seeding import Stream
 from .context import refuse_workers, splitting_workers
 from .group import WorkerGroup
+from .replication import check_alike, replicated, replicating_workers
 
-__all__ = ["SharedTraining", "shared_training"]
+__all__ = ["SharedTraining", "shared_training", "training_of_all"]
 
 
 class SharedTraining:
@@ -97,6 +99,9 @@ def shared_training(parameters: Sequence[Tensor], shared: bool) -> SharedTrainin
         parameters: Parameters to train.
         shared: Whether each worker draws a part of the batch.
 
+    Returns:
+        The exchange; None where there are no workers, or all make the same training.
+
     Raises:
         ValueError: There are workers, and it does not.
 
@@ -107,4 +112,32 @@ def shared_training(parameters: Sequence[Tensor], shared: bool) -> SharedTrainin
     if not shared:
         refuse_workers("this training", "train the guide before workers() is entered")
     group = splitting_workers()
-    return None if group is None else SharedTraining(group, parameters)
+    return None if group is None or group.replicates else SharedTraining(group, parameters)
+
+
+@contextmanager
+def training_of_all(flow: nn.Module, target: Any, shared: bool) -> Iterator[None]:
+    """A context in which all workers make the same training, if its batches are not shared out.
+
+    Arguments:
+        flow: The flow that is trained; it must be the same on all workers in the end.
+        target: A :class:`~pyro_flowsamp.Target`.
+        shared: Whether each worker draws a part of the batch.
+
+    Raises:
+        ValueError: The workers have other targets, random numbers, or flows.
+
+    Example::
+
+        >>> from pyro_flowsamp import Target, workers
+        >>> target, flow = Target.from_energy(lambda x: x.square().sum(-1), 1), nn.Linear(1, 1)
+        >>> with workers() as group, training_of_all(flow, target, shared=False):
+        ...     group.replicates
+        True
+    """
+    if shared and replicating_workers() is None:
+        yield
+        return
+    with replicated("a training", target, first_order=shared):
+        yield
+        check_alike("the trained flow", flow.state_dict())

@@ -53,6 +53,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import nan
 from typing import Any, NamedTuple
@@ -61,7 +62,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ..distributed import refuse_workers
+from ..distributed import replicated
 from ..guides.annealing.guide import AutoAnnealingFlow
 from ..guides.annealing.options import AnnealingOptions
 from ..guides.base import FlowGuide
@@ -292,7 +293,6 @@ def importance_flow(
 
         importance_flow(p, event=lambda x: x.norm(dim=-1) - 6)
     """
-    refuse_workers("importance_flow()", "call it before workers() is entered")
     unknown = set(estimators) - set(ESTIMATORS)
     if unknown or not estimators:
         raise ValueError(f"estimators must be some of {sorted(ESTIMATORS)}, got {estimators}")
@@ -303,21 +303,24 @@ def importance_flow(
             f"{num_samples} and {islands}"
         )
     _check_annealing(annealing)
-    density = as_density(model, args, data, guide, settings)
-    with torch.no_grad():
-        parts = integrands(density, h, event, signed, settings)
+    with ExitStack() as stack:
+        stack.enter_context(replicated("importance_flow()", first_order=False))
+        density = as_density(model, args, data, guide, settings)
+        stack.enter_context(replicated("importance_flow()", density.target, first_order=False))
+        with torch.no_grad():
+            parts = integrands(density, h, event, signed, settings)
 
-    def path(part: Integrand) -> Path:
-        trained = _trained_guide(density, part, annealing, settings.annealing)
-        return Path(density.target, part, trained, num_samples, islands, settings)
+        def path(part: Integrand) -> Path:
+            trained = _trained_guide(density, part, annealing, settings.annealing)
+            return Path(density.target, part, trained, num_samples, islands, settings)
 
-    paths = [path(part) for part in parts]
-    normaliser = None if density.normalised else path(ONE)
-    estimates: dict[str, WeightedEstimate] = {}
-    for name in estimators:
-        estimate = ESTIMATORS[name]
-        denominator = None if normaliser is None else estimate(normaliser)
-        estimates[name] = _combined([estimate(path) for path in paths], denominator)
-    particles = () if set(estimators) == {"ratio"} else tuple(path.particles for path in paths)
-    evaluations = density.target.evaluations - density.evaluations_before
-    return ImportanceEstimate(estimates, evaluations, particles)
+        paths = [path(part) for part in parts]
+        normaliser = None if density.normalised else path(ONE)
+        estimates: dict[str, WeightedEstimate] = {}
+        for name in estimators:
+            estimate = ESTIMATORS[name]
+            denominator = None if normaliser is None else estimate(normaliser)
+            estimates[name] = _combined([estimate(path) for path in paths], denominator)
+        particles = () if set(estimators) == {"ratio"} else tuple(path.particles for path in paths)
+        evaluations = density.target.evaluations - density.evaluations_before
+        return ImportanceEstimate(estimates, evaluations, particles)

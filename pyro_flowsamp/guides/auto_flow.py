@@ -113,6 +113,8 @@ class AutoFlow(FlowGuide):
         [1.0, 2.0]
     """
 
+    shares_batches = True
+
     def __init__(
         self,
         model: Callable,
@@ -212,7 +214,7 @@ class AutoFlow(FlowGuide):
             return objective(flow, target, num, contexts[index])
 
         others: list[Stored] = [objective] if isinstance(objective, Stored) else []
-        return fit(flow.parameters(), closure, ess_fraction, options, others, shared=True)
+        return fit(flow.parameters(), closure, ess_fraction, options, others, self.shares_batches)
 
 
 def ensemble_points(given: EnsembleSource, target: Target) -> Tensor:

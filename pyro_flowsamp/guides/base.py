@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from ..checkpoint.scope import entered
+from ..distributed import training_of_all
 from ..flows.proposal import DiagnosticOptions, FlowDiagnostics, FlowDistribution, Proposal
 from ..history import History
 from ..options import FitOptions
@@ -123,6 +124,7 @@ class FlowGuide(CompiledGuide, AutoContinuous):
 
     #: attributes that a training sets beside the flow, for its checkpoints
     training_results: ClassVar[tuple[str, ...]] = ()
+    shares_batches: ClassVar[bool] = False  #: whether each worker draws a part of a batch, or all
     _prototype_hide_fn = staticmethod(_hide)
 
     def __init__(
@@ -193,7 +195,8 @@ class FlowGuide(CompiledGuide, AutoContinuous):
             if restore_training(self, scope):
                 return self.history or History()
             already = target.evaluations
-            history = self.train_flow(target, rows)
+            with training_of_all(self.trained_flow, target, self.shares_batches):
+                history = self.train_flow(target, rows)
             self.trained = history.stopped != "unfinished"
             self.context_arguments.learn(call)
             found = judge(self.trained_flow, target, rows, self.guide_options)
@@ -238,8 +241,7 @@ class FlowGuide(CompiledGuide, AutoContinuous):
                 load_or_reset(self, *self._pending)
         elif sites != self._sites:
             raise ValueError(
-                f"this guide was built for the sites {self._sites}, the model has {sites}: make "
-                f"a new guide for it."
+                f"this guide was built for the sites {self._sites}, not {sites}: make a new guide"
             )
         check_dtype(self.flow, target)
         if rows is not None and hasattr(self.flow, "check_context"):
@@ -391,10 +393,6 @@ def judge(
 
 def _judged(history: History, found: FlowDiagnostics, evaluations: int, seconds: float) -> History:
     """The record of a training with the quality of its flow."""
-    return history.updated(
-        final_ess=float(found.ess.mean()),
-        pareto_k=float(found.pareto_k.max()),
-        log_q_error=found.log_q_error,
-        seconds=seconds,
-        evaluations=evaluations,
-    )
+    ess, pareto_k = float(found.ess.mean()), float(found.pareto_k.max())
+    made = {"log_q_error": found.log_q_error, "seconds": seconds, "evaluations": evaluations}
+    return history.updated(final_ess=ess, pareto_k=pareto_k, **made)

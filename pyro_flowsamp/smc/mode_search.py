@@ -34,7 +34,7 @@ from math import ceil, log, nan
 import torch
 from torch import Tensor
 
-from ..distributed import refuse_workers
+from ..distributed import check_alike, replicated
 from ..flows.mixture_fit import Mixture
 from ..options import ModeSearchOptions
 from ..target.density import Target
@@ -43,7 +43,12 @@ from .coordinates import WhitenedTarget
 from .directions import compare_directions
 from .exploration import Exploration, explore, stored_exploration
 from .found_modes import Agreement, FoundModes, particle_weights
-from .particle_mixture import mixture_of_paths, particle_mixture, standard_normal
+from .particle_mixture import (
+    islands_of,
+    mixture_of_paths,
+    particle_mixture,
+    standard_normal,
+)
 from .particles import Particles
 from .path_modes import PathModes
 from .starts import PriorStart, StudentStart
@@ -93,12 +98,18 @@ class ModeSearch:
         """Searches until two searches agree, or the budget is spent.
 
         In a checkpoint the paths are stored, and each set of particles on its way. What lies
-        between is computed again.
+        between is computed again. With workers, islands of particles are shared out, and all have
+        the result.
 
         Raises:
             ValueError: The density is not finite anywhere, or does not fall in any direction.
         """
-        refuse_workers("a search for modes", "make it before workers() is entered")
+        with replicated("a search for modes", self.target):
+            found = self._found()
+            check_alike("the search for modes", found.x, found.weights, found.evaluations)
+        return found
+
+    def _found(self) -> FoundModes:
         options, before = self.options, self.target.evaluations
         paths = partial(explore, self.target, options, self.points)
         start = stored_exploration(self.target, paths)
@@ -347,20 +358,6 @@ def size_that_fits(wanted: tuple[int, int], num: int, left: float) -> tuple[int,
     particles, moves = wanted
     most = min(particles, int(left / moves))
     return (most, moves) if most > num else None
-
-
-def islands_of(u: Tensor, searches: Sequence[Particles], count: int) -> Tensor:
-    """The island of each particle; points of paths, which are independent, are shared out.
-
-    Arguments:
-        u: The particles of all searches, and points of paths, ``(N, d)``.
-        searches: The searches.
-        count: The number of islands of each.
-    """
-    island = torch.arange(len(u), device=u.device) % count
-    own = [torch.arange(len(s.x), device=u.device) * count // len(s.x) for s in searches]
-    island[: sum(map(len, own))] = torch.cat(own)
-    return island
 
 
 def with_modes_of_paths(

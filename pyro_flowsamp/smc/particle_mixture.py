@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..flows.mixture_fit import Mixture, MixtureFitOptions, fit_mixture
 from ..options import ModeSearchOptions
 from .coordinates import WhitenedTarget
+from .particles import Particles
 from .path_modes import PathModes
 
-__all__ = ["mixture_of_paths", "particle_mixture", "standard_normal"]
+__all__ = ["islands_of", "mixture_of_paths", "particle_mixture", "standard_normal"]
 
 WEIGHT_STEPS = 20  #: steps of expectation maximisation for the weights of given components
 
@@ -146,3 +149,17 @@ def _fitted(u: Tensor, options: ModeSearchOptions, held_out: Tensor | None) -> M
     found = fit_mixture(standard, min(options.max_components, most), fit, held_out)
     locs = centre + scale * found.locs
     return found._replace(locs=locs, scale_trils=scale[:, None] * found.scale_trils)
+
+
+def islands_of(u: Tensor, searches: Sequence[Particles], count: int) -> Tensor:
+    """The island of each particle; points of paths, which are independent, are shared out.
+
+    Arguments:
+        u: The particles of all searches, and points of paths, ``(N, d)``.
+        searches: The searches.
+        count: The number of islands of each.
+    """
+    island = torch.arange(len(u), device=u.device) % count
+    own = [torch.arange(len(s.x), device=u.device) * count // len(s.x) for s in searches]
+    island[: sum(map(len, own))] = torch.cat(own)
+    return island

@@ -59,7 +59,7 @@ class PathModes(NamedTuple):
         return self._square_distances(x, target) <= dim + deviations * (2 * dim) ** 0.5
 
     def _square_distances(self, x: Tensor, target: Target) -> Tensor:
-        """Of points ``(N, d)`` from the means, in standard deviations, ``(K, N)``."""
+        """Squared distances of points ``(N, d)`` in standard deviations, ``(K, N)``."""
         away = target.wrap(x.double() - self.loc[:, None]).mT
         return torch.linalg.solve_triangular(self.scale_tril, away, upper=False).square().sum(1)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import (
+    UnitCounts,
     WorkerGroup,
     check_same_density,
     guarded,
@@ -22,6 +23,7 @@ from ..distributed import (
 )
 from ..seeding import Stream
 from ..target.density import Target
+from .coordinates import WhitenedTarget
 from .particles import Particles
 
 __all__ = ["IslandStreams", "joined_islands", "on_islands"]
@@ -32,7 +34,7 @@ class IslandStreams:
 
     Arguments:
         group: The workers.
-        target: The target of the particles.
+        target: The target of the particles, maybe in whitened coordinates.
         islands: The number of all islands.
 
     Attributes:
@@ -48,27 +50,35 @@ class IslandStreams:
         ([0, 1, 2], 3)
     """
 
-    def __init__(self, group: WorkerGroup, target: Target, islands: int) -> None:
+    def __init__(self, group: WorkerGroup, target: Target | WhitenedTarget, islands: int) -> None:
+        target = target.target if isinstance(target, WhitenedTarget) else target
         self.group, self.target, self.islands = group, target, islands
         self.own = group.units(islands)
-        check_same_density(group, target)
-        if islands < group.size:
-            warnings.warn(
-                f"{islands} islands of particles keep {islands} of {group.size} workers busy: "
-                f"give islands={group.size} or more",
-                stacklevel=4,
-            )
+        self._counts = UnitCounts(group, target.counter, islands)
+        if not group.replicates:  # else it has been compared, and islands are an option of searches
+            check_same_density(group, target)
+            if islands < group.size:
+                warnings.warn(
+                    f"{islands} islands of particles keep {islands} of {group.size} workers busy: "
+                    f"give islands={group.size} or more",
+                    stacklevel=4,
+                )
         seed = group.shared_seed()
         self._streams = [Stream(seed, "islands", u, target.device) for u in self.own]
 
     def each(self, function: Callable[..., Any], *values: Sequence[Any]) -> list[Any]:
         """The results of a function for each own island, or for one value of each island."""
         found = []
-        with without_auto_tracing(self.target):
+        with without_auto_tracing(self.target), self._counts.counting():
             for stream, *given in zip(self._streams, *(values or (self.own,)), strict=True):
                 with stream.active():
                     found.append(function(*given))
         return found
+
+    def joined(self, own: Sequence[Particles]) -> Particles:
+        """The particles of all islands; evaluations of the target are then those of all workers."""
+        self._counts.add_up()
+        return joined_islands(self.group, own, self.islands)
 
 
 def on_islands(
@@ -107,7 +117,7 @@ def on_islands(
         sums = [parameter.detach().double().sum() for parameter in flow.parameters()]
         group.check_same("the flow", torch.stack(sums))
         own = streams.each(lambda _: carried(target, num // islands, 1))
-        return joined_islands(group, own, islands)
+        return streams.joined(own)
 
 
 def joined_islands(group: WorkerGroup, own: Sequence[Particles], islands: int) -> Particles:

@@ -259,6 +259,12 @@ class PriorStart:
         """The first ``num`` draws, ``(num, d)``; they start anew where there are too few."""
         return self.draws[torch.arange(num, device=self.draws.device) % len(self.draws)]
 
+    def part(self, island: int, num: int) -> PriorStart:
+        """The prior with the draws of an island of ``num`` particles, which no other one has."""
+        first = island * num
+        rows = torch.arange(first, first + num, device=self.draws.device) % len(self.draws)
+        return PriorStart(self.density, self.draws[rows])
+
     def outside(self, x: Tensor) -> Tensor:
         """None of the points: a posterior has no mass outside of its prior."""
         return torch.zeros_like(x[:, 0], dtype=torch.bool)

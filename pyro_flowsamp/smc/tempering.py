@@ -32,7 +32,7 @@ from .coordinates import WhitenedTarget
 from .coverage import Start, coverage_problem
 from .driver import SMCStep
 from .particles import Particles
-from .shared_islands import IslandStreams, joined_islands
+from .shared_islands import IslandStreams
 from .starts import PriorStart, TemperedStart, overdispersed_base
 
 __all__ = ["tempered_smc"]
@@ -123,10 +123,13 @@ def tempered_smc(
         num_particles = max(2, num_particles // islands)
     group = splitting_workers()
     if group is not None:
-        assert isinstance(target, Target)
         count, settings = num_particles, (mcmc_steps, target_ess, target_accept_prob, scale_moves)
-        with guarded():
-            return _shared_out(group, target, count, islands, base, settings, check_coverage)
+        with guarded(), entered(None, "tempering") as scope, scope.restoring("islands") as found:
+            if found is None:
+                given = count, islands, base, settings, check_coverage
+                found = _shared_out(group, target, *given)
+        scope.write({"islands": found}, "tempering")
+        return found
     if base is None:
         assert isinstance(target, Target)
         base = overdispersed_base(target, islands * -(-NUM_STARTS // islands))
@@ -143,7 +146,7 @@ def tempered_smc(
 
 def _shared_out(
     group: WorkerGroup,
-    target: Target,
+    target: Target | WhitenedTarget,
     num: int,
     islands: int,
     base: Start | None,
@@ -168,19 +171,17 @@ def _shared_out(
     streams = IslandStreams(group, target, islands)
     first = Stream(group.shared_seed(), "base", 0, target.device)
     if base is None:
+        assert isinstance(target, Target)
         base = _base_of_first(group, target, islands, first)
-    if isinstance(base, PriorStart):
-        raise ValueError(
-            "particles that start at draws of a prior are not shared out to workers: leave base= "
-            "out, or call tempered_smc before workers() is entered"
-        )
     contexts = target.contexts
 
     def path(island: int) -> _Tempering:
         rows = target
         if contexts is not None:
+            assert isinstance(target, Target)
             rows = target.at_contexts(contexts[island : island + 1].expand(num, -1))
-        return _Tempering(rows, base, 1, *settings)
+        own = base.part(island, num) if isinstance(base, PriorStart) else base
+        return _Tempering(rows, own, 1, *settings)
 
     annealed = [path(island) for island in streams.own]
     clouds = streams.each(lambda each: each.initial(num), annealed)
@@ -192,9 +193,10 @@ def _shared_out(
             pooled = [group.join(log_ratios, [1] * islands)] * len(clouds)
             clouds = streams.each(lambda each, *at: each.stage(*at), annealed, clouds, pooled)
     clouds = [c._replace(betas=torch.stack(p.betas)) for c, p in zip(clouds, annealed)]
-    result = joined_islands(group, clouds, islands)
+    result = streams.joined(clouds)
     if check_coverage and group.rank == 0:
-        with first.active():
+        assert isinstance(target, Target)
+        with first.active(), group.in_unit():
             problem = coverage_problem(target, base, result.x)
         if problem:
             warnings.warn(problem, stacklevel=4)
@@ -207,7 +209,7 @@ def _base_of_first(
     """The over-dispersed base that rank 0 has made."""
     like = torch.zeros(2, target.dim, dtype=target.dtype, device=target.device)
     if group.rank == 0:
-        with stream.active():
+        with stream.active(), group.in_unit():
             made = overdispersed_base(target, islands * -(-NUM_STARTS // islands))
         like = torch.stack([made.loc, made.scale])
     loc, scale = group.broadcast(like)

@@ -20,8 +20,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
+from ..distributed import batch_workers
 from .batching import Density
 from .options import CompileMode, TracingOptions, check_compile
+from .shared_batches import evaluated_by_all
 from .site import Site, Values
 from .tracing import TracedDensity, is_bad_matrix
 
@@ -303,6 +305,9 @@ class ChunkedDensity:
 
     def __call__(self, x: Tensor, c: Tensor | None) -> Tensor:
         """Log densities ``(N,)``."""
+        group = batch_workers(len(x) * self.bytes_per_point)
+        if group is not None and self.density.compile_mode is not True:
+            return evaluated_by_all(group, self, x, c)
         chunks = self.split(x, c)
         if len(chunks) == 1:
             try:  # as :func:`_without_bad_matrices`, with a frame less in tracebacks of users

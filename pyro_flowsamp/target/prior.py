@@ -12,7 +12,8 @@ __all__ = ["prior_target"]
 def prior_target(target: Target) -> Target | None:
     r"""The density of a model's latent sites, given nothing; its log evidence is 0.
 
-    Observed sites and factors are left out. Evaluations are counted apart from the target's.
+    Observed sites and factors are left out. Evaluations are counted apart from the target's. It is
+    not traced where the target must not be.
 
     Arguments:
         target: The target of a model.
@@ -44,4 +45,6 @@ def prior_target(target: Target) -> Target | None:
     except Exception:  # whatever the model's code raises without its data
         return None
     sites, own = ([(s.name, s.shape) for s in t.sites] for t in (made, target))
+    if target.compile_mode is False:
+        made.compile_mode = False
     return made if sites == own and made.dtype == target.dtype else None

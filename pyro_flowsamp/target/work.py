@@ -72,10 +72,11 @@ class WorkCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations, self.elements = 0, 0
+        self.operations: float = 0
+        self.elements: float = 0
 
     @property
-    def work(self) -> int:
+    def work(self) -> float:
         """The operations and the elements in one number, in units of elements."""
         return self.operations * OVERHEAD + self.elements
 

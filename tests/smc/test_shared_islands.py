@@ -159,11 +159,10 @@ def test_too_few_islands_are_told():
     assert found[0] == ["1 islands of particles keep 1 of 2 workers busy: give islands=2 or more"]
 
 
-def test_draws_of_a_prior_are_refused():
-    target = plain_target()
-    base = PriorStart(target, torch.zeros(3, 2))
-    with workers(), pytest.raises(ValueError, match="start at draws of a prior are not shared out"):
-        tempered_smc(target, 64, base=base)
+def test_islands_start_at_draws_of_a_prior_that_no_other_has():
+    density, draws = plain_target(), torch.arange(16.0).view(8, 2)
+    parts = [PriorStart(density, draws).part(island, 3).sample(3) for island in range(3)]
+    assert torch.equal(torch.cat(parts), torch.cat([draws, draws[:1]]))
 
 
 def other_guides(group, guide):

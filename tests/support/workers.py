@@ -12,12 +12,14 @@ from pyro_flowsamp import WorkersOptions
 LIMIT = 120  #: seconds after which processes that have not ended are killed
 
 
-def run_workers(size, function, *args, **options):
+def run_workers(size, function, *args, start="fork", **options):
     """Returns what ``function(group, *args)`` returns on each rank inside of ``workers()``.
 
-    An exception is returned in the place of a result, a None for a process that was killed.
+    An exception is returned in the place of a result, a None for a process that was killed. Forked
+    processes have the mutations of the test that starts them, and models that cannot be pickled;
+    ``start="spawn"`` starts processes as torchrun does, that import everything themselves.
     """
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context(start)
     with tempfile.TemporaryDirectory() as folder:
         method = f"file://{folder}/store"
         pipes, processes = [], []

@@ -4,6 +4,7 @@
 
 - *credit*: chains of LatentMALA on the German credit data, 50 times over (50 000 rows, d = 25);
 - *annealing*: annealed particles of ExpGauss in 100 dimensions, with islands of 256 particles;
+- *sample*: sample() on a logistic regression with 4000 rows and 15 slopes;
 - *rows*: the first, with the rows shared out in place of the chains, so that sums round otherwise.
 
 It prints seconds without the start of the processes, seconds of the CPU of the busiest worker, the
@@ -30,7 +31,7 @@ COPIES = 50
 #: assumed of a network between nodes: seconds of a message, for each doubling of workers, and bytes
 #: a second
 LATENCY, BANDWIDTH = 20e-6, 10e9
-TASKS = ("credit", "annealing", "rows")
+TASKS = ("credit", "annealing", "sample", "rows")
 
 
 def credit(group, steps: int, copies: int, shared_rows: bool):
@@ -74,18 +75,43 @@ def annealing(islands: int, moves: int):
     return (perf_counter() - start[0], process_time() - start[1]), found.x
 
 
+def logistic(rows: int):
+    """Draws of the slopes of a logistic regression, by the sampler that sample() chooses."""
+    import pyro
+    import pyro.distributions as dist
+    import torch
+
+    import pyro_flowsamp
+
+    def model(x, y):
+        slopes = pyro.sample("slopes", dist.Normal(torch.zeros(15), 1.0).to_event(1))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Bernoulli(logits=x @ slopes), obs=y)
+
+    generator = torch.Generator().manual_seed(0)
+    x, slopes = (torch.randn(*size, generator=generator) for size in ((rows, 15), (15,)))
+    y = (torch.rand(rows, generator=generator) < (x @ slopes / 2).sigmoid()).float()
+    start = perf_counter(), process_time()
+    data = pyro_flowsamp.sample(model, x, y, seed=0, progress=False)
+    seconds = perf_counter() - start[0], process_time() - start[1]
+    return seconds, torch.as_tensor(data["posterior"]["slopes"].values)
+
+
 def work(task: str, smoke: bool) -> None:
     """One task by this process and the others, which rank 0 reports as JSON."""
     import pyro
     import torch
 
-    from pyro_flowsamp import workers
+    from pyro_flowsamp import WorkersOptions, workers
 
     torch.set_num_threads(1)
     pyro.set_rng_seed(0)
-    with workers(shard="applicants" if task == "rows" else None) as group:
+    options = WorkersOptions(chains_per_block=32 if task == "sample" else 128)
+    with workers(shard="applicants" if task == "rows" else None, options=options) as group:
         if task == "annealing":
             seconds, draws = annealing(2 if smoke else 8, 1 if smoke else 10)
+        elif task == "sample":
+            seconds, draws = logistic(100 if smoke else 4000)
         else:
             seconds, draws = credit(
                 group, 3 if smoke else 25, 1 if smoke else COPIES, task == "rows"
@@ -140,7 +166,7 @@ def main() -> None:
         print(f"    {two['messages']} messages of", end=" ")
         print(f"{two['bytes'] / 2**20:.2f} MiB in all", end=", ")
         print("the same draws" if one["digest"] == two["digest"] else "other draws", flush=True)
-        for size in (8, 64):
+        for size in () if task == "sample" else (8, 64):  # a part of which all workers make
             seconds, efficiency = predicted(one, two, size)
             print(f"    model of {size} workers: {seconds:.2f} s, efficiency {efficiency:.2f}")
 
