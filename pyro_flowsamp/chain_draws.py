@@ -52,6 +52,11 @@ class ChainDraws:
         self._samples: Values | None = None
         self._empty: Empty = in_memory  # makes memory for what is computed of the draws
 
+    @property
+    def memory_for_draws(self) -> Empty:
+        """Makes memory of the kind that the draws have: the machine's, or files."""
+        return self._empty
+
     def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> Values:
         """Constrained draws ``{site: (draws, ...)}``, or ``(chains, draws, ...)`` by chain.
 

@@ -61,7 +61,7 @@ class ChainStorage:
         self.scope, self.kernel = scope, kernel
         self.blocks: Any = None
         self._blocks = self._stored = 0
-        scope.watch(kernel.target)
+        scope.watch(kernel.target, kernel)
 
     def describe(
         self, args: tuple, kwargs: dict[str, Any], starts: Any = None, **counts: Any

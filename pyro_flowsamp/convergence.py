@@ -17,6 +17,7 @@ from torch import Tensor
 
 __all__ = [
     "bulk_and_tail_ess",
+    "columns_at_once",
     "effective_sample_sizes",
     "ess_per_draw",
     "far_apart",
@@ -51,12 +52,11 @@ def bulk_and_tail_ess(x: Tensor) -> tuple[Tensor, Tensor]:
         >>> bool((bulk > 8000).all()), bool((tail > 8000).all())
         (True, True)
     """
-    half = x.shape[1] // 2
-    x = torch.cat([x[:, :half], x[:, -half:]]).double()
-    columns = x.flatten(0, 1)
-    bulk, tail = [], []
-    for block in columns.split(_columns_at_once(x), -1):
-        shaped = (block.shape[-1], *x.shape[:2])
+    bulk, tail, constant = [], [], []
+    for part in x.split(columns_at_once(x), -1):
+        halves = _halves(part)
+        block = halves.flatten(0, 1)
+        shaped = (block.shape[-1], *halves.shape[:2])
         bulk.append(effective_sample_sizes(_normalised_ranks(block).mT.reshape(shaped)))
         low, high = block.quantile(block.new_tensor(TAILS), 0)
         sides = [
@@ -64,11 +64,18 @@ def bulk_and_tail_ess(x: Tensor) -> tuple[Tensor, Tensor]:
             for edge in (low, high)
         ]
         tail.append(torch.minimum(*sides))
-    constant = (columns == columns[0]).all(0)
+        constant.append((block == block[0]).all(0))
+    none = torch.cat(constant)
     return (
-        torch.where(constant, torch.nan, torch.cat(bulk)),
-        torch.where(constant, torch.nan, torch.cat(tail)),
+        torch.where(none, torch.nan, torch.cat(bulk)),
+        torch.where(none, torch.nan, torch.cat(tail)),
     )
+
+
+def _halves(x: Tensor) -> Tensor:
+    """The halves of each chain as chains of their own, float64."""
+    half = x.shape[1] // 2
+    return torch.cat([x[:, :half], x[:, -half:]]).double()
 
 
 def effective_sample_sizes(x: Tensor) -> Tensor:
@@ -188,9 +195,16 @@ def nested_r_hat(x: Tensor, groups: Tensor) -> float:
     member = member[:, member.sum(0) > 0]
     if len(groups) < 2 * member.shape[1]:
         return 1.0
+    shuffle = torch.randperm(x[..., 0].numel(), device=x.device)
+    found = [_nested_r_hats(part, member, shuffle) for part in x.split(columns_at_once(x), -1)]
+    return float(torch.cat(found).max())
+
+
+def _nested_r_hats(x: Tensor, member: Tensor, shuffle: Tensor) -> Tensor:
+    """The nested R-hats of coordinates, and of their distances from the median, ``(2 d,)``."""
     flat = x.double().flatten(0, 1)
     folded = (flat - flat.median(0).values).abs()
-    z = _normalised_ranks(torch.cat([flat, folded], -1)).unflatten(0, x.shape[:2])
+    z = _normalised_ranks(torch.cat([flat, folded], -1), shuffle).unflatten(0, x.shape[:2])
     chain_means, size = z.mean(1), member.sum(0)
     means = member.mT @ chain_means / size[:, None]
     share = (size / size.sum())[:, None]
@@ -199,7 +213,7 @@ def nested_r_hat(x: Tensor, groups: Tensor) -> float:
     freedom = size.sum() - len(size)
     noise = deviation.square().sum(0) / freedom * (len(size) - 1) / size.sum()
     within = (z.flatten(0, 1).var(0) - between).clamp(min=1e-12)
-    return float((1 + (between - noise).clamp(min=0) / within).sqrt().max())
+    return (1 + (between - noise).clamp(min=0) / within).sqrt()
 
 
 def ess_per_draw(x: Tensor, num_directions: int = 8) -> float:
@@ -239,9 +253,10 @@ def ess_per_draw(x: Tensor, num_directions: int = 8) -> float:
     return float(effective_sample_sizes(z).min()) / len(flat)
 
 
-def _normalised_ranks(x: Tensor) -> Tensor:
+def _normalised_ranks(x: Tensor, shuffle: Tensor | None = None) -> Tensor:
     """Normal quantiles of the ranks in each column, with ties in random order."""
-    shuffle = torch.randperm(len(x), device=x.device)
+    if shuffle is None:
+        shuffle = torch.randperm(len(x), device=x.device)
     order = x[shuffle].mT.contiguous().argsort(-1)  # sorts rows, which lie together in memory
     quantiles = _normal_quantiles(torch.arange(len(x), device=x.device).to(x), len(x))
     z = torch.empty_like(x)
@@ -285,10 +300,9 @@ def rank_r_hat(x: Tensor) -> Tensor:
         >>> bool(rank_r_hat(x) < 1.01), bool(rank_r_hat(wide) > 1.05)
         (True, True)
     """
-    half = x.shape[1] // 2
-    columns = torch.cat([x[:, :half], x[:, -half:]]).double()
     found = []
-    for block in columns.split(_columns_at_once(columns), -1):
+    for part in x.split(columns_at_once(x), -1):
+        block = _halves(part)
         folded = (block - block.flatten(0, 1).median(0).values).abs()
         found.append(torch.maximum(_r_hat_of_ranks(block), _r_hat_of_ranks(folded)))
     return torch.cat(found)
@@ -314,9 +328,15 @@ def _mean_ranks(x: Tensor) -> Tensor:
     return torch.empty_like(values).scatter_(-1, order, 0.5 * (first + end).to(x))
 
 
-def _columns_at_once(x: Tensor) -> int:
-    """Columns of draws ``(chains, draws, d)`` that are ranked at once, to save memory."""
-    return max(1, MAX_NUMBERS // (3 * x[..., 0].numel()))
+def columns_at_once(x: Tensor) -> int:
+    """Columns of draws ``(chains, draws, d)`` that are looked at together, to save memory.
+
+    Example::
+
+        >>> columns_at_once(torch.zeros(1000, 500, 20))
+        6
+    """
+    return max(1, MAX_NUMBERS // (3 * max(1, x[..., 0].numel())))
 
 
 def never_accepted_fraction(accepted: Tensor) -> float:

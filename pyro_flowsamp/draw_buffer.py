@@ -20,6 +20,7 @@ from .validation import as_tensor, shown
 __all__ = [
     "DrawBuffer",
     "KeptSites",
+    "TooLittleMemoryError",
     "check_memory",
     "given_points",
     "joined",
@@ -30,7 +31,20 @@ __all__ = [
 
 MAX_GIVEN = 256  #: draws of an earlier result that a search begins at
 COPIES = 2  #: of the positions of draws: packed, and as values of sites
+#: what a caller of a run of chains can do where draws need too much memory
+FEWER_DRAWS = (
+    "keep fewer draws by thin=..., fewer sites by save_params=..., fewer chains by num_chains=..."
+)
 TYPES = {"accepted": torch.bool, "diverging": torch.bool}  #: of statistics; else float64
+
+
+class TooLittleMemoryError(ValueError):
+    """Draws need more memory, or room on the disk, than there is.
+
+    Example:
+        >>> issubclass(TooLittleMemoryError, ValueError)
+        True
+    """
 
 
 def starting_values(params: Values | None, num_chains: int) -> Values | None:
@@ -286,7 +300,14 @@ def needed_bytes(target: Target, num_samples: int, num_chains: int, columns: int
 
 
 def check_memory(
-    target: Target, num_samples: int, num_chains: int, columns: int, folder: Path | None = None
+    target: Target,
+    num_samples: int,
+    num_chains: int,
+    columns: int,
+    folder: Path | None = None,
+    *,
+    copies: int = 0,
+    remedy: str = FEWER_DRAWS,
 ) -> None:
     """Refuses draws that need more memory than there is, before any work is done.
 
@@ -298,33 +319,36 @@ def check_memory(
         num_samples, num_chains: Counts of draws.
         columns: Columns of the positions that are kept.
         folder: The folder in whose files the draws are held; None for the device's memory.
+        copies: Copies of all positions in float64, which checks make.
+        remedy: What the caller can do, for the message.
 
     Raises:
-        ValueError: There is too little memory, or too little room on the disk; or draws on another
-            device than the CPU shall be held in files.
+        TooLittleMemoryError: There is too little memory, or too little room on the disk.
+        ValueError: Draws on another device than the CPU shall be held in files.
 
     Example:
         >>> target = Target.from_energy(lambda x: x.square().sum(-1), 2)
         >>> check_memory(target, 100, 10, 2)
         >>> check_memory(target, 10**9, 10**6, 2)
         Traceback (most recent call last):
-        ValueError: ...
+        pyro_flowsamp.draw_buffer.TooLittleMemoryError: ...
     """
     needed = needed_bytes(target, num_samples, num_chains, columns)
+    more = copies * num_samples * num_chains * columns * torch.double.itemsize
     if folder is not None:
-        _check_disk(target, folder, 2 * needed)
+        _check_disk(target, folder, 2 * needed + more, remedy)
         return
+    needed += more
     free = free_bytes(torch.device(target.device))
     if free is not None and needed > free:
-        raise ValueError(
+        raise TooLittleMemoryError(
             f"{num_samples} draws of {num_chains} chains, {columns} numbers each, need {needed:,} "
-            f"bytes on {target.device}, and {free:,} are free: keep fewer draws by thin=..., fewer "
-            f"sites by save_params=..., fewer chains by num_chains=..., or hold them in files by "
+            f"bytes on {target.device}, and {free:,} are free: {remedy}, or hold them in files by "
             f"checkpoint=CheckpointOptions(folder, stream=True)"
         )
 
 
-def _check_disk(target: Target, folder: Path, needed: int) -> None:
+def _check_disk(target: Target, folder: Path, needed: int, remedy: str) -> None:
     if torch.device(target.device).type != "cpu":
         raise ValueError(
             f"CheckpointOptions.stream holds the draws of chains on the CPU in files, and this "
@@ -332,7 +356,7 @@ def _check_disk(target: Target, folder: Path, needed: int) -> None:
         )
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise ValueError(
-            f"the draws need {needed:,} bytes in {folder}, where {free:,} are free: keep fewer "
-            f"draws by thin=..., fewer sites by save_params=..., or give a folder on another disk"
+        raise TooLittleMemoryError(
+            f"the draws need {needed:,} bytes in {folder}, where {free:,} are free: {remedy}, or "
+            f"give a folder on another disk"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import reduce
 from math import ceil
 from time import perf_counter
 
@@ -12,15 +13,17 @@ from torch import Tensor
 from .checkpoint.folder import CheckpointError
 from .convergence import bulk_and_tail_ess, group_by_start, nested_r_hat
 from .distributed import of_first, splitting_workers
+from .draw_buffer import TooLittleMemoryError
 from .pilot import Candidate
 from .progress import corrected, stage
 from .smc.found_modes import FoundModes
 from .stays import ess_of_rare_states
+from .streaming import joined_columns, some_draws
 from .target.density import Target
 from .target.site import Values
 from .vectorized import VectorizedMCMC
 
-__all__ = ["burn_in", "chains_that_moved", "finish", "starting_points"]
+__all__ = ["burn_in", "chains_that_moved", "finish", "shortfall", "starting_points"]
 
 log = logging.getLogger(__name__)
 #: what is wrong with the draws where Ctrl-C has ended the burn-in
@@ -72,6 +75,10 @@ def finish(
         return problems if run.unconstrained is not last else [*problems, BURN_IN_ENDED]
     except CheckpointError:
         raise
+    except TooLittleMemoryError as error:
+        if run.unconstrained is last:
+            raise
+        return [*problems, f"more draws do not fit into memory, and they end there: {error}"]
     except Exception as error:
         if run.unconstrained is last or splitting_workers() is not None:  # no draws yet, or not all
             raise
@@ -101,8 +108,7 @@ def starting_points(best: Candidate, modes: FoundModes) -> Tensor:
     """
     if modes.are_annealed:
         return modes.draw(best.num_chains)
-    x = best.run.unconstrained.flatten(0, 1)
-    x = x[torch.randperm(len(x), device=x.device)]
+    x = some_draws(best.run.unconstrained, best.num_chains)
     return x[torch.arange(best.num_chains, device=x.device) % len(x)]
 
 
@@ -117,7 +123,7 @@ def _draw_until_enough(best: Candidate, draws: int, groups: Tensor) -> list[str]
     for left in range(options.max_doublings, -1, -1):
         if run.interrupted:
             return []
-        wrong = _shortfall(run, best, groups)
+        wrong = shortfall(run, best, groups)
         if not wrong or not best.reliable and run.num_samples >= options.unreliable_draws:
             return wrong
         deadline = best.goal.deadline
@@ -128,8 +134,14 @@ def _draw_until_enough(best: Candidate, draws: int, groups: Tensor) -> list[str]
     return wrong
 
 
-def _shortfall(run: VectorizedMCMC, best: Candidate, groups: Tensor) -> list[str]:
-    """Effective draws that are missing so far, and chains that depend on their start, in words."""
+def shortfall(run: VectorizedMCMC, best: Candidate, groups: Tensor) -> list[str]:
+    """Effective draws that are missing so far, and chains that depend on their start, in words.
+
+    Arguments:
+        run: The run, with its draws so far.
+        best: The candidate, with its goal.
+        groups: The group of each chain by where it started, ``(C,)``.
+    """
     goal, options = best.goal, best.options
     assert goal.ess is not None
     x = _columns(run)
@@ -165,10 +177,9 @@ def _rare_ess(best: Candidate) -> float:
 
 def _columns(run: VectorizedMCMC) -> Tensor:
     """The constrained draws, ``(chains, draws, D)``."""
-    values = run.get_samples(group_by_chain=True).values()
-    return torch.cat(
-        [value.flatten(2) if value.dim() > 2 else value[..., None] for value in values], -1
-    )
+    values = list(run.get_samples(group_by_chain=True).values())
+    dtype = reduce(torch.promote_types, [value.dtype for value in values])
+    return joined_columns(values, dtype, run.memory_for_draws)
 
 
 def burn_in(

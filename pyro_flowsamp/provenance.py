@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .seeding import kept_generators
+from .streaming import some_draws
 from .trust import FlowDraws, draws_of_flow
 from .versions import versions
 
@@ -94,8 +95,7 @@ def _training(history: Any) -> dict[str, Any]:
 
 def _mode_shares(draws: Tensor, modes: Any) -> dict[str, Any]:
     """Shares of draws and of the particles of both searches, from the largest mode on."""
-    x = draws.flatten(0, 1)
-    x = x[torch.randperm(len(x), device=x.device)[:MAX_SORTED]]
+    x = some_draws(draws, MAX_SORTED)
     agreement = modes.agreement
     component = modes.component_of(x)
     of_component = agreement.modes.to(component.device)

@@ -48,7 +48,7 @@ from .distributed import (
     replicated,
     splitting_workers,
 )
-from .draw_buffer import given_points
+from .draw_buffer import check_memory, given_points
 from .export import check_groups, check_names, to_arviz
 from .final_run import finish
 from .interrupts import made_again, nothing_yet
@@ -71,6 +71,8 @@ from .weights import Estimate
 __all__ = ["sample"]
 
 log = logging.getLogger(__name__)
+#: what a caller can do where draws need too much memory
+FEWER_DRAWS = "ask for fewer draws by num_samples=..., or for fewer chains by num_chains=..."
 DEFAULT_ESS = 4000  #: effective draws of every parameter, where the caller asks for nothing
 
 
@@ -192,13 +194,14 @@ def sample(
         CheckpointError: The checkpoint cannot be read or written, or is of another call.
         TypeError: The model is no function, or the arguments do not fit it; ``guide`` is no guide.
         ValueError: The model has no continuous site, or no point of finite density; the density
-            does not fall in some direction; an option is out of range, has a wrong type, or has the
-            name of an argument of the model that is not given by position; both ``ess`` and
-            ``num_samples`` are given; a :class:`~pyro_flowsamp.Target` is given arguments, or is at
-            several contexts; ``dims`` or ``coords`` do not suit the sites; ``guide`` is not
-            trained, or its sites are not those of the model; the search cannot be done in
-            ``max_seconds``; there are :func:`~pyro_flowsamp.workers`, and they differ, or share out
-            rows and ``checkpoint`` or ``max_seconds`` is given.
+            does not fall in some direction; ``num_samples`` draws need more memory than there is;
+            an option is out of range, has a wrong type, or has the name of an argument of the model
+            that is not given by position; both ``ess`` and ``num_samples`` are given; a
+            :class:`~pyro_flowsamp.Target` is given arguments, or is at several contexts; ``dims``
+            or ``coords`` do not suit the sites; ``guide`` is not trained, or its sites are not
+            those of the model; the search cannot be done in ``max_seconds``; there are
+            :func:`~pyro_flowsamp.workers`, and they differ, or share out rows and ``checkpoint`` or
+            ``max_seconds`` is given.
         RuntimeError: No kernel runs on the posterior; the cause is the last one's error. Or a
             kernel has failed on one of several workers.
         KeyboardInterrupt: Ctrl-C came before there was any point, or a second one before the end of
@@ -282,6 +285,9 @@ def sample(
             if goal.deadline is not None:
                 check_time(target, search, goal.deadline - perf_counter())
             given = None if guide is None else given_guide(guide, model, target, args, kwargs)
+            if num_samples is not None and goal.num_chains is not None:
+                sizes = num_samples, goal.num_chains, target.dim
+                check_memory(target, *sizes, scope.stream_folder, copies=1, remedy=FEWER_DRAWS)
             begin_sampling(scope, target, goal, (args, kwargs, seed, points, given))
         sampler = SamplerSearch(target, goal, progress, points, guide=given)
         sampler.find_modes()

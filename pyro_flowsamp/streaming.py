@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Empty", "InFiles", "in_blocks", "in_memory"]
+__all__ = ["Empty", "InFiles", "in_blocks", "in_memory", "joined_columns", "some_draws"]
 
 BLOCK_NUMBERS = 4_000_000  #: of draws that are computed with at a time, where all are in files
 
@@ -88,6 +88,52 @@ class InFiles:
                 f"{error.strerror or error}. Make room, or keep fewer draws"
             )
             raise OSError(error.errno, text) from error
+
+
+def joined_columns(values: Sequence[Tensor], dtype: torch.dtype, empty: Empty) -> Tensor:
+    """All numbers of draws of several variables, ``(chains, draws, D)``.
+
+    Arguments:
+        values: Draws of each variable, ``(chains, draws, ...)``.
+        dtype: The type of the result.
+        empty: Makes the memory.
+
+    Example:
+        >>> parts = [torch.zeros(2, 3), torch.ones(2, 3, 2, 2)]
+        >>> joined_columns(parts, torch.double, in_memory)[0, 0]
+        tensor([0., 1., 1., 1., 1.], dtype=torch.float64)
+    """
+    parts = [value.flatten(2) if value.dim() > 2 else value[..., None] for value in values]
+    if empty is in_memory:
+        return torch.cat([part.to(dtype) for part in parts], -1)
+    chains, draws = parts[0].shape[:2]
+    like = torch.empty(0, dtype=dtype)
+    # a column after the other, since columns are looked at one after the other
+    made = empty((sum(part.shape[-1] for part in parts), draws, chains), like).permute(2, 1, 0)
+    first = 0
+    for part in parts:
+        for column in range(part.shape[-1]):
+            made[..., first + column] = part[..., column]
+        first += part.shape[-1]
+    return made
+
+
+def some_draws(x: Tensor, most: int) -> Tensor:
+    """Draws in random order, without a copy of all of them.
+
+    Arguments:
+        x: Draws ``(N, d)`` or ``(chains, draws, d)``.
+        most: The number of draws, or all where there are fewer.
+
+    Returns:
+        A tensor ``(n, d)``.
+
+    Example:
+        >>> some_draws(torch.arange(6.0).view(3, 2, 1), 10).sort(0).values[:, 0]
+        tensor([0., 1., 2., 3., 4., 5.])
+    """
+    index = torch.randperm(x[..., 0].numel(), device=x.device)[:most]
+    return x[index] if x.dim() == 2 else x[index // x.shape[1], index % x.shape[1]]
 
 
 def in_blocks(

@@ -276,8 +276,9 @@ class VectorizedMCMC(SharedRun):
 
         Raises:
             RuntimeError: There has been no run, or the kernel has been used in another run since.
-            ValueError: A count is out of range, ``initial_params`` are not valid, see
-                :meth:`FlowKernel.state_at`, or are given with ``append``.
+            ValueError: A count is out of range, the draws need more memory than there is,
+                ``initial_params`` are not valid, see :meth:`FlowKernel.state_at`, or are given
+                with ``append``.
         """
         if self._state is None:
             raise RuntimeError(
@@ -300,6 +301,9 @@ class VectorizedMCMC(SharedRun):
         check_still_shared_out(self._steps)
         unchecked = pyro.validation_enabled(False)
         with public_call(), guarded(), entered(self.checkpoint, kind) as scope, unchecked:
+            total, folder = num_samples + append * self.num_samples, scope.stream_folder
+            columns, here = len(self._kept.columns), len(self.unconstrained)
+            check_memory(self.kernel.target, total, here, columns, folder)
             storage = ChainStorage(scope, self.kernel)
             storage.blocks = blocks_of(self._steps)
             counts = {"num_samples": num_samples, "thin": thin, "append": append}

@@ -345,8 +345,8 @@ def test_the_effective_sample_size_is_met(ess):
     assert effective(data) < 6 * max(ess, 20 * data["posterior"].sizes["chain"])
 
 
-@mutation(final_run, "_shortfall")
-def never_short(_shortfall, *args):
+@mutation(final_run, "shortfall")
+def never_short(shortfall, *args):
     return []
 
 

@@ -5,6 +5,7 @@ import gc
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -17,16 +18,25 @@ from pyro_flowsamp import (
     IMH,
     AutoFlow,
     CheckpointOptions,
+    DiagnosisOptions,
     FitOptions,
+    ModeSearchOptions,
+    SearchOptions,
     StoredDraws,
     Target,
     VectorizedMCMC,
     chain_storage,
+    convergence,
     draw_buffer,
+    final_run,
+    sample,
     streaming,
     to_arviz,
 )
 from pyro_flowsamp.checkpoint.folder import CheckpointError
+from pyro_flowsamp.diagnostics.chains import chain_checks
+from pyro_flowsamp.diagnostics.draws import read_draws
+from pyro_flowsamp.pilot import Goal
 
 DATA = torch.tensor([0.5, -1.0, 2.0])
 
@@ -144,11 +154,42 @@ def test_too_little_room_is_told_before_the_training(tmp_path, monkeypatch):
         chains(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_too_little_memory_is_told_before_any_search_or_step(tmp_path, monkeypatch):
+    target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+    with pytest.raises(
+        ValueError, match="1000000000 draws .* need .* bytes .*num_samples=.*stream"
+    ):
+        sample(target, num_samples=10**9, num_chains=64, seed=0, progress=False)
+    assert not target.evaluations
+    run = chains(None)
+    before = run.unconstrained
+    with pytest.raises(ValueError, match=r"1000000020 draws of 6 chains, 3 numbers .* thin=\.\.\."):
+        run.resume(10**9, append=True)
+    assert run.unconstrained is before
+    with monkeypatch.context() as patch:
+        patch.setattr(draw_buffer.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+        with pytest.raises(ValueError, match="where 100 are free: ask for fewer draws"):
+            checkpoint = CheckpointOptions(tmp_path, stream=True)
+            options = {"seed": 0, "progress": False, "checkpoint": checkpoint}
+            sample(target, num_samples=20, num_chains=64, **options)
+
+
 def test_draws_on_another_device_are_refused(tmp_path):
     target = Target.from_energy(lambda x: x.square().sum(-1), 2)
     target.device = torch.device("meta")
     with pytest.raises(ValueError, match="this target is on meta: leave stream out"):
         draw_buffer.check_memory(target, 10, 10, 2, tmp_path)
+
+
+#: a search for modes and pilot runs of little work
+QUICK = SearchOptions(
+    modes=ModeSearchOptions(paths=16, particles=128, max_evaluations=40_000),
+    pilot_warmup=10,
+    pilot_steps=20,
+    evidence_draws=200,
+)
+OPTIONS = SearchOptions()
 
 
 # ---- memory --------------------------------------------------------------------------------------
@@ -183,19 +224,71 @@ class Peak:
         self.thread.join()
 
 
-def wide(path, stream):
-    """61 MB of positions."""
-    target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 200)
+def wide(path, stream, chains=128, draws=600, dim=200):
+    """By default 61 MB of positions."""
+    pyro.set_rng_seed(0)
+    target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), dim)
     guide = AutoFlow(target, flow="gaussian", options=FitOptions(max_steps=1, progress=False))
     guide.target_for()
     guide.trained = True
     checkpoint = CheckpointOptions(path, every_seconds=float("inf"), stream=stream)
     run = VectorizedMCMC(
-        IMH(guide=guide, lookahead=512), 600, 1, 128, checkpoint=checkpoint, disable_progbar=True
+        IMH(guide=guide, lookahead=512),
+        draws,
+        1,
+        chains,
+        checkpoint=checkpoint,
+        disable_progbar=True,
     )
     run.min_acceptance = 0.0
     run.run()
     return target, run
+
+
+def judged(run):
+    """What sample() computes of all draws: those that are missing, and the checks of chains."""
+    best = SimpleNamespace(run=run, goal=Goal(10**5, None, None, OPTIONS), options=OPTIONS)
+    best.is_independence_sampler = False
+    torch.manual_seed(3)
+    wrong = final_run.shortfall(run, best, torch.arange(run.num_chains) % 4)
+    checks = chain_checks(read_draws(run), DiagnosisOptions())
+    return wrong, {check.name: check.value for check in checks}, torch.rand(1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(LIBC, "malloc_trim"), reason="the memory is not known")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_checks_of_streamed_draws_are_the_same_in_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(chain_storage, "BLOCK_BYTES", 2**20)
+    monkeypatch.setattr(convergence, "MAX_NUMBERS", 3 * 4 * 64 * 150)  # four columns at a time
+    size = 64 * 150 * 400 * 4
+    run = wide(tmp_path / "streamed", True, 64, 150, 400)[1]
+    with Peak() as streamed:
+        one = judged(run)
+    del run
+    run = wide(tmp_path / "held", False, 64, 150, 400)[1]
+    with Peak() as held:
+        other = judged(run)
+    print(f"bytes of draws {size:.2g}, streamed {streamed.largest:.2g}, held {held.largest:.2g}")
+    # sums of numbers that lie in another order in memory are rounded otherwise
+    assert one[1] == pytest.approx(other[1], rel=1e-6, nan_ok=True)
+    assert one[0] == other[0] and torch.equal(one[2], other[2])
+    assert streamed.largest < 0.5 * size and held.largest > size
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_sample_with_streamed_draws_has_the_same_result(tmp_path):
+    results = []
+    for checkpoint in (None, CheckpointOptions(tmp_path, stream=True)):
+        target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        target.compile_mode = False
+        options = {"search": QUICK, "progress": False, "checkpoint": checkpoint}
+        results.append(sample(target, num_samples=20, num_chains=64, seed=0, **options))
+    one, other = results
+    assert one["posterior"].identical(other["posterior"].assign_attrs(one["posterior"].attrs))
+    for name in ("problems", "log_evidence", "evaluations", "reliable"):
+        assert one.attrs[name] == other.attrs[name]
 
 
 @pytest.mark.skipif(not hasattr(LIBC, "malloc_trim"), reason="the memory is not known")

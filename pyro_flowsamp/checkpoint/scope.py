@@ -42,6 +42,7 @@ class _Session:
         self.folder, self.options = folder, options
         self.target: Any = None
         self.others: list[Any] = []  # further targets, of which the graphs alone are stored
+        self.kernel: Any = None
         self.described: dict[str, Any] = dict(folder.facts.get("described", {}))
         self.made = {"versions": versions(), "threads": torch.get_num_threads()}
         self.wrote()
@@ -69,6 +70,15 @@ class _Session:
             "others": [target.tracing_state() for target in self.others],
         }
 
+    def graphs(self) -> dict[str, list[str]]:
+        """The graphs there are, traced or compiled, with the counts at which they began."""
+        steps = getattr(self.kernel, "step_graphs", None)
+        targets = [target for target in (self.target, *self.others) if target is not None]
+        return {
+            "density": [text for target in targets for text in target.described_graphs()],
+            "steps": [] if steps is None else steps.described(),
+        }
+
     def set_counters(self, values: dict[str, Any]) -> None:
         """Gives the target in use the numbers that were stored."""
         if self.target is not None and values:
@@ -82,7 +92,10 @@ class _Session:
 def _conditions_changed(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The versions, and the number of threads, that are not as they were, in words."""
     was, are = (
-        {**facts.get("versions", {}), "the number of threads": facts.get("threads")}
+        {
+            **facts.get("versions", {}),
+            "the number of threads": facts.get("threads"),
+        }
         for facts in (stored, now)
     )
     return differences(was, are)
@@ -135,10 +148,16 @@ class Scope:
         number, self._children[kind] = self._children[kind], self._children[kind] + 1
         return Scope(self._session, f"{self.prefix}{kind}-{number}/")
 
-    def watch(self, target: Any) -> None:
-        """Stores the counters of this target's evaluations with every state from now on."""
+    def watch(self, target: Any, kernel: Any = None) -> None:
+        """Stores the counters of this target's evaluations with every state from now on.
+
+        Arguments:
+            target: The target.
+            kernel: The kernel of the chains, whose graphs the manifest names too; None for none.
+        """
         if self._session is not None:
             self._session.target, self._session.others = target, []
+            self._session.kernel = kernel
 
     def watch_too(self, target: Any) -> None:
         """Stores when graphs of a further target are made, until :meth:`watch` is called again.
@@ -228,6 +247,7 @@ class Scope:
             "phase": f"{self.prefix}{phase}",
             "seed": torch.initial_seed(),
             "described": session.described,
+            "graphs": session.graphs(),
         }
         session.folder.commit(parts, facts, None if drop is None else self.prefix + drop)
         session.wrote()

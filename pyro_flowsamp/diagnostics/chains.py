@@ -5,6 +5,8 @@ Chains that all miss the same region agree perfectly. The checks of :mod:`.agree
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import reduce
 from math import inf, isinf, log, log1p
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from ..convergence import (
     bulk_and_tail_ess,
+    columns_at_once,
     effective_sample_sizes,
     group_by_start,
     nested_r_hat,
@@ -59,7 +62,7 @@ def chain_checks(draws: DiagnosedDraws, options: DiagnosisOptions) -> list[Check
 
 
 def _number_checks(draws: DiagnosedDraws) -> list[Check]:
-    bad = int((~torch.isfinite(draws.columns)).any(-1).sum())
+    bad = int(_any_column(draws.columns, lambda x: ~torch.isfinite(x)).sum())
     checks = [
         Check(
             "draws not finite",
@@ -95,6 +98,12 @@ def _number_checks(draws: DiagnosedDraws) -> list[Check]:
             )
         )
     return checks
+
+
+def _any_column(x: Tensor, test: Callable[[Tensor], Tensor]) -> Tensor:
+    """Whether a test holds for any column of draws ``(C, n, D)``, looked at a few at a time."""
+    parts = (test(part).any(-1) for part in x.split(columns_at_once(x), -1))
+    return reduce(torch.logical_or, parts)
 
 
 # ---- convergence ---------------------------------------------------------------------------------
@@ -164,7 +173,7 @@ def longest_runs(moved: Tensor) -> Tensor:
 
 
 def _moves(x: Tensor, options: DiagnosisOptions) -> list[Check]:
-    moved = (x[:, 1:] != x[:, :-1]).any(-1)
+    moved = _any_column(x, lambda x: x[:, 1:] != x[:, :-1])
     never = never_accepted_fraction(moved)
     ok = never <= options.max_never_moved
     text = f"{int((~moved.any(1)).sum())} of {len(x)} chains never moved"

@@ -17,6 +17,7 @@ from ..kernels.imh import IMH
 from ..seeding import kept_generators
 from ..smc.found_modes import FoundModes
 from ..smc.particle_mixture import particle_mixture
+from ..streaming import some_draws
 from ..trust import FlowDraws, draws_of_flow, log_weights
 from ..weights import Estimate, pareto_k
 from .agreement import (
@@ -278,7 +279,7 @@ def _of_the_search(
     checks += particle_checks(x, modes, options, given or modes.settled, given)
     if given and draws.target is not None:
         size = _effective_number(others, draws.x)
-        flat = _some(draws.x.flatten(0, 1), options.max_draws)
+        flat = some_draws(draws.x, options.max_draws)
         checks += path_mode_check(flat, size, modes, draws.target, options)
         if draws.kernel is not None:
             checks.append(stranded_check(x, modes, draws.kernel, draws.target, options))
@@ -309,17 +310,13 @@ def _distance(
     """The distance of particles and draws; infinity where the draws depend on the evidences."""
     if wrong or not one_mode(modes) or draws.x is None or draws.target is None:
         return float("inf")
-    return distance_of_searches(draws.x.flatten(0, 1), modes, draws.target, options)
+    return distance_of_searches(draws.x, modes, draws.target, options)
 
 
 def _effective_number(checks: Sequence[Check], x: Tensor) -> float:
     """The effective number of draws, or their number where it is not known."""
     sizes = [check.value for check in checks if check.name == "bulk ESS"]
     return min([float(x[..., 0].numel()), *sizes])
-
-
-def _some(x: Tensor, most: int) -> Tensor:
-    return x[torch.randperm(len(x), device=x.device)[:most]]
 
 
 def _searched(
@@ -357,7 +354,7 @@ def _regions(
         return region_checks(found.unflatten(0, x.shape[:2]), options)
     flat = x.flatten(0, 1).double()
     flat = flat[:, (flat != flat[0]).any(0)]
-    fitted = _some(flat, options.fitted_draws)
+    fitted = some_draws(flat, options.fitted_draws)
     if len(fitted) < options.region_draws_per_dimension * flat.shape[1] or not flat.shape[1]:
         return []
     low, middle, high = fitted.quantile(torch.tensor([0.25, 0.5, 0.75]).to(fitted), 0)

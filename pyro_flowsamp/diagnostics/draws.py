@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..export import to_arviz
 from ..flows.proposal import Proposal
+from ..streaming import Empty, in_memory, joined_columns
 from ..target.density import Target, as_target
 from ..target.site import Values
 
@@ -120,7 +121,7 @@ def read_draws(source: Any, guide: Any = None, target: Any = None) -> DiagnosedD
             "diagnose() looks at draws at one context, and the target is at several: give the "
             "draws of each context with the target there"
         )
-    columns, names = _columns(values)
+    columns, names = _columns(values, getattr(source, "memory_for_draws", in_memory))
     if x is None and target is not None:
         x = _packed(target, values)
     if x is not None and target is not None and x.shape[-1] != target.dim:
@@ -173,15 +174,15 @@ def _tensor(values: Any) -> Tensor:
     return torch.as_tensor(np.ascontiguousarray(values))
 
 
-def _columns(values: Values) -> tuple[Tensor, tuple[str, ...]]:
-    columns, names = [], []
-    for name, value in values.items():
-        flat = value.detach().reshape(*value.shape[:2], -1).double()
-        columns.append(flat)
-        names += [name] if value.dim() == 2 else [f"{name}[{i}]" for i in range(flat.shape[-1])]
-    if not columns:
+def _columns(values: Values, empty: Empty) -> tuple[Tensor, tuple[str, ...]]:
+    if not values:
         raise ValueError("there are no draws yet: call run(...) first")
-    return torch.cat(columns, -1), tuple(names)
+    names: list[str] = []
+    for name, value in values.items():
+        size = value.shape[2:].numel()
+        names += [name] if value.dim() == 2 else [f"{name}[{i}]" for i in range(size)]
+    parts = [value.detach() for value in values.values()]
+    return joined_columns(parts, torch.double, empty), tuple(names)
 
 
 def _packed(target: Target, values: Values) -> Tensor | None:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ..smc.found_modes import NOT_COVERED, Agreement, FoundModes, unseen_problem
+from ..streaming import some_draws
 from ..target.density import Target
 from ..trust import ends_of_steps
 from ..weights import Estimate, summed_degrees
@@ -286,12 +287,12 @@ def distance_of_searches(
     It is that of the coordinates and of the log density.
 
     Arguments:
-        x: Unconstrained draws, ``(N, d)``.
+        x: Unconstrained draws, ``(N, d)`` or ``(chains, draws, d)``.
         modes: The result of the search.
         target: The target, which is evaluated at some draws and at the particles.
         options: The number of draws.
     """
-    some = x[torch.randperm(len(x), device=x.device)[: options.compared_draws]]
+    some = some_draws(x, options.compared_draws)
     with torch.no_grad():
         of_draws, of_particles = (
             torch.cat([points.double(), target.log_prob(points).double()[:, None]], -1)

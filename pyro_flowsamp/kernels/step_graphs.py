@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from ..flows.proposal import Proposal
+from ..target import compiling
 from ..target.compiling import check_matrices, compiled_module, is_near, may_compile
 from ..target.density import Target
 from ..target.evaluation import MEMORY_BUDGET
@@ -159,6 +160,7 @@ class StepGraphs:
         self._compiled: dict[tuple, PartGraph] = {}
         self._traced: dict[str, list[tuple]] = {}
         self._worth_compiling: dict[str, list[tuple]] = {}
+        self._compiled_since: dict[tuple, int] = {}
         self._flow: dict[int, Tensor] | None = None
         self._read: HeldValues | None = None
         self._retraces = 0
@@ -167,6 +169,11 @@ class StepGraphs:
     def names(self) -> tuple[list[str], list[str]]:
         """The names of the parts that have a graph, and of those that have a compiled one."""
         return sorted({k[0] for k in self._graphs}), sorted({k[0] for k in self._compiled})
+
+    def described(self) -> list[str]:
+        """The parts that have graphs, and the calls at which compiled ones began, as text."""
+        compiled = [f"{k[0]}: compiled at call {n}" for k, n in self._compiled_since.items()]
+        return [f"{name}: traced" for name, keys in self._traced.items() if keys] + compiled
 
     def are_of(self, target: Target, proposal: Proposal) -> bool:
         """Whether the graphs are those of a target and a flow."""
@@ -179,6 +186,7 @@ class StepGraphs:
             "costs": list(self._costs.items()),
             "traced": dict(self._traced),
             "compiled": dict(self._worth_compiling),
+            "compiled since": list(self._compiled_since.items()),
             "reasons": dict(self.reasons),
             "retraces": self._retraces,
         }
@@ -188,7 +196,10 @@ class StepGraphs:
         self._calls, self._costs = dict(state["calls"]), dict(state["costs"])
         self._traced, self._worth_compiling = dict(state["traced"]), dict(state["compiled"])
         self.reasons, self._retraces = dict(state["reasons"]), state["retraces"]
+        self._compiled_since = dict(state.get("compiled since", ()))
         self._graphs, self._compiled = {}, {}
+        if self._compiled_since and not may_compile():
+            compiling.warn_of_other_rounding("steps", compiling.NOT_ALLOWED)
 
     def __call__(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         """The result of a part, by its graph where there is one.
@@ -260,12 +271,16 @@ class StepGraphs:
         if compiled not in self.reasons and self._worth_compiling_at(key, calls, graph.operations):
             if admitted(key, self._worth_compiling.setdefault(name, []), options.max_compiled):
                 self._try(compiled, lambda: self._compile(key, graph, args))
+                if key in self._compiled:
+                    self._compiled_since.setdefault(key, calls)
+                elif key in self._compiled_since:
+                    compiling.warn_of_other_rounding(name, self.reasons[compiled])
         return self._compiled.get(key, graph)
 
     def _drop_graphs(self) -> None:
         """Drops all graphs: a value that the target reads is another object."""
         self._graphs, self._compiled, self._read = {}, {}, None
-        self._traced, self._worth_compiling = {}, {}
+        self._traced, self._worth_compiling, self._compiled_since = {}, {}, {}
         self._retraces += 1
         if self._retraces > self.target.tracing.max_retraces:
             self.reasons["step"] = "values that the target reads are other objects at each call"

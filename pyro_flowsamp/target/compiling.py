@@ -22,6 +22,7 @@ from torch import Tensor, fx
 from .graphs import DensityGraph, UntraceableError
 
 __all__ = [
+    "NOT_ALLOWED",
     "CompiledGraph",
     "check_matrices",
     "compiled_module",
@@ -29,10 +30,13 @@ __all__ = [
     "may_compile",
     "padded",
     "padded_size",
+    "warn_of_other_rounding",
 ]
 
 #: sizes of batches for which there are compilations, between one power of two and the next
 SIZES_PER_DOUBLING = 4
+#: the reason why nothing is compiled where :func:`may_compile` is false
+NOT_ALLOWED = "PYRO_FLOWSAMP_COMPILE is 0"
 
 _said: set[str] = set()
 
@@ -151,6 +155,27 @@ def is_near(one: Tensor, two: Tensor, ulps: float) -> bool:
     bound = ulps * torch.finfo(two.dtype).eps * (1 + size)
     same = (one == two) | (one.isnan() & two.isnan()) | ((one - two).abs() <= bound)
     return bool(same.all())
+
+
+def warn_of_other_rounding(name: str, reason: str) -> None:
+    """Says that a graph which a stored run had compiled cannot be compiled here.
+
+    Arguments:
+        name: What it computes.
+        reason: Why it cannot be compiled.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True) as told:
+        ...     warnings.simplefilter("always")
+        ...     warn_of_other_rounding("density", "there is no compiler")
+        >>> str(told[0].message)[:51]
+        'the stored run had compiled the density, which cann'
+    """
+    warnings.warn(
+        f"the stored run had compiled the {name}, which cannot be done here ({reason}): draws will "
+        f"not be the same bit by bit",
+        stacklevel=2,
+    )
 
 
 def compiled_module(

@@ -22,10 +22,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ..distributed import batch_workers
 from .batching import Density
+from .compiling import NOT_ALLOWED, may_compile, warn_of_other_rounding
 from .options import CompileMode, TracingOptions, check_compile
 from .shared_batches import evaluated_by_all
 from .site import Site, Values
-from .tracing import TracedDensity, is_bad_matrix
+from .tracing import TracedDensity, described_graphs, is_bad_matrix
 
 __all__ = [
     "MEMORY_BUDGET",
@@ -123,8 +124,18 @@ class TracedEvaluation:
         return self.density.density.state_dict()
 
     def load_tracing_state(self, state: dict[str, Any]) -> None:
-        """Takes counts of :meth:`tracing_state`, so that graphs are used from the same call on."""
+        """Takes counts of :meth:`tracing_state`, so that graphs are used from the same call on.
+
+        Warns:
+            UserWarning: Graphs had been compiled, and nothing may be compiled now.
+        """
         self.density.density.load_state_dict(state)
+        if state.get("compiled since") and not may_compile():
+            warn_of_other_rounding("density", NOT_ALLOWED)
+
+    def described_graphs(self) -> list[str]:
+        """The batches whose density is traced or compiled, and the counts at which that began."""
+        return described_graphs(self.density.density)
 
     @contextmanager
     def untraced(self) -> Iterator[None]:
@@ -136,7 +147,7 @@ class TracedEvaluation:
             yield
         finally:
             self.compile_mode = mode
-            self.load_tracing_state(state)
+            self.density.density.load_state_dict(state)
             counter.evaluations, counter.nonfinite = evaluations, nonfinite
 
     @contextmanager

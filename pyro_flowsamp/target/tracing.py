@@ -26,13 +26,22 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .batching import Density, fixed_points, value_and_grad
-from .compiling import CompiledGraph, may_compile, padded, padded_size
+from .compiling import (
+    CompiledGraph,
+    may_compile,
+    padded,
+    padded_size,
+    warn_of_other_rounding,
+)
 from .graphs import DensityGraph, UntraceableError, record
 from .held_values import HeldValues
 from .options import CompileMode, TracingOptions
 from .work import OVERHEAD
 
-__all__ = ["TracedDensity", "admitted", "is_bad_matrix", "is_seen"]
+__all__ = ["TracedDensity", "admitted", "described_graphs", "is_bad_matrix", "is_seen"]
+
+#: dictionaries of a traced density that are neither copied nor pickled
+EMPTIED = "_calls _work _graphs _compiled _kept _kept_compiled _compiled_since".split()
 
 
 def is_bad_matrix(error: RuntimeError) -> bool:
@@ -86,12 +95,12 @@ class TracedDensity:
         self._retraces = 0
         self._traced: list[tuple] = []
         self._worth_compiling: list[tuple] = []
+        self._compiled_since: dict[tuple, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """The density and its options, without graphs: they are neither copied nor pickled."""
-        fresh: dict[str, Any] = {"_held": None, "_retraces": 0}
-        fresh |= {name: {} for name in ("_calls", "_work", "_graphs", "_compiled")}
-        fresh |= {"_kept": {}, "_kept_compiled": {}, "_traced": [], "_worth_compiling": []}
+        fresh: dict[str, Any] = {name: {} for name in EMPTIED}
+        fresh |= {"_held": None, "_retraces": 0, "_traced": [], "_worth_compiling": []}
         return {**self.__dict__, **fresh}
 
     @property
@@ -113,7 +122,7 @@ class TracedDensity:
         self._kept_compiled = {**self._kept_compiled, **self._compiled}
         for counted in (self._calls, self._work, self._graphs, self._compiled):
             counted.clear()
-        self._traced, self._worth_compiling = [], []
+        self._traced, self._worth_compiling, self._compiled_since = [], [], {}
 
     def state_dict(self) -> dict[str, Any]:
         """The counts of calls and work, and for what there are graphs, without the graphs.
@@ -125,6 +134,7 @@ class TracedDensity:
             "work": list(self._work.items()),
             "traced": list(self._traced),
             "compiled": list(self._worth_compiling),
+            "compiled since": list(self._compiled_since.items()),
             "reasons": [self.reason, self.uncompiled_reason],
             "retraces": self._retraces,
         }
@@ -135,6 +145,7 @@ class TracedDensity:
         self._calls.update(state["calls"])
         self._work.update(state["work"])
         self._traced, self._worth_compiling = list(state["traced"]), list(state["compiled"])
+        self._compiled_since.update(state.get("compiled since", ()))
         self.reason, self.uncompiled_reason = state["reasons"]
         self._retraces = state["retraces"]
 
@@ -172,7 +183,7 @@ class TracedDensity:
         if self._held is not None and not self._held.unchanged():
             for graphs in (self._graphs, self._compiled, self._kept, self._kept_compiled):
                 graphs.clear()
-            self._traced, self._worth_compiling = [], []
+            self._traced, self._worth_compiling, self._compiled_since = [], [], {}
             self._held = None
             self._retraces += 1
             if self._retraces > self.options.max_retraces:
@@ -207,8 +218,11 @@ class TracedDensity:
             try:
                 kept = self._kept_compiled.get(key)
                 self._compiled[key] = kept or self._compile(points, contexts, gradient)
+                self._compiled_since.setdefault(key, done)
             except UntraceableError as error:
                 self.uncompiled_reason = str(error)
+                if key in self._compiled_since:
+                    warn_of_other_rounding("density", str(error))
         return self._compiled.get(key)
 
     def _compile(self, x: Tensor, c: Tensor | None, gradient: bool) -> CompiledGraph:
@@ -230,39 +244,37 @@ class TracedDensity:
                 f"{self.options.max_operations}"
             )
         for points in (x.detach(), fixed_points(x, len(x))):
-            self._check(graph, points, c)
+            _check(self.density, graph, points, c, self.options.max_error)
         if not held.unchanged():
             raise UntraceableError("values that it reads are other objects at each call")
         self._held = held
         return graph
 
-    def _check(self, graph: DensityGraph, x: Tensor, c: Tensor | None) -> None:
-        """Compares a graph with the density at some points; neither may have bad matrices.
 
-        Raises:
-            UntraceableError: They differ.
-        """
-        found: list[tuple[Tensor, Tensor] | None] = []
-        for evaluate in (lambda: value_and_grad(self.density, x, c), lambda: _both(graph, x, c)):
-            try:
-                found.append(evaluate())
-            except RuntimeError as error:
-                if not is_bad_matrix(error):
-                    raise UntraceableError(
-                        f"the graph fails: {str(error).splitlines()[0]}"
-                    ) from error
-                found.append(None)
-        own, other = found
-        most = self.options.max_error
-        if own is None or other is None:
-            same = own is other
-        else:
-            same = all(
-                a.shape == b.shape and torch.allclose(a, b, rtol=most, atol=most, equal_nan=True)
-                for a, b in zip(own, other)
-            )
-        if not same:
-            raise UntraceableError("its graph has other values or gradients")
+def _check(density: Density, graph: DensityGraph, x: Tensor, c: Tensor | None, most: float) -> None:
+    """Compares a graph with the density at some points; bad matrices must be those of both.
+
+    Raises:
+        UntraceableError: They differ.
+    """
+    found: list[tuple[Tensor, Tensor] | None] = []
+    for evaluate in (lambda: value_and_grad(density, x, c), lambda: _both(graph, x, c)):
+        try:
+            found.append(evaluate())
+        except RuntimeError as error:
+            if not is_bad_matrix(error):
+                raise UntraceableError(f"the graph fails: {str(error).splitlines()[0]}") from error
+            found.append(None)
+    own, other = found
+    if own is None or other is None:
+        same = own is other
+    else:
+        same = all(
+            a.shape == b.shape and torch.allclose(a, b, rtol=most, atol=most, equal_nan=True)
+            for a, b in zip(own, other)
+        )
+    if not same:
+        raise UntraceableError("its graph has other values or gradients")
 
 
 def _both(graph: DensityGraph, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -271,6 +283,31 @@ def _both(graph: DensityGraph, x: Tensor, c: Tensor | None) -> tuple[Tensor, Ten
     if not torch.equal(graph.value(x, c).nan_to_num(), value.nan_to_num()):
         raise UntraceableError("its graph has other values without the gradient")
     return value, grad
+
+
+def described_graphs(density: TracedDensity) -> list[str]:
+    """For which batches there are graphs, traced or compiled, and the counts they began at.
+
+    Arguments:
+        density: The traced density.
+
+    Example:
+        >>> density = TracedDensity(lambda x, c: -x.square().sum(-1))
+        >>> density.compile_mode, density.options = True, TracingOptions(compiler=False)
+        >>> _ = density.value_and_grad(torch.ones(2, 1), None)
+        >>> described_graphs(density)
+        ['2 points: traced after 0 calls']
+    """
+    counts = density.state_dict()
+    calls = dict(counts["calls"])
+    traced = [
+        f"{key[0]} points: traced after {calls.get(key, 0)} calls" for key in counts["traced"]
+    ]
+    return traced + [
+        f"{key[0]} points, {'with' if key[-1] else 'without'} gradient: compiled after {work:,} "
+        f"operations on numbers"
+        for key, work in counts["compiled since"]
+    ]
 
 
 def admitted(key: tuple, keys: list[tuple], most: int) -> bool:

@@ -66,16 +66,17 @@ MAY_IMPORT = {
     "search": "candidates checkpoint guides interrupts kernels options phase_times pilot "
     "search_storage smc target transitions trust vectorized distributed",
     "verdict": "diagnostics pilot remedies smc trust",
-    "final_run": "checkpoint convergence distributed pilot smc stays target vectorized",
+    "final_run": "checkpoint convergence distributed draw_buffer pilot smc stays streaming target "
+    "vectorized",
     "remedies": "",
     "versions": "",
-    "provenance": "seeding trust versions",
+    "provenance": "seeding streaming trust versions",
     "sampling": "candidates checkpoint diagnostics draw_buffer export final_run interrupts options "
     "pilot provenance search search_precision search_storage seeding target trust verdict weights "
     "distributed",
     "search_precision": "candidates checkpoint search search_storage target",
-    "diagnostics": "diagnostics convergence export flows guides kernels options seeding smc stays "
-    "target trust weights distributed",
+    "diagnostics": "diagnostics convergence streaming export flows guides kernels options seeding "
+    "smc stays target trust weights distributed",
     "reporting": "convergence export provenance remedies reporting seeding versions weights",
     "plots": "guides history reporting train",
     "selftest": "flows guides kernels target vectorized",
