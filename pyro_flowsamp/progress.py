@@ -124,6 +124,8 @@ class _Stage:
             return
         self.each = effective / max(1, draws)
         self.bar.n = min(effective, self.wanted)
+        if self.bar.n == self.wanted:
+            self.bar.set_postfix_str("", refresh=False)  # no work is left
         self.bar.refresh()
 
 

@@ -57,6 +57,18 @@ def test_a_stage_shows_effective_draws(capsys):
     assert "3.8e+02 evaluations left" in told[-1]  # 250 for 40 of 100
 
 
+def test_a_stage_that_is_done_has_no_work_left(capsys):
+    """The last estimate before the draws are counted may be too small."""
+    target = SimpleNamespace(evaluations=0)
+    with progress.stage("Draws by IMH", target, False, wanted=100.0, each=10.0):
+        for _ in range(5):
+            target.evaluations += 40
+            progress.tick(1)
+        progress.corrected(120.0, draws=5)
+    last = lines(capsys.readouterr().err)[-1]
+    assert "100%" in last and "left" not in last
+
+
 def test_no_bar_is_shown_where_none_is_wanted(capsys):
     target = SimpleNamespace(evaluations=0)
     with progress.stage("Draws", target, True, wanted=10.0, each=1.0):

@@ -311,8 +311,6 @@ REMARKS = {
     "ProjectedNormal as a latent": f"{NO_BIJECTION} Pyro's `ProjectedNormalReparam` gives one.",
     "VonMises3D as a latent": NO_BIJECTION,
     "Wishart as a latent": NO_BIJECTION,
-    "hmm.py, model_7 of the examples": "A fault of `Target`: the data have two rows, as many as "
-    "the points at which the way to evaluate a batch is chosen, and a plate is taken by mistake.",
     "inclined_plane.py of the examples": "The model calls `.numpy()` on its latent variable.",
 }
 
