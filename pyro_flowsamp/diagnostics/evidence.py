@@ -74,7 +74,8 @@ def log_evidence(
 ) -> Estimate:
     r"""The log evidence :math:`\log Z`, with its standard error.
 
-    - Of log weights ``(N, ...)``: :math:`\log \frac1N \sum_i w_i` of each column.
+    - Of log weights ``(N, ...)``: :math:`\log \frac1N \sum_i w_i` of each column; of one column
+      with the degrees of freedom of its error.
     - Of a trained guide: importance sampling with smoothed weights of fresh draws.
     - Of a run: bridge sampling between its draws and fresh draws of its flow.
     - Of an ArviZ object, or a run of Pyro's own kernels: bridge sampling where a guide and a target
@@ -129,7 +130,11 @@ def log_evidence(
         True
     """
     if isinstance(source, Tensor):
-        return log_mean_weight(source)
+        found = log_mean_weight(source)
+        if source.dim() > 1:
+            return found
+        relative = (source.double() - found.value).exp()
+        return Estimate(*found, degrees_of_variance(relative, len(source)))
     if hasattr(source, "trained") and hasattr(source, "proposal"):
         if not source.trained:
             raise ValueError("the guide is untrained: call guide.fit(...) first")
@@ -144,10 +149,10 @@ def log_evidence(
 
         assert draws.target is not None
         return fitted_evidence(draws.x, draws.target, options)
-    found = estimates_of_draws(draws, options)
+    estimates = estimates_of_draws(draws, options)
     for name in ("bridge", "importance", "stored"):
-        if name in found:
-            return found[name]
+        if name in estimates:
+            return estimates[name]
     raise ValueError(
         "the evidence needs a flow and a target: give guide= and target=, or a result of sample()"
     )

@@ -39,7 +39,7 @@ inverse temperatures in common.
 
 from __future__ import annotations
 
-from math import log
+from math import inf, log
 from typing import Any, NamedTuple
 
 import torch
@@ -94,8 +94,12 @@ class Particles(NamedTuple):
 
     @property
     def evidence(self) -> Estimate:
-        """The log of the mean over islands, whose mean is unbiased, and its standard error."""
-        return log_mean_weight(self.evidences)
+        """The log of the mean over islands, whose mean is unbiased, and its standard error.
+
+        It has R - 1 degrees of freedom; on one island the error is not known.
+        """
+        islands = len(self.evidences)
+        return Estimate(*log_mean_weight(self.evidences), islands - 1 if islands > 1 else inf)
 
     def mean(self, values: Tensor) -> Estimate:
         r"""Average of values ``(R·n, ...)`` under :math:`f_k`, with an error from the islands.

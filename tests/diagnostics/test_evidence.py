@@ -56,6 +56,20 @@ def chain_weights(scale, num, correlation=0.8):
     return LOG_Z + ratio, gaussian_weights(scale, num)[1]
 
 
+@pytest.mark.parametrize("shape", [(400,), (400, 1)])
+def test_degrees_of_the_error_of_weights(shape):
+    """Of one column they are those of its variance; few where few weights decide it."""
+    log_w = 2 * torch.randn(shape).double()
+    found = log_evidence(log_w)
+    assert found.value.shape == shape[1:]
+    if len(shape) == 1:
+        assert found.degrees == pytest.approx(degrees_of_variance(log_w.exp(), 400))
+        assert found.degrees < 40
+        assert log_evidence(torch.zeros(9)).degrees == torch.inf
+    else:
+        assert found.degrees == torch.inf
+
+
 def bridge_scores(scale=1.5, runs=RUNS, draws=gaussian_weights, num=400):
     found = []
     for seed in range(runs):

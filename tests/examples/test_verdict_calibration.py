@@ -82,6 +82,27 @@ def test_exact_draws_have_the_density(name):
     assert z.abs().max() < 4.5
 
 
+@pytest.mark.parametrize(
+    "name, end", [("two_sticks", 30), ("heavy_modes", 60), ("ring_and_core", 9)]
+)
+def test_components_have_their_masses(name, end):
+    """By a sum of the density over a grid of the plane, in parts."""
+    known = study.problem(name)
+    axis, masses = torch.arange(-end, end, 0.05), torch.zeros(2).double()
+    for row in axis.split(100):
+        x = torch.cartesian_prod(row, axis)
+        masses.index_add_(0, known.assign(x), known.target.log_prob(x).double().exp())
+    shares = known.assign(study.exact_draws(name)).bincount() / study.EXACT
+    assert (masses / masses.sum() - shares).abs().max() < 0.005
+
+
+def test_rounds_have_each_target_once_and_all_methods_in_the_end():
+    targets = list(study.JUDGING)
+    names = study.in_rounds(targets)
+    assert [n.split("/")[0] for n in names[: len(targets)]] == targets
+    assert sorted(names) == sorted(f"{t}/{m}" for t in targets for m in study.METHODS)
+
+
 def test_upper_bounds():
     assert study.upper_bound(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100))
     assert study.upper_bound(5, 5) == 1.0

@@ -42,3 +42,11 @@ def test_the_dead_count_for_nothing_wherever_they_are():
     values = torch.tensor([1.0, torch.nan, 2.0, 3.0])
     cloud = particles.Particles(None, log_w, torch.zeros(2).double())
     assert_close(float(cloud.mean(values).value), (0.5 * 1.0 + 1.0 * 2.5) / 1.5)
+
+
+def test_the_error_of_the_evidence_has_a_degree_of_freedom_less_than_islands():
+    evidences = torch.randn(4, 1).double()
+    few = particles.Particles(None, evidences, torch.zeros(4).double())
+    one = particles.Particles(None, evidences[:1], torch.zeros(1).double())
+    assert few.evidence.degrees == 3 and one.evidence.degrees == torch.inf
+    assert one.evidence.standard_error.isnan()

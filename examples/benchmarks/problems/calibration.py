@@ -1,18 +1,17 @@
 """Targets of known truth on which the verdict of ``diagnose()`` is calibrated.
 
 Each has exact draws, which give the truth of every statistic, and the masses of its modes where it
-has several. One half of the targets chooses thresholds, the other judges them; both have heavy
-tails, many modes, wide, narrow, far and tiny ones, and funnels.
+has several. Thresholds were chosen on ``CHOOSING``. ``JUDGING`` was written after that, when the
+checks and the definition of a wrong run were fixed, and nothing was chosen on it. Both have heavy
+tails, many modes, wide, narrow, far and tiny ones, funnels, and targets that are hard and go well.
 """
 
 from collections.abc import Callable
 from functools import cache
-from math import log, pi
 
 import torch
 from torch import Tensor
 
-from pyro_flowsamp import Target
 from pyro_flowsamp.problems import (
     Problem,
     banana,
@@ -25,75 +24,34 @@ from pyro_flowsamp.problems import (
     unequal_pair,
 )
 
+from .shapes import (
+    autoregression,
+    bow_tie,
+    concentric,
+    curved,
+    dozen,
+    heavy_modes,
+    independent_student,
+    laplace,
+    laplace_funnel,
+    light_tails,
+    logistic,
+    mixture,
+    modified_exponential,
+    ridge,
+    ring_and_core,
+    rotated,
+    shell,
+    sinh_arcsinh,
+    skewed,
+    spikes_and_slabs,
+    sticks,
+    student,
+)
+
 __all__ = ["CHOOSING", "JUDGING", "NEEDLES", "exact_draws", "problem"]
 
 EXACT = 200_000  #: exact draws that give the truth of a statistic
-
-
-def mixture(means: list[list[float]], scales: list[float], weights: list[float]) -> Problem:
-    """Round Gaussians with K means in d dimensions, and K scales and weights."""
-    at, width = torch.tensor(means), torch.tensor(scales)
-    mass, dim = torch.tensor(weights), len(means[0])
-
-    def joint(x: Tensor) -> Tensor:
-        square = (x[:, None] - at).square().sum(-1) / width.square()
-        return mass.log() - dim * width.log() - 0.5 * (square + dim * log(2 * pi))
-
-    def sample(num: int) -> Tensor:
-        which = torch.multinomial(mass, num, replacement=True)
-        return at[which] + width[which, None] * torch.randn(num, dim)
-
-    return Problem(
-        target=Target.from_energy(lambda x: -joint(x).logsumexp(-1), dim),
-        sample=sample,
-        modes=at,
-        weights=mass,
-        assignment=lambda x: joint(x).argmax(-1),
-    )
-
-
-def student(dim: int, degrees: float) -> Problem:
-    """A multivariate Student-t distribution."""
-
-    def sample(num: int) -> Tensor:
-        chi2 = torch.distributions.Chi2(degrees).sample((num, 1))
-        return torch.randn(num, dim) / (chi2 / degrees).sqrt()
-
-    def energy(x: Tensor) -> Tensor:
-        return 0.5 * (degrees + dim) * (x.square().sum(-1) / degrees).log1p()
-
-    return Problem(Target.from_energy(energy, dim), sample)
-
-
-def ridge(dim: int, correlation: float) -> Problem:
-    """A Gaussian with equal correlations."""
-    covariance = torch.full((dim, dim), correlation).fill_diagonal_(1.0)
-    chol, precision = torch.linalg.cholesky(covariance), torch.linalg.inv(covariance)
-    return Problem(
-        Target.from_energy(lambda x: 0.5 * (x @ precision * x).sum(-1), dim),
-        lambda num: torch.randn(num, dim) @ chol.mT,
-    )
-
-
-def skewed(dim: int, shape: float) -> Problem:
-    """Independent logs of Gamma variables."""
-    return Problem(
-        Target.from_energy(lambda x: (x.exp() - shape * x).sum(-1), dim),
-        lambda num: torch.distributions.Gamma(shape, 1.0).sample((num, dim)).log(),
-    )
-
-
-def laplace(dim: int) -> Problem:
-    """Independent Laplace variables."""
-    return Problem(
-        Target.from_energy(lambda x: x.abs().sum(-1), dim),
-        lambda num: torch.distributions.Laplace(0.0, 1.0).sample((num, dim)),
-    )
-
-
-def concentric(dim: int) -> Problem:
-    """A narrow Gaussian inside a wide one, of equal masses: one region within the other."""
-    return mixture([[0.0] * dim] * 2, [1.0, 5.0], [0.5, 0.5])
 
 
 CHOOSING: dict[str, Callable[[], Problem]] = {
@@ -110,8 +68,6 @@ CHOOSING: dict[str, Callable[[], Problem]] = {
     "steep_funnel": lambda: funnel(4, 3.0),
     "banana": banana,
     "concentric": lambda: concentric(2),
-}
-JUDGING: dict[str, Callable[[], Problem]] = {
     "slim_mode": lambda: mixture([[0.0, 0.0], [-2.0, 9.0]], [1.0, 0.15], [0.7, 0.3]),
     "ridge": lambda: ridge(8, 0.9),
     "student_t2": lambda: student(3, 2.0),
@@ -126,9 +82,42 @@ JUDGING: dict[str, Callable[[], Problem]] = {
     "rings": rings4,
     "scale_mixture": lambda: concentric(5),
 }
+JUDGING: dict[str, Callable[[], Problem]] = {
+    "student_t2_5": lambda: student(4, 2.5),
+    "tailed_coordinates": lambda: independent_student(5, 4.0),
+    "skewed_tails": lambda: sinh_arcsinh(3, 0.8, 0.6),
+    "modified_exponential": lambda: modified_exponential(4, 0.3),
+    "logistic": lambda: logistic(6),
+    "light_tails": lambda: light_tails(3),
+    "dozen_modes": dozen,
+    "narrow_in_four": lambda: mixture([[0.0] * 4, [3.5] * 4], [1.0, 0.15], [0.65, 0.35]),
+    "distant_modes": lambda: mixture(
+        [[-300.0, 10.0], [0.0, 0.0], [500.0, -40.0]], [2.0, 1.0, 5.0], [0.2, 0.5, 0.3]
+    ),
+    "light_mode": lambda: mixture([[0.0, 0.0], [-8.0, 1.0]], [1.0, 0.7], [0.98, 0.02]),
+    "satellite_modes": lambda: mixture(
+        [[0.0, 0.0], [9.0, 0.0], [0.0, 9.0], [-9.0, 0.0], [0.0, -9.0], [7.0, 7.0]],
+        [1.5, 0.5, 0.5, 0.5, 0.5, 0.5],
+        [0.9, 0.02, 0.02, 0.02, 0.02, 0.02],
+    ),
+    "two_sticks": sticks,
+    "heavy_modes": heavy_modes,
+    "ring_and_core": ring_and_core,
+    "spikes_and_slabs": spikes_and_slabs,
+    "laplace_funnel": lambda: laplace_funnel(4, 1.2),
+    "deep_funnel": lambda: funnel(4, 2.2),
+    "bow_tie": bow_tie,
+    "parabolas": lambda: curved(lambda x: x.square(), 3, 0.4, 1.2),
+    "sine_wave": lambda: curved(lambda x: 3 * (2 * x).sin(), 2, 0.4, 1.5),
+    "shell": shell,
+    "ill_conditioned": lambda: rotated([0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]),
+    "autoregression": lambda: autoregression(16, 0.95),
+}
 NEEDLES: dict[str, Callable[[], Problem]] = {
     "needle": lambda: mixture([[0.0, 0.0], [3.0, 3.0]], [1.0, 0.02], [0.994, 0.006]),
     "far_needle": lambda: mixture([[0.0, 0.0], [40.0, 0.0]], [1.0, 0.2], [0.995, 0.005]),
+    "hidden_needle": lambda: mixture([[0.0] * 3, [4.0, -4.0, 0.0]], [1.0, 0.05], [0.996, 0.004]),
+    "inner_needle": lambda: mixture([[0.0, 0.0], [1.5, 1.0]], [1.0, 0.02], [0.992, 0.008]),
 }
 
 

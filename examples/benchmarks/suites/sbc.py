@@ -19,8 +19,8 @@ and by a chi-squared test of ten bins. A p-value is multiplied by the number of 
 (Bonferroni). Runs that ``sample()`` calls unreliable count like all others.
 
 Each run is stored when it ends, and stored runs are not made again. So 100 runs can be made in
-parts, as ``--seeds 10`` and then ``--seeds 20``, or be stopped at any time. A run takes 5 to 80
-seconds on a busy core (``square`` least, ``centred`` most).
+parts, as ``--seeds 10`` and then ``--seeds 20``, or be stopped at any time. A run takes 1 to 15
+seconds on one core (``square`` least, ``centred`` most).
 
 The log density at the parameters is a quantity as well: it depends on the data, which shows errors
 that no parameter alone shows (Modrák et al., 2023).
