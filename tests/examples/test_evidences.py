@@ -21,7 +21,7 @@ def test_scores_are_uniform_where_errors_are_honest():
     x = np.random.default_rng(0).normal(size=(1000, 4))
     means = zip(x.mean(1), x.std(1, ddof=1) / 2)
     runs = [run_of(weights=[2.0 + m, s, 3.0]) for m, s in means]
-    known = evidences.Known(None, 2.0, None)
+    known = evidences.KnownEvidence(None, 2.0, None)
     t, u = evidences.scores(runs, "weights", known)
     assert t.std() > 1.3 and min(evidences.p_values(u)) > 1e-3
     normal = [run_of(weights=[*r["estimates"]["weights"][:2], math.inf]) for r in runs]

@@ -79,7 +79,7 @@ SEEDS_LOG_Z = -73.4069, 0.0005
 ESTIMATES = "weights", "guide", "run", "draws", "particles"
 
 
-class Known(NamedTuple):
+class KnownEvidence(NamedTuple):
     """A target with its log evidence, and a flow.
 
     Attributes:
@@ -113,29 +113,29 @@ def beside(target: Target, loc: Tensor, scale_tril: Tensor) -> AutoFlow:
     return gaussian_guide(target, (loc + shift).float(), (WIDER * scale_tril).float())
 
 
-def gaussian(dim: int = 10, correlation: float = 0.9) -> Known:
+def gaussian(dim: int = 10, correlation: float = 0.9) -> KnownEvidence:
     """A Gaussian with equal correlations."""
     covariance = torch.full((dim, dim), correlation).double().fill_diagonal_(1.0)
     log_z = 0.5 * float(dim * log(2 * pi) + covariance.logdet())
     guide = partial(beside, loc=torch.zeros(dim), scale_tril=torch.linalg.cholesky(covariance))
-    return Known(ridge(dim, correlation).target, log_z, guide)
+    return KnownEvidence(ridge(dim, correlation).target, log_z, guide)
 
 
-def modes() -> Known:
+def modes() -> KnownEvidence:
     """Eight Gaussian modes in six dimensions."""
     problem = exp_gauss(6, 3, 4.0)
     assert problem.log_z is not None
-    return Known(problem.target, problem.log_z, partial(trained, several=True))
+    return KnownEvidence(problem.target, problem.log_z, partial(trained, several=True))
 
 
-def lattice() -> Known:
+def lattice() -> KnownEvidence:
     r"""The :math:`\varphi^4` field on a circle of eight sites."""
     problem = phi4(8, mass=0.5)
     assert problem.log_z is not None
-    return Known(problem.target, problem.log_z, partial(trained, several=True))
+    return KnownEvidence(problem.target, problem.log_z, partial(trained, several=True))
 
 
-def regression() -> Known:
+def regression() -> KnownEvidence:
     """A conjugate regression of 30 data on a parabola, with wide priors."""
     t = torch.linspace(-1, 1, 30)
     powers = torch.stack([t**k for k in range(3)], -1)
@@ -151,17 +151,17 @@ def regression() -> Known:
     posterior = torch.linalg.inv(4.0 * X.mT @ X + 0.25 * torch.eye(3).double())
     scale_tril = torch.linalg.cholesky(posterior)
     guide = partial(beside, loc=4.0 * posterior @ X.mT @ data, scale_tril=scale_tril)
-    return Known(Target.from_model(model, y), float(normal.log_prob(data)), guide)
+    return KnownEvidence(Target.from_model(model, y), float(normal.log_prob(data)), guide)
 
 
-def seeds() -> Known:
+def seeds() -> KnownEvidence:
     """Germination of seeds, a logistic regression with random effects."""
     model, args = TARGETS["seeds"].make()
     log_z, error = SEEDS_LOG_Z
-    return Known(Target.from_model(model, *args), log_z, trained, error)
+    return KnownEvidence(Target.from_model(model, *args), log_z, trained, error)
 
 
-PROBLEMS: dict[str, Callable[[], Known]] = {
+PROBLEMS: dict[str, Callable[[], KnownEvidence]] = {
     "gaussian": gaussian,
     "modes": modes,
     "lattice": lattice,
@@ -210,7 +210,9 @@ def one_run(name: str, seed: int) -> dict[str, Any]:
 # ---- the page ------------------------------------------------------------------------------------
 
 
-def scores(runs: Sequence[Mapping[str, Any]], name: str, known: Known) -> tuple[np.ndarray, ...]:
+def scores(
+    runs: Sequence[Mapping[str, Any]], name: str, known: KnownEvidence
+) -> tuple[np.ndarray, ...]:
     """The scores of an estimate, and the probabilities u of each of them."""
     value, error, degrees = np.array([r["estimates"][name] for r in runs], dtype=float).T
     t = (value - known.log_z) / np.hypot(error, known.error)
