@@ -220,6 +220,10 @@ class SearchOptions:
             tails, as a share of the steps of a chain.
         rare_states: Probability of the states at which an independence sampler stays longest, which
             must have the effective sample size that is wanted, by the expected stays there.
+        rare_halvings: Times that this probability is halved, for a sampler with local moves, to
+            get smaller sets. The last holds a few of 4096 particles.
+        rare_chains, rare_steps: Chains that begin in these sets, and their steps.
+        rare_evaluations: Evaluations that these take at most, as a share of those before.
         evidence_draws: Draws of a flow that its estimate of the evidence takes.
         check_immobile_steps: Steps of a sampler with local moves from every particle.
         max_immobile: Share of the particles that may not move in these steps.
@@ -293,6 +297,10 @@ class SearchOptions:
     check_warmup_chains: int = 64
     max_stay: float = 1.0
     rare_states: float = 0.01
+    rare_halvings: int = 6
+    rare_chains: int = 64
+    rare_steps: int = 64
+    rare_evaluations: float = 0.05
     evidence_draws: int = 2048
     check_immobile_steps: int = 6
     max_immobile: float = 4e-3

@@ -17,6 +17,26 @@ The least of these is that of the states with the longest stays: a tail in which
 The chains' own autocorrelations do not show it where they have hardly been there. The weights do,
 at any point of the tail, and annealed particles have points there that no chain has led to.
 
+Of a sampler with local moves the stays do not follow from the weights. There chains begin in A and
+make K steps. If they begin there as the target is distributed in A, the share :math:`s_k` of them
+that is in A after k steps estimates
+:math:`P(X_k \in A \mid X_0 \in A) = p + (1 - p) \rho_k`, so that
+
+.. math:: \rho_k = \frac{s_k - p}{1 - p}, \qquad
+    n_A = \frac{C n}{1 + 2 \sum_{k=1}^{n-1} (1 - k / n) \rho_k} ,
+
+which is :math:`p (1 - p)` over the variance of the share of A among the n steps of each of C
+stationary chains: one chain's share has the variance
+:math:`p (1 - p) n^{-2} \sum_{i,j} \rho_{|i - j|}`.
+
+After more than K steps the correlations are not known, but they have a lower bound. With a
+reversible kernel :math:`\rho_k = \int \lambda^k \nu(d\lambda)` for a distribution :math:`\nu` on
+[-1, 1]. By Hölder's inequality its logarithm is convex in k over even k (over all k, if no
+eigenvalue is negative), so that
+
+.. math:: \rho_k \ge \rho_K \Bigl(\frac{\rho_K}{\rho_{K/2}}\Bigr)^{\frac{k - K}{K - K/2}},
+    \qquad k > K .
+
 References:
     Jun Liu, *Metropolized independent sampling with comparisons to rejection sampling and
     importance sampling*, 1996, https://doi.org/10.1007/BF00162521
@@ -27,7 +47,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["ess_of_longest_stays", "ess_of_rare_states", "expected_stays"]
+__all__ = ["ess_of_longest_stays", "ess_of_rare_states", "ess_of_visits", "expected_stays"]
 
 
 def expected_stays(
@@ -128,3 +148,41 @@ def ess_of_rare_states(
     steps = log_w.shape[1] * thin
     stays = expected_stays(log_w.flatten(), proposals).clamp(max=steps)
     return ess_of_longest_stays(stays, len(log_w) * steps, share)
+
+
+def ess_of_visits(
+    stay: Tensor, share: float, chains: int, steps: int, number: float = float("inf")
+) -> float:
+    r"""The effective number of draws of a set, by chains that have begun in it.
+
+    The ratio of the last correlations decides how long the others are, and is of few chains. So the
+    number of chains in the set that its denominator stands for counts one more, which makes it
+    smaller: what is returned is rather too large.
+
+    Arguments:
+        stay: Shares of the chains that are in the set after 1, ..., K steps, ``(K,)``, K > 1.
+        share: Its probability p.
+        chains, steps: The number C of chains whose draws are asked for, and their steps n.
+        number: The number of chains that the shares are of.
+
+    Returns:
+        :math:`n_A`; no correlation counts as less than zero, or more than an earlier one: those of
+        a reversible kernel without negative eigenvalues fall, and few chains give them errors.
+
+    Example:
+        >>> stay = 0.5 ** torch.arange(1, 9)  # half of the chains leave in every step
+        >>> round(ess_of_visits(stay.double(), 0.0, 100, 1000))  # 100 000 / 3
+        33378
+        >>> round(ess_of_visits(torch.ones(8).double(), 0.0, 100, 1000))  # one visit a chain
+        100
+    """
+    rho = ((stay.double() - share) / (1 - share)).clamp(min=0.0).cummin(0).values
+    last = len(rho)
+    middle = last // 2
+    k = torch.arange(1, steps, device=rho.device).double()
+    end, half = float(rho[-1]), float(rho[middle - 1])
+    ratio = end / (half + 1 / number) if end > 0 else 0.0
+    beyond = end * min(1.0, ratio) ** ((k - last) / (last - middle))
+    known = rho[(k.long() - 1).clamp(max=last - 1)]
+    rho = torch.where(k <= last, known, beyond)
+    return chains * steps / (1 + 2 * float(((1 - k / steps) * rho).sum()))

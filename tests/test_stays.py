@@ -116,3 +116,64 @@ def test_weights_of_points_count():
     at = torch.tensor([1.0, 1.0, 11.0]).double()
     weights = torch.tensor([0.5, 0.495, 0.005])
     assert_close(stays.ess_of_longest_stays(at, 110, 0.01, weights), 110 / 11, rtol=1e-3, atol=0)
+
+
+# ---- visits of a set by a reversible kernel ------------------------------------------------------
+
+
+def two_places(leave=0.02, share=0.01):
+    """A lazy chain of three states, the first a place that it hardly leaves: kernel, density."""
+    density = torch.tensor([share, 0.4, 0.6 - share]).double()
+    enter = leave * share / density[1]
+    kernel = torch.tensor([[0.0, leave, 0.0], [enter, 0.0, 0.3], [0.0, 0.0, 0.0]]).double()
+    kernel[2, 1] = kernel[1, 2] * density[1] / density[2]
+    return kernel + torch.diag(1 - kernel.sum(1)), density
+
+
+def sizes(known, steps, chains=50):
+    """The effective size of the first state by its stays, and by the variance of its share."""
+    kernel, density = two_places()
+    powers = [torch.eye(3).double()]
+    for _ in range(max(known, steps)):
+        powers.append(powers[-1] @ kernel)
+    stay, share = torch.stack([power[0, 0] for power in powers]), float(density[0])
+    lags = torch.arange(steps)
+    between = stay[(lags[:, None] - lags).abs()] - share
+    variance = share * float(between.mean()) / chains
+    found = stays.ess_of_visits(stay[1 : known + 1], share, chains, steps)
+    return found, share * (1 - share) / variance
+
+
+def error_of_visits():
+    found, true = sizes(known=99, steps=100)
+    return abs(found / true - 1)
+
+
+def test_visits_are_those_of_the_variance_of_their_share():
+    assert error_of_visits() < 1e-9
+
+
+@pytest.mark.parametrize("known", [2, 3, 8, 33])
+def test_correlations_beyond_the_known_ones_have_a_lower_bound(known):
+    found, true = sizes(known, steps=400)
+    assert true * (1 - 1e-9) < found < 1.5 * true
+
+
+def test_a_set_is_left_at_once_or_never():
+    assert stays.ess_of_visits(torch.full((9,), 0.1), 0.1, 20, 50) == pytest.approx(1000)
+    assert stays.ess_of_visits(torch.ones(9), 0.1, 20, 50) == pytest.approx(20)
+    back = torch.tensor([0.5, 0.0, 0.5, 0.0])  # that some are back is an error of few chains
+    assert stays.ess_of_visits(back, 0.0, 20, 1000) == pytest.approx(20_000 / 2, rel=1e-2)
+    few = stays.ess_of_visits(torch.ones(9), 0.1, 20, 5000, number=4)
+    assert 20 < few < 10_000  # four chains do not show that it is never left
+
+
+@mutation(stays, "ess_of_visits")
+def as_if_independent_after_a_step(ess_of_visits, stay, share, chains, steps):
+    return ess_of_visits(
+        torch.cat([stay[:1], torch.full_like(stay[1:], share)]), share, chains, steps
+    )
+
+
+def test_forgotten_lags_are_seen():
+    must_fail(as_if_independent_after_a_step, score=error_of_visits, above=1.0)

@@ -38,7 +38,7 @@ from .missed_modes import (
     region_of,
 )
 from .options import DiagnosisOptions
-from .rare_states import rare_states_check
+from .rare_states import rare_states_check, visits_check
 from .searches import (
     compare_evidences,
     direction_check,
@@ -261,6 +261,8 @@ def _of_the_flow(
         tolerance = options.search.inversion_tolerance
         particles = log_weights(flow, draws.target, modes.x, tolerance)
     checks += rare_states_check(draws, made.log_weights, particles, shares, options)
+    if modes is not None and particles is not None:
+        checks += visits_check(draws, particles, modes.weights, modes.x, options)
     return [*checks, *state_weight_checks(draws, particles, options, shares)], made
 
 

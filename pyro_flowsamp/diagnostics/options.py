@@ -79,8 +79,8 @@ class DiagnosisOptions:
             it is not computed.
         start_groups: Groups of chains with near starting points, where superchains are not known.
         min_ess: Least effective sample size, of the bulk and of the tails, of every parameter, and
-            of the states at which a sampler that only jumps stays longest
-            (``search.rare_states``); 400 is that of Vehtari et al., 2021.
+            of the states at which a sampler stays longest (``search.rare_states``); 400 is that of
+            Vehtari et al., 2021.
         min_ess_per_chain: Least effective draws of each chain on average: with fewer, the
             effective sample size itself is not known.
         max_never_moved: Largest share of chains that never moved, beyond chance: shares of draws

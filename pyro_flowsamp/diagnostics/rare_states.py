@@ -1,17 +1,50 @@
-"""A check of the states at which an independence sampler stays longest."""
+r"""Checks of the states at which a sampler stays longest.
+
+Those of an independence sampler follow from its weights. A sampler with local moves is run from
+there. Its sets are :math:`A_j = \{x : \log w(x) \ge c_j\}`, in which the flow is thin and global
+moves lead out the least. With the weights :math:`v_i` of particles
+
+.. math:: \sum_{\log w(x_i) \ge c_j} v_i \approx 2^{-j} p_0, \qquad p_0 = 0.01, \quad j = 0, 1, ...
+
+The bound :math:`c_j` is halfway between the weights of the last particle inside and the next one.
+
+The same number of chains begins between any two :math:`c_j`, so that the innermost sets, of few
+points, have as many as the others. A chain counts by the mass between the bounds that it began in.
+The effective number of draws of each set is that of :func:`~pyro_flowsamp.stays.ess_of_visits`.
+
+Draws do not define the sets: chains that have never entered a region have no draw in it.
+
+The smallest of these numbers counts, however few the particles in the set are: of a place that
+chains hardly leave, and so hardly enter, the probability is not known. If the share of
+:math:`A_j` has the effective number n, and no draw is in it, then a probability of 3 / n is not
+excluded, at the level :math:`e^{-3}`. A single particle decides if chains from it stay.
+"""
 
 from __future__ import annotations
 
+from copy import copy
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from ..stays import ess_of_longest_stays, ess_of_rare_states, expected_stays
+from ..smc.particles import systematic
+from ..stays import ess_of_longest_stays, ess_of_rare_states, ess_of_visits, expected_stays
+from ..target.density import Target
+from ..weights import are_flat
 from .agreement import RETRAIN
 from .checks import Check
 from .draws import DiagnosedDraws
 from .evidence import weights_of_states
 from .options import DiagnosisOptions
 
-__all__ = ["rare_states_check"]
+__all__ = ["rare_states_check", "visits_check"]
+
+#: what to try where chains hardly leave a region
+FASTER = (
+    "run longer chains, reparametrise the model, or give it more informative priors: a thin arm of "
+    "the posterior is hardly ever entered"
+)
 
 
 def rare_states_check(
@@ -63,3 +96,106 @@ def rare_states_check(
         f"size of {value:.0f}, not {least}: the flow is thin there"
     )
     return [Check("ESS of rare states", value, least, value >= least, text, RETRAIN, True)]
+
+
+def visits_check(
+    draws: DiagnosedDraws, particles: Tensor, weights: Tensor, x: Tensor, options: DiagnosisOptions
+) -> list[Check]:
+    """The effective number of draws of the states at which local moves and jumps stay longest.
+
+    A copy of the kernel makes ``search.rare_steps`` steps, or fewer: no more than take
+    ``search.rare_evaluations`` of the evaluations so far.
+
+    Arguments:
+        draws: The draws.
+        particles: Log weights of particles, ``(N,)``.
+        weights: Weights of the particles, ``(N,)``, of sum one.
+        x: The particles, ``(N, d)``.
+        options: The sets, the number of steps, and the least effective number.
+
+    Returns:
+        The check; none where the sampler has no local moves or its kernel is not known, where its
+        weights hardly vary, and where two steps would take too many evaluations.
+
+    Example:
+        >>> from pyro_flowsamp import LatentHMC, VectorizedMCMC
+        >>> from pyro_flowsamp.candidates import gaussian_guide
+        >>> from pyro_flowsamp.diagnostics.draws import read_draws
+        >>> from pyro_flowsamp.trust import log_weights
+        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
+        >>> _ = torch.manual_seed(0)
+        >>> kernel = LatentHMC(guide=gaussian_guide(target, torch.zeros(1), 0.8 * torch.eye(1)))
+        >>> run = VectorizedMCMC(kernel, 50, 100, 100, disable_progbar=True)
+        >>> run.run()
+        >>> x, weights = torch.randn(500, 1), torch.full((500,), 0.002)
+        >>> log_w = log_weights(kernel, target, x, 0.01)
+        >>> [check] = visits_check(read_draws(run), log_w, weights, x, DiagnosisOptions())
+        >>> check.ok
+        True
+    """
+    log_w, kernel, target = weights_of_states(draws), draws.kernel, draws.target
+    if log_w is None or kernel is None or target is None or draws.x is None or draws.jumps_only:
+        return []
+    known = particles.isfinite()  # another check counts the rest
+    scores, mass = particles[known], weights[known].double()
+    if not len(scores) or are_flat(scores, options.flat_log_weights):
+        return []
+    mass = mass / mass.sum()
+    starts, counts, bounds = _starts(scores, mass, options)
+    inside = _shares(kernel, target, x[known][starts].to(target.dtype), bounds, options)
+    if len(inside) < 2:
+        return []
+    chains, steps = len(log_w), log_w.shape[1] * draws.thin
+    began = scores[starts] >= bounds[:, None]
+    share = (mass * (scores >= bounds[:, None])).sum(-1)  # more where scores are equal
+    each = began * counts
+    each = each / each.sum(-1, keepdim=True)
+    stay = (inside * each).sum(-1)
+    sizes = [
+        ess_of_visits(stay[:, j], float(share[j]), chains, steps, float(1 / each[j].square().sum()))
+        for j in range(len(bounds))
+    ]
+    value, least = min(sizes), options.min_ess
+    where = float(share[sizes.index(value)])
+    text = (
+        f"the {where:.2%} of the particles at which the flow is thinnest have an effective sample "
+        f"size of {value:.0f}, not {least}: chains hardly leave that region, and hardly enter it"
+    )
+    return [Check("ESS of rare states", value, least, value >= least, text, FASTER, True)]
+
+
+def _starts(
+    scores: Tensor, mass: Tensor, options: DiagnosisOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of the starts, the mass that each counts for, and the bounds of the sets."""
+    search = options.search
+    order = scores.argsort(descending=True)
+    total = mass[order].cumsum(0)
+    halves = 0.5 ** torch.arange(search.rare_halvings + 1, device=mass.device)
+    sizes = torch.searchsorted(total, search.rare_states * halves.to(total)) + 1
+    sizes = sizes.clamp(max=len(order)).unique()  # ascending: the innermost set first
+    below = order[sizes.clamp(max=len(order) - 1)]
+    bounds = (scores[order[sizes - 1]] + scores[below]) / 2  # else a last particle is at the edge
+    each, found, counts = max(1, search.rare_chains // len(sizes)), [], []
+    for low, high in zip([0, *sizes[:-1].tolist()], sizes.tolist()):
+        between = order[low:high]
+        found.append(between[systematic(mass[between].log()[None], each)[0]])
+        counts.append((mass[between].sum() / each).expand(each))
+    return torch.cat(found), torch.cat(counts), bounds
+
+
+def _shares(
+    kernel: Any, target: Target, x: Tensor, bounds: Tensor, options: DiagnosisOptions
+) -> Tensor:
+    """Whether chains from x are in each set after each step, ``(steps, sets, chains)``."""
+    search, before = options.search, target.evaluations
+    most, found = search.rare_evaluations * before, []
+    kernel = copy(kernel)
+    state = kernel.state_at(target.unpack_unconstrained(x))
+    for step in range(search.rare_steps):
+        state, _ = kernel.step(state)
+        log_w = (state.log_p - state.log_q).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        found.append(log_w >= bounds[:, None])
+        if (target.evaluations - before) * (step + 2) > most * (step + 1):  # with one more
+            break
+    return torch.stack(found).double()
