@@ -108,7 +108,7 @@ def mixture_of_paths(
     if modes is None or not len(modes.loc) or bool(coordinates.angles.any()):
         return None
     found = modes.distinct(coordinates.target, options.near_deviations)
-    found = found.some(slice(options.max_components))
+    found = PathModes(*(value[: options.max_components] for value in found))
     scale_tril = torch.linalg.solve_triangular(
         coordinates.scale_tril, found.scale_tril, upper=False
     )
