@@ -2,6 +2,8 @@
 
 from importlib import metadata as _metadata
 
+from .chains.stored_draws import StoredDraws
+from .chains.vectorized import VectorizedMCMC
 from .checkpoint import CheckpointOptions
 from .diagnostics import (
     Check,
@@ -28,18 +30,16 @@ from .guides import (
     FlowGuide,
 )
 from .guides.deformation import diffusion
-from .history import History
 from .kernels import IMH, FlowKernel, LatentHMC, LatentMALA, LocalGlobalHMC
 from .lattice import lattice_discriminator, lattice_flow
 from .objectives import ForwardKL, PathGradient, ReverseKL, WeightedSum
 from .options import FitOptions, ModeSearchOptions, SearchOptions
 from .plots import PlotOptions, plot_modes, plot_path, plot_training
 from .reporting import ReportOptions, report
-from .sampling import sample
+from .sampling.sample import sample
 from .smc import tempered_smc
-from .stored_draws import StoredDraws
 from .target import Target, TracingOptions
-from .vectorized import VectorizedMCMC
+from .training.history import History
 from .weights import ess_fraction, pareto_k
 
 try:

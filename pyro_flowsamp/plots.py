@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from .guides.path_guide import PathGuide
-from .history import History
 from .reporting.drawing import draw_modes, draw_training, mode_shares, training_curve
+from .training.history import History
 from .validation import check_count, check_kind, shown
 
 __all__ = ["PlotOptions", "plot_modes", "plot_path", "plot_training"]

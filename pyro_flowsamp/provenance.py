@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .chains.streaming import some_draws
 from .seeding import kept_generators
-from .streaming import some_draws
 from .trust import FlowDraws, draws_of_flow
 from .versions import versions
 

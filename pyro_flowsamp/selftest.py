@@ -24,6 +24,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from .chains.vectorized import VectorizedMCMC
 from .flows.recipes import LayeredFlow, circular, coupling, spline
 from .guides.auto_flow import AutoFlow
 from .kernels.base import FlowKernel
@@ -32,7 +33,6 @@ from .kernels.latent import LatentHMC, LatentMALA
 from .kernels.local_global import LocalGlobalHMC
 from .target.density import Target
 from .target.site import Values
-from .vectorized import VectorizedMCMC
 
 __all__ = ["ExactnessCheck", "SelfTestOptions", "run_self_test"]
 

@@ -23,12 +23,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .chains.short_runs import short_run
 from .convergence import iqr
 from .flows.proposal import Proposal
 from .kernels.base import FlowKernel
 from .kernels.latent import LatentHMC
 from .options import SearchOptions
-from .pilot import new_pilot
 from .target.density import Target
 from .target.tails import radial_slope
 from .weights import are_flat, pareto_k, rounding_size
@@ -216,7 +216,7 @@ def ends_of_steps(
 
     Example:
         >>> from pyro_flowsamp import LatentHMC, VectorizedMCMC
-        >>> from pyro_flowsamp.candidates import gaussian_guide
+        >>> from pyro_flowsamp.sampling.candidates import gaussian_guide
         >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
         >>> kernel = LatentHMC(guide=gaussian_guide(target, torch.zeros(1), torch.eye(1)))
         >>> VectorizedMCMC(kernel, 1, 20, 20, disable_progbar=True).run()
@@ -357,7 +357,7 @@ def local_change(
     """
     local = LatentHMC(guide=kernel.guide, num_steps=options.check_leapfrogs)
     tuned, x = x[: options.check_warmup_chains, 0], x[options.check_warmup_chains :]
-    run = new_pilot(local, target, tuned, options.check_warmup)
+    run = short_run(local, target, tuned, options.check_warmup)
     run.run()
     if run.interrupted:
         raise KeyboardInterrupt

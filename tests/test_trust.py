@@ -10,8 +10,8 @@ from support.mutations import broken, must_fail, mutation
 from torch.testing import assert_close
 
 from pyro_flowsamp import IMH, LatentHMC, SearchOptions, Target, VectorizedMCMC, trust
-from pyro_flowsamp.candidates import gaussian_guide, mixture_guide
 from pyro_flowsamp.flows.mixture_fit import Mixture
+from pyro_flowsamp.sampling.candidates import gaussian_guide, mixture_guide
 from pyro_flowsamp.weights import pareto_k
 
 OPTIONS = SearchOptions()

@@ -22,7 +22,7 @@ from pyro_flowsamp.guides.deformation import CollocationLoss, residual
 from pyro_flowsamp.guides.deformation.training import MIN_STEPS, NUM_REFINE
 from pyro_flowsamp.lattice import LatticeFlow
 from pyro_flowsamp.lattice.flow import LatticeCoupling
-from pyro_flowsamp.train import fit
+from pyro_flowsamp.training.train import fit
 
 # ---- adversarial losses of AutoAdvNF ------------------------------------------------------------
 

@@ -12,12 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..chains.streaming import some_draws
 from ..distributed import check_alike, check_same_density, replicated, replicating_workers
 from ..kernels.imh import IMH
 from ..seeding import kept_generators
 from ..smc.found_modes import FoundModes
 from ..smc.particle_mixture import particle_mixture
-from ..streaming import some_draws
 from ..trust import FlowDraws, draws_of_flow, log_weights
 from ..weights import Estimate, pareto_k
 from .agreement import (

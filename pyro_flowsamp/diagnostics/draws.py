@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..chains.streaming import Empty, in_memory, joined_columns
 from ..export import to_arviz
 from ..flows.proposal import Proposal
-from ..streaming import Empty, in_memory, joined_columns
 from ..target.density import Target, as_target
 from ..target.site import Values
 

@@ -119,7 +119,7 @@ def visits_check(
 
     Example:
         >>> from pyro_flowsamp import LatentHMC, VectorizedMCMC
-        >>> from pyro_flowsamp.candidates import gaussian_guide
+        >>> from pyro_flowsamp.sampling.candidates import gaussian_guide
         >>> from pyro_flowsamp.diagnostics.draws import read_draws
         >>> from pyro_flowsamp.trust import log_weights
         >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)

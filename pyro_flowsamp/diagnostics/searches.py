@@ -30,8 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..chains.streaming import some_draws
 from ..smc.found_modes import NOT_COVERED, Agreement, FoundModes, unseen_problem
-from ..streaming import some_draws
 from ..target.density import Target
 from ..trust import ends_of_steps
 from ..weights import Estimate, summed_degrees
@@ -164,7 +164,7 @@ def stranded_check(
     Example:
         >>> from types import SimpleNamespace
         >>> from pyro_flowsamp import LatentHMC, VectorizedMCMC
-        >>> from pyro_flowsamp.candidates import gaussian_guide
+        >>> from pyro_flowsamp.sampling.candidates import gaussian_guide
         >>> target = Target.from_energy(lambda x: 0.5 * (x.abs() - 20).square().sum(-1), 1)
         >>> guide = gaussian_guide(target, torch.tensor([20.0]), torch.eye(1))
         >>> _ = torch.manual_seed(0)

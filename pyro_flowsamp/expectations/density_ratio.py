@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..nn.mlp import TimeMLP
-from ..train import fit
+from ..training.train import fit
 from ..weights import ess_fraction
 from .options import ImportanceOptions
 

@@ -20,7 +20,7 @@ from ..guides.auto_flow import AutoFlow
 from ..guides.base import FlowGuide
 from ..objectives import ForwardKL
 from ..target.density import Target
-from ..train import fit
+from ..training.train import fit
 from ..weights import ess_fraction
 from .options import ImportanceOptions
 

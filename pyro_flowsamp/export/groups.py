@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..streaming import in_blocks
+from ..chains.streaming import in_blocks
 from ..target.context import signature_of
 from ..target.density import Target
 from ..target.quantities import (

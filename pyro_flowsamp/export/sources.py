@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..streaming import Empty, in_memory
+from ..chains.streaming import Empty, in_memory
 from ..target.density import Target
 from ..target.site import Values
 

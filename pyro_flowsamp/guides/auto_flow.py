@@ -16,12 +16,12 @@ from ..flows.gaussian_fit import GaussianFitOptions, fit_gaussian
 from ..flows.mixture_fit import MixtureFitOptions
 from ..flows.proposal import Proposal
 from ..flows.recipes import RECIPES, LayeredFlow
-from ..history import History
 from ..objectives import ForwardKL, Objective, PathGradient, WeightedSum
 from ..options import FitOptions
 from ..smc.particles import Particles
 from ..target.density import Target
-from ..train import Stored, fit
+from ..training.history import History
+from ..training.train import Stored, fit
 from ..validation import check_at_least_one, check_kind, shown
 from ..weights import ess_fraction, pareto_k
 from .base import FlowGuide

@@ -29,7 +29,6 @@ from torch.distributions import Transform
 from ..checkpoint.scope import entered
 from ..distributed import training_of_all
 from ..flows.proposal import DiagnosticOptions, FlowDiagnostics, FlowDistribution, Proposal
-from ..history import History
 from ..options import FitOptions
 from ..target.arguments import check_autograd
 from ..target.context import ContextArguments, ContextRange
@@ -37,6 +36,7 @@ from ..target.density import Target
 from ..target.inspection import init_to_unconstrained
 from ..target.nodes import is_discrete
 from ..target.site import Values
+from ..training.history import History
 from ..validation import check_at_least_one, public_call
 from .checks import (
     check_dtype,

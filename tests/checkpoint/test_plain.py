@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_flowsamp.checkpoint.plain import from_plain, to_plain
-from pyro_flowsamp.history import History
+from pyro_flowsamp.training.history import History
 from pyro_flowsamp.transitions.step_size import FixedTrajectory
 from pyro_flowsamp.transitions.trajectory_length import TrajectoryAdaptation, TrajectoryOptions
 

@@ -19,8 +19,7 @@ MAY_IMPORT = {
     "_zuko": "zuko",
     "search_options": "",
     "checkpoint": "checkpoint distributed seeding versions",
-    "free_memory": "",
-    "streaming": "",
+    "chains": "chains kernels target checkpoint distributed seeding",
     "progress": "",
     "options": "checkpoint search_options",
     "weights": "",
@@ -28,58 +27,34 @@ MAY_IMPORT = {
     "seeding": "",
     "distributed": "distributed seeding versions",
     "nn": "nn",
-    "history": "",
-    "plateau": "options",
-    "train": "checkpoint history options distributed plateau",
+    "training": "options checkpoint training distributed",
     "target": "target options seeding distributed",
     "objectives": "target",
     "transitions": "transitions target",
     "flows": "flows _zuko nn target weights",
     "smc": "smc checkpoint target flows transitions weights options distributed seeding",
     "guides": "guides _zuko checkpoint nn flows target transitions smc weights objectives options "
-    "train distributed history",
+    "training distributed",
     "kernels": "kernels target flows transitions distributed",
-    "expectations": "expectations _zuko nn flows guides objectives options smc target train "
+    "expectations": "expectations _zuko nn flows guides objectives options smc target training "
     "weights distributed",
     "problems": "problems target",
     "lattice": "lattice _zuko flows guides problems target",
-    "export": "export streaming target",
-    "draw_buffer": "free_memory kernels streaming target",
-    "chain_draws": "kernels streaming target",
-    "chain_storage": "checkpoint draw_buffer kernels streaming",
-    "chain_blocks": "checkpoint distributed draw_buffer kernels seeding target",
-    "chain_parts": "checkpoint streaming",
-    "chain_sharing": "chain_blocks chain_draws chain_parts checkpoint distributed draw_buffer "
-    "kernels target",
-    "chain_loop": "chain_storage draw_buffer chain_sharing",
-    "vectorized": "chain_loop chain_storage checkpoint draw_buffer kernels target chain_blocks "
-    "chain_sharing distributed",
-    "stored_draws": "chain_draws chain_parts chain_storage checkpoint draw_buffer streaming target",
+    "export": "export chains target",
     "convergence": "",
     "stays": "",
-    "trust": "convergence flows kernels options pilot target weights",
-    "pilot": "checkpoint convergence distributed kernels options seeding target vectorized",
-    "candidates": "checkpoint history flows guides options target train",
-    "search_storage": "checkpoint distributed kernels smc target",
-    "phase_times": "",
-    "interrupts": "checkpoint kernels pilot search_storage seeding smc target vectorized",
-    "search": "candidates checkpoint guides interrupts kernels options phase_times pilot "
-    "search_storage smc target transitions trust vectorized distributed",
-    "verdict": "diagnostics pilot remedies smc trust",
-    "final_run": "checkpoint convergence distributed draw_buffer pilot smc stays streaming target "
-    "vectorized",
+    "trust": "convergence flows kernels options target weights chains",
+    "sampling": "checkpoint convergence distributed kernels options seeding target chains "
+    "training flows guides smc sampling transitions trust diagnostics remedies stays export "
+    "provenance weights",
     "remedies": "",
     "versions": "",
-    "provenance": "seeding streaming trust versions",
-    "sampling": "candidates checkpoint diagnostics draw_buffer export final_run interrupts options "
-    "pilot provenance search search_precision search_storage seeding target trust verdict weights "
-    "distributed",
-    "search_precision": "candidates checkpoint search search_storage target",
-    "diagnostics": "diagnostics convergence streaming export flows guides kernels options seeding "
+    "provenance": "seeding chains trust versions",
+    "diagnostics": "diagnostics convergence chains export flows guides kernels options seeding "
     "smc stays target trust weights distributed",
     "reporting": "convergence export provenance remedies reporting seeding versions weights",
-    "plots": "guides history reporting train",
-    "selftest": "flows guides kernels target vectorized",
+    "plots": "guides training reporting",
+    "selftest": "flows guides kernels target chains",
     "__main__": "diagnostics reporting selftest versions",
 }
 #: parts that any module may import
@@ -234,7 +209,7 @@ def test_constructors_have_few_parameters():
     for path, node in nodes(ast.ClassDef):
         if node.name.startswith("_") or node.name.endswith("Options"):
             continue
-        as_in_pyro = part_of(path) in ("kernels", "vectorized")  # the names of Pyro's MCMC
+        as_in_pyro = part_of(path) in ("kernels", "chains")  # the names of Pyro's MCMC
         most = MAX_KERNEL_PARAMETERS if as_in_pyro else MAX_PARAMETERS
         for method in node.body:
             if isinstance(method, ast.FunctionDef) and method.name == "__init__":

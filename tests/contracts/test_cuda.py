@@ -44,7 +44,7 @@ from pyro_flowsamp import (
 from pyro_flowsamp.guides.deformation import CollocationLoss, at_smc_points
 from pyro_flowsamp.lattice import phi4, xy, xy_model
 from pyro_flowsamp.problems import funnel, mog4, rings4, unequal_pair
-from pyro_flowsamp.train import Stepper
+from pyro_flowsamp.training.train import Stepper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 DEVICE = "cuda"

@@ -41,7 +41,7 @@ from pyro_flowsamp.guides.deformation import CollocationLoss, at_smc_points
 from pyro_flowsamp.nn.equivariant import group, tied
 from pyro_flowsamp.options import FitOptions
 from pyro_flowsamp.smc import driver, particles, paths
-from pyro_flowsamp.train import Stepper
+from pyro_flowsamp.training.train import Stepper
 
 
 def torus(x):

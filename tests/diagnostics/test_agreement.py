@@ -6,7 +6,6 @@ from support.diagnosed import by_name, diagnosed, found_modes, independent, scen
 from support.mutations import mutation
 
 from pyro_flowsamp import IMH, DiagnosisOptions, LatentHMC, Target, VectorizedMCMC, trust
-from pyro_flowsamp.candidates import gaussian_guide
 from pyro_flowsamp.diagnostics import agreement
 from pyro_flowsamp.diagnostics.agreement import (
     evidence_checks,
@@ -16,6 +15,7 @@ from pyro_flowsamp.diagnostics.agreement import (
 )
 from pyro_flowsamp.diagnostics.draws import read_draws
 from pyro_flowsamp.problems import funnel
+from pyro_flowsamp.sampling.candidates import gaussian_guide
 from pyro_flowsamp.weights import Estimate
 
 OPTIONS = DiagnosisOptions()

@@ -21,8 +21,8 @@ from pyro_flowsamp import (
     sample,
     to_arviz,
 )
-from pyro_flowsamp.candidates import gaussian_guide
 from pyro_flowsamp.diagnostics import diagnosis, missed_modes
+from pyro_flowsamp.sampling.candidates import gaussian_guide
 
 
 def arviz_of(x):

@@ -14,11 +14,11 @@ from support.diagnosed import diagnosed
 from support.mutations import must_fail, mutation
 
 from pyro_flowsamp import IMH, AutoFlow, FitOptions, Target, VectorizedMCMC, log_evidence, weights
-from pyro_flowsamp.candidates import gaussian_guide
 from pyro_flowsamp.diagnostics import evidence
 from pyro_flowsamp.diagnostics.evidence import bridge_evidence, evidence_estimates
 from pyro_flowsamp.diagnostics.fitted_evidence import fitted_evidence
 from pyro_flowsamp.problems import exp_gauss
+from pyro_flowsamp.sampling.candidates import gaussian_guide
 from pyro_flowsamp.weights import (
     Estimate,
     degrees_of_variance,

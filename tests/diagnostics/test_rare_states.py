@@ -8,10 +8,10 @@ from support.mutations import mutation
 from torch.distributions import Normal
 
 from pyro_flowsamp import DiagnosisOptions, LatentHMC, SearchOptions, Target, VectorizedMCMC
-from pyro_flowsamp.candidates import gaussian_guide
 from pyro_flowsamp.diagnostics import rare_states
 from pyro_flowsamp.diagnostics.draws import read_draws
 from pyro_flowsamp.diagnostics.rare_states import _shares, rare_states_check, visits_check
+from pyro_flowsamp.sampling.candidates import gaussian_guide
 from pyro_flowsamp.trust import log_weights
 
 OPTIONS = DiagnosisOptions()

@@ -8,9 +8,9 @@ from support.diagnosed import by_name, found_modes, independent, scenario_tests,
 from support.mutations import mutation
 
 from pyro_flowsamp import DiagnosisOptions, LatentHMC, Target, VectorizedMCMC
-from pyro_flowsamp.candidates import gaussian_guide
 from pyro_flowsamp.diagnostics import searches
 from pyro_flowsamp.diagnostics.searches import evidence_of_draws, one_mode
+from pyro_flowsamp.sampling.candidates import gaussian_guide
 from pyro_flowsamp.smc.directions import DirectionGap
 from pyro_flowsamp.smc.path_modes import PathModes
 from pyro_flowsamp.weights import Estimate

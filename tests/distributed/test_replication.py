@@ -25,17 +25,16 @@ from pyro_flowsamp import (
     FitOptions,
     Target,
     VectorizedMCMC,
-    chain_blocks,
-    chain_loop,
     diagnose,
-    final_run,
     importance_flow,
-    pilot,
-    sampling,
 )
-from pyro_flowsamp.chain_blocks import ChainBlocks
+from pyro_flowsamp.chains import blocks as chain_blocks
+from pyro_flowsamp.chains import loop as chain_loop
+from pyro_flowsamp.chains.blocks import ChainBlocks
 from pyro_flowsamp.checkpoint.folder import CheckpointError
 from pyro_flowsamp.distributed import UnitCounts, check_alike, replicated
+from pyro_flowsamp.sampling import final_run, pilot
+from pyro_flowsamp.sampling import sample as sampling
 from pyro_flowsamp.smc.mode_search import ModeSearch
 
 

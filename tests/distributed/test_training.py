@@ -12,7 +12,7 @@ from torch import nn
 from pyro_flowsamp import AutoFlow, FitOptions, PathGradient, ReverseKL, Target, workers
 from pyro_flowsamp.distributed import SharedTraining, number_here, shared_training
 from pyro_flowsamp.flows import coupling
-from pyro_flowsamp.train import Stepper, fit
+from pyro_flowsamp.training.train import Stepper, fit
 from pyro_flowsamp.weights import ess_fraction
 
 OPTIONS = FitOptions(max_steps=8, batch_size=64, stop_at_ess=1.0, progress=False)

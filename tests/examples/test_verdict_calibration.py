@@ -13,7 +13,7 @@ SUITES = Path(pyro_flowsamp.__file__).parents[1] / "examples" / "benchmarks" / "
 sys.path.insert(0, str(SUITES))
 import verdict_calibration as study  # noqa: E402
 
-from pyro_flowsamp.candidates import gaussian_guide  # noqa: E402
+from pyro_flowsamp.sampling.candidates import gaussian_guide  # noqa: E402
 
 
 def result(checks=None, reported=0, **errors):

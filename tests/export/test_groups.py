@@ -408,7 +408,7 @@ def test_sample_names_dimensions():
 
 
 def test_sample_refuses_unknown_names_before_it_searches(monkeypatch):
-    monkeypatch.setattr("pyro_flowsamp.sampling.SamplerSearch", None)
+    monkeypatch.setattr("pyro_flowsamp.sampling.sample.SamplerSearch", None)
     with pytest.raises(ValueError, match=r"\['slopes'\] are no variables"):
         sample(line, torch.ones(2), torch.ones(2), dims={"slopes": ["a"]})
     with pytest.raises(ValueError, match="3 labels, but this dimension has the size 2"):

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from pyro_flowsamp import IMH, AutoFlow, FitOptions, ForwardKL, ReverseKL, Target, VectorizedMCMC
 from pyro_flowsamp.flows import DiagnosticOptions
 from pyro_flowsamp.guides import GuideOptions, InitialFitOptions
-from pyro_flowsamp.train import fit
+from pyro_flowsamp.training.train import fit
 
 
 @pytest.fixture

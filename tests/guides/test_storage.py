@@ -20,7 +20,7 @@ from pyro_flowsamp import (
 from pyro_flowsamp.checkpoint.folder import CheckpointError
 from pyro_flowsamp.guides.advnf.adversary import AdversarialKL
 from pyro_flowsamp.guides.deformation.collocation import CollocationPoints
-from pyro_flowsamp.train import Stepper, fit
+from pyro_flowsamp.training.train import Stepper, fit
 
 DRAWS = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
 

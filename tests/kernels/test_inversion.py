@@ -7,10 +7,10 @@ import torch
 from support.mutations import broken, must_fail, mutation
 
 from pyro_flowsamp import IMH, LocalGlobalHMC, Target, VectorizedMCMC
-from pyro_flowsamp.candidates import gaussian_guide
 from pyro_flowsamp.flows.proposal import Proposal
 from pyro_flowsamp.kernels import inversion
 from pyro_flowsamp.kernels.inversion import InversionOptions, inverted, leads_back
+from pyro_flowsamp.sampling.candidates import gaussian_guide
 
 FOLD = 1.2  #: where the flow turns back, in its first coordinate
 BEYOND = 0.5 * erfc(

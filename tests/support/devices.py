@@ -6,9 +6,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_flowsamp import VectorizedMCMC
-from pyro_flowsamp.chain_storage import ChainPosition, ChainStorage
+from pyro_flowsamp.chains.storage import ChainPosition, ChainStorage
+from pyro_flowsamp.chains.vectorized import KeptSites
 from pyro_flowsamp.checkpoint.scope import Scope
-from pyro_flowsamp.vectorized import KeptSites
 
 aten = torch.ops.aten
 WAITS = (aten._local_scalar_dense, aten.nonzero, aten.is_nonzero, aten.item, aten.equal)

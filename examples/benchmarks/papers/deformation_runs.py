@@ -13,7 +13,7 @@ from pyro_flowsamp import (
     ess_fraction,
 )
 from pyro_flowsamp.problems import Problem
-from pyro_flowsamp.train import fit
+from pyro_flowsamp.training.train import fit
 
 __all__ = ["options", "through_imh", "train", "train_by_reverse_kl"]
 

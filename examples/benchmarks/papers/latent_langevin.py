@@ -35,7 +35,7 @@ from pyro_flowsamp import FitOptions, ForwardKL, LatentMALA, VectorizedMCMC, ess
 from pyro_flowsamp.flows.mixture_fit import Mixture
 from pyro_flowsamp.flows.proposal import Proposal
 from pyro_flowsamp.flows.recipes import LayeredFlow, coupling, spline
-from pyro_flowsamp.train import fit
+from pyro_flowsamp.training.train import fit
 
 matplotlib.use("Agg")
 STUDY = "latent_langevin.jsonl"  #: the file of its stored runs

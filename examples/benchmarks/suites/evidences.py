@@ -60,10 +60,10 @@ from pyro_flowsamp import (
     log_evidence,
     tempered_smc,
 )
-from pyro_flowsamp.candidates import gaussian_guide
 from pyro_flowsamp.diagnostics.fitted_evidence import fitted_evidence
 from pyro_flowsamp.lattice import phi4
 from pyro_flowsamp.problems import exp_gauss
+from pyro_flowsamp.sampling.candidates import gaussian_guide
 from pyro_flowsamp.trust import draws_of_flow
 from pyro_flowsamp.weights import pareto_k
 

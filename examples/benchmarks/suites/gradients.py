@@ -147,7 +147,7 @@ class Cost:
         import torch
 
         from pyro_flowsamp import Target
-        from pyro_flowsamp.phase_times import PhaseTimes
+        from pyro_flowsamp.sampling.phase_times import PhaseTimes
 
         log_prob, both, timed = Target.log_prob, Target._value_and_grad, PhaseTimes.__call__
         inside = []  # whether a density is a part of an evaluation with gradient

@@ -63,7 +63,7 @@ def by_mala(problem: Problem, seed: int, smoke: bool) -> Measured:
     import torch
 
     from pyro_flowsamp import LatentMALA, VectorizedMCMC
-    from pyro_flowsamp.candidates import better_gaussian, gaussian_guide
+    from pyro_flowsamp.sampling.candidates import better_gaussian, gaussian_guide
     from pyro_flowsamp.smc.mode_search import ModeSearch
     from pyro_flowsamp.target import as_target
 

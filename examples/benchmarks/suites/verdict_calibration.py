@@ -74,7 +74,7 @@ from pyro_flowsamp import (
     sample,
     tempered_smc,
 )
-from pyro_flowsamp.candidates import gaussian_guide
+from pyro_flowsamp.sampling.candidates import gaussian_guide
 from pyro_flowsamp.transitions.trajectory_length import TrajectoryOptions
 from pyro_flowsamp.trust import log_weights
 

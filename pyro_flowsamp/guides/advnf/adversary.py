@@ -46,7 +46,7 @@ from torch.nn.functional import softplus
 from ...objectives import Loss, PathGradient, draw
 from ...options import FitOptions
 from ...target.density import Target
-from ...train import Stepper
+from ...training.train import Stepper
 from .ensemble import Ensemble
 from .options import AdvNFOptions, AdvNFWeights, weight_at
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from ...flows.recipes import LayeredFlow
-from ...history import History
 from ...options import FitOptions
 from ...target.arguments import check_shared_names
 from ...target.density import Target
-from ...train import fit
+from ...training.history import History
+from ...training.train import fit
 from ...validation import check_kind
 from ...weights import ess_fraction
 from ..auto_flow import EnsembleSource, check_recipe, make_flow

@@ -50,7 +50,6 @@ from ... import progress
 from ...checkpoint.scope import active
 from ...flows.proposal import FlowDistribution
 from ...flows.recipes import gaussian
-from ...history import History
 from ...options import FitOptions
 from ...smc import driver, particles, paths
 from ...smc.particles import Particles
@@ -58,6 +57,7 @@ from ...smc.shared_islands import on_islands
 from ...smc.starts import overdispersed_base
 from ...target.arguments import check_shared_names
 from ...target.density import Target
+from ...training.history import History
 from ...validation import check_kind
 from ..path_guide import PathGuide
 from ..source import Unregistered

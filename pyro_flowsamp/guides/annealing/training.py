@@ -22,12 +22,12 @@ from torch import Tensor
 from ...checkpoint.scope import active
 from ...flows.continuous import refine
 from ...flows.proposal import Proposal
-from ...history import History
 from ...options import FitOptions
 from ...smc import driver, particles, paths
 from ...smc.particles import Particles
 from ...target.density import Target
-from ...train import fit
+from ...training.history import History
+from ...training.train import fit
 from ...validation import check_count, check_number
 from ...weights import ess_fraction
 from .blocks import AnnealedFlow, BaseDensity, Block, BlockReport, Standardized

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from ...flows.continuous import ContinuousMap, integrate
-from ...history import History
 from ...nn.equivariant import SignedPermutation, group, tie
 from ...nn.mlp import VelocityMLP
 from ...options import FitOptions
@@ -27,6 +26,7 @@ from ...smc.particles import Particles
 from ...smc.shared_islands import on_islands
 from ...target.arguments import check_shared_names
 from ...target.density import Target
+from ...training.history import History
 from ...validation import check_count, check_kind
 from ...weights import Estimate, log_mean_weight
 from ..auto_flow import AutoFlow

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from ...flows.continuous import refine
-from ...history import History
 from ...nn.equivariant import SignedPermutation, group, tied
 from ...nn.mlp import TimeMLP
 from ...options import FitOptions
 from ...smc.starts import overdispersed_base
 from ...smc.tempering import tempered_smc
 from ...target.density import Target
-from ...train import Stored, fit
+from ...training.history import History
+from ...training.train import Stored, fit
 from ...weights import ess_fraction
 from .checks import log_weights
 from .losses import CollocationLoss, at_smc_points

@@ -5,11 +5,12 @@ import torch
 from support.annealing import QUICK, SMALL, normal_target
 from torch.testing import assert_close
 
-from pyro_flowsamp import AnnealingOptions, AutoAnnealingFlow, Target, train
+from pyro_flowsamp import AnnealingOptions, AutoAnnealingFlow, Target
 from pyro_flowsamp.guides.annealing import blocks, training
 from pyro_flowsamp.nn import mlp
 from pyro_flowsamp.smc import driver, particles, paths
 from pyro_flowsamp.smc.starts import TemperedStart
+from pyro_flowsamp.training import train
 
 # ---- paths that lead nowhere ---------------------------------------------------------------------
 

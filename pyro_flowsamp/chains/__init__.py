@@ -1,0 +1,1 @@
+"""Chains of a kernel as one tensor: runs, draws and their storage."""

@@ -1,0 +1,1 @@
+"""``sample()``: the search for a sampler, its draws and the verdict on them."""

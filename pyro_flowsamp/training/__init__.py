@@ -1,0 +1,1 @@
+"""The training of flows: the loop, its end, and its record."""
