@@ -385,6 +385,20 @@ Thresholds and checks were chosen on other targets than those that judge. The ju
 written when checks, thresholds and definitions were fixed, and nothing was changed after the first
 run on them. Targets with needles, modes of less than 1 % of the mass, are a table of their own.
 
+The four runs of the first judging (one seed) that are wrong and passed:
+
+- `narrow_in_four`, `sample()`: a mode with 35 % of the mass, seven times narrower than the other
+  in four dimensions, is missed. With each of the seeds 0 to 5 `sample()` misses it and calls itself
+  reliable, and `diagnose()` of its result sees it in one of six. So this is no accident. The nine
+  other samplers were flagged there, all by the same random numbers of the search.
+- `logistic`, `bow_tie` and `modified_exponential`: scores of 1.11, 1.25 and 1.06 times their bound.
+  Four further seeds of each are right. About one such run in a hundred is chance. Three of a
+  hundred or more have a probability of about 9 %, so that a small error is not excluded.
+
+Sixteen of the twenty right runs that are flagged have fewer than 400 effective draws of the 1 % of
+states at which an independence sampler stays longest, thirteen of them no other problem. That is
+true of them, but their answers keep all bounds. So a flag by this check alone is weak evidence.
+
 """
 
 
