@@ -216,7 +216,7 @@ def in_time(group, late):
         return right(seconds) - 1e4 * (group.rank == late)
 
     enough = mutation(pilot, "check_time")(lambda right, *args: None)
-    never = mutation(final_run, "_shortfall")(lambda right, *args: ["too few"])
+    never = mutation(final_run, "shortfall")(lambda right, *args: ["too few"])
     search = replace(shared_sampling.SEARCH, max_doublings=1)
     with broken(deadline, enough, never):
         return sampled(group, max_seconds=1000.0, search=search)
