@@ -17,7 +17,6 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent, Transform, biject_to, constraints
 from torch.distributions.constraints import Constraint
-from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 
 from .batchable import Rewritten, batchable
 from .simplex import with_logarithms
@@ -39,6 +38,8 @@ __all__ = [
 #: distributions that mask another one, expand it or regroup its dimensions
 WRAPPERS = (Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 _TRANSFORMED = (dist.TransformedDistribution, torch.distributions.TransformedDistribution)
+#: the support of a mixture; before torch 2.8 it has that of its components
+MIXTURE_SUPPORT: Any = getattr(constraints, "MixtureSameFamilyConstraint", ())
 PROBES = -1.0, 0.0, 1.0  #: points where bijections are compared; 0 alone fits every (-s, s)
 FARTHEST = 16.0  #: coordinates, in R^n, of values that are as near to an edge as float32 can tell
 
@@ -89,14 +90,16 @@ def _of_components(support: Constraint) -> Constraint:
     if isinstance(support, constraints.independent):
         base = _of_components(support.base_constraint)
         return constraints.independent(base, support.reinterpreted_batch_ndims)
-    if not isinstance(support, MixtureSameFamilyConstraint):
+    if not isinstance(support, MIXTURE_SUPPORT):
         return support
     one = copy(support.base_constraint)
     inner: Any = one
     dim = -1
     while isinstance(inner, constraints.independent):  # bounds have the dimensions of an event
         dim -= inner.reinterpreted_batch_ndims
-        inner.base_constraint = inner = copy(inner.base_constraint)
+        base = copy(inner.base_constraint)
+        inner.base_constraint = base
+        inner = base
     for name, bound in vars(inner).items():
         if isinstance(bound, Tensor) and bound.dim() >= -dim:
             first = bound.select(dim, 0)
