@@ -97,6 +97,8 @@ class ModeSearchOptions:
         many_draws: Particles for each dimension from which on the mixture needs no comparison with
             the Gaussian that the paths have found.
         ridge: Variance added to every component, relative to the squared interquartile range.
+        weight_steps: Steps of expectation maximisation that fit the weights of the Gaussians of
+            paths.
         fit_tolerance: Nats by which an iteration of the mixture's fit must gain.
         mixture_degrees_of_freedom: Kinds of components that are compared.
         heavier_tail_errors: Standard errors by which components with heavier tails may predict
@@ -167,6 +169,7 @@ class ModeSearchOptions:
     draws_per_dimension: float = 2.0
     many_draws: float = 50.0
     ridge: float = 1e-6
+    weight_steps: int = 20
     fit_tolerance: float = 1e-3
     mixture_degrees_of_freedom: tuple[float, ...] = (math.inf, 3.0, 2.0, 1.5, 1.0)
     heavier_tail_errors: float = 1.0

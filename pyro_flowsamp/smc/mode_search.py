@@ -43,12 +43,7 @@ from .coordinates import WhitenedTarget
 from .directions import compare_directions
 from .exploration import Exploration, explore, stored_exploration
 from .found_modes import Agreement, FoundModes, particle_weights
-from .particle_mixture import (
-    islands_of,
-    mixture_of_paths,
-    particle_mixture,
-    standard_normal,
-)
+from .particle_mixture import islands_of, mixture_of_paths, particle_mixture, standard_normal
 from .particles import Particles
 from .path_modes import PathModes
 from .starts import PriorStart, StudentStart

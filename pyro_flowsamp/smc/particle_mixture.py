@@ -15,8 +15,6 @@ from .path_modes import PathModes
 
 __all__ = ["islands_of", "mixture_of_paths", "particle_mixture", "standard_normal"]
 
-WEIGHT_STEPS = 20  #: steps of expectation maximisation for the weights of given components
-
 
 def particle_mixture(
     u: Tensor,
@@ -29,7 +27,8 @@ def particle_mixture(
     In many dimensions particles are too few for a covariance, and even for a fit that tells modes
     apart. Paths know both without any particle: the Gaussian that all of them have found is
     standard normal in these coordinates, and the Gaussians of several modes are ``paths``. So where
-    particles are few, the mixture is fitted to one half of them, and all are compared on the other.
+    particles are few, the mixture is fitted to one half of them, and all three are compared on the
+    other. Where they are many, the mixture and ``paths`` are compared on the last island.
 
     Particles of an island have ancestors in common. Where moves are small they lie in small
     clusters, which are no part of the target. So whole islands are held out: particles of others do
@@ -62,22 +61,20 @@ def particle_mixture(
     many = len(u) >= options.many_draws * u.shape[1]
     if many:
         half, fitted = ~last, _fitted(u, options, last)
+        candidates = [fitted]
     else:
         half = islands % 2 == 0
         several = int(islands.max()) > 1  # among those of one half, too
         held_out = islands[half] == islands[half].max() if several else None
         fitted = _fitted(u[half], options, held_out)
-    normal = standard_normal(u)
-    of_paths = fitted if paths is None else _reweighted(paths, u[half])
-    best = _best_of([fitted, of_paths] if many else [fitted, normal, of_paths], u[~half])
-    if best is fitted:
-        return fitted if many else _fitted(u, options, last)
-    return normal if best is normal or paths is None else _reweighted(paths, u)
-
-
-def _best_of(mixtures: list[Mixture], u: Tensor) -> Mixture:
-    """The first of those that predict points best."""
-    return max(mixtures, key=lambda mixture: float(mixture.log_prob(u).mean()))
+        candidates = [fitted, standard_normal(u)]
+    of_paths = None if paths is None else _reweighted(paths, u[half], options.weight_steps)
+    if of_paths is not None:
+        candidates.append(of_paths)
+    best = max(candidates, key=lambda mixture: float(mixture.log_prob(u[~half]).mean()))
+    if paths is not None and best is of_paths:
+        return _reweighted(paths, u, options.weight_steps)
+    return _fitted(u, options, last) if best is fitted and not many else best
 
 
 def mixture_of_paths(
@@ -115,11 +112,11 @@ def mixture_of_paths(
     return Mixture(found.log_mass.log_softmax(0), coordinates.to_u(found.loc), scale_tril)
 
 
-def _reweighted(mixture: Mixture, u: Tensor) -> Mixture:
-    """The mixture with the weights at which points are most likely, beside its own Gaussians."""
+def _reweighted(mixture: Mixture, u: Tensor, steps: int) -> Mixture:
+    """The mixture with its weights fitted to points by expectation maximisation."""
     density = mixture.joint_log_prob(u) - mixture.log_weights
     log_weights = mixture.log_weights
-    for _ in range(WEIGHT_STEPS):
+    for _ in range(steps):
         log_weights = (density + log_weights).log_softmax(-1).logsumexp(0).log_softmax(0)
     return mixture._replace(log_weights=log_weights)
 

@@ -257,7 +257,7 @@ class PriorStart:
 
     def sample(self, num: int) -> Tensor:
         """The first ``num`` draws, ``(num, d)``; they start anew where there are too few."""
-        return self.draws[torch.arange(num, device=self.draws.device) % len(self.draws)]
+        return self.part(0, num).draws
 
     def part(self, island: int, num: int) -> PriorStart:
         """The prior with the draws of an island of ``num`` particles, which no other one has."""

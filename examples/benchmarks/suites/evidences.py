@@ -49,7 +49,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from problems.records import TARGETS
 from problems.shapes import ridge
-from stored_runs import DOCS, append, load, markdown, missing, options
+from stored_runs import DOCS, collect_measured, load, markdown, options
 
 from pyro_flowsamp import (
     IMH,
@@ -294,9 +294,8 @@ def main() -> None:
         args.problems, numbers = ["regression"], range(1)
     store = args.results / STUDY
     if not (args.table or args.write):
-        for name, seed in missing(store, args.problems, numbers):
-            append(store, name, seed, one_run(name, seed))
-            print(f"{name} seed {seed}", flush=True)
+        runs = {name: partial(one_run, name) for name in args.problems}
+        collect_measured(store, runs, numbers, "Pareto k {k:.2f}")
     text = table(store, args.problems)
     print(text)
     if args.write:
