@@ -106,9 +106,9 @@ def no_training(monkeypatch):
 # ---- the same again ------------------------------------------------------------------------------
 
 
-def nonsense(monkeypatch):
+def nonsense(monkeypatch, seed=1):
     """Let every clock jump to and fro."""
-    hours = random.Random(1)
+    hours = random.Random(seed)
 
     def clock():
         return hours.uniform(-1e6, 1e6)
@@ -162,13 +162,14 @@ def by_the_clock(ceil, x):
 
 
 def test_a_clock_would_be_seen(monkeypatch):
+    """Both clocks are made up: a real one agrees with them once in seven runs."""
     call = {"num_samples": 5, "num_chains": 50, "search": SMALL, **QUIET}
-    with broken(by_the_clock):
-        first = pf.sample(standard(), **call)
-        with monkeypatch.context() as patch:
-            nonsense(patch)
-            again = pf.sample(standard(), **call)
-    assert not torch.equal(values(first, "x"), values(again, "x"))
+    draws = []
+    for seed in (1, 2):
+        with broken(by_the_clock), monkeypatch.context() as patch:
+            nonsense(patch, seed)
+            draws.append(values(pf.sample(standard(), **call), "x"))
+    assert not torch.equal(*draws)
 
 
 def test_one_target_twice():
