@@ -49,7 +49,8 @@ class ModeSearchOptions:
             the second times the root of the dimension.
         particles_many_modes, mcmc_steps_many_modes: The same where there are several modes.
         growth: Factor by which the number of particles grows where two searches disagree.
-        max_evaluations: Evaluations of the whole search at most; then it is not settled.
+        max_evaluations: Evaluations of the whole search at most; then it is not settled. One
+            without its gradient counts as ``density_cost``.
         planned_share: Share of the evaluations that are left which another pair of searches is
             planned to take at most, by those of the last pair: it may take more temperatures.
         widening_share: Share of ``max_evaluations`` after which a base is not made wider again.
@@ -72,6 +73,18 @@ class ModeSearchOptions:
         lost_share, min_expected: Particles near such a mode are far too few below this share of
             the expected number, where that is at least the second number.
         max_missed: Share of the mass that paths may have found, and both searches have lost.
+        enough_times: Paths that must have found such a mode, from different random points, for it
+            not to be missed mass: what has been found twice is no sign of what has never been.
+        survey_points: Random points at which the density is evaluated, without its gradient, to
+            find narrow modes.
+        survey_share: Share of ``max_evaluations`` that these cost at most.
+        survey_rounds: Times that so many are looked at, at most, where a mode is found once only.
+        survey_paths: Paths that start from those that the particles do not cover, at most.
+        survey_draws: Draws of the Gaussian of each such path, which give the mass of its mode.
+        survey_dimensions: Dimensions up to which there are such points. In more they meet no mode
+            that is much narrower than the others.
+        density_cost: Cost of a density without its gradient, beside one with it, in the budgets of
+            the searches.
         overlap: Components are of one mode if points of the one belong to the other with more than
             this probability.
         uncovered_nats, uncovered_spreads: A particle is not covered by the mixture, and gets a
@@ -150,6 +163,14 @@ class ModeSearchOptions:
     lost_share: float = 0.25
     min_expected: float = 16.0
     max_missed: float = 0.02
+    enough_times: int = 2
+    survey_points: int = 65_536
+    survey_share: float = 0.15
+    survey_rounds: int = 3
+    survey_paths: int = 32
+    survey_draws: int = 256
+    survey_dimensions: int = 8
+    density_cost: float = 1 / 3
     overlap: float = 0.01
     uncovered_nats: float = 7.0
     uncovered_spreads: float = 6.0

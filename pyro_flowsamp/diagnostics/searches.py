@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from math import exp, isnan
+from math import exp, isnan, log1p
 from typing import Any
 
 import torch
@@ -241,14 +241,15 @@ def evidence_of_draws(
 
 def one_mode(modes: FoundModes) -> bool:
     """Whether the particles of both searches, and all paths, are in one mode."""
-    alone = modes.alone
-    return modes.agreement.num_modes == 1 and (alone is None or not len(alone.loc))
+    return modes.num_modes == 1
 
 
 def best_evidence(
     states: Tensor | None, log_w: Tensor | None, agreement: Agreement, options: DiagnosisOptions
 ) -> Estimate:
     r"""The log evidence by bridge sampling where that is known, and else by both searches.
+
+    The mass of modes that paths have found, and both searches have lost, is added to it.
 
     Where the evidences of the searches are apart, the error is at least their difference. The error
     of both searches is made of those of their islands, with one degree of freedom less than there
@@ -269,6 +270,7 @@ def best_evidence(
     if own is not None:
         return own
     bounds = options.search.modes
+    best = best._replace(value=best.value - log1p(-agreement.lost))
     if agreement.evidences_apart(bounds):
         difference = abs(agreement.log_evidence_difference)
         return Estimate(best.value, best.standard_error.clamp(min=difference), 1.0)

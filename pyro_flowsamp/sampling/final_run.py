@@ -55,7 +55,7 @@ def finish(
     if not best.reliable and goal.num_samples is None:
         planned = min(planned, best.options.unreliable_draws)
     try:
-        starts, several = target.unpack_unconstrained(x), modes.agreement.num_modes > 1
+        starts, several = target.unpack_unconstrained(x), modes.num_modes > 1
         with stage(f"Burn-in of {best.name}", target, not progress):
             problems = burn_in(best, target, planned, starts, several, before)
     except KeyboardInterrupt:  # between two runs of chains

@@ -365,7 +365,6 @@ def _attributes(
     sampler: SamplerSearch, best: Candidate, found: Diagnosis, evidence: Estimate
 ) -> dict[str, Any]:
     """The attributes of the result, of types that ArviZ can store."""
-    agreement = sampler.modes.agreement
     return {
         "method": best.name,
         "candidates": "; ".join(sampler.compared),
@@ -376,7 +375,7 @@ def _attributes(
         "dtype": str(sampler.target.dtype).removeprefix("torch."),
         "evaluations": sampler.evaluations,
         "evaluations_start": sampler.modes.evaluations,
-        "modes": agreement.num_modes,
+        "modes": sampler.num_modes,
         "unseen_mass": sampler.modes.unseen,
         "log_evidence": float(evidence.value),
         "log_evidence_error": float(evidence.standard_error),

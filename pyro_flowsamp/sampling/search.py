@@ -118,7 +118,7 @@ class SamplerSearch(InterruptibleSearch):
     @property
     def num_modes(self) -> int:
         """The number of modes of the particles."""
-        return self.modes.agreement.num_modes
+        return self.modes.num_modes
 
     def search(self) -> Candidate:
         """Returns the best kernel, once no other could save more work than it takes to find out.
@@ -175,7 +175,8 @@ class SamplerSearch(InterruptibleSearch):
             draws = left / self._work_per_evaluation
             bound = options.search_fraction / (1 - options.search_fraction) * draws
             bound = max(bound, options.min_evaluations)
-        affordable = self.evaluations + evaluations <= bound
+        saved = (1 - options.modes.density_cost) * self.modes.surveyed  # they have no gradient
+        affordable = self.evaluations - saved + evaluations <= bound
         patient = self._searched + work <= options.patience * left
         ended = self.stopped or (self.takes_first and left < inf)
         return not ended and affordable and work <= left and patient

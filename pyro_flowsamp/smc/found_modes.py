@@ -47,7 +47,9 @@ class Agreement(NamedTuple):
         unseen: Share of the mass in modes that one search alone has found; the share of the mass
             that neither has found is about as large, or smaller.
         log_evidence, error: Log evidence of each search and its standard error, ``(2,)``.
-        missed: Share of the mass in modes that paths have found, and both searches have lost.
+        missed: Share of the mass in modes that one path has found, and both searches have lost.
+        lost: Share of the mass in modes that paths have found, and both searches have lost; the
+            evidences are without it.
         direction: The direction along which the searches differ most; None where it is not known.
 
     Example:
@@ -71,6 +73,7 @@ class Agreement(NamedTuple):
     log_evidence: Tensor
     error: Tensor
     missed: float = 0.0
+    lost: float = 0.0
     direction: DirectionGap | None = None
 
     @property
@@ -169,7 +172,7 @@ def particle_weights(agreement: Agreement, sizes: Sequence[int], alone: PathMode
 
     Example:
         >>> one, zero = torch.ones(1, 1).double(), torch.zeros(2).double()
-        >>> alone = PathModes(one, one[None], one[0].log(), one[None])  # of mass 1
+        >>> alone = PathModes(one, one[None], one[0].log(), one[None], one[0])  # of mass 1
         >>> agreement = Agreement(zero, zero, 0.0, log_evidence=zero, error=zero)
         >>> particle_weights(agreement, (2, 1), alone).tolist()
         [0.125, 0.125, 0.25, 0.5]
@@ -199,6 +202,7 @@ class FoundModes(NamedTuple):
         alone: Modes that paths have found, and both searches have lost; their points are among
             ``x``. None where there are no particles.
         evaluations: Evaluations of the density.
+        surveyed: Those of random points, which have no gradient.
         interrupted: Whether Ctrl-C ended the search, so that this is what it had by then.
 
     Example:
@@ -235,6 +239,7 @@ class FoundModes(NamedTuple):
     settled: bool
     evaluations: int
     alone: PathModes | None = None
+    surveyed: int = 0
     interrupted: bool = False
 
     def component_of(self, x: Tensor) -> Tensor:
@@ -251,6 +256,14 @@ class FoundModes(NamedTuple):
         return self.x[systematic(self.weights.log()[None], num)[0]]
 
     @property
+    def num_modes(self) -> int:
+        """The number of modes, with those that paths alone have found."""
+        used = self.agreement.counts.sum(0) > 0
+        if self.alone is not None:
+            used[self.component_of(self.alone.loc)] = True
+        return len(self.agreement.modes[used].unique())
+
+    @property
     def unseen(self) -> float:
-        """Share of the mass that one search, or the paths alone, have found."""
+        """Share of the mass that one search alone, or one path alone, has found."""
         return self.agreement.unseen + self.agreement.missed

@@ -9,16 +9,19 @@ r"""A search for all modes of a target, and for the scale that it lives on.
 3. *A second search.* A second set of particles, that shares none with the first, starts from the
    prior where that can be drawn from, and else from a base that is three times wider. A search
    from the prior that has missed mass of the first is followed by one of the other kind.
-4. *Agreement.* A mixture is fitted to all particles; components that do not overlap are different
+4. *A survey.* In a few dimensions many random points are looked at, without gradients, and paths
+   start from those that the particles do not cover (:mod:`.survey`).
+5. *Agreement.* A mixture is fitted to all particles; components that do not overlap are different
    modes. A mode that only one of both searches has found shows that each of them can miss modes.
    Then both are made anew with more particles, and only the new pair is judged. The share of the
-   mass that one search alone has found estimates the share that none has found, as the species seen
-   once do in Good's and Turing's estimate. Each search counts in proportion to its evidence: the
-   estimate of the evidence is unbiased, and one that has missed mass is too low. Searches that
-   have found the same modes must also have the same distributions along coordinates, principal
-   and random directions (:mod:`pyro_flowsamp.smc.directions`).
+   mass that has been found once estimates the share that has never been found, as the species
+   seen once do in Good's and Turing's estimate. A mode that two paths from different points have
+   found, and both searches have lost, has been found twice. Each search counts in proportion to
+   its evidence: the estimate of the evidence is unbiased, and one that has missed mass is too low.
+   Searches that have found the same modes must also have the same distributions along coordinates,
+   principal and random directions (:mod:`pyro_flowsamp.smc.directions`).
 
-All counts are evaluations of the density. Nothing depends on the time that they take.
+All counts are evaluations of the density; one without its gradient costs less. Nothing depends on the time that they take.
 
 References:
     I. J. Good, *The Population Frequencies of Species and the Estimation of Population Parameters*,
@@ -27,7 +30,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from math import ceil, log, nan
 
@@ -35,20 +38,19 @@ import torch
 from torch import Tensor
 
 from ..distributed import check_alike, replicated
-from ..flows.mixture_fit import Mixture
 from ..options import ModeSearchOptions
 from ..target.density import Target
-from ..weights import log_mean_weight
+from .comparison import Cover, compare, cover_particles
 from .coordinates import WhitenedTarget
 from .directions import compare_directions
 from .exploration import Exploration, explore, stored_exploration
 from .found_modes import Agreement, FoundModes, particle_weights
-from .particle_mixture import islands_of, mixture_of_paths, particle_mixture, standard_normal
+from .particle_mixture import reweighted, standard_normal
 from .particles import Particles
 from .path_modes import PathModes
 from .starts import PriorStart, StudentStart
+from .survey import survey
 from .tempering import tempered_smc
-from .uncovered import covering_all
 
 __all__ = ["ModeSearch", "size_that_fits"]
 
@@ -110,30 +112,26 @@ class ModeSearch:
         start = stored_exploration(self.target, paths)
         self.coordinates = start.coordinates
         self._so_far = partial(_from_paths, self.target, start, before)
+        self._surveyed = 0  # evaluations of random points
         if self._first_size() < options.min_particles:
             return self._so_far()
-        base = self._base(start.points)
-        of_paths = mixture_of_paths(start.modes, self.coordinates, options)
+        base, modes = self._base(start.points), start.modes
         prior, num, moves = start.prior, self._first_size(), options.mcmc_steps
         while True:
             spent = self.target.evaluations
             first, second, base = self._pair(base, prior, num, moves)
-            u, alone = with_modes_of_paths(self.coordinates, start.modes, (first, second), options)
-            islands = islands_of(u, (first, second), options.islands)
-            fitted = particle_mixture(u, options, islands, of_paths)
-            mixture = covering_all(fitted, u, self.coordinates, options)
+            searches = first, second
+            cover = cover_particles(self.coordinates, modes, searches, options)
             spent = self.target.evaluations - spent
-            direction = compare_directions(first, second, options)
-            agreement = self._compare(fitted, mixture, first, second)
-            agreement = agreement._replace(direction=direction)
-            if alone is not None:
-                agreement = agreement._replace(missed=float(agreement.shares_of(alone).sum()))
+            if not self._surveyed:
+                modes, cover = self._survey(base, cover, modes, searches)
+            agreement = self._compare(cover, searches)
             settled = self._settled(agreement)
             ends = self._covered, settled
             sizes = len(first.x), len(second.x)
-            pair = u, sizes, mixture, agreement, ends, before, alone
+            pair = cover, sizes, agreement, ends, before, self._surveyed, options
             self._so_far = partial(_from_particles, self.coordinates, *pair)
-            left = options.max_evaluations - (self.target.evaluations - before)
+            left = options.max_evaluations - self._charged(before)
             larger = self._next_size(agreement, settled, num, moves)
             if larger is None:
                 break
@@ -223,9 +221,7 @@ class ModeSearch:
         draws = None if prior is None else self.target.prior_points(num)
         self._inside_error = 0.0
         if prior is None or draws is None or len(draws) < num // 2:
-            widen = self.options.second_widen
-            wide = StudentStart(base.loc, widen * base.scale_tril, base.angles, base.df)
-            second, _ = self._anneal(wide, num, moves)
+            second, _ = self._anneal(base.widened(self.options.second_widen), num, moves)
         else:
             start = PriorStart(prior, self.coordinates.to_u(draws))
             second = self._tempered(start, len(draws), moves)
@@ -235,38 +231,39 @@ class ModeSearch:
         self._covered = covered and self._covered
         return first, second, base
 
-    # ---- agreement -------------------------------------------------------------------------------
+    def _compare(self, cover: Cover, searches: tuple[Particles, Particles]) -> Agreement:
+        agreement = compare(cover, searches, self._inside_error, self.options)
+        return agreement._replace(direction=compare_directions(*searches, self.options))
 
-    def _compare(self, fitted: Mixture, mixture: Mixture, *searches: Particles) -> Agreement:
-        """The agreement of two searches, by a fitted mixture and the one that covers all.
+    def _survey(
+        self,
+        base: StudentStart,
+        cover: Cover,
+        modes: PathModes | None,
+        searches: tuple[Particles, Particles],
+    ) -> tuple[PathModes | None, Cover]:
+        """The modes of paths with those that random points lead to, and the cover.
 
-        Further components are of the mode of the fitted one that is nearest: they may be of a tail
-        or of the neck of a funnel, and are no evidence of a mode. But what one search alone has
-        found is unseen mass there, too.
+        The points are of a base and of a wider one. Where a mode of much mass has been found once only, more points follow, which the mixture of
+        the particles alone judges: it does not cover this mode.
         """
-        count, x = len(mixture.locs), torch.cat([s.x for s in searches])
-        parts = mixture.joint_log_prob(x).argmax(-1).split([len(s.x) for s in searches])
-        counts = torch.stack([part.bincount(minlength=count) for part in parts])
-        modes = fitted.groups(fitted.joint_log_prob(x), self.options.overlap)
-        further = mixture.locs[len(fitted.locs) :]
-        modes = torch.cat([modes, modes[fitted.joint_log_prob(further).argmax(-1)]])
-        beside = int(modes.max()) + 1 + torch.arange(len(further), device=modes.device)
-        regions = torch.cat([modes[: len(fitted.locs)], beside])
-        in_region = torch.zeros(2, int(regions.max()) + 1, dtype=counts.dtype, device=counts.device)
-        in_region.index_add_(1, regions, counts)
-        few, many = in_region.min(0).values, in_region.max(0).values
-        enough = max(self.options.min_lone, self.options.min_lone_share * len(searches[0].x))
-        lone = (few == 0) & (many >= enough)
-        evidences = [log_mean_weight(s.evidences) for s in searches]
-        log_z = torch.stack([e.value for e in evidences])
-        error = torch.stack([e.standard_error for e in evidences])
-        error[1] = (error[1].square() + self._inside_error**2).sqrt()
-        spread = error * self.options.islands**0.5  # errors are not known where islands differ much
-        error = torch.where(spread > self.options.max_island_spread, spread, error)
-        # A search that has missed mass has the smaller evidence, and counts for as much less.
-        shares = log_z.softmax(0)[:, None] * in_region / in_region.sum(1, keepdim=True)
-        unseen = float((shares.sum(0) * lone).sum())
-        return Agreement(counts, modes, unseen, log_z, error)
+        before, options = self.target.evaluations, self.options
+        bases, mixture = (base, base.widened(options.second_widen)), cover.mixture
+        for _ in range(options.survey_rounds):
+            found = survey(self.coordinates, bases, mixture, cover.u, options)
+            if found is None:
+                break
+            modes = found if modes is None else modes.joined(found)
+            cover = cover_particles(self.coordinates, modes, searches, options)
+            if self._compare(cover, searches).missed <= options.max_missed:
+                break
+        self._surveyed = self.target.evaluations - before
+        return modes, cover
+
+    def _charged(self, before: int) -> float:
+        """Evaluations since the search began; those of random points have no gradient."""
+        saved = (1 - self.options.density_cost) * self._surveyed
+        return self.target.evaluations - before - saved
 
     def _settled(self, agreement: Agreement) -> bool:
         options = self.options
@@ -277,39 +274,43 @@ class ModeSearch:
 
 def _from_particles(
     coordinates: WhitenedTarget,
-    u: Tensor,
+    cover: Cover,
     sizes: tuple[int, int],
-    mixture: Mixture,
     agreement: Agreement,
     ends: tuple[bool, bool],
     before: int,
-    alone: PathModes | None,
+    surveyed: int,
+    options: ModeSearchOptions,
 ) -> FoundModes:
     """The result of a pair of searches.
 
     Arguments:
         coordinates: Whitened coordinates.
-        u: Particles of both, and points of modes of paths, in these coordinates.
+        cover: Particles of both, and points of modes of paths, and their mixture.
         sizes: The numbers of particles of the two.
-        mixture: The mixture that is fitted to them.
         agreement: How far they agree.
         ends: Whether they are covered, and settled.
         before: Evaluations of the target before the search.
-        alone: Modes that paths have found, and both searches have lost.
+        surveyed: Evaluations of random points.
+        options: How the weights of components are fitted.
     """
-    target = coordinates.target
+    target, u, mixture = coordinates.target, cover.u, cover.mixture
+    weights = particle_weights(agreement, sizes, cover.alone)
+    if agreement.lost:
+        mixture = reweighted(mixture, u, options.weight_steps, weights)
     second = torch.arange(len(u), device=u.device) >= sizes[0]  # and the points of paths
     order = torch.randperm(len(u), device=u.device)
     return FoundModes(
         target.wrap(coordinates.to_x(u[order])),
         second[order],
-        particle_weights(agreement, sizes, alone)[order],
+        weights[order],
         coordinates,
         mixture,
         agreement,
         *ends,
         target.evaluations - before,
-        alone,
+        cover.alone,
+        surveyed=surveyed,
     )
 
 
@@ -353,40 +354,3 @@ def size_that_fits(wanted: tuple[int, int], num: int, left: float) -> tuple[int,
     particles, moves = wanted
     most = min(particles, int(left / moves))
     return (most, moves) if most > num else None
-
-
-def with_modes_of_paths(
-    coordinates: WhitenedTarget,
-    modes: PathModes | None,
-    searches: Sequence[Particles],
-    options: ModeSearchOptions,
-) -> tuple[Tensor, PathModes | None]:
-    """All particles, and points of modes that they have lost and paths have found; and these modes.
-
-    Arguments:
-        coordinates: Whitened coordinates.
-        modes: The modes of the paths, or None.
-        searches: Particles of several searches.
-        options: Which modes count, and when their points are far too few.
-
-    Example:
-        >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
-        >>> whitened = WhitenedTarget(target, torch.zeros(1), torch.eye(1))
-        >>> from types import SimpleNamespace
-        >>> near = SimpleNamespace(x=torch.zeros(4, 1).double())
-        >>> search = Particles(near, torch.zeros(1, 4).double(), torch.zeros(1).double())
-        >>> far = torch.tensor([[20.0]]).double()
-        >>> modes = PathModes(far, torch.eye(1)[None].double(), torch.zeros(1).double(), far[None])
-        >>> u, lost = with_modes_of_paths(whitened, modes, [search], ModeSearchOptions())
-        >>> u.flatten().tolist()  # no particle is near 20, where the path has found a mode
-        [0.0, 0.0, 0.0, 0.0, 20.0]
-        >>> len(lost.loc)
-        1
-    """
-    u = torch.cat([s.x for s in searches])
-    if modes is None:
-        return u, None
-    evidence = max(float(log_mean_weight(s.evidences).value) for s in searches)
-    x = coordinates.target.wrap(coordinates.to_x(u))
-    alone = modes.alone(x, coordinates.target, evidence, options)
-    return torch.cat([u, coordinates.to_u(alone.points.flatten(0, 1))]), alone

@@ -13,7 +13,13 @@ from .coordinates import WhitenedTarget
 from .particles import Particles
 from .path_modes import PathModes
 
-__all__ = ["islands_of", "mixture_of_paths", "particle_mixture", "standard_normal"]
+__all__ = [
+    "islands_of",
+    "mixture_of_paths",
+    "particle_mixture",
+    "reweighted",
+    "standard_normal",
+]
 
 
 def particle_mixture(
@@ -68,12 +74,12 @@ def particle_mixture(
         held_out = islands[half] == islands[half].max() if several else None
         fitted = _fitted(u[half], options, held_out)
         candidates = [fitted, standard_normal(u)]
-    of_paths = None if paths is None else _reweighted(paths, u[half], options.weight_steps)
+    of_paths = None if paths is None else reweighted(paths, u[half], options.weight_steps)
     if of_paths is not None:
         candidates.append(of_paths)
     best = max(candidates, key=lambda mixture: float(mixture.log_prob(u[~half]).mean()))
     if paths is not None and best is of_paths:
-        return _reweighted(paths, u, options.weight_steps)
+        return reweighted(paths, u, options.weight_steps)
     return _fitted(u, options, last) if best is fitted and not many else best
 
 
@@ -97,7 +103,8 @@ def mixture_of_paths(
         >>> whitened = WhitenedTarget(target, torch.zeros(1), 2 * torch.eye(1))
         >>> eye = torch.eye(1).double().expand(3, 1, 1)
         >>> loc = torch.tensor([[0.0], [20.0], [20.1]]).double()  # two paths end at 20
-        >>> modes = PathModes(loc, eye, torch.tensor([0.3, 0.6, 0.1]).log(), loc[:, None])
+        >>> mass, times = torch.tensor([0.3, 0.6, 0.1]), torch.ones(3)
+        >>> modes = PathModes(loc, eye, mass.log(), loc[:, None], times)
         >>> mixture = mixture_of_paths(modes, whitened, ModeSearchOptions())
         >>> mixture.locs.tolist(), mixture.log_weights.exp()
         ([[10.0], [0.0]], tensor([0.6667, 0.3333]))
@@ -112,12 +119,27 @@ def mixture_of_paths(
     return Mixture(found.log_mass.log_softmax(0), coordinates.to_u(found.loc), scale_tril)
 
 
-def _reweighted(mixture: Mixture, u: Tensor, steps: int) -> Mixture:
-    """The mixture with its weights fitted to points by expectation maximisation."""
+def reweighted(mixture: Mixture, u: Tensor, steps: int, weights: Tensor | None = None) -> Mixture:
+    """The mixture with its weights fitted to points by expectation maximisation.
+
+    Arguments:
+        mixture: The mixture.
+        u: The points, ``(N, d)``.
+        steps: The number of steps.
+        weights: Weights of the points, ``(N,)``; by default they have equal ones.
+
+    Example:
+        >>> eye, locs = torch.eye(1).expand(2, 1, 1), torch.tensor([[0.0], [9.0]])
+        >>> mixture = Mixture(torch.tensor([0.5, 0.5]).log(), locs, eye)
+        >>> reweighted(mixture, locs, 20, torch.tensor([0.25, 0.75])).log_weights.exp()
+        tensor([0.2500, 0.7500])
+    """
     density = mixture.joint_log_prob(u) - mixture.log_weights
+    log_w = torch.zeros_like(density[:, :1]) if weights is None else weights.log()[:, None]
     log_weights = mixture.log_weights
     for _ in range(steps):
-        log_weights = (density + log_weights).log_softmax(-1).logsumexp(0).log_softmax(0)
+        shares = (density + log_weights).log_softmax(-1) + log_w
+        log_weights = shares.logsumexp(0).log_softmax(0)
     return mixture._replace(log_weights=log_weights)
 
 

@@ -28,12 +28,14 @@ class PathModes(NamedTuple):
         scale_tril: Cholesky factors of their covariances, ``(K, d, d)``.
         log_mass: Logs of the masses that they cover, not normalised, ``(K,)``.
         points: Draws of the target around each, ``(K, n, d)``.
+        times: How many paths have found each, ``(K,)``.
 
     Example:
         >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
         >>> eye = torch.eye(1).double().expand(2, 1, 1)
         >>> loc = torch.tensor([[0.0], [20.0]]).double()
-        >>> modes = PathModes(loc, eye, torch.tensor([0.5, 0.5]).log(), loc[:, None])
+        >>> mass, times = torch.tensor([0.5, 0.5]), torch.ones(2)
+        >>> modes = PathModes(loc, eye, mass.log(), loc[:, None], times)
         >>> modes.near(torch.tensor([[0.1], [1.0]]), target, 6.0)
         tensor([[ True,  True],
                 [False, False]])
@@ -46,6 +48,7 @@ class PathModes(NamedTuple):
     scale_tril: Tensor
     log_mass: Tensor
     points: Tensor
+    times: Tensor
 
     def near(self, x: Tensor, target: Target, deviations: float) -> Tensor:
         r"""Whether points ``(N, d)`` are near the means, ``(K, N)``.
@@ -93,6 +96,8 @@ class PathModes(NamedTuple):
     def distinct(self, target: Target, deviations: float) -> PathModes:
         r"""Those that are near no other of larger mass, the largest first.
 
+        Each has been found by the paths of those near it, too.
+
         Draws around a mean at the squared distance s have that of :math:`d + s` on average. So s is
         at most :math:`c \sqrt{2d}`, where such draws are near on average, see :meth:`near`.
 
@@ -102,8 +107,22 @@ class PathModes(NamedTuple):
         """
         ordered = self.some(self.log_mass.argsort(descending=True))
         most = deviations * (2 * self.loc.shape[1]) ** 0.5
-        same = ordered._square_distances(ordered.loc, target) <= most
+        same = (ordered._square_distances(ordered.loc, target) <= most).triu()
+        ordered = ordered._replace(times=same.to(ordered.times) @ ordered.times)
         return ordered.some(~same.triu(1).any(0))
+
+    def joined(self, other: PathModes) -> PathModes:
+        """These modes and others, with as many points as those that have fewer.
+
+        Example:
+            >>> one = torch.ones(1, 1).double()
+            >>> modes = PathModes(one, one[None], one[0].log(), torch.zeros(1, 3, 1), one[0])
+            >>> modes.joined(modes._replace(points=torch.ones(1, 2, 1))).points.flatten().tolist()
+            [0.0, 0.0, 1.0, 1.0]
+        """
+        num = min(self.points.shape[1], other.points.shape[1])
+        parts = (modes._replace(points=modes.points[:, :num]) for modes in (self, other))
+        return PathModes(*map(torch.cat, zip(*parts)))
 
 
 def path_modes(
@@ -137,4 +156,4 @@ def path_modes(
     weights = torch.where(fine, (log_weights - log_weights.amax(0)).exp(), 1.0).mT
     index = torch.multinomial(weights, len(points), replacement=True)
     drawn = points.transpose(0, 1).gather(1, index[..., None].expand(-1, -1, points.shape[-1]))
-    return PathModes(loc, scale_tril, log_mass, drawn).some(fine)
+    return PathModes(loc, scale_tril, log_mass, drawn, torch.ones_like(log_mass)).some(fine)

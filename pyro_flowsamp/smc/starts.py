@@ -190,6 +190,16 @@ class StudentStart:
         chol = torch.linalg.cholesky(shrunk)
         return cls(x.mean(0), widen * std[:, None] * chol, angles, df)
 
+    def widened(self, factor: float) -> StudentStart:
+        """The same distribution, wider by a factor.
+
+        Example:
+            >>> start = StudentStart(torch.zeros(1), torch.eye(1), torch.tensor([False]))
+            >>> start.widened(3.0).scale_tril
+            tensor([[3.]])
+        """
+        return StudentStart(self.loc, factor * self.scale_tril, self.angles, self.df)
+
     def standardised(self, x: Tensor) -> Tensor:
         r"""Points :math:`S^{-1}(x - m)`, ``(N, d)``, zero for angles."""
         centred = ((x - self.loc) * self._real).mT

@@ -46,7 +46,7 @@ def lost_mode(mass=0.3):
     """A mode at (10, 0) that paths have found, with this share of the mass of ``found_modes``."""
     log_mass = torch.tensor([1.8 + math.log(mass)]).double()
     loc = torch.tensor([[10.0, 0.0]]).double()
-    return PathModes(loc, torch.eye(2).double()[None], log_mass, loc[None])
+    return PathModes(loc, torch.eye(2).double()[None], log_mass, loc[None], torch.ones(1))
 
 
 # ---- scenarios: one thing is wrong ---------------------------------------------------------------

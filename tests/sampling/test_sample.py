@@ -1012,7 +1012,7 @@ def test_modes_of_paths_that_chains_lose():
     steps, best = found(standard())
     away = torch.full((1, 2), 9.0, dtype=torch.double)
     mass = torch.tensor([math.log(0.05 * 2 * math.pi)], dtype=torch.double)
-    mode = PathModes(away, torch.eye(2)[None].double(), mass, away[None])
+    mode = PathModes(away, torch.eye(2)[None].double(), mass, away[None], torch.ones(1))
     assert problems(steps, best) == ()
     missed = steps.modes.agreement._replace(
         missed=float(steps.modes.agreement.shares_of(mode).sum())

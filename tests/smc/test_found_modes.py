@@ -13,9 +13,8 @@ def lost(*masses, points=5):
     """Modes of these masses at 1, 2, ..."""
     loc = torch.arange(1.0, len(masses) + 1).double()[:, None]
     eye = torch.eye(1).double().expand(len(masses), 1, 1)
-    return PathModes(
-        loc, eye, torch.tensor(masses).double().log(), loc[:, None].expand(-1, points, 1)
-    )
+    log_mass = torch.tensor(masses).double().log()
+    return PathModes(loc, eye, log_mass, loc[:, None].expand(-1, points, 1), 0 * log_mass + 1)
 
 
 def agreement():

@@ -1,9 +1,7 @@
 """The search for modes: it covers, it sees what one search missed, its evidence is right."""
 
 from dataclasses import replace
-from functools import partial
 from math import inf, lgamma, log, pi
-from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -16,12 +14,16 @@ from support.modes import SD, forty_modes, second_search_loses_a_mode, two_modes
 from support.mutations import broken, mutation
 
 from pyro_flowsamp import ModeSearchOptions, Target
-from pyro_flowsamp.flows.mixture_fit import Mixture
-from pyro_flowsamp.smc import mode_search
+from pyro_flowsamp.smc import comparison, mode_search
 from pyro_flowsamp.smc.coordinates import WhitenedTarget
 from pyro_flowsamp.smc.exploration import Exploration, explore
 from pyro_flowsamp.smc.found_modes import Agreement
 from pyro_flowsamp.smc.mode_search import ModeSearch
+
+
+def charged(found):
+    """Return the evaluations that count in a budget: those without gradients count less."""
+    return found.evaluations - (1 - ModeSearchOptions().density_cost) * found.surveyed
 
 
 def missed(found, means):
@@ -70,7 +72,7 @@ def lost_with(*mutations):
     target, means = forty_modes()
     with broken(*mutations):
         options = ModeSearchOptions(max_rounds=1, max_evaluations=60_000)
-        options = replace(options, mixture_degrees_of_freedom=(inf,))
+        options = replace(options, mixture_degrees_of_freedom=(inf,), survey_dimensions=1)
         found = ModeSearch(target, options).run()
     return found.covered and missed(found, means) > 0
 
@@ -113,7 +115,7 @@ def test_a_mode_that_one_search_misses(share):
     assert 0.3 * (1 - share) < found.unseen < 1.4 * (1 - share)
 
 
-@mutation(mode_search, "log_mean_weight")
+@mutation(comparison, "log_mean_weight")
 def one_evidence_is_low(log_mean_weight, log_w):
     value, error = log_mean_weight(log_w)
     one_evidence_is_low.calls.append(0)
@@ -142,46 +144,6 @@ def test_agreement_in_numbers():
     assert agreement.evidence_gap == pytest.approx(2.0)
 
 
-def test_unseen_mass_counts_by_evidence():
-    """The search that has missed a mode has the smaller evidence, and counts for less."""
-    search = ModeSearch(two_modes())
-    search._inside_error = 0.0
-    locs = torch.tensor([[-5.0], [5.0]]).double()
-    mixture = Mixture(torch.zeros(2).double().log_softmax(0), locs, torch.ones(2, 1, 1).double())
-
-    class Found:
-        def __init__(self, x, log_z):
-            self.x, self.evidences = x.double(), torch.full((4,), log_z).double()
-
-    both = torch.cat([torch.randn(400, 1) - 5, torch.randn(400, 1) + 5])
-    one = torch.randn(800, 1) + 5
-    compare = partial(search._compare, mixture)  # the fitted one covers all
-    assert compare(mixture, Found(both, 0.0), Found(one, -100.0)).unseen == pytest.approx(0.5)
-    assert compare(mixture, Found(both, 0.0), Found(one, 0.0)).unseen == pytest.approx(0.25)
-    assert compare(mixture, Found(both, 0.0), Found(both, 0.0)).unseen == 0.0
-    stray = one.clone()
-    stray[:3] -= 10
-    assert compare(mixture, Found(stray, 0.0), Found(one, 0.0)).unseen == 0.0  # too few to count
-
-
-def test_further_components_are_no_modes():
-    """They are regions of the mode that is nearest."""
-    search = ModeSearch(two_modes())
-    search._inside_error = 0.0
-    locs = torch.tensor([[-5.0], [5.0], [9.0]]).double()
-    weights = torch.tensor([0.5, 0.49, 0.01]).double().log()
-    mixture = Mixture(weights, locs, 0.3 * torch.ones(3, 1, 1).double())
-    fitted = Mixture(*(part[:2] for part in mixture[:3]))
-    x = torch.cat([locs.repeat_interleave(100, 0), locs[2:].expand(3, 1)])
-    x = x + 0.1 * torch.randn_like(x)
-    found = SimpleNamespace(x=x, evidences=torch.zeros(4).double())
-    agreement = search._compare(fitted, mixture, found, found)
-    assert agreement.modes.tolist() == [0, 1, 1] and agreement.num_modes == 2
-    assert agreement.counts.tolist() == [[100, 100, 103]] * 2 and agreement.unseen == 0
-    other = SimpleNamespace(x=x[:200].repeat(2, 1)[:303], evidences=found.evidences)
-    assert search._compare(fitted, mixture, found, other).unseen == pytest.approx(0.5 * 103 / 303)
-
-
 # ---- work ----------------------------------------------------------------------------------------
 
 
@@ -193,7 +155,7 @@ def test_evaluations_are_counted_and_bounded(most):
     with broken(second_search_loses_a_mode()):
         found = ModeSearch(target, ModeSearchOptions(max_evaluations=most)).run()
     assert found.evaluations == target.evaluations - 7
-    assert found.evaluations <= most
+    assert charged(found) <= most
     assert (len(found.x) >= 2 * ModeSearchOptions().particles_many_modes) == (most > 200_000)
 
 
@@ -217,11 +179,11 @@ def sizes_of_pairs(target, **options):
 
 
 def test_a_smaller_pair_where_the_larger_does_not_fit():
-    options = {"particles": 128, "particles_many_modes": 256, "max_evaluations": 75_000}
+    options = {"particles": 128, "particles_many_modes": 256, "max_evaluations": 85_000}
     torch.manual_seed(0)
     sizes, found = sizes_of_pairs(two_modes(), **options)
     assert sizes[:2] == [128, 256] and 256 < sizes[-1] < 2 * sizes[-2]
-    assert found.evaluations <= options["max_evaluations"]
+    assert charged(found) <= options["max_evaluations"]
     torch.manual_seed(0)
     with broken(all_or_nothing):
         assert sizes_of_pairs(two_modes(), **options)[0] == sizes[:-1]

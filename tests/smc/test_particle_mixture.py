@@ -61,7 +61,7 @@ def two_modes_of_paths(dim=50, apart=10.0):
     target = Target.from_energy(lambda u: 0.5 * u.square().sum(-1), dim)
     loc = torch.stack([torch.zeros(dim).double(), shift, shift + 0.1])  # two end in the second
     eye, mass = torch.eye(dim).double(), torch.zeros(3).double()
-    modes = PathModes(loc, eye.expand(3, -1, -1), mass, loc[:, None])
+    modes = PathModes(loc, eye.expand(3, -1, -1), mass, loc[:, None], torch.ones(3))
     whitened = WhitenedTarget(target, torch.zeros(dim), torch.eye(dim))
     return x, modes, whitened
 

@@ -8,7 +8,7 @@ from support.mutations import broken, mutation
 from torch.distributions import MultivariateNormal
 
 from pyro_flowsamp import ModeSearchOptions, Target
-from pyro_flowsamp.smc import mode_search
+from pyro_flowsamp.smc import comparison
 from pyro_flowsamp.smc.mode_search import ModeSearch
 from pyro_flowsamp.smc.path_modes import PathModes, path_modes
 
@@ -27,7 +27,7 @@ def least(share):
 def three():
     points = LOCS[:, None] + torch.randn(3, 20, 2).double()
     masses = torch.tensor([0.9, 0.05, 0.04]).double()
-    return PathModes(LOCS, EYE.expand(3, 2, 2), masses.log(), points)
+    return PathModes(LOCS, EYE.expand(3, 2, 2), masses.log(), points, torch.ones(3))
 
 
 def test_masses():
@@ -58,6 +58,12 @@ def test_modes_without_particles():
     assert len(three().alone(x, standard(), 0.0, least(1e-3)).loc) == 0
 
 
+def test_each_mode_knows_how_often_it_was_found():
+    """Two paths end near one mode, with their times; the third is another mode."""
+    modes = three()._replace(times=torch.tensor([5.0, 2.0, 1.0]))
+    assert modes.distinct(standard(), 6.0).times.tolist() == [5.0, 3.0]
+
+
 def needle(x):
     """A wide Gaussian, and a mode of 1 % of the mass, a thousandth as wide, eight sd away."""
     wide = -0.5 * x.square().sum(-1) + math.log(0.99)
@@ -81,7 +87,7 @@ def test_a_needle_that_particles_miss():
         assert abs(search.agreement.missed - 0.01) < 0.002
 
 
-@mutation(mode_search, "with_modes_of_paths")
+@mutation(comparison, "with_modes_of_paths")
 def without(with_modes_of_paths, coordinates, modes, *args):
     return with_modes_of_paths(coordinates, None, *args)
 
