@@ -21,7 +21,8 @@ r"""A search for all modes of a target, and for the scale that it lives on.
    Searches that have found the same modes must also have the same distributions along coordinates,
    principal and random directions (:mod:`pyro_flowsamp.smc.directions`).
 
-All counts are evaluations of the density; one without its gradient costs less. Nothing depends on the time that they take.
+All counts are evaluations of the density; one without its gradient costs less. Nothing
+depends on the time that they take.
 
 References:
     I. J. Good, *The Population Frequencies of Species and the Estimation of Population Parameters*,
@@ -244,8 +245,9 @@ class ModeSearch:
     ) -> tuple[PathModes | None, Cover]:
         """The modes of paths with those that random points lead to, and the cover.
 
-        The points are of a base and of a wider one. Where a mode of much mass has been found once only, more points follow, which the mixture of
-        the particles alone judges: it does not cover this mode.
+        The points are of a base and of a wider one. Where a mode of much mass has been found once
+        only, more points follow, which the mixture of the particles alone judges: it does not
+        cover this mode.
         """
         before, options = self.target.evaluations, self.options
         bases, mixture = (base, base.widened(options.second_widen)), cover.mixture

@@ -4,8 +4,8 @@ A mode that is narrow in a few dimensions may have much of the mass and a small 
 quasi-Newton path ends there only if it starts in the basin, and an annealed particle only if it
 comes there while it still moves freely. Both are few, since both need gradients. Random points of
 the distribution that the annealing starts from need none, so that many more can be looked at. The
-weights :math:`w = \tilde p / q` beside the mixture q of all particles show those that no component covers
-(:mod:`.uncovered`), and paths from these find the mode.
+weights :math:`w = \tilde p / q` beside the mixture q of all particles show those that no component
+covers (:mod:`.uncovered`), and paths from these find the mode.
 
 Of M points, :math:`M V b` are in a basin of volume V where the base has the density b. In many
 dimensions this is far below one for all but the widest modes, and those have paths anyway. So there
