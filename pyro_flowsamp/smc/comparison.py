@@ -151,6 +151,7 @@ def with_modes_of_paths(
         options: Which modes count, and when their points are far too few.
 
     Example:
+        >>> from pyro_flowsamp import Target
         >>> target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 1)
         >>> whitened = WhitenedTarget(target, torch.zeros(1), torch.eye(1))
         >>> from types import SimpleNamespace
