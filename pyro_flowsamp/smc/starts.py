@@ -191,7 +191,7 @@ class StudentStart:
         return cls(x.mean(0), widen * std[:, None] * chol, angles, df)
 
     def widened(self, factor: float) -> StudentStart:
-        """The same distribution, wider by a factor.
+        """A distribution of the same shape, wider by a factor.
 
         Example:
             >>> start = StudentStart(torch.zeros(1), torch.eye(1), torch.tensor([False]))
