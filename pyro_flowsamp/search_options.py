@@ -83,8 +83,8 @@ class ModeSearchOptions:
         survey_draws: Draws of the Gaussian of each such path, which give the mass of its mode.
         survey_dimensions: Dimensions up to which there are such points. In more they meet no mode
             that is much narrower than the others.
-        density_cost: Cost of a density without its gradient, beside one with it, in the budgets of
-            the searches.
+        density_cost: Cost of a density without its gradient, beside one with it, in the budget of
+            the search for modes.
         overlap: Components are of one mode if points of the one belong to the other with more than
             this probability.
         uncovered_nats, uncovered_spreads: A particle is not covered by the mixture, and gets a
@@ -212,7 +212,8 @@ class SearchOptions:
         max_rounding_error: Rounding error of the log density, in nats, above which it is evaluated
             in float64, if the model allows that.
         rounding_points: Particles at which the rounding error is looked at.
-        min_evaluations: Evaluations that the search and the training may take in any case.
+        min_evaluations: Evaluations that the search and the training may take in any case, beside
+            those of random points (``modes.survey_points``).
         search_fraction: Share of all evaluations that they may take beside.
         max_evaluations: Evaluations that they may take while no sampler has been seen to mix.
         least_per_path, least_share: Evaluations that every path of the search for modes takes at

@@ -167,7 +167,8 @@ class SamplerSearch(InterruptibleSearch):
         """Whether a step of the search that takes so much work could save as much.
 
         The whole search must not take more than ``patience`` times the work for all draws, either,
-        and no more evaluations than a share of all.
+        and no more evaluations than a share of all, beside those of random points, which have no
+        gradients.
         """
         left, options = self.work_to_finish(best), self.options
         bound = float(options.max_evaluations)
@@ -175,8 +176,7 @@ class SamplerSearch(InterruptibleSearch):
             draws = left / self._work_per_evaluation
             bound = options.search_fraction / (1 - options.search_fraction) * draws
             bound = max(bound, options.min_evaluations)
-        saved = (1 - options.modes.density_cost) * self.modes.surveyed  # they have no gradient
-        affordable = self.evaluations - saved + evaluations <= bound
+        affordable = self.evaluations - self.modes.surveyed + evaluations <= bound
         patient = self._searched + work <= options.patience * left
         ended = self.stopped or (self.takes_first and left < inf)
         return not ended and affordable and work <= left and patient
