@@ -34,8 +34,8 @@ test-fast: $(VENV)/.installed  ## run the tests without the slow ones
 
 test-kill: $(VENV)/.installed  ## kill, interrupt and break runs at random moments; busy machines
 	OMP_NUM_THREADS=1 FLOWSAMP_KILLS=10 FLOWSAMP_INTERRUPTS=60 FLOWSAMP_ERRORS=20 FLOWSAMP_BUSY=1 \
-		$(VENV)/bin/python -m pytest -s tests/checkpoint/test_kills.py \
-		tests/checkpoint/test_compiled.py tests/contracts/test_threads.py
+		$(VENV)/bin/python -m pytest -v -s --durations=20 tests/contracts/test_threads.py \
+		tests/checkpoint/test_compiled.py tests/checkpoint/test_kills.py
 
 test-studies: $(VENV)/.installed  ## run the scripts of all studies at their smallest, pictures included
 	OMP_NUM_THREADS=1 FLOWSAMP_STUDIES=1 $(VENV)/bin/python -m $(PYTEST) tests/examples/test_examples.py

@@ -22,6 +22,15 @@ REMEDIES = (
         "LocalGlobalHMC with a flow that knows all modes.",
     ),
     (
+        r"Ctrl-C ended the draws",
+        "Make the same call again; with checkpoint= it goes on where Ctrl-C ended it.",
+    ),
+    (
+        r"fit into memory",
+        "Ask for fewer effective draws (ess=), or hold them in files: "
+        "checkpoint=CheckpointOptions(folder, stream=True).",
+    ),
+    (
         r"effective sample size|effective draws",
         "Draw more, or accept that the standard errors in the summary are as large as they are. "
         "Reparametrise the parameters with the fewest effective draws.",

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..free_memory import TooLittleMemoryError, free_bytes
 from ..kernels.statistics import STATISTICS, KernelState, StepInfo, statistics
 from ..target.density import Target
 from ..target.site import Values
 from ..validation import as_tensor, shown
-from .free_memory import free_bytes
 from .streaming import Empty, in_blocks, in_memory
 
 __all__ = [
+    "IN_FILES",
     "DrawBuffer",
     "KeptSites",
-    "TooLittleMemoryError",
     "check_memory",
     "given_points",
     "joined",
@@ -35,16 +35,9 @@ COPIES = 2  #: of the positions of draws: packed, and as values of sites
 FEWER_DRAWS = (
     "keep fewer draws by thin=..., fewer sites by save_params=..., fewer chains by num_chains=..."
 )
+#: what else they can do, where there is room on a disk
+IN_FILES = "hold them in files by checkpoint=CheckpointOptions(folder, stream=True)"
 TYPES = {"accepted": torch.bool, "diverging": torch.bool}  #: of statistics; else float64
-
-
-class TooLittleMemoryError(ValueError):
-    """Draws need more memory, or room on the disk, than there is.
-
-    Example:
-        >>> issubclass(TooLittleMemoryError, ValueError)
-        True
-    """
 
 
 def starting_values(params: Values | None, num_chains: int) -> Values | None:
@@ -331,7 +324,7 @@ def check_memory(
         >>> check_memory(target, 100, 10, 2)
         >>> check_memory(target, 10**9, 10**6, 2)
         Traceback (most recent call last):
-        pyro_flowsamp.chains.draw_buffer.TooLittleMemoryError: ...
+        pyro_flowsamp.free_memory.TooLittleMemoryError: ...
     """
     needed = needed_bytes(target, num_samples, num_chains, columns)
     more = copies * num_samples * num_chains * columns * torch.double.itemsize
@@ -343,8 +336,8 @@ def check_memory(
     if free is not None and needed > free:
         raise TooLittleMemoryError(
             f"{num_samples} draws of {num_chains} chains, {columns} numbers each, need {needed:,} "
-            f"bytes on {target.device}, and {free:,} are free: {remedy}, or hold them in files by "
-            f"checkpoint=CheckpointOptions(folder, stream=True)"
+            f"bytes on {target.device}, and {free:,} are free",
+            f"{remedy}, or {IN_FILES}",
         )
 
 
@@ -357,6 +350,6 @@ def _check_disk(target: Target, folder: Path, needed: int, remedy: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise TooLittleMemoryError(
-            f"the draws need {needed:,} bytes in {folder}, where {free:,} are free: {remedy}, or "
-            f"give a folder on another disk"
+            f"the draws need {needed:,} bytes in {folder}, where {free:,} are free",
+            f"{remedy}, or give a folder on another disk",
         )

@@ -6,9 +6,11 @@ three fixed points. A model's code is not looked at.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -144,17 +146,56 @@ def describe_settings(owner: Any) -> dict[str, str]:
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The differences between two descriptions, in words.
 
+    Of options it names the fields that differ, and of digests that they differ.
+
     Example:
         >>> differences({"num_chains": 4, "thin": 1}, {"num_chains": 8, "thin": 1})
         ['num_chains is 8 and was 4']
+        >>> differences({"options": "Fit(steps=3, rate=1)"}, {"options": "Fit(steps=4, rate=1)"})
+        ['options.steps is 4 and was 3']
+        >>> differences({"data": digest(1.0)}, {"data": digest(2.0)})
+        ['data has other values']
     """
     found = []
     for name in dict.fromkeys([*stored, *now]):
         was, value = stored.get(name), now.get(name)
-        same = _close(was, value) if name == DENSITY else was == value
-        if not same:
-            found.append(f"{name} is {value} and was {was}")
+        if name != DENSITY:
+            found += [] if was == value else _in_words(name, was, value)
+        elif not _close(was, value):
+            found.append(
+                f"log density at fixed points is {_rounded(value)} and was {_rounded(was)}"
+            )
     return found
+
+
+def _in_words(name: str, was: Any, value: Any) -> list[str]:
+    """How two values of an entry differ."""
+    one, other = _fields(was), _fields(value)
+    if one and one.keys() == other.keys():
+        pairs = ((f"{name}.{field}", one[field], other[field]) for field in one)
+        return [text for pair in pairs if pair[1] != pair[2] for text in _in_words(*pair)]
+    if _is_digest(was) and _is_digest(value):
+        return [f"{name} has other values"]
+    return [f"{name} is {value} and was {was}"]
+
+
+def _fields(text: Any) -> dict[str, str]:
+    """The fields of options that are given as their text; none where it is no such text."""
+    try:
+        call = ast.parse(text, mode="eval").body if isinstance(text, str) else None
+    except (SyntaxError, ValueError):
+        return {}
+    if not isinstance(call, ast.Call):
+        return {}
+    return {str(field.arg): ast.unparse(field.value) for field in call.keywords}
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{SHOWN}}}", value) is not None
+
+
+def _rounded(value: Any) -> Any:
+    return [float(f"{number:.6g}") for number in value] if isinstance(value, list) else value
 
 
 def _close(was: Any, value: Any) -> bool:

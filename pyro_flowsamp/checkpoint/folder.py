@@ -98,6 +98,11 @@ class CheckpointFolder:
             except FileNotFoundError as error:
                 problems.append(f"{Path(error.filename).name} is missing")
                 continue
+            except OSError as error:
+                raise CheckpointError(
+                    f"{error.filename or file} cannot be read: {error.strerror or error}. Give the "
+                    f"rights to read it, or give another folder"
+                ) from error
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 problems.append(str(error) or f"{name} is damaged")
                 continue
@@ -334,7 +339,10 @@ def _checked_manifest(file: Path) -> dict[str, Any]:
         ValueError: It has been changed, or cut short.
         CheckpointError: It was written by a newer version.
     """
-    found = json.loads(file.read_bytes())
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file.name} is cut short or damaged") from error
     if not isinstance(found, dict) or not isinstance(found.get("schema"), int):
         raise ValueError(f"{file.name} is damaged")
     if found["schema"] > SCHEMA:

@@ -324,5 +324,9 @@ def entered(checkpoint: Any, kind: str) -> Iterator[Scope]:
     try:
         with _activated(Scope(_Session(folder, options), f"{kind}/")) as scope:
             yield scope
+    except KeyboardInterrupt as error:
+        if folder.facts:
+            error.add_note(f"the same call goes on from the checkpoint in {folder.path}")
+        raise
     finally:
         folder.close()

@@ -16,7 +16,7 @@ from ..flows.gaussian_fit import GaussianFitOptions, fit_gaussian
 from ..flows.mixture_fit import MixtureFitOptions
 from ..flows.proposal import Proposal
 from ..flows.recipes import RECIPES, LayeredFlow
-from ..objectives import ForwardKL, Objective, PathGradient, WeightedSum
+from ..objectives import ForwardKL, Objective, PathGradient, ReverseKL, WeightedSum
 from ..options import FitOptions
 from ..smc.particles import Particles
 from ..target.density import Target
@@ -25,6 +25,7 @@ from ..training.train import Stored, fit
 from ..validation import check_at_least_one, check_kind, shown
 from ..weights import ess_fraction, pareto_k
 from .base import FlowGuide
+from .memory import WITHOUT_DENSITY
 from .source import Unregistered
 
 __all__ = ["AutoFlow", "InitialFitOptions"]
@@ -174,6 +175,12 @@ class AutoFlow(FlowGuide):
             return first
         later = replace(half, learning_rate=half.learning_rate * half.lr_decay)
         return first.followed_by(self._descend(target, contexts, None, later))
+
+    def trial_step(self, target: Target, num: int, context: Tensor | None) -> Any:
+        """The draws of a training step, and their scores where the objective scores them."""
+        if type(self.objective) not in (PathGradient, ReverseKL):  # others may count their calls
+            return super().trial_step(target, num, context)
+        return self.objective(self.trained_flow, WITHOUT_DENSITY, num, context)
 
     def _fit_affine_layer(
         self, flow: LayeredFlow, target: Target, contexts: Tensor | None, draws: Tensor | None

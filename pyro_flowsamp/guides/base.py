@@ -48,6 +48,7 @@ from .checks import (
     load_or_reset,
     load_or_restore,
 )
+from .memory import CountedTraining
 from .source import CompiledGuide, ModelSource
 from .storage import describe_training, restore_training, store_training
 
@@ -88,7 +89,7 @@ def _hide(msg: dict) -> bool:
     return prototype_hide_fn(msg) or is_discrete(msg["fn"])
 
 
-class FlowGuide(CompiledGuide, AutoContinuous):
+class FlowGuide(CompiledGuide, CountedTraining, AutoContinuous):
     r"""A guide whose posterior is a flow on unconstrained space.
 
     Arguments:
@@ -181,7 +182,8 @@ class FlowGuide(CompiledGuide, AutoContinuous):
 
         Raises:
             CheckpointError: The checkpoint cannot be read or written, or is of another training.
-            ValueError: The log density is not finite anywhere, or the model does not fit the guide.
+            ValueError: The log density is not finite anywhere, the model does not fit the guide, or
+                the training needs more memory than there is.
         """
         with public_call(), entered(self.options.checkpoint, "fit") as scope:
             check_autograd()
@@ -196,6 +198,7 @@ class FlowGuide(CompiledGuide, AutoContinuous):
                 return self.history or History()
             already = target.evaluations
             with training_of_all(self.trained_flow, target, self.shares_batches):
+                self.check_memory(target, rows)
                 history = self.train_flow(target, rows)
             self.trained = history.stopped != "unfinished"
             self.context_arguments.learn(call)
@@ -304,8 +307,7 @@ class FlowGuide(CompiledGuide, AutoContinuous):
 
     def median(self, *args: Any, **kwargs: Any) -> Values:
         """The element-wise median of each site, from draws (a flow has no closed form)."""
-        draws = self._sampled(args, kwargs)
-        return {name: value.median(0).values for name, value in draws.items()}
+        return {name: value.median(0).values for name, value in self._sampled(args, kwargs).items()}
 
     def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> Values:
         """The element-wise quantiles of each site, stacked along dimension 0, from draws.

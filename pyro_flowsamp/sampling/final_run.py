@@ -10,12 +10,13 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from ..chains.draw_buffer import TooLittleMemoryError
+from ..chains.draw_buffer import IN_FILES
 from ..chains.streaming import joined_columns, some_draws
 from ..chains.vectorized import VectorizedMCMC
 from ..checkpoint.folder import CheckpointError
 from ..convergence import bulk_and_tail_ess, group_by_start, nested_r_hat
 from ..distributed import of_first, splitting_workers
+from ..free_memory import TooLittleMemoryError
 from ..progress import corrected, stage
 from ..smc.found_modes import FoundModes
 from ..stays import ess_of_rare_states
@@ -30,6 +31,15 @@ log = logging.getLogger(__name__)
 BURN_IN_ENDED = (
     "Ctrl-C ended the burn-in: these draws are of the burn-in or of the pilot run, and depend on "
     "where the chains began"
+)
+#: what is wrong with them where it has ended the draws
+DRAWS_ENDED = "Ctrl-C ended the draws before they were enough"
+#: what is wrong with the draws where a doubling of their number does not fit into memory
+MEMORY_ENDED = "the draws end before they are enough, since more do not fit into memory"
+#: what a caller can do there
+FEWER_DRAWS = (
+    f"ask for fewer draws by ess=... or num_samples=..., for fewer chains by num_chains=..., or "
+    f"{IN_FILES}"
 )
 FEWEST_DRAWS = 8  #: draws of a chain from which on its two halves can be compared
 
@@ -60,6 +70,8 @@ def finish(
             problems = burn_in(best, target, planned, starts, several, before)
     except KeyboardInterrupt:  # between two runs of chains
         return [BURN_IN_ENDED]
+    except TooLittleMemoryError as error:
+        raise TooLittleMemoryError(error.need, FEWER_DRAWS) from None
     if run.interrupted:
         return [*problems, BURN_IN_ENDED]
     last, each = run.unconstrained, best.ess_per_draw * best.thin * chains
@@ -68,22 +80,24 @@ def finish(
         with stage(f"Draws by {best.name}", target, not progress, wanted, each):
             if goal.num_samples is not None:
                 run.resume(goal.num_samples, best.thin)
-                return problems
-            groups = group_by_start(x, best.options.start_groups)
-            return problems + _draw_until_enough(best, max(FEWEST_DRAWS, planned // 2), groups)
+                wrong = _missing_draws(run, goal.num_samples)
+            else:
+                groups, fewest = group_by_start(x, best.options.start_groups), planned // 2
+                wrong = _draw_until_enough(best, max(FEWEST_DRAWS, fewest), groups)
     except KeyboardInterrupt:  # between two runs of chains
-        return problems if run.unconstrained is not last else [*problems, BURN_IN_ENDED]
+        wrong = [DRAWS_ENDED]
     except CheckpointError:
         raise
     except TooLittleMemoryError as error:
         if run.unconstrained is last:
-            raise
-        return [*problems, f"more draws do not fit into memory, and they end there: {error}"]
+            raise TooLittleMemoryError(error.need, FEWER_DRAWS) from None
+        return [*problems, f"{MEMORY_ENDED}: {error.need}; {FEWER_DRAWS}"]
     except Exception as error:
         if run.unconstrained is last or splitting_workers() is not None:  # no draws yet, or not all
             raise
         kind = type(error).__name__
         return [*problems, f"the density raised {kind} ({error}), and the draws end there"]
+    return [*problems, BURN_IN_ENDED] if run.unconstrained is last else problems + wrong
 
 
 def starting_points(best: Candidate, modes: FoundModes) -> Tensor:
@@ -121,17 +135,26 @@ def _draw_until_enough(best: Candidate, draws: int, groups: Tensor) -> list[str]
     run, options = best.run, best.options
     run.resume(draws, best.thin)
     for left in range(options.max_doublings, -1, -1):
-        if run.interrupted:
-            return []
+        if run.interrupted and run.num_samples < FEWEST_DRAWS:
+            return [DRAWS_ENDED]
         wrong = shortfall(run, best, groups)
         if not wrong or not best.reliable and run.num_samples >= options.unreliable_draws:
             return wrong
+        if run.interrupted:
+            return [*wrong, DRAWS_ENDED]
         deadline = best.goal.deadline
         if deadline is not None and of_first(perf_counter() - deadline) > 0:
             return [*wrong, "max_seconds are over"]
         if left:
             run.resume(run.num_samples, best.thin, append=True)
     return wrong
+
+
+def _missing_draws(run: VectorizedMCMC, wanted: int) -> list[str]:
+    """What is wrong where Ctrl-C has ended the draws of a run before there were as many."""
+    if not run.interrupted or run.num_samples >= wanted:
+        return []
+    return [f"{DRAWS_ENDED}: each chain has {run.num_samples}, not {wanted}"]
 
 
 def shortfall(run: VectorizedMCMC, best: Candidate, groups: Tensor) -> list[str]:

@@ -6,6 +6,7 @@ import logging
 import warnings
 from functools import partial
 from math import inf
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..chains.short_runs import short_run
 from ..checkpoint.folder import CheckpointError
 from ..distributed import splitting_workers
+from ..free_memory import TooLittleMemoryError
 from ..guides.auto_flow import AutoFlow
 from ..kernels.base import FlowKernel
 from ..kernels.imh import IMH
@@ -127,6 +129,7 @@ class SamplerSearch(InterruptibleSearch):
 
         Raises:
             RuntimeError: No kernel runs on the target.
+            ValueError: The draws of no pilot run fit into memory.
             KeyboardInterrupt: It was interrupted twice before the end of the first pilot run.
         """
         make = partial(_fitted, self.target, self.particles, self.modes)
@@ -156,7 +159,7 @@ class SamplerSearch(InterruptibleSearch):
             best = self.consider(best, "LocalGlobalHMC", name, both)
         best = best or self.cut_short
         if best is None:
-            raise _no_kernel(self._failure) from self._failure
+            _raise_no_kernel(self._failure)
         return best
 
     def work_to_finish(self, best: Candidate | None) -> float:
@@ -221,6 +224,8 @@ class SamplerSearch(InterruptibleSearch):
         _raise_if_it_ends(error, name)
         self._failure = error
         text = str(error) or type(error).__name__
+        if isinstance(error, TooLittleMemoryError):  # its remedy is not one of sample()
+            text = error.need
         self.compared.append(f"{name}: left out: {text}")
         warnings.warn(f"{name} is left out: {text}", stacklevel=5)
 
@@ -340,11 +345,13 @@ def draws_to_train_on(particles: Tensor, best: Candidate | None) -> Tensor:
     return torch.cat([particles, chains[index]])
 
 
-def _no_kernel(failure: Exception | None) -> RuntimeError:
-    return RuntimeError(
+def _raise_no_kernel(failure: Exception | None) -> NoReturn:
+    if isinstance(failure, TooLittleMemoryError):  # it says what to do
+        raise failure
+    raise RuntimeError(
         f"no kernel runs on this posterior. The last error was: {failure}. Mend the model, or "
         f"leave kernels and flows out with exclude=..."
-    )
+    ) from failure
 
 
 def warn_of_growth(name: str, growth: float) -> None:

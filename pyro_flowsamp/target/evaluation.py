@@ -36,6 +36,7 @@ __all__ = [
     "TracedEvaluation",
     "bytes_per_point",
     "finite_or_zero",
+    "saved_bytes",
 ]
 
 #: bytes that autograd may keep for the gradient of a batch at once
@@ -248,23 +249,35 @@ def bytes_per_point(density: Density, x: Tensor, c: Tensor | None) -> int:
         >>> bytes_per_point(lambda x, c: x.exp().sum(-1), torch.zeros(2, 5), None)  # keeps exp(x)
         20
     """
+
+    def once(copies: int) -> int:
+        points = x.detach().repeat(copies, 1).requires_grad_()
+        return saved_bytes(lambda: density(points, None if c is None else c.repeat(copies, 1)))
+
     try:
-        once = _saved_bytes(density, x, c)
-        twice = _saved_bytes(density, x.repeat(2, 1), None if c is None else c.repeat(2, 1))
+        return max(0, (once(2) - once(1)) // len(x))
     except Exception:  # the density is evaluated later, and raises its error there
         return 0
-    return max(0, (twice - once) // len(x))
 
 
-def _saved_bytes(density: Density, x: Tensor, c: Tensor | None) -> int:
-    """The size of the storages that one evaluation keeps for its gradient."""
+def saved_bytes(compute: Callable[[], Any]) -> int:
+    """The size of the storages that a computation keeps for its gradient.
+
+    Arguments:
+        compute: The computation.
+
+    Example:
+        >>> x = torch.zeros(5, requires_grad=True)
+        >>> saved_bytes(lambda: x.exp().sum())  # keeps exp(x)
+        20
+    """
     kept: list[Tensor] = []  # keeps the storages, lest a later one take the place of an earlier
 
     def keep(tensor: Tensor) -> Any:
         kept.append(tensor.detach())
 
     with torch.enable_grad(), saved_tensors_hooks(keep, lambda nothing: nothing):
-        density(x.detach().requires_grad_(), c)
+        compute()
     storages = {StorageWeakRef(s): s.nbytes() for s in (t.untyped_storage() for t in kept)}
     return sum(storages.values())
 

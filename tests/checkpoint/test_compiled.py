@@ -1,4 +1,8 @@
-"""Runs with compiled graphs, killed and made again in new processes without any of their files."""
+"""Runs with compiled graphs, killed and made again in new processes without any of their files.
+
+The compiler takes minutes of a processor, so that only ``make test-kill`` calls it. ``make test``
+has the counts by which graphs are compiled, with each graph in the place of its compiled one.
+"""
 
 import json
 import os
@@ -22,6 +26,7 @@ from pyro_flowsamp import (
     VectorizedMCMC,
 )
 from pyro_flowsamp.checkpoint import scope
+from pyro_flowsamp.kernels import step_graphs
 from pyro_flowsamp.kernels.step_graphs import StepGraphs
 from pyro_flowsamp.target import compiling
 
@@ -114,24 +119,40 @@ def test_a_new_process_compiles_the_same_graphs_at_the_same_counts(tmp_path, mod
         assert graphs(tmp_path, f"killed-{kill}") == described
 
 
+@pytest.fixture
+def compiler(monkeypatch):
+    """The compiler in ``make test-kill``; else the graph that would be compiled."""
+    monkeypatch.setenv("PYRO_FLOWSAMP_COMPILE", "1")
+    if not LONG:
+        for module in (compiling, step_graphs):
+            monkeypatch.setattr(module, "compiled_module", lambda module, *_: module.forward)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_run_that_goes_on_compiles_at_the_same_counts(tmp_path, compiler):
+    whole = run(tmp_path / "whole", "auto")
+    found = in_two_parts(lambda: run(tmp_path / "killed", "auto"), LATE)
+    described = graphs(tmp_path, "whole")
+    assert any("compiled at call" in text for text in described["steps"])
+    assert graphs(tmp_path, "killed") == described
+    assert torch.equal(found.unconstrained, whole.unconstrained)
+
+
 @mutation(StepGraphs, "load_state_dict")
 def counts_forgotten(load, self, state):
     pass
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_counts_that_are_not_restored_would_show(tmp_path, monkeypatch):
+def test_counts_that_are_not_restored_would_show(tmp_path, compiler):
     """A mutation: the graph takes over at another step, which the manifest says."""
-    monkeypatch.setenv("PYRO_FLOWSAMP_COMPILE", "1")
     run(tmp_path / "whole", "auto")
     with broken(counts_forgotten):
         in_two_parts(lambda: run(tmp_path / "killed", "auto"), LATE)
     assert graphs(tmp_path, "whole") != graphs(tmp_path, "killed")
 
 
-@pytest.mark.slow
-def test_a_graph_that_cannot_be_compiled_any_more_is_told(tmp_path, monkeypatch):
+def test_a_graph_that_cannot_be_compiled_any_more_is_told(tmp_path, compiler, monkeypatch):
     def without_compiler():
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -140,7 +161,6 @@ def test_a_graph_that_cannot_be_compiled_any_more_is_told(tmp_path, monkeypatch)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        monkeypatch.setenv("PYRO_FLOWSAMP_COMPILE", "1")
         with killed_after(LATE), pytest.raises(Killed):
             run(tmp_path, "auto")
     monkeypatch.setenv("PYRO_FLOWSAMP_COMPILE", "0")

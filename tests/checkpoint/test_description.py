@@ -5,7 +5,7 @@ import pytest
 import torch
 from support.checkpoints import banana
 
-from pyro_flowsamp import LatentHMC, LocalGlobalHMC, Target
+from pyro_flowsamp import LatentHMC, LocalGlobalHMC, ModeSearchOptions, SearchOptions, Target
 from pyro_flowsamp.checkpoint.description import (
     describe_settings,
     describe_target,
@@ -35,7 +35,18 @@ def test_a_changed_density_is_seen():
     one, other = banana(), Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
     assert differences(describe_target(one), describe_target(banana())) == []
     found = differences(describe_target(one), describe_target(other))
-    assert len(found) == 1 and found[0].startswith("log density is")
+    assert len(found) == 1 and found[0].startswith("log density at fixed points is [")
+
+
+def test_differences_are_named():
+    """The fields of options, also of options in options, and no digests."""
+    modes = (ModeSearchOptions(paths=paths) for paths in (16, 32))
+    one, other = ({"search": repr(SearchOptions(modes=found))} for found in modes)
+    assert differences(one, other) == ["search.modes.paths is 32 and was 16"]
+    assert differences(one, {"search": "None"})[0].startswith("search is None and was SearchOpt")
+    assert differences({"data": digest(1)}, {"data": digest(2)}) == ["data has other values"]
+    text = {"flow": "<function spline at 0x1>"}, {"flow": "a\0b"}
+    assert differences(*text) == ["flow is a\0b and was <function spline at 0x1>"]
 
 
 def test_describing_uses_no_random_numbers_and_counts_nothing():

@@ -84,6 +84,21 @@ def test_a_newer_schema_is_refused(tmp_path, monkeypatch):
         read(tmp_path)
 
 
+def test_a_manifest_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    """And the older generation is not taken in its place."""
+    written(tmp_path, 1, 2)
+    right = Path.read_bytes
+
+    def read_bytes(file):
+        if file.name == "MANIFEST.json":
+            raise PermissionError(13, "Permission denied", str(file))
+        return right(file)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(CheckpointError, match="MANIFEST.json cannot be read: Permission denied. "):
+        read(tmp_path)
+
+
 class Evil:
     def __init__(self, path):
         self.path = path

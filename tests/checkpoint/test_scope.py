@@ -87,6 +87,16 @@ def test_what_differs_is_named(tmp_path):
             scope.describe(num_chains=8, thin=1)
 
 
+def test_after_ctrl_c_it_is_said_how_to_go_on(tmp_path):
+    for stored in (False, True):
+        with pytest.raises(KeyboardInterrupt) as found, entered(tmp_path, "run") as scope:
+            if stored:
+                scope.write({}, "begun")
+            raise KeyboardInterrupt
+        said = getattr(found.value, "__notes__", [])
+        assert said == [f"the same call goes on from the checkpoint in {tmp_path}"] * stored
+
+
 def test_other_versions_are_told(tmp_path, monkeypatch):
     with entered(tmp_path, "run") as scope:
         scope.write({}, "begun")

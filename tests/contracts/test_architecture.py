@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "_zuko": "zuko",
     "search_options": "",
     "checkpoint": "checkpoint distributed seeding versions",
-    "chains": "chains kernels target checkpoint distributed seeding",
+    "chains": "chains kernels target checkpoint distributed seeding free_memory",
+    "free_memory": "",
     "progress": "",
     "options": "checkpoint search_options",
     "weights": "",
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     "flows": "flows _zuko nn target weights",
     "smc": "smc checkpoint target flows transitions weights options distributed seeding",
     "guides": "guides _zuko checkpoint nn flows target transitions smc weights objectives options "
-    "training distributed",
+    "training distributed seeding free_memory",
     "kernels": "kernels target flows transitions distributed",
     "expectations": "expectations _zuko nn flows guides objectives options smc target training "
     "weights distributed",
@@ -46,7 +47,7 @@ MAY_IMPORT = {
     "trust": "convergence flows kernels options target weights chains",
     "sampling": "checkpoint convergence distributed kernels options seeding target chains "
     "training flows guides smc sampling transitions trust diagnostics remedies stays export "
-    "provenance weights",
+    "provenance weights free_memory",
     "remedies": "",
     "versions": "",
     "provenance": "seeding chains trust versions",

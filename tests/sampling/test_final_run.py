@@ -5,6 +5,7 @@ import re
 from math import exp, inf
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from support.diagnosed import found_modes
@@ -12,6 +13,8 @@ from support.mutations import broken, must_fail, mutation
 
 import pyro_flowsamp as pf
 from pyro_flowsamp import ModeSearchOptions, SearchOptions, Target, sample
+from pyro_flowsamp.chains import draw_buffer, vectorized
+from pyro_flowsamp.free_memory import TooLittleMemoryError
 from pyro_flowsamp.sampling import final_run, pilot
 from pyro_flowsamp.sampling.candidates import gaussian_guide
 from pyro_flowsamp.sampling.pilot import Goal
@@ -101,6 +104,63 @@ def test_what_moves_chains_depends_on_the_modes():
         assert problems(1)
     with broken(by_any_move):
         assert not problems(2)
+
+
+SMALL = ModeSearchOptions(paths=16, particles=256, max_evaluations=60_000)
+
+# ---- draws that do not fit into memory -----------------------------------------------------------
+
+
+def drawn_in(memory, monkeypatch, draws=150, chains=64):
+    """A call of sample() that needs more than one doubling, in memory for so many draws or in all.
+
+    Returns:
+        The result, and the draws of each of its checks of memory.
+    """
+    asked, right = [], vectorized.check_memory
+
+    def check(target, num_samples, *counts, **options):
+        asked.append(num_samples)
+        right(target, num_samples, *counts, **options)
+
+    with monkeypatch.context() as patch:
+        target = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+        target.compile_mode = False
+        patch.setattr(vectorized, "check_memory", check)
+        if memory:
+            most = draw_buffer.needed_bytes(target, draws, chains, target.dim)
+            patch.setattr(draw_buffer, "free_bytes", lambda device: most)
+        search = SearchOptions(modes=SMALL, candidates=("IMH",), pilot_chains=64)
+        data = sample(target, ess=14_000, num_chains=chains, seed=0, progress=False, search=search)
+    return data, asked
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_doubling_that_does_not_fit_ends_the_draws(monkeypatch):
+    """The draws so far are kept, and are those that a larger memory has first."""
+    whole, _ = drawn_in(False, monkeypatch)
+    data, asked = drawn_in(True, monkeypatch)
+    num = data["posterior"].sizes["draw"]
+    assert num <= 150 < asked[-1] == 2 * num  # the last check, which has failed
+    assert np.array_equal(data["posterior"]["x"], whole["posterior"]["x"][:, :num])
+    text = (
+        rf"the draws end before they are enough, since more do not fit into memory: {2 * num} "
+        rf"draws of 64 chains, 2 numbers each, need [\d,]+ bytes on cpu, and [\d,]+ are free; ask "
+        rf"for fewer draws by ess=.* or hold them in files"
+    )
+    assert re.search(text, data.attrs["problems"])
+    assert data.attrs["reliable"] == 0 and whole.attrs["reliable"] == 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_draws_without_room_for_the_first_ones_are_refused(monkeypatch):
+    with pytest.raises(
+        TooLittleMemoryError, match="draws of 64 chains.* are free: ask for .* ess="
+    ):
+        drawn_in(True, monkeypatch, draws=70)
+    with pytest.raises(TooLittleMemoryError, match="draws of 64 chains.* are free: keep"):
+        drawn_in(True, monkeypatch, draws=5)  # not even for those of pilot runs
 
 
 # ---- tails that a flow hardly reaches ------------------------------------------------------------

@@ -808,6 +808,30 @@ def test_interrupting_the_draws_keeps_all_that_were_appended(monkeypatch):
     with pytest.warns(UserWarning, match="interrupted: 3 of"):
         data = pf.sample(mixture(2), ess=2000, search=SMALL, **QUIET)
     assert dict(data["posterior"].sizes)["draw"] == asked[0] + 3
+    assert "Ctrl-C ended the draws before they were enough" in data.attrs["problems"]
+
+
+@pytest.mark.parametrize(
+    ("call", "draws", "problem"),
+    [
+        (0, None, "these draws are of the burn-in"),
+        (5, 5, "Ctrl-C ended the draws before they were enough: each chain has 5, not 50"),
+    ],
+    ids=["before the first", "later"],
+)
+def test_interrupted_draws_are_said_to_be_so(monkeypatch, call, draws, problem):
+    resume = pf.VectorizedMCMC.resume
+
+    def spy(run, num_samples, *args, **kwargs):
+        if num_samples == 50:  # the final run, after the burn-in
+            interrupt_at(monkeypatch, pf.IMH, call)
+        return resume(run, num_samples, *args, **kwargs)
+
+    monkeypatch.setattr(pf.VectorizedMCMC, "resume", spy)
+    with pytest.warns(UserWarning, match="Ctrl-C ended the"):
+        data = pf.sample(mixture(2), num_samples=50, num_chains=300, search=SMALL, **QUIET)
+    assert problem in data.attrs["problems"] and data.attrs["reliable"] == 0
+    assert draws in (None, data["posterior"].sizes["draw"])
 
 
 # ---- time ----------------------------------------------------------------------------------------

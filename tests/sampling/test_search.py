@@ -12,6 +12,7 @@ from support.mutations import broken, mutation
 
 import pyro_flowsamp as pf
 from pyro_flowsamp import ModeSearchOptions, SearchOptions, Target, trust
+from pyro_flowsamp.free_memory import TooLittleMemoryError
 from pyro_flowsamp.sampling.candidates import better_gaussian, gaussian_guide, mixture_name
 from pyro_flowsamp.sampling.pilot import Goal
 from pyro_flowsamp.sampling.search import SamplerSearch
@@ -242,3 +243,11 @@ def test_a_seed_decides_the_search():
         found.append((best.name, steps.compared, best.run.unconstrained))
     assert found[0][:2] == found[1][:2]
     assert torch.equal(found[0][2], found[1][2])
+
+
+def test_a_flow_whose_training_does_not_fit_is_left_out_without_a_remedy_of_trainings():
+    search = object.__new__(SamplerSearch)
+    search.compared = []
+    with pytest.warns(UserWarning, match="spline is left out: 5 bytes are needed, and 3 are free$"):
+        search._leave_out("spline", TooLittleMemoryError("5 bytes are needed, and 3 are free", "x"))
+    assert search.compared == ["spline: left out: 5 bytes are needed, and 3 are free"]

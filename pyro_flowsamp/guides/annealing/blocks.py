@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +12,11 @@ from ...flows.continuous import ContinuousTransform, TransportFlow
 from ...flows.frozen import frozen
 from ...nn.mlp import VelocityMLP
 from ...smc import driver
+from ...target.density import Target
 from ...transitions.step_size import optimal_step_size
+from ..memory import CountedTraining
 
-__all__ = ["AnnealedFlow", "BlockReport"]
+__all__ = ["AnnealedFlow", "BlockReport", "CountedBlocks"]
 
 
 class BlockReport(NamedTuple):
@@ -175,6 +178,40 @@ class AnnealedFlow(TransportFlow):
         del self.blocks[count:]
         while len(self.blocks) < count:
             self.blocks.append(self.new_block())
+
+
+class CountedBlocks(CountedTraining):
+    """The memory of a guide that trains one block after the other, on particles.
+
+    Example:
+        >>> from pyro_flowsamp import AutoAnnealingFlow
+        >>> target = Target.from_energy(lambda x: x.square().sum(-1), 1)
+        >>> guide = AutoAnnealingFlow(target, num_particles=1000)
+        >>> _ = guide.target_for()
+        >>> guide.particle_bytes(target)  # twice five vectors and three numbers of each
+        88000
+    """
+
+    num_particles: int
+
+    def _fresh_block(self) -> Block:
+        flow = self.trained_flow
+        assert isinstance(flow, AnnealedFlow)
+        return flow.fresh_block()
+
+    def trained_parameters(self, target: Target) -> Iterable[nn.Parameter]:
+        """Those of one block."""
+        return self._fresh_block().parameters()
+
+    def trial_step(self, target: Target, num: int, context: Tensor | None) -> Any:
+        """The map of a block."""
+        x = torch.zeros(num, target.dim, dtype=target.dtype, device=target.device)
+        return self._fresh_block()(None).push(x)
+
+    def particle_bytes(self, target: Target) -> int:
+        """The bytes of particles before a block and after it; of five vectors and three numbers."""
+        size = torch.empty(0, dtype=target.dtype).element_size()
+        return 2 * self.num_particles * (5 * target.dim * size + 3 * torch.double.itemsize)
 
 
 class BaseDensity:

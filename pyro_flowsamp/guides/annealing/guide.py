@@ -61,7 +61,7 @@ from ...training.history import History
 from ...validation import check_kind
 from ..path_guide import PathGuide
 from ..source import Unregistered
-from .blocks import AnnealedFlow, BaseDensity, Block, BlockReport
+from .blocks import AnnealedFlow, BaseDensity, Block, BlockReport, CountedBlocks
 from .options import AnnealingOptions
 from .training import (
     BlockTrainer,
@@ -84,7 +84,7 @@ TRAINING = FitOptions(
 )
 
 
-class AutoAnnealingFlow(PathGuide):
+class AutoAnnealingFlow(CountedBlocks, PathGuide):
     r"""A guide for targets with many or distant modes.
 
     It builds a flow block by block along a path of tempered densities, without samples of the

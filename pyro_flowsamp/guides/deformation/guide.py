@@ -8,7 +8,7 @@ See :mod:`pyro_flowsamp.guides.deformation.energy_path` for the equation,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from math import ceil
@@ -120,6 +120,7 @@ class AutoDeformationFlow(PathGuide):
     """
 
     training_results = ("progress", "evidences", "missed_mass")
+    differentiates_density = False
 
     def __init__(
         self,
@@ -175,6 +176,24 @@ class AutoDeformationFlow(PathGuide):
         return self._flow.base(None)
 
     # ---- training -----------------------------------------------------------------------------
+
+    def trained_parameters(self, target: Target) -> Iterable[nn.Parameter]:
+        """Those of the velocity and of the path's learned term."""
+        return [*self._flow.velocity.parameters(), *self._flow.path.parameters()]
+
+    def trial_step(self, target: Target, num: int, context: Tensor | None) -> Any:
+        """The velocity and its divergence, without the path's learned term, which joins later."""
+        u = torch.zeros(num, target.dim, dtype=target.dtype, device=target.device)
+        return self._flow.velocity.with_divergence(u[:, 0], u)
+
+    def particle_bytes(self, target: Target) -> int:
+        """The bytes of the points of three sources: four vectors and a number each."""
+        settings = self.settings
+        if settings.collocation is not None:
+            return 0
+        num = 3 * len(self.time_grid) * settings.points_per_time
+        size = torch.empty(0, dtype=target.dtype).element_size()
+        return num * (4 * target.dim * size + torch.double.itemsize)
 
     def train_flow(self, target: Target, contexts: Tensor | None) -> History:
         check_gradient(target)

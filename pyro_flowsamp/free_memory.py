@@ -1,4 +1,4 @@
-"""The memory that a device has free."""
+"""The memory that a device has free, and the error where a run needs more."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["free_bytes"]
+__all__ = ["TooLittleMemoryError", "free_bytes"]
 
 MEMINFO = Path("/proc/meminfo")
 #: the limit of a container, statistics of its use, and the entry for what cannot be given back
@@ -19,6 +19,27 @@ LIMITS = (
         "total_rss",
     ),
 )
+
+
+class TooLittleMemoryError(ValueError):
+    """A run needs more memory, or room on the disk, than there is.
+
+    Arguments:
+        need: What it needs, and what there is, in words.
+        remedy: What the caller can do.
+
+    Example:
+        >>> error = TooLittleMemoryError("10 bytes are needed, and 5 are free", "ask for less")
+        >>> str(error), error.need
+        ('10 bytes are needed, and 5 are free: ask for less', '10 bytes are needed, and 5 are free')
+    """
+
+    def __init__(self, need: str, remedy: str) -> None:
+        super().__init__(f"{need}: {remedy}")
+        self.need, self.remedy = need, remedy
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.need, self.remedy)
 
 
 def free_bytes(device: torch.device) -> int | None:
