@@ -16,7 +16,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 first_that_runs = $(firstword $(foreach p,$(1),$(shell $(p) -V >/dev/null 2>&1 && echo $(p))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-kill test-studies test-py312 test-lowest bench lint docs dist clean
+.PHONY: help demo test test-fast test-kill test-workers test-studies test-py312 test-lowest bench lint docs dist clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,9 @@ test-kill: $(VENV)/.installed  ## kill, interrupt and break runs at random momen
 	OMP_NUM_THREADS=1 FLOWSAMP_KILLS=10 FLOWSAMP_INTERRUPTS=60 FLOWSAMP_ERRORS=20 FLOWSAMP_BUSY=1 \
 		$(VENV)/bin/python -m pytest -v -s --durations=20 tests/contracts/test_threads.py \
 		tests/checkpoint/test_compiled.py tests/checkpoint/test_kills.py
+
+test-workers: $(VENV)/.installed  ## all tests of many workers, with whole calls of sample()
+	OMP_NUM_THREADS=1 FLOWSAMP_WORKERS=1 $(VENV)/bin/python -m pytest tests/distributed
 
 test-studies: $(VENV)/.installed  ## run the scripts of all studies at their smallest, pictures included
 	OMP_NUM_THREADS=1 FLOWSAMP_STUDIES=1 $(VENV)/bin/python -m $(PYTEST) tests/examples/test_examples.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy, deepcopy
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.folder import decoded, encoded
-from ..distributed import UnitCounts, WorkerGroup, check_same_density, without_auto_tracing
+from ..distributed import UnitCounts, WorkerGroup, check_same_density
 from ..kernels.base import FlowKernel
 from ..seeding import Stream
 from ..target.context import check_number_of_chains
 from ..target.density import Target
 from ..target.site import Values
+from ..target.unit_tracing import UnitTracing
 from ..target.work import WorkCounter
 from .draw_buffer import starting_values
 
@@ -90,8 +92,8 @@ class ChainBlocks:
     criterion is relative to the widths of blocks: lengths are adapted to nearly, not exactly, what
     one set of all chains would be.
 
-    A density is not traced in the mode "auto", see
-    :func:`~pyro_flowsamp.distributed.without_auto_tracing`.
+    When the density, and the parts of steps, are traced and compiled in the mode "auto" is decided
+    by counts of each block alone (:mod:`pyro_flowsamp.target.unit_tracing`).
 
     Arguments:
         kernel: The kernel, set up and with a frozen flow.
@@ -129,6 +131,7 @@ class ChainBlocks:
         self.counter: WorkCounter | None = None
         if not self.to_all:  # else it has been compared, bit for bit
             check_same_density(group, kernel.target, kernel.proposal.log_prob)
+            _warn_of_idle(group, num_chains, self._contexts)
         self._seed, self._layouts, self._adapted = group.shared_seed(), 0, 0
         self._kernels: list[FlowKernel] = []
         self._frozen: dict[str, Any] = {}
@@ -145,6 +148,7 @@ class ChainBlocks:
         self._layouts += 1
         phase = f"chains {self._layouts}"
         self._streams = [Stream(self._seed, phase, unit, target.device) for unit in self.own]
+        self._tracing = [UnitTracing() for _ in self.own]
         self._counts = UnitCounts(group, target.counter, len(self.sizes))
 
     # ---- the methods of a kernel ----------------------------------------------------------------
@@ -214,41 +218,51 @@ class ChainBlocks:
 
     def _each(self, function: Callable, values: Sequence[Any]) -> Parts:
         """The results of a function of a copy of the kernel and a value, each in its own stream."""
-        found = []
+        found, density = [], self.kernel.target.density.density
         counter: Any = self.counter or nullcontext()
-        with without_auto_tracing(self.kernel.target), self._counts.counting(), counter:
-            for kernel, stream, value in zip(self._kernels, self._streams, values, strict=True):
-                with stream.active():
+        with self._counts.counting(), counter:
+            each = zip(self._kernels, self._streams, self._tracing, values, strict=True)
+            for kernel, stream, tracing, value in each:
+                with stream.active(), tracing.active(density, kernel.step_graphs):
                     found.append(function(kernel, value))
         return Parts(found)
 
     # ---- in a checkpoint ------------------------------------------------------------------------
 
+    @property
+    def waits(self) -> bool:
+        """Whether reports of steps are still to be gathered: the same on all workers."""
+        return bool(self._waiting)
+
     def stored(self, state: Parts) -> dict[str, Any]:
-        """The blocks of all workers after warm-up, as a checkpoint holds them.
+        """The blocks of all workers, as a checkpoint holds them, where no reports wait.
 
         Arguments:
             state: The state of this worker's chains.
         """
         own = []
-        for block, kernel, stream in zip(state.blocks, self._kernels, self._streams):
-            parts = {"kernel": kernel.state_dict(), "stream": stream.state_dict()}
+        units = zip(state.blocks, self._kernels, self._streams, self._tracing)
+        for block, kernel, stream, tracing in units:
+            parts: dict[str, Any] = {"kernel": kernel.state_dict(), "stream": stream.state_dict()}
+            parts["tracing"] = tracing.states
             own.append(encoded({"state": block, **parts}, "block"))
         blocks = [
             decoded(data, Path("block")) for data in self.group.join_bytes(own, len(self.sizes))
         ]
         made = {"seed": self._seed, "layouts": self._layouts, "frozen": self._frozen}
+        made["adapted"] = self._adapted
         return {"blocks": blocks, "chains": sum(self.sizes), **made}
 
     def restored(self, found: dict[str, Any]) -> Parts:
         """The state of this worker's chains, of :meth:`stored` blocks of any number of workers."""
         self._seed, self._layouts = found["seed"], found["layouts"] - 1
-        self._frozen = found["frozen"]
+        self._frozen, self._adapted = found["frozen"], found["adapted"]
         self._lay_out(found["chains"])
         self._kernels = [copy(self.kernel) for _ in self.own]
         own = [found["blocks"][unit] for unit in self.own]
-        for kernel, stream, block in zip(self._kernels, self._streams, own):
+        for kernel, stream, tracing, block in zip(self._kernels, self._streams, self._tracing, own):
             kernel.load_state_dict(deepcopy(block["kernel"]))
+            tracing.states = deepcopy(block["tracing"])
             stream.load_state_dict(block["stream"])
         return Parts([block["state"] for block in own])
 
@@ -308,6 +322,18 @@ class ChainBlocks:
         like = torch.tensor(own, dtype=torch.double, device=self.kernel.target.device)
         operations, elements = self.group.add(like).tolist()
         return operations / len(self.sizes), elements
+
+
+def _warn_of_idle(group: WorkerGroup, chains: int, contexts: int) -> None:
+    """Warns where some workers have no chains."""
+    blocks = len(block_sizes(chains, contexts, group.options.chains_per_block))
+    if blocks < group.size:
+        each = -(-chains // group.size)
+        warnings.warn(
+            f"{chains} chains in {blocks} blocks keep {blocks} of {group.size} workers busy: take "
+            f"more chains, or smaller blocks by WorkersOptions(chains_per_block={each})",
+            stacklevel=7,
+        )
 
 
 # ---- reports as rows of numbers ------------------------------------------------------------------

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..checkpoint.description import describe_settings, describe_target, digest
 from ..checkpoint.folder import CheckpointError
 from ..checkpoint.scope import Scope
+from ..distributed import described_workers
 from ..kernels.base import FlowKernel
 from .draw_buffer import DrawBuffer
 from .streaming import Empty, InFiles, in_memory
@@ -20,6 +22,7 @@ from .streaming import Empty, InFiles, in_memory
 __all__ = ["ChainPosition", "ChainStorage"]
 
 BLOCK_BYTES = 2**26  #: of draws that are not stored yet, from which on they are
+LONGER = 2  #: factor by which workers wait longer, at most, before rank 0 looks at its clock again
 
 
 @dataclass
@@ -53,14 +56,17 @@ class ChainStorage:
 
     Attributes:
         blocks: The blocks of chains that are shared out to workers,
-            :class:`~pyro_flowsamp.chains.blocks.ChainBlocks`; None where they are not. They are
-            stored where their draws end, and not before.
+            :class:`~pyro_flowsamp.chains.blocks.ChainBlocks`; None where they are not. Where all
+            workers make the same computation, they are stored where their draws end, and not
+            before. Else rank 0 says when, seldom enough that this is hardly a message: see
+            :meth:`after`.
     """
 
     def __init__(self, scope: Scope, kernel: FlowKernel) -> None:
         self.scope, self.kernel = scope, kernel
         self.blocks: Any = None
-        self._blocks = self._stored = 0
+        self._blocks = self._stored = self._since = 0
+        self._wait = 1
         scope.watch(kernel.target, kernel)
 
     def describe(
@@ -81,6 +87,7 @@ class ChainStorage:
         if self.scope.is_outermost:
             kernel = {f"kernel's {k}": v for k, v in describe_settings(self.kernel).items()}
             target = describe_target(self.kernel.target, args, kwargs)
+            counts |= described_workers()
             self.scope.describe(**target, **kernel, **counts, initial_params=digest(starts))
 
     @contextmanager
@@ -106,6 +113,8 @@ class ChainStorage:
             self._blocks, position = found["blocks"], found["position"]
             if self.blocks is not None:
                 position.state = self.blocks.restored(position.state)
+                if not self.blocks.to_all:
+                    position.starts = position.starts[self.blocks.rows]
             yield position
 
     @cached_property
@@ -132,16 +141,33 @@ class ChainStorage:
     def after(self, steps: int, position: ChainPosition, buffer: DrawBuffer | None = None) -> None:
         """Writes where it is time to, after so many steps more, or where there are many draws.
 
+        Several workers write at the same step. Their clocks differ, so that rank 0 says whether it
+        is time, and after how many steps it will look again, at the pace so far.
+
         Raises:
             CheckpointError: The disk is full, or the folder cannot be written to.
         """
-        if self.blocks is not None:
+        if not self.scope.stores or (self.blocks is not None and self.blocks.to_all):
             return
-        due = self.scope.due(steps)
-        if buffer is not None and self.scope.stores:
-            due = due or buffer.bytes_since(self._stored) >= BLOCK_BYTES
+        due = self.scope.due(steps) if self.blocks is None else self._due_for_all(steps)
+        if buffer is not None and not due:
+            held = buffer.bytes_since(self._stored)
+            if self.blocks is not None:  # a number that all workers have
+                held = held // len(self.blocks.rows) * sum(self.blocks.sizes)
+            due = held >= BLOCK_BYTES
         if due:
             self.write(position, buffer)
+
+    def _due_for_all(self, steps: int) -> bool:
+        """Whether rank 0 finds it time to write; no message until it is to look again."""
+        due, self._since = self.scope.due(steps), self._since + steps
+        if self._since < self._wait or self.blocks.waits:
+            return False
+        wait = self.scope.steps_to_wait(LONGER * self._wait)
+        group = self.blocks.group
+        said = group.broadcast(torch.tensor([int(due), wait], device=group.device))
+        self._since, self._wait = 0, int(said[1])
+        return bool(said[0])
 
     def write(self, position: ChainPosition, buffer: DrawBuffer | None = None) -> None:
         """Writes the position, and the draws since the last time.
@@ -156,17 +182,15 @@ class ChainStorage:
         shared = self.blocks
         if shared is not None:
             shared.add_up_counts()
-            position = replace(position, state=shared.stored(position.state))
+            starts = position.starts
+            starts = starts if shared.to_all else _of_all(shared, starts[None]).flatten(0, 1)
+            position = replace(position, state=shared.stored(position.state), starts=starts)
         blocks, stored = self._blocks, self._stored
         if buffer is not None and buffer.count > stored:
             draws = buffer.since(stored)
             if shared is not None:
-                found = {name: shared.of_all(value.mT).mT for name, value in draws["found"].items()}
-                x = shared.of_all(draws["x"].transpose(0, 1)).transpose(0, 1)
-                draws = {
-                    "x": x.contiguous(),
-                    "found": {k: v.contiguous() for k, v in found.items()},
-                }
+                found = {k: _of_all(shared, value) for k, value in draws["found"].items()}
+                draws = {"x": _of_all(shared, draws["x"]), "found": found}
             values[f"draws-{blocks}"] = draws
             blocks, stored = blocks + 1, buffer.count
         values["state"] = {
@@ -177,6 +201,15 @@ class ChainStorage:
         }
         self.scope.write(values, position.phase)
         self._blocks, self._stored = blocks, stored
+
+
+def _of_all(blocks: Any, values: Tensor) -> Tensor:
+    """Values ``(n, C_own, ...)`` as those of all chains ``(n, C, ...)``.
+
+    They are empty on workers that do not write them.
+    """
+    found = blocks.of_all(values.transpose(0, 1))
+    return values[:0] if found is None else found.transpose(0, 1).contiguous()
 
 
 def _columns(values: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:

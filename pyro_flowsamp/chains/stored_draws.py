@@ -14,6 +14,7 @@ from ..checkpoint.description import describe_target, differences
 from ..checkpoint.folder import CheckpointError, CheckpointFolder
 from ..target.density import as_target
 from ..validation import public_call
+from .blocks import Parts
 from .draw_buffer import DrawBuffer, KeptSites, joined
 from .draws import ChainDraws
 from .parts import is_of_parts, joined_parts
@@ -143,7 +144,10 @@ class StoredDraws(ChainDraws):
         kept: KeptSites,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The draws, and their statistics, of one call of ``run`` or ``resume``."""
-        buffer = DrawBuffer(size, state["position"].state, kept.columns, self._empty)
+        chains = state["position"].state
+        if isinstance(chains, dict):  # blocks of workers
+            chains = Parts([block["state"] for block in chains["blocks"]])
+        buffer = DrawBuffer(size, chains, kept.columns, self._empty)
         for block in range(state["blocks"]):
             buffer.extend(**folder.read(f"{place}draws-{block}")["value"])
         return buffer.by_chain()

@@ -126,7 +126,8 @@ class VectorizedMCMC(SharedRun):
         disable_progbar: Whether to hide the progress bars of sampling and training.
         checkpoint: A folder, or :class:`~pyro_flowsamp.CheckpointOptions`, where the run is stored.
             The same calls in another process go on from there, with the same draws; those of a
-            finished run return its draws.
+            finished run return its draws. With workers rank 0 writes it, and other numbers of
+            workers can go on; Ctrl-C on one of several then ends the run on all.
 
     Attributes:
         statistics: Statistics of each draw, ``{name: (num_chains, num_samples)}``.

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ..distributed import refuse_with_workers, replicating_workers
+from ..distributed import ended_by_ctrl_c, guarded, refuse_with_shard, splitting_workers
 from ..seeding import generator_states, set_generator_states
 from ..versions import versions
 from .description import differences
@@ -220,6 +220,23 @@ class Scope:
         enough = options.every_steps and session.steps >= options.every_steps
         return bool(enough) or perf_counter() - session.clock >= options.every_seconds
 
+    def steps_to_wait(self, most: int) -> int:
+        """Steps after which it may be time to write, at the pace since the last time.
+
+        Arguments:
+            most: The largest number.
+        """
+        session = self._session
+        if session is None:
+            return most
+        options, elapsed = session.options, perf_counter() - session.clock
+        left = options.every_seconds - elapsed
+        left = options.every_seconds if left <= 0 else left  # it is written now
+        wait = min(float(most), left * max(1, session.steps) / max(elapsed, 1e-9))
+        if options.every_steps:
+            wait = min(wait, options.every_steps - session.steps % options.every_steps)
+        return max(1, int(wait))
+
     def write(self, values: dict[str, Any], phase: str, drop: str | None = None) -> None:
         """Stores values, with the states of all generators and counters.
 
@@ -296,7 +313,8 @@ def entered(checkpoint: Any, kind: str) -> Iterator[Scope]:
     """A context whose computations are stored.
 
     Inside of a computation that is stored it is a scope of the same checkpoint, whatever is given.
-    With workers rank 0 reads and writes it, where all make the same computation.
+    With workers rank 0 reads and writes it, for all of them, and Ctrl-C on one of several ends the
+    computation on all.
 
     Arguments:
         checkpoint: A folder, or :class:`CheckpointOptions`, which is opened; or None.
@@ -304,7 +322,7 @@ def entered(checkpoint: Any, kind: str) -> Iterator[Scope]:
 
     Raises:
         CheckpointError: The folder cannot be used.
-        ValueError: There are workers, and they do not make the same computation.
+        ValueError: There are workers that share out rows of data.
 
     Example:
         >>> with entered(None, "example") as scope:  # no checkpoint
@@ -317,16 +335,22 @@ def entered(checkpoint: Any, kind: str) -> Iterator[Scope]:
         with _activated(active().child(kind)) as scope:
             yield scope
         return
-    refuse_with_workers("checkpoint", str(options.path))
-    group = replicating_workers()
-    folder: CheckpointFolder | SharedFolder
-    folder = CheckpointFolder(options.path) if group is None else SharedFolder(options.path, group)
-    try:
-        with _activated(Scope(_Session(folder, options), f"{kind}/")) as scope:
-            yield scope
-    except KeyboardInterrupt as error:
-        if folder.facts:
-            error.add_note(f"the same call goes on from the checkpoint in {folder.path}")
-        raise
-    finally:
-        folder.close()
+    refuse_with_shard("checkpoint", str(options.path))
+    group = splitting_workers()
+    with guarded(), ended_by_ctrl_c(group, "a computation with a checkpoint"):
+        folder: CheckpointFolder | SharedFolder
+        if group is None:
+            folder = CheckpointFolder(options.path)
+        else:
+            folder = SharedFolder(options.path, group)
+        if options.stream:  # a worker on another machine has a folder of that name for its draws
+            options.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with _activated(Scope(_Session(folder, options), f"{kind}/")) as scope:
+                yield scope
+        except KeyboardInterrupt as error:
+            if folder.facts:
+                error.add_note(f"the same call goes on from the checkpoint in {folder.path}")
+            raise
+        finally:
+            folder.close()

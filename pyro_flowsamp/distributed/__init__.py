@@ -15,24 +15,28 @@ References:
     Sampling From Intractable Distributions*, 2023, https://arxiv.org/abs/2308.09769
 """
 
+from .attempts import AttemptError, attempt
 from .context import (
     batch_workers,
     current_workers,
+    described_workers,
     guarded,
+    have_ended,
     is_hidden,
     number_here,
-    refuse_with_workers,
+    refuse_with_shard,
     refuse_workers,
     splitting_workers,
     workers,
 )
 from .densities import check_same_density, without_auto_tracing
-from .group import WorkerGroup
+from .group import WorkerGroup, WorkersDifferError
 from .options import WorkersOptions
 from .replication import (
     UnitCounts,
     check_alike,
     common_seed,
+    ended_by_ctrl_c,
     of_first,
     replicated,
     replicating_workers,
@@ -40,19 +44,25 @@ from .replication import (
 from .training import SharedTraining, shared_training, training_of_all
 
 __all__ = [
+    "AttemptError",
     "SharedTraining",
     "UnitCounts",
     "WorkerGroup",
+    "WorkersDifferError",
     "WorkersOptions",
+    "attempt",
     "batch_workers",
     "check_alike",
     "check_same_density",
     "common_seed",
     "current_workers",
+    "described_workers",
+    "ended_by_ctrl_c",
     "guarded",
+    "have_ended",
     "is_hidden",
     "number_here",
-    "refuse_with_workers",
+    "refuse_with_shard",
     "refuse_workers",
     "of_first",
     "replicated",

@@ -19,10 +19,12 @@ from .options import WorkersOptions
 __all__ = [
     "batch_workers",
     "current_workers",
+    "described_workers",
     "guarded",
+    "have_ended",
     "is_hidden",
     "number_here",
-    "refuse_with_workers",
+    "refuse_with_shard",
     "refuse_workers",
     "splitting_workers",
     "workers",
@@ -127,10 +129,10 @@ def refuse_workers(what: str, remedy: str) -> None:
         ...     refuse_workers("SVI", "train outside")
         Traceback (most recent call last):
         ...
-        ValueError: SVI is not shared out to workers yet: train outside
+        ValueError: SVI is not shared out to workers: train outside
     """
     if _CURRENT and _CURRENT[-1].shard is None and not _CURRENT[-1].replicates:
-        raise ValueError(f"{what} is not shared out to workers yet: {remedy}")
+        raise ValueError(f"{what} is not shared out to workers: {remedy}")
 
 
 def is_hidden(hidden: bool) -> bool:
@@ -147,33 +149,60 @@ def is_hidden(hidden: bool) -> bool:
     return hidden or (group is not None and group.rank > 0)
 
 
-def refuse_with_workers(name: str, value: Any) -> None:
-    """Refuses an argument where there are workers, also where they share out rows of data.
+def described_workers() -> dict[str, str]:
+    """The entry of a checkpoint's description for workers: their blocks, and not their number.
 
-    It is not refused where all make the same computation.
+    Example::
+
+        >>> with workers():
+        ...     described_workers()
+        {'workers': 'blocks of 128 chains'}
+    """
+    group = splitting_workers()
+    return (
+        {} if group is None else {"workers": f"blocks of {group.options.chains_per_block} chains"}
+    )
+
+
+def refuse_with_shard(name: str, value: Any) -> None:
+    """Refuses an argument where workers share out rows of data.
 
     Arguments:
         name: The name of the argument.
         value: Its value; None is no argument.
 
     Raises:
-        ValueError: There is a value, and there are workers.
+        ValueError: There is a value, and there are such workers.
 
     Example::
 
-        >>> with workers():
-        ...     refuse_with_workers("checkpoint", "folder")
+        >>> with workers(shard="rows"):
+        ...     refuse_with_shard("checkpoint", "folder")
         Traceback (most recent call last):
         ...
-        ValueError: checkpoint='folder' cannot be used with workers yet: leave it out
+        ValueError: checkpoint='folder' cannot be used with workers(shard='rows'): leave one out
     """
-    if value is not None and _CURRENT and not _CURRENT[-1].replicates:
-        raise ValueError(f"{name}={value!r} cannot be used with workers yet: leave it out")
+    if value is not None and _CURRENT and (shard := _CURRENT[-1].shard) is not None:
+        raise ValueError(
+            f"{name}={value!r} cannot be used with workers(shard={shard!r}): leave one out"
+        )
+
+
+def have_ended() -> bool:
+    """Whether there are workers, and they exchange nothing any more, since one has ended.
+
+    Example:
+        >>> have_ended()
+        False
+    """
+    return bool(_CURRENT) and _CURRENT[-1].has_ended
 
 
 @contextmanager
 def guarded() -> Iterator[None]:
     """A context whose errors end the work of all workers, lest the others wait for this one.
+
+    In an attempt they do not: there all leave it out (:mod:`pyro_flowsamp.distributed.attempts`).
 
     Example::
 
@@ -184,7 +213,7 @@ def guarded() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _CURRENT:
+        if _CURRENT and not _CURRENT[-1].attempting:
             _CURRENT[-1].fail(error)
         raise
 

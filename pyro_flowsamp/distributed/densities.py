@@ -21,8 +21,8 @@ COMPARED = 3  #: points at which the workers' densities are compared, of each co
 def without_auto_tracing(target: Any) -> Iterator[None]:
     """A context in which a density is traced and compiled only where the caller has asked for it.
 
-    In the mode "auto" it is neither: when it would be depends on how many densities a worker has
-    evaluated before, and what a compiled density returns differs by rounding errors.
+    In the mode "auto" it is neither, and evaluations do not count for it: those of one worker alone
+    must not decide when a graph takes over.
 
     Arguments:
         target: A :class:`~pyro_flowsamp.Target`.
@@ -34,12 +34,14 @@ def without_auto_tracing(target: Any) -> Iterator[None]:
         ...     target.compile_mode
         False
     """
-    mode = target.compile_mode
+    mode, state = target.compile_mode, target.tracing_state()
     target.compile_mode = mode is True
     try:
         yield
     finally:
         target.compile_mode = mode
+        if mode is not True:
+            target.load_tracing_state(state)
 
 
 def check_same_density(

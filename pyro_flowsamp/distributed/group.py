@@ -15,7 +15,25 @@ from ..seeding import generator_states, set_generator_states
 from ..versions import versions
 from .options import WorkersOptions
 
-__all__ = ["WorkerGroup"]
+__all__ = ["FailedElsewhereError", "WorkerGroup", "WorkersDifferError"]
+
+
+class WorkersDifferError(ValueError):
+    """The workers have other data, versions or random numbers, which ends the work of all.
+
+    Example:
+        >>> isinstance(WorkersDifferError("rank 1 has other data"), ValueError)
+        True
+    """
+
+
+class FailedElsewhereError(RuntimeError):
+    """Another worker has failed in an attempt (:mod:`pyro_flowsamp.distributed.attempts`).
+
+    Example:
+        >>> issubclass(FailedElsewhereError, RuntimeError)
+        True
+    """
 
 
 class CommonComputation:
@@ -24,7 +42,9 @@ class CommonComputation:
     Attributes:
         replicates: Whether all make the same computation now, and share out units of it alone
             (:mod:`pyro_flowsamp.distributed.replication`).
-        counters: Counters of evaluations in the computation that all make.
+        targets: The targets of the computation that all make.
+        attempting: Whether an error of one worker is one of all
+            (:mod:`pyro_flowsamp.distributed.attempts`).
         shares_batches: Whether batches of points outside of units are shared out then
             (:mod:`pyro_flowsamp.target.shared_batches`).
 
@@ -37,17 +57,30 @@ class CommonComputation:
     """
 
     def __init__(self) -> None:
-        self.replicates = self.shares_batches = False
-        self.counters: list[Any] = []
+        self.replicates = self.shares_batches = self.attempting = False
+        self.targets: list[Any] = []
 
     @contextmanager
-    def watching(self, counter: Any) -> Iterator[None]:
-        """A context in which evaluations of units count on this counter for all ranks."""
-        self.counters.append(counter)
+    def watching(self, target: Any) -> Iterator[None]:
+        """A context in which evaluations of units of this target count for all ranks."""
+        self.targets.append(target)
         try:
             yield
         finally:
-            self.counters.pop()
+            self.targets.pop()
+
+    def has_any_failed(self, here: bool) -> bool:
+        """Whether a worker has failed, this one or another; one message."""
+        raise NotImplementedError
+
+    def ask_for_failures(self) -> None:
+        """Exchanges that this worker has not failed.
+
+        Raises:
+            FailedElsewhereError: Another one has.
+        """
+        if self.has_any_failed(False):
+            raise FailedElsewhereError("another worker has failed")
 
     @contextmanager
     def in_unit(self) -> Iterator[None]:
@@ -153,10 +186,22 @@ class WorkerGroup(CommonComputation):
         self._exchange(lambda: dist.all_reduce(most, dist.ReduceOp.MAX))
         return most
 
-    def _exchange(
-        self, operation: Callable[[], Any], alone: Callable[[], Any] | None = None
-    ) -> None:
-        """Carries out a collective operation, or its counterpart where there is one process."""
+    def _exchange(self, operation: Callable, alone: Callable | None = None) -> None:
+        """Carries out a collective operation, or its counterpart where there is one process.
+
+        In an attempt the workers first tell each other whether one has failed.
+        """
+        if self.attempting:
+            self.ask_for_failures()
+        self._carry_out(operation, alone)
+
+    def has_any_failed(self, here: bool) -> bool:
+        """Whether a worker has failed, this one or another; one message."""
+        flag = torch.tensor(float(here), device=self.device)
+        self._carry_out(lambda: dist.all_reduce(flag, dist.ReduceOp.MAX))
+        return bool(flag)
+
+    def _carry_out(self, operation: Callable, alone: Callable | None = None) -> None:
         if self._ended:
             raise RuntimeError(self._ended)
         self.messages += 1
@@ -211,14 +256,14 @@ class WorkerGroup(CommonComputation):
             values: The numbers, ``(n,)``.
 
         Raises:
-            ValueError: They differ.
+            WorkersDifferError: They differ.
         """
         found = self.all_gather(values.double().nan_to_num(nan=0.0, posinf=1e300, neginf=-1e300))
         difference = (found - found[0]).abs() / (1 + found[0].abs())
         other = (difference.amax(1) > self.options.max_difference).nonzero()[:, 0].tolist()
         if other:
             rows = [f"rank {r}: {[f'{v:.6g}' for v in found[r].tolist()]}" for r in (0, *other)]
-            raise ValueError(
+            raise WorkersDifferError(
                 f"{what} differs between the workers ({'; '.join(rows)}): every worker needs the "
                 f"same model and the same data"
             )
@@ -227,7 +272,7 @@ class WorkerGroup(CommonComputation):
         """Checks that versions are the same, and gives all ranks the random state of rank 0.
 
         Raises:
-            ValueError: The versions of Python or of a package differ.
+            WorkersDifferError: The versions of Python or of a package differ.
         """
         states = {**generator_states(), "cuda": []}
         if self.device.type == "cuda":
@@ -239,7 +284,7 @@ class WorkerGroup(CommonComputation):
         for rank, (found, _) in enumerate(told):
             other = [f"{k} {v}, not {first[k]}" for k, v in found.items() if v != first[k]]
             if other:
-                raise ValueError(
+                raise WorkersDifferError(
                     f"rank {rank} has {', '.join(other)} as rank 0: install the same versions"
                 )
         states = told[0][1]
@@ -249,6 +294,11 @@ class WorkerGroup(CommonComputation):
             torch.cuda.set_rng_state(cuda[0], self.device)
 
     # ---- ends ---------------------------------------------------------------------------------
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether this rank exchanges nothing any more."""
+        return bool(self._ended)
 
     def fail(self, error: BaseException) -> None:
         """Ends the exchange of this rank after an error, so that the others end too."""

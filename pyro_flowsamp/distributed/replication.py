@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from .context import guarded, splitting_workers
-from .densities import check_same_density, without_auto_tracing
-from .group import WorkerGroup
+from .densities import check_same_density
+from .group import WorkerGroup, WorkersDifferError
 
 __all__ = [
     "UnitCounts",
     "check_alike",
     "common_seed",
+    "ended_by_ctrl_c",
     "of_first",
     "replicated",
     "replicating_workers",
@@ -85,8 +86,7 @@ def replicated(
 
     Arguments:
         what: The computation, for messages.
-        target: A :class:`~pyro_flowsamp.Target`, which must be the same for all, and is traced only
-            where the caller has asked for it; or None.
+        target: A :class:`~pyro_flowsamp.Target`, which must be the same for all, or None.
         first_order: Whether no derivatives of the density but the first are needed, so that large
             batches may be shared out (:mod:`pyro_flowsamp.target.shared_batches`).
 
@@ -108,19 +108,17 @@ def replicated(
     if group is None or group.replicates:
         with ExitStack() as stack:
             if group is not None and target is not None:
-                stack.enter_context(without_auto_tracing(target))
-                stack.enter_context(group.watching(target.counter))
+                stack.enter_context(group.watching(target))
             if group is not None and not first_order:
                 stack.enter_context(group.in_unit())
             yield group
         return
     group.replicates, group.shares_batches = True, first_order
     try:
-        with guarded(), _ended_by_ctrl_c(group, what), ExitStack() as stack:
+        with guarded(), ended_by_ctrl_c(group, what), ExitStack() as stack:
             if target is not None:
                 check_same_density(group, target)
-                stack.enter_context(without_auto_tracing(target))
-                stack.enter_context(group.watching(target.counter))
+                stack.enter_context(group.watching(target))
             check_alike(f"the state of torch's random generator before {what}", _own_state(group))
             yield group
     finally:
@@ -136,9 +134,27 @@ def _own_state(group: WorkerGroup) -> list[Tensor]:
 
 
 @contextmanager
-def _ended_by_ctrl_c(group: WorkerGroup, what: str) -> Iterator[None]:
-    """A context that Ctrl-C ends on all of several workers."""
-    if group.size == 1 or threading.current_thread() is not threading.main_thread():
+def ended_by_ctrl_c(group: WorkerGroup | None, what: str) -> Iterator[None]:
+    """A context that Ctrl-C ends on all of several workers.
+
+    Arguments:
+        group: The workers, or None.
+        what: What is ended, for the message.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C on this one of several workers.
+
+    Example::
+
+        >>> with ended_by_ctrl_c(None, "the example"):
+        ...     1 + 1
+        2
+    """
+    if (
+        group is None
+        or group.size == 1
+        or threading.current_thread() is not threading.main_thread()
+    ):
         yield
         return
 
@@ -166,7 +182,7 @@ def check_alike(what: str, *values: Any) -> None:
         values: Tensors, numbers, strings, and lists, tuples and dictionaries of these.
 
     Raises:
-        ValueError: They differ; the message names the workers.
+        WorkersDifferError: They differ; the message names the workers.
 
     Example::
 
@@ -183,7 +199,7 @@ def check_alike(what: str, *values: Any) -> None:
     digests = group.all_gather(own)
     others = (digests != digests[0]).any(1).nonzero()[:, 0].tolist()
     if others:
-        raise ValueError(
+        raise WorkersDifferError(
             f"{what} of rank {', '.join(map(str, others))} differs from that of rank 0: every "
             f"worker needs the same script, arguments, data and seed, as many threads, and the "
             f"same kind of processor"
@@ -254,7 +270,9 @@ class UnitCounts:
 
     def __init__(self, group: WorkerGroup, counter: Any, number: int) -> None:
         self.group, self.counts = group, group.rank < number
-        others = {id(other): other for other in (counter, *group.counters)}
+        others = {
+            id(other): other for other in (counter, *(target.counter for target in group.targets))
+        }
         self.counters = list(others.values())
         self._begin()
 

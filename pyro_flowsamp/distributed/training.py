@@ -55,12 +55,41 @@ class SharedTraining:
 
     def __init__(self, group: WorkerGroup, parameters: Sequence[Tensor]) -> None:
         self.group = group
-        device = parameters[0].device
-        self._stream = Stream(group.shared_seed(), "training", group.rank, device)
+        self._device, self._seed = parameters[0].device, group.shared_seed()
+        self._stream = Stream(self._seed, "training", group.rank, self._device)
         with torch.no_grad():
             flat = torch.cat([p.detach().flatten().double() for p in parameters])
             for own, first in zip(parameters, _split(group.broadcast(flat), parameters)):
                 own.copy_(first)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The places of all workers in their random numbers; a message, two on GPUs."""
+        own = self._stream.state_dict()
+        places = {
+            name: None
+            if place is None
+            else self.group.all_gather(place.to(self.group.device)).cpu()
+            for name, place in own.items()
+        }
+        return {"seed": self._seed, **places}
+
+    def load_state_dict(self, state: dict[str, Any], steps: int) -> None:
+        """Goes on from the places of :meth:`state_dict`.
+
+        Where there are other numbers of workers, they have random numbers that none has used.
+
+        Arguments:
+            state: The state.
+            steps: The steps of the training so far.
+        """
+        group, self._seed = self.group, state["seed"]
+        if len(state["cpu"]) == group.size:
+            own = {name: state[name] for name in ("cpu", "cuda")}
+            own = {k: None if v is None else v[group.rank].clone() for k, v in own.items()}
+            self._stream.load_state_dict(own)
+            return
+        phase = f"training of {group.size} workers after {steps} steps"
+        self._stream = Stream(self._seed, phase, group.rank, self._device)
 
     @contextmanager
     def random_numbers(self) -> Iterator[None]:

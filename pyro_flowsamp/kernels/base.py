@@ -319,7 +319,7 @@ class FlowKernel(StoredKernel, MCMCKernel):
     def sample(self, params: Values) -> Values:
         """Makes one step of one chain, as Pyro calls for it."""
         if self._time == 0:
-            refuse_workers("MCMC of Pyro", "use VectorizedMCMC")
+            refuse_workers("MCMC of Pyro", "use VectorizedMCMC, whose chains are")
             with public_call():
                 self.prepare(self._warmup_steps)
                 self._state = self.start(1, params if self._user_start else None)

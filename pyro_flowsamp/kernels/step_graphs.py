@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,7 @@ from ..target.graphs import UntraceableError, recorded, with_checks
 from ..target.held_values import HeldValues
 from ..target.tracing import admitted, is_bad_matrix, is_seen
 from ..target.work import OVERHEAD, WorkCounter
+from .nested_tensors import inputs_of, rebuilt, skeleton_of, tensors_of
 
 __all__ = ["PartGraph", "StepGraphs"]
 
@@ -86,16 +87,16 @@ class PartGraph:
         target: Target,
     ) -> None:
         self.counter, self.evaluations = target.counter, 0
-        arguments, self._result = _skeleton(args), None
+        arguments, self._result = skeleton_of(args), None
 
         def flat(*inputs: Tensor) -> tuple[Tensor, ...]:
             with target.counted_apart() as counter:
-                found = function(*_rebuilt(arguments, iter(inputs)))
+                found = function(*rebuilt(arguments, iter(inputs)))
                 self.evaluations, nonfinite = counter.evaluations, counter.nonfinite
-            self._result = _skeleton(found)
-            return *(tensor.detach() for tensor in _tensors(found)), nonfinite
+            self._result = skeleton_of(found)
+            return *(tensor.detach() for tensor in tensors_of(found)), nonfinite
 
-        self.module, self.tensors = recorded(flat, _inputs(args), held)
+        self.module, self.tensors = recorded(flat, inputs_of(args), held)
         if target.density.bytes_per_point * self.evaluations > MEMORY_BUDGET:
             raise UntraceableError("a batch of the target is evaluated in chunks")
         self.operations = sum(node.op == "call_function" for node in self.module.graph.nodes)
@@ -108,8 +109,8 @@ class PartGraph:
             RuntimeError: A matrix cannot be factorised.
         """
         with torch.no_grad():
-            found = iter(self._run(*_inputs(args), *self.tensors))
-        result, nonfinite = _rebuilt(self._result, found), next(found)
+            found = iter(self._run(*inputs_of(args), *self.tensors))
+        result, nonfinite = rebuilt(self._result, found), next(found)
         check_matrices(list(found))
         self.counter.evaluations += self.evaluations
         self.counter.nonfinite = self.counter.nonfinite + nonfinite
@@ -123,7 +124,7 @@ class PartGraph:
         """
         own = object.__new__(PartGraph)
         own.__dict__.update(self.__dict__)
-        inputs = [*_inputs(args), *self.tensors]
+        inputs = [*inputs_of(args), *self.tensors]
         own._run = compiled_module(with_checks(self.module), inputs, "steps of kernels")
         return own
 
@@ -158,6 +159,7 @@ class StepGraphs:
         self._costs: dict[tuple, tuple[int, int]] = {}
         self._graphs: dict[tuple, PartGraph] = {}
         self._compiled: dict[tuple, PartGraph] = {}
+        self._kept: dict[tuple, PartGraph] = {}  # by the name that reasons have, and the key
         self._traced: dict[str, list[tuple]] = {}
         self._worth_compiling: dict[str, list[tuple]] = {}
         self._compiled_since: dict[tuple, int] = {}
@@ -191,12 +193,21 @@ class StepGraphs:
             "retraces": self._retraces,
         }
 
+    def fresh_state(self) -> dict[str, Any]:
+        """The counts of :meth:`state_dict` before any call."""
+        return StepGraphs(self.target, self.proposal).state_dict()
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the counts of :meth:`state_dict`; graphs are made again where they are needed."""
+        """Takes the counts of :meth:`state_dict`.
+
+        Graphs are kept, and used again from the call on at which they would be made.
+        """
         self._calls, self._costs = dict(state["calls"]), dict(state["costs"])
         self._traced, self._worth_compiling = dict(state["traced"]), dict(state["compiled"])
         self.reasons, self._retraces = dict(state["reasons"]), state["retraces"]
         self._compiled_since = dict(state.get("compiled since", ()))
+        self._kept |= {(key[0], key): graph for key, graph in self._graphs.items()}
+        self._kept |= {(_compiled(key[0]), key): graph for key, graph in self._compiled.items()}
         self._graphs, self._compiled = {}, {}
         if self._compiled_since and not may_compile():
             compiling.warn_of_other_rounding("steps", compiling.NOT_ALLOWED)
@@ -210,7 +221,7 @@ class StepGraphs:
             args: Its arguments.
         """
         mode, options = self.target.compile_mode, self.target.tracing
-        tensors = _tensors(args)
+        tensors = tensors_of(args)
         if mode is False or not options.steps or self.target.untraced_reason or is_seen(tensors[0]):
             return function(*args)
         key = _key(name, tensors)
@@ -263,14 +274,14 @@ class StepGraphs:
         if key not in self._graphs and name not in self.reasons:
             if not admitted(key, self._traced.setdefault(name, []), options.max_sizes):
                 return None
-            self._try(name, lambda: self._record(key, function, args))
+            self._try(name, self._graphs, key, lambda: self._record(function, args))
         graph = self._graphs.get(key)
         if graph is None or key in self._compiled:
             return self._compiled.get(key, graph)
-        compiled = f"{name}, compiled"
+        compiled = _compiled(name)
         if compiled not in self.reasons and self._worth_compiling_at(key, calls, graph.operations):
             if admitted(key, self._worth_compiling.setdefault(name, []), options.max_compiled):
-                self._try(compiled, lambda: self._compile(key, graph, args))
+                self._try(compiled, self._compiled, key, lambda: self._compile(graph, args))
                 if key in self._compiled:
                     self._compiled_since.setdefault(key, calls)
                 elif key in self._compiled_since:
@@ -279,16 +290,16 @@ class StepGraphs:
 
     def _drop_graphs(self) -> None:
         """Drops all graphs: a value that the target reads is another object."""
-        self._graphs, self._compiled, self._read = {}, {}, None
+        self._graphs, self._compiled, self._kept, self._read = {}, {}, {}, None
         self._traced, self._worth_compiling, self._compiled_since = {}, {}, {}
         self._retraces += 1
         if self._retraces > self.target.tracing.max_retraces:
             self.reasons["step"] = "values that the target reads are other objects at each call"
 
-    def _try(self, name: str, make: Callable[[], None]) -> None:
-        """Makes a graph; where this fails, the reason is kept and said once."""
+    def _try(self, name: str, graphs: dict, key: tuple, make: Callable[[], PartGraph]) -> None:
+        """Makes a graph, or takes one that is kept; a reason why it fails is said once."""
         try:
-            make()
+            graphs[key] = self._kept.get((name, key)) or make()
         except UntraceableError as error:
             self.reasons[name] = str(error)
             said = f"the graph of a part of a step is not used ({name}): {error}"
@@ -296,7 +307,7 @@ class StepGraphs:
                 warnings.warn(said, stacklevel=2)
             log.info(said)
 
-    def _record(self, key: tuple, function: Callable[..., Any], args: tuple) -> None:
+    def _record(self, function: Callable[..., Any], args: tuple) -> PartGraph:
         if self._flow is None:
             self._flow = HeldValues(partial(id, self.proposal)).tensors
         read = self._read or HeldValues(partial(id, self.target.read_values))
@@ -308,12 +319,13 @@ class StepGraphs:
             raise UntraceableError(f"it has {graph.operations} operations, more than {most}")
         most_error = self.target.tracing.max_error
         self._compare(lambda args: function(*args), graph, args, partial(_close, most=most_error))
-        self._graphs[key], self._read = graph, read
+        self._read = read
+        return graph
 
-    def _compile(self, key: tuple, graph: PartGraph, args: tuple) -> None:
+    def _compile(self, graph: PartGraph, args: tuple) -> PartGraph:
         compiled, ulps = graph.compiled(args), self.target.tracing.compiled_ulps
-        self._compare(graph, compiled, args, partial(_near, ulps=ulps, inputs=_tensors(args)))
-        self._compiled[key] = compiled
+        self._compare(graph, compiled, args, partial(_near, ulps=ulps, inputs=tensors_of(args)))
+        return compiled
 
     def _compare(
         self,
@@ -327,13 +339,13 @@ class StepGraphs:
         Raises:
             UntraceableError: They differ.
         """
-        smaller = [t * SHRINK if t.is_floating_point() else t for t in _tensors(args)]
-        for batch in (args, _rebuilt(_skeleton(args), iter(smaller))):
+        smaller = [t * SHRINK if t.is_floating_point() else t for t in tensors_of(args)]
+        for batch in (args, rebuilt(skeleton_of(args), iter(smaller))):
             found = []
             with self.target.untraced(), torch.no_grad():
                 for function in (one, two):
                     try:
-                        found.append(_tensors(function(batch)))
+                        found.append(tensors_of(function(batch)))
                     except RuntimeError as error:
                         if not is_bad_matrix(error):
                             raise UntraceableError(str(error).splitlines()[0][:200]) from error
@@ -342,33 +354,12 @@ class StepGraphs:
                 raise UntraceableError("its graph has other results")
 
 
-# ---- tuples of tensors ---------------------------------------------------------------------------
+# ---- keys, and comparisons -----------------------------------------------------------------------
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    """The tensors of nested tuples, in order."""
-    return [value] if isinstance(value, Tensor) else [t for item in value for t in _tensors(item)]
-
-
-def _inputs(args: tuple) -> list[Tensor]:
-    """The inputs of a graph; it has views where other strides need copies."""
-    return [tensor.detach().contiguous() for tensor in _tensors(args)]
-
-
-def _skeleton(value: Any) -> Any:
-    """Nested tuples without their tensors."""
-    if isinstance(value, Tensor):
-        return None
-    items = [_skeleton(item) for item in value]
-    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-
-
-def _rebuilt(skeleton: Any, tensors: Iterator[Tensor]) -> Any:
-    """Nested tuples of a form with these tensors."""
-    if skeleton is None:
-        return next(tensors)
-    items = [_rebuilt(item, tensors) for item in skeleton]
-    return type(skeleton)(*items) if hasattr(skeleton, "_fields") else tuple(items)
+def _compiled(name: str) -> str:
+    """The name of a compiled part."""
+    return f"{name}, compiled"
 
 
 def _key(name: str, tensors: list[Tensor]) -> tuple:

@@ -15,7 +15,7 @@ from ..chains.streaming import joined_columns, some_draws
 from ..chains.vectorized import VectorizedMCMC
 from ..checkpoint.folder import CheckpointError
 from ..convergence import bulk_and_tail_ess, group_by_start, nested_r_hat
-from ..distributed import of_first, splitting_workers
+from ..distributed import AttemptError, WorkersDifferError, attempt, have_ended, of_first
 from ..free_memory import TooLittleMemoryError
 from ..progress import corrected, stage
 from ..smc.found_modes import FoundModes
@@ -79,25 +79,40 @@ def finish(
     try:
         with stage(f"Draws by {best.name}", target, not progress, wanted, each):
             if goal.num_samples is not None:
-                run.resume(goal.num_samples, best.thin)
+                _go_on(run, goal.num_samples, best.thin)
                 wrong = _missing_draws(run, goal.num_samples)
             else:
                 groups, fewest = group_by_start(x, best.options.start_groups), planned // 2
                 wrong = _draw_until_enough(best, max(FEWEST_DRAWS, fewest), groups)
     except KeyboardInterrupt:  # between two runs of chains
         wrong = [DRAWS_ENDED]
-    except CheckpointError:
-        raise
-    except TooLittleMemoryError as error:
-        if run.unconstrained is last:
-            raise TooLittleMemoryError(error.need, FEWER_DRAWS) from None
-        return [*problems, f"{MEMORY_ENDED}: {error.need}; {FEWER_DRAWS}"]
     except Exception as error:
-        if run.unconstrained is last or splitting_workers() is not None:  # no draws yet, or not all
-            raise
-        kind = type(error).__name__
-        return [*problems, f"the density raised {kind} ({error}), and the draws end there"]
+        wrong = [_end_of_draws(error, none_yet=run.unconstrained is last)]
     return [*problems, BURN_IN_ENDED] if run.unconstrained is last else problems + wrong
+
+
+def _end_of_draws(error: Exception, none_yet: bool) -> str:
+    """What has ended the draws, in words.
+
+    Raises:
+        Exception: There are no draws, or the error ends the work of all.
+    """
+    if none_yet and isinstance(error, TooLittleMemoryError):
+        raise TooLittleMemoryError(error.need, FEWER_DRAWS) from None
+    if none_yet or have_ended() or isinstance(error, CheckpointError | WorkersDifferError):
+        raise error
+    if isinstance(error, TooLittleMemoryError):
+        return f"{MEMORY_ENDED}: {error.need}; {FEWER_DRAWS}"
+    kind = error.kind if isinstance(error, AttemptError) else type(error).__name__
+    if kind == TooLittleMemoryError.__name__:  # on another worker
+        return f"{MEMORY_ENDED}: {error}"
+    return f"the density raised {kind} ({error}), and the draws end there"
+
+
+def _go_on(run: VectorizedMCMC, num_samples: int, thin: int, append: bool = False) -> None:
+    """Makes more draws; where they fail on one of several workers, all have those of before."""
+    with attempt(run.kernel.target, CheckpointError):
+        run.resume(num_samples, thin, append=append)
 
 
 def starting_points(best: Candidate, modes: FoundModes) -> Tensor:
@@ -133,7 +148,7 @@ def _draw_until_enough(best: Candidate, draws: int, groups: Tensor) -> list[str]
     stopped at the first moment at which it looks good looks better than it is.
     """
     run, options = best.run, best.options
-    run.resume(draws, best.thin)
+    _go_on(run, draws, best.thin)
     for left in range(options.max_doublings, -1, -1):
         if run.interrupted and run.num_samples < FEWEST_DRAWS:
             return [DRAWS_ENDED]
@@ -146,7 +161,7 @@ def _draw_until_enough(best: Candidate, draws: int, groups: Tensor) -> list[str]
         if deadline is not None and of_first(perf_counter() - deadline) > 0:
             return [*wrong, "max_seconds are over"]
         if left:
-            run.resume(run.num_samples, best.thin, append=True)
+            _go_on(run, run.num_samples, best.thin, append=True)
     return wrong
 
 

@@ -44,9 +44,8 @@ from ..distributed import (
     check_alike,
     common_seed,
     is_hidden,
-    refuse_with_workers,
+    refuse_with_shard,
     replicated,
-    splitting_workers,
 )
 from ..export import check_groups, check_names, to_arviz
 from ..options import SearchOptions
@@ -202,8 +201,8 @@ def sample(
             those of the model; the search cannot be done in ``max_seconds``; there are
             :func:`~pyro_flowsamp.workers`, and they differ, or share out rows and ``checkpoint`` or
             ``max_seconds`` is given.
-        RuntimeError: No kernel runs on the posterior; the cause is the last one's error. Or a
-            kernel has failed on one of several workers.
+        RuntimeError: No kernel runs on the posterior; the cause is the last one's error. Or one of
+            several workers has ended.
         KeyboardInterrupt: Ctrl-C came before there was any point, or a second one before the end of
             the first pilot run.
 
@@ -260,9 +259,8 @@ def sample(
         raise ValueError("candidates name 'guide', and there is none: give guide=..., or leave it")
     goal = _goal(ess, num_samples, num_chains, search)._replace(deadline=_deadline(max_seconds))
     check_compile(compile)
-    if splitting_workers() is None:  # else rank 0 writes, and has the clock
-        refuse_with_workers("checkpoint", checkpoint)
-        refuse_with_workers("max_seconds", max_seconds)
+    refuse_with_shard("checkpoint", checkpoint)
+    refuse_with_shard("max_seconds", max_seconds)
     progress = not is_hidden(not progress)
     target = as_target(model, *args, **kwargs)
     if target is not model or compile != "auto":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from math import inf
 from typing import NoReturn
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from ..chains.short_runs import short_run
 from ..checkpoint.folder import CheckpointError
-from ..distributed import splitting_workers
+from ..distributed import WorkersDifferError, attempt, have_ended
 from ..free_memory import TooLittleMemoryError
 from ..guides.auto_flow import AutoFlow
 from ..kernels.base import FlowKernel
@@ -203,7 +205,7 @@ class SamplerSearch(InterruptibleSearch):
             return best
         try:
             bar = stage(f"Pilot run of {name}", self.target, not self.progress)
-            with self.timed("pilot"), interruptible("pilot", lambda: best is not None), bar:
+            with self.timed("pilot"), _trial(self.target, "pilot", best), bar:
                 candidate = self.run_pilot(name, kernel, self.work_to_finish(best))
         except KeyboardInterrupt:
             self.stop(best, name, kernel)
@@ -221,7 +223,8 @@ class SamplerSearch(InterruptibleSearch):
 
     def _leave_out(self, name: str, error: Exception) -> None:
         """Goes on without a candidate that has failed, unless the search ends, and says so."""
-        _raise_if_it_ends(error, name)
+        if isinstance(error, CheckpointError | WorkersDifferError) or have_ended():
+            raise error
         self._failure = error
         text = str(error) or type(error).__name__
         if isinstance(error, TooLittleMemoryError):  # its remedy is not one of sample()
@@ -263,7 +266,7 @@ class SamplerSearch(InterruptibleSearch):
         log.info("%s: training%s", flow, " on particles and draws" if from_draws else "")
         try:
             bar = stage(f"Training of {flow}", self.target, hidden=True)  # the name of its bar
-            with self.timed("training"), interruptible("flow", lambda: best is not None), bar:
+            with self.timed("training"), _trial(self.target, "flow", best), bar:
                 guide = train_guide(
                     self.target,
                     flow,
@@ -285,18 +288,12 @@ class SamplerSearch(InterruptibleSearch):
         return guide
 
 
-def _raise_if_it_ends(error: Exception, name: str) -> None:
-    """Raises an error of a candidate that ends the search.
-
-    Raises:
-        CheckpointError: It is this error.
-        Exception: There are workers, which all end with the error of one.
-    """
-    if splitting_workers() is not None:
-        error.add_note(f"this was {name}, which exclude=[...] leaves out: it ends all workers")
-        raise error
-    if isinstance(error, CheckpointError):
-        raise error
+@contextmanager
+def _trial(target: Target, kind: str, best: Candidate | None) -> Iterator[None]:
+    """A context of a candidate, which all workers leave out where it fails on one of them."""
+    go_on = best is not None
+    with attempt(target, CheckpointError), interruptible(kind, lambda: go_on):
+        yield
 
 
 def _work_of(target: Target, x: Tensor) -> float:

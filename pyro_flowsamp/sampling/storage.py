@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoint.description import describe_target, digest
 from ..checkpoint.scope import Scope, deactivated, entered
-from ..distributed import replicating_workers
+from ..distributed import described_workers
 from ..kernels.stored import StoredKernel
 from ..smc.coordinates import WhitenedTarget
 from ..smc.found_modes import FoundModes
@@ -39,10 +39,7 @@ def begin_sampling(scope: Scope, target: Target, goal: Any, given: tuple) -> Non
     search, points = repr(goal.options), digest(points)
     flow = None if guide is None else digest(guide.trained_flow)
     counts |= {"seed": seed, "search": search, "initial_params": points, "guide": flow}
-    if (group := replicating_workers()) is not None:
-        counts["workers"] = f"blocks of {group.options.chains_per_block} chains"
-        if target.compile_mode is False:  # there it is what "auto" means
-            described["compile"] = "auto"
+    counts |= described_workers()
     scope.describe(**described, **counts)
     with scope.restoring("start") as found:
         pass

@@ -19,10 +19,10 @@ from ..distributed import (
     check_same_density,
     guarded,
     splitting_workers,
-    without_auto_tracing,
 )
 from ..seeding import Stream
 from ..target.density import Target
+from ..target.unit_tracing import UnitTracing
 from .coordinates import WhitenedTarget
 from .particles import Particles
 
@@ -64,14 +64,16 @@ class IslandStreams:
                     stacklevel=4,
                 )
         seed = group.shared_seed()
+        self._tracing = [UnitTracing() for _ in self.own]
         self._streams = [Stream(seed, "islands", u, target.device) for u in self.own]
 
     def each(self, function: Callable[..., Any], *values: Sequence[Any]) -> list[Any]:
         """The results of a function for each own island, or for one value of each island."""
-        found = []
-        with without_auto_tracing(self.target), self._counts.counting():
-            for stream, *given in zip(self._streams, *(values or (self.own,)), strict=True):
-                with stream.active():
+        found, density = [], self.target.density.density
+        with self._counts.counting():
+            every = zip(self._streams, self._tracing, *(values or (self.own,)), strict=True)
+            for stream, tracing, *given in every:
+                with stream.active(), tracing.active(density):
                     found.append(function(*given))
         return found
 

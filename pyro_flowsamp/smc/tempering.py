@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import progress
 from ..checkpoint.scope import Scope, entered
-from ..distributed import WorkerGroup, guarded, splitting_workers
+from ..distributed import WorkerGroup, guarded, splitting_workers, without_auto_tracing
 from ..seeding import Stream
 from ..target.density import Target
 from ..transitions.scaling import scale_proposals, scale_step
@@ -196,7 +196,7 @@ def _shared_out(
     result = streams.joined(clouds)
     if check_coverage and group.rank == 0:
         assert isinstance(target, Target)
-        with first.active(), group.in_unit():
+        with first.active(), group.in_unit(), without_auto_tracing(target):
             problem = coverage_problem(target, base, result.x)
         if problem:
             warnings.warn(problem, stacklevel=4)
@@ -209,7 +209,7 @@ def _base_of_first(
     """The over-dispersed base that rank 0 has made."""
     like = torch.zeros(2, target.dim, dtype=target.dtype, device=target.device)
     if group.rank == 0:
-        with stream.active(), group.in_unit():
+        with stream.active(), group.in_unit(), without_auto_tracing(target):
             made = overdispersed_base(target, islands * -(-NUM_STARTS // islands))
         like = torch.stack([made.loc, made.scale])
     loc, scale = group.broadcast(like)

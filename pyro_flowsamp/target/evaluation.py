@@ -331,7 +331,8 @@ class ChunkedDensity:
         """Log densities ``(N,)``."""
         group = batch_workers(len(x) * self.bytes_per_point)
         if group is not None and self.density.compile_mode is not True:
-            return evaluated_by_all(group, self, x, c)
+            with self.density.apart():  # a worker's blocks decide nothing
+                return evaluated_by_all(group, self, x, c)
         chunks = self.split(x, c)
         if len(chunks) == 1:
             try:  # as :func:`_without_bad_matrices`, with a frame less in tracebacks of users

@@ -19,6 +19,8 @@ The density itself is evaluated where another transformation has to see its oper
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -138,6 +140,21 @@ class TracedDensity:
             "reasons": [self.reason, self.uncompiled_reason],
             "retraces": self._retraces,
         }
+
+    def fresh_state(self) -> dict[str, Any]:
+        """The counts of :meth:`state_dict` before any call."""
+        return TracedDensity(self.density).state_dict()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """A context without graphs, whose calls do not count."""
+        mode, state = self.compile_mode, self.state_dict()
+        self.compile_mode = False
+        try:
+            yield
+        finally:
+            self.compile_mode = mode
+            self.load_state_dict(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the counts of :meth:`state_dict`; graphs are made again where they are needed."""

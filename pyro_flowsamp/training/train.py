@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from .. import progress
-from ..checkpoint.scope import entered
+from ..checkpoint.scope import Scope, entered
 from ..distributed import SharedTraining, is_hidden, shared_training
 from ..options import FitOptions
 from .history import History
 from .plateau import VERDICTS, Plateau
 
 __all__ = ["Stepper", "Stored", "fit"]
+
+WHEN = ("later", "now")  #: whether to store a training, as workers tell each other
 
 
 class Stepper:
@@ -184,7 +186,9 @@ class _Training:
 
     def state_dict(self, seconds: float, finished: bool) -> dict[str, Any]:
         plateau = {k: v for k, v in vars(self.plateau).items() if k != "options"}
+        shared = self.stepper.shared
         return {
+            "shared": None if shared is None else shared.state_dict(),
             "stepper": self.stepper.state_dict(),
             "plateau": plateau,
             "history": self.history.updated(seconds=seconds),
@@ -196,11 +200,23 @@ class _Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.stepper.load_state_dict(state["stepper"])
+        if self.stepper.shared is not None and state.get("shared") is not None:
+            self.stepper.shared.load_state_dict(state["shared"], state["history"].steps)
         vars(self.plateau).update(state["plateau"])
         self.history = state["history"]
         self.losses, self.weights = state["losses"], state["weights"]
         for other, stored in zip(self.others, state["others"], strict=True):
             other.load_state_dict(stored)
+
+    def due(self, scope: Scope) -> bool:
+        """Whether to store the training after a step; several workers do at the end of a window.
+
+        Rank 0 says whether it is time. There the workers have no log weights of their own.
+        """
+        due, shared = scope.due(), self.stepper.shared
+        if shared is None or not scope.stores:
+            return due
+        return not self.losses and shared.agreed(WHEN[due], WHEN) == WHEN[True]
 
     def end_of_window(self, ess: Callable[[Tensor], Tensor]) -> str:
         """Notes the window of steps that has ended, and returns how the training goes on."""
@@ -230,7 +246,8 @@ def fit(
 
     With ``options.checkpoint``, or inside of a computation that is stored, the training is stored
     too. A step that Ctrl-C or an error has ended is not: the same call goes on from the state
-    that was stored last.
+    that was stored last. A training whose batches are shared out to workers is stored by rank 0, at
+    the end of a window of ``options.eval_every`` steps, and goes on with any number of workers.
 
     Arguments:
         parameters: Parameters to train; those that require no gradient are left out.
@@ -247,7 +264,7 @@ def fit(
 
     Raises:
         ValueError: No parameter requires a gradient; or there are workers, and the training is not
-            shared out, or is to be stored.
+            shared out.
         CheckpointError: The checkpoint cannot be read or written.
 
     References:
@@ -301,7 +318,7 @@ def fit(
                         break
                     if verdict == "decay":
                         stepper.decay(options.lr_decay)
-                if others is not None and scope.due():
+                if others is not None and training.due(scope):
                     seconds = time.perf_counter() - start
                     scope.write({"state": training.state_dict(seconds, False)}, "training")
         except KeyboardInterrupt:
@@ -311,6 +328,6 @@ def fit(
             warnings.warn(f"training interrupted after {history.steps} steps", stacklevel=2)
         history.skipped = int(stepper.skipped)
         history.seconds = time.perf_counter() - start
-        if not finished and history.stopped != "interrupted":
+        if scope.stores and not finished and history.stopped != "interrupted":
             scope.write({"state": training.state_dict(history.seconds, True)}, "trained")
     return history

@@ -270,6 +270,19 @@ def other_flow(group, guide):
     made(guide)
 
 
+def few(group, guide):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made(guide, chains=100)
+    return [str(one.message) for one in caught]
+
+
+def test_workers_without_chains_are_told(guide):
+    first, second = run_workers(2, few, guide)
+    assert any("100 chains in 1 blocks keep 1 of 2 workers busy" in text for text in first)
+    assert run_workers(2, few, guide, chains_per_block=50)[0] == []
+
+
 def one_bad_start(group, guide):
     starts = torch.zeros(300)
     bad = starts.clone()
@@ -359,11 +372,6 @@ def test_runs_do_not_go_on_after_the_workers(guide):
         run.resume(2)
     with pytest.raises(RuntimeError, match=r"gathered\(\) must be called there"):
         run.gathered()
-
-
-def test_a_checkpoint_is_refused(guide, tmp_path):
-    with workers(), pytest.raises(ValueError, match="cannot be used with workers"):
-        made(guide, checkpoint=str(tmp_path))
 
 
 def test_what_is_not_shared_out_is_refused(guide):

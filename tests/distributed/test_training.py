@@ -146,15 +146,11 @@ def test_batches_are_shared_out():
     assert number_here(100) == 100
 
 
-def test_trainings_that_are_not_shared_out_are_refused(tmp_path):
+def test_trainings_that_are_not_shared_out_are_refused():
     x = nn.Parameter(torch.tensor(3.0))
 
     def closure():
         return x.square(), None
 
-    with workers():
-        with pytest.raises(ValueError, match="this training is not shared out to workers yet"):
-            fit([x], closure, ess_fraction, OPTIONS)
-        stored = FitOptions(progress=False, checkpoint=str(tmp_path))
-        with pytest.raises(ValueError, match="cannot be used with workers"):
-            fit([x], closure, ess_fraction, stored, shared=True)
+    with workers(), pytest.raises(ValueError, match="this training is not shared out to workers"):
+        fit([x], closure, ess_fraction, OPTIONS)

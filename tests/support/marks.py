@@ -6,6 +6,8 @@ import pytest
 
 #: further runs of the scripts of studies, of which `make test` runs each once
 studies = pytest.mark.skipif("FLOWSAMP_STUDIES" not in os.environ, reason="make test-studies")
+#: whole calls of `sample()` by several workers, of which `make test` makes a few
+long_workers = pytest.mark.skipif("FLOWSAMP_WORKERS" not in os.environ, reason="make test-workers")
 
 
 def slow(values, *chosen):

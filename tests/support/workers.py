@@ -17,21 +17,27 @@ def run_workers(size, function, *args, start="fork", **options):
 
     An exception is returned in the place of a result, a None for a process that was killed. Forked
     processes have the mutations of the test that starts them, and models that cannot be pickled;
-    ``start="spawn"`` starts processes as torchrun does, that import everything themselves.
+    ``start="spawn"`` starts processes that import everything themselves, by
+    :func:`torch.multiprocessing.spawn`. They find each other by a FileStore.
     """
     context = multiprocessing.get_context(start)
     with tempfile.TemporaryDirectory() as folder:
-        method = f"file://{folder}/store"
-        pipes, processes = [], []
-        for rank in range(size):
-            receiver, sender = context.Pipe(duplex=False)
-            target = (sender, rank, size, method, function, args, options)
-            process = context.Process(target=_worker, args=target)
-            process.start()
+        given = size, f"file://{folder}/store", function, args, options
+        pipes = [context.Pipe(duplex=False) for _ in range(size)]
+        senders = [sender for _, sender in pipes]
+        if start == "spawn":
+            started = torch.multiprocessing.spawn(_worker, (senders, *given), size, join=False)
+            processes = started.processes
+        else:
+            processes = [
+                context.Process(target=_worker, args=(rank, senders, *given))
+                for rank in range(size)
+            ]
+            for process in processes:
+                process.start()
+        for sender in senders:
             sender.close()
-            pipes.append(receiver)
-            processes.append(process)
-        results = [_received(pipe) for pipe in pipes]
+        results = [_received(receiver) for receiver, _ in pipes]
         for process in processes:
             process.join(LIMIT)
             if process.is_alive():
@@ -46,7 +52,11 @@ def _received(pipe):
         return None
 
 
-def _worker(sender, rank, size, method, function, args, options):
+def _worker(rank, senders, size, method, function, args, options):
+    sender = senders[rank]
+    for other in senders:  # else they would not be closed when their process is killed
+        if other is not sender:
+            other.close()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK="0")
     torch.set_num_threads(1)
     settings = {"init_method": method, "timeout": 30.0, "answer_timeout": 1.0}
