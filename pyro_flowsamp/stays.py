@@ -17,6 +17,22 @@ The least of these is that of the states with the longest stays: a tail in which
 The chains' own autocorrelations do not show it where they have hardly been there. The weights do,
 at any point of the tail, and annealed particles have points there that no chain has led to.
 
+The error of any mean is known, too (Liu, 1996). Let states of probabilities :math:`p_i` be in the
+order of their weights, :math:`S_i = \sum_{j \le i} p_j`, and :math:`m_i` the mean of f over the
+states before i. The eigenvalues of the chain are :math:`\lambda_i = 1 - a(w_i)`, and f has the part
+
+.. math:: \nu_i = p_i \frac{S_{i-1}}{S_i} (f_i - m_i)^2, \qquad \sum_i \nu_i = \mathrm{Var}(f),
+
+in the direction of the i-th eigenvector, which is constant before i and zero after it. So the mean
+of f over n draws of each of C stationary chains has the variance
+
+.. math:: \mathrm{Var}(\bar f) = \frac1{C n} \sum_i \nu_i \tau_i, \qquad
+    \tau_i = 1 + 2 \sum_{k=1}^{n-1} \Bigl(1 - \frac kn\Bigr) \lambda_i^k
+    = \frac{1 + \lambda_i}{1 - \lambda_i}
+    - \frac{2 \lambda_i (1 - \lambda_i^n)}{n (1 - \lambda_i)^2} .
+
+It needs no chain: points that are distributed as the target, and their weights, are enough.
+
 Of a sampler with local moves the stays do not follow from the weights. There chains begin in A and
 make K steps. If they begin there as the target is distributed in A, the share :math:`s_k` of them
 that is in A after k steps estimates
@@ -47,7 +63,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["ess_of_longest_stays", "ess_of_rare_states", "ess_of_visits", "expected_stays"]
+__all__ = [
+    "ess_of_longest_stays",
+    "ess_of_rare_states",
+    "ess_of_visits",
+    "expected_stays",
+    "variances_by_stays",
+]
+
+
+SMALL = 1e-4  #: expected moves of a chain, below which its draws are one
 
 
 def expected_stays(
@@ -148,6 +173,48 @@ def ess_of_rare_states(
     steps = log_w.shape[1] * thin
     stays = expected_stays(log_w.flatten(), proposals).clamp(max=steps)
     return ess_of_longest_stays(stays, len(log_w) * steps, share)
+
+
+def variances_by_stays(
+    values: Tensor, log_w: Tensor, stays: Tensor, steps: int, thin: int, weights: Tensor
+) -> Tensor:
+    r"""The parts of points in the variance of means over one chain of an independence sampler.
+
+    Arguments:
+        values: Values of m functions at points that are distributed as the target, ``(N, m)``.
+        log_w: Log weights of the points, ``(N,)``.
+        stays: Expected stays at them, ``(N,)``.
+        steps: The number n of draws of the chain.
+        thin: Its steps for each draw.
+        weights: The probabilities of the points, of sum one, ``(N,)``.
+
+    Returns:
+        The terms :math:`\nu_i \tau_i / n`, ``(N, m)``, in the order of the weights. Their sum over
+        points is the variance of the mean over a stationary chain.
+
+    Example:
+        >>> log_w = torch.tensor([0.0, 100.0])  # a chain never leaves the second state
+        >>> stays, half = torch.tensor([1.0, 1e12]).double(), torch.tensor([0.5, 0.5]).double()
+        >>> values = torch.tensor([[0.0], [1.0]])
+        >>> float(variances_by_stays(values, log_w, stays, 100, 1, half).sum())  # one visit
+        0.25
+        >>> some = variances_by_stays(values, log_w, torch.ones(2).double(), 100, 1, half)
+        >>> float(some.sum())  # a hundred independent draws
+        0.0025
+    """
+    order = log_w.argsort()
+    f, p = values.double()[order], weights.double()[order]
+    total = p.cumsum(0)
+    before = torch.cat([torch.zeros_like(total[:1]), total[:-1]])
+    sums = torch.cat([torch.zeros_like(f[:1]), (p[:, None] * f).cumsum(0)[:-1]])
+    mean = sums / before.clamp(min=torch.finfo(p.dtype).tiny)[:, None]
+    share = p * before / total.clamp(min=torch.finfo(p.dtype).tiny)
+    stay = stays.double()[order]
+    leave = -torch.expm1(thin * torch.log1p(-1 / stay))  # in the steps to the next draw
+    left = -torch.expm1(steps * torch.log1p(-leave))
+    tau = (2 - leave) / leave - 2 * (1 - leave) * left / (steps * leave.square())
+    tau = torch.where(steps * leave < SMALL, float(steps), tau)
+    return (share * tau / steps)[:, None] * (f - mean).square()
 
 
 def ess_of_visits(

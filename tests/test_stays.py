@@ -118,6 +118,73 @@ def test_weights_of_points_count():
     assert_close(stays.ess_of_longest_stays(at, 110, 0.01, weights), 110 / 11, rtol=1e-3, atol=0)
 
 
+# ---- variances of means --------------------------------------------------------------------------
+
+
+def variances(steps=30, thin=2):
+    """Of a mean over a chain among eight states: by its stays, and by powers of its matrix."""
+    torch.manual_seed(0)
+    p, f = torch.rand(8).double().softmax(0), torch.randn(8, 3).double()
+    q = torch.randn(8).double().softmax(0)
+    weight = p / q
+    weight[4], q[4] = weight[3], p[4] / weight[3]  # equal weights, and q of another sum
+    kernel = q / q.sum() * torch.minimum(weight / weight[:, None], torch.ones(8, 8).double())
+    acceptance = (q / q.sum() * (weight / weight[:, None]).clamp(max=1)).sum(1)
+    kernel = kernel.fill_diagonal_(0.0)
+    kernel = kernel + torch.diag(1 - kernel.sum(1))
+    f = f - p @ f
+    power, total = torch.linalg.matrix_power(kernel, thin), (p[:, None] * f.square()).sum(0)
+    shifted, variance = f, total / steps
+    for k in range(1, steps):
+        shifted = power @ shifted
+        variance = variance + 2 * (1 - k / steps) * (p[:, None] * f * shifted).sum(0) / steps
+    parts = stays.variances_by_stays(f + 5.0, weight.log(), 1 / acceptance, steps, thin, p)
+    return parts.sum(0), variance
+
+
+@pytest.mark.parametrize("steps, thin", [(2, 1), (30, 1), (30, 3), (1000, 1)])
+def test_variances_are_those_of_the_chains_matrix(steps, thin):
+    found, true = variances(steps, thin)
+    assert_close(found, true, rtol=1e-9, atol=0)
+
+
+@mutation(stays, "variances_by_stays")
+def around_the_common_mean(variances_by_stays, values, log_w, at, steps, thin, weights):
+    """Without the means over the states of smaller weights."""
+    f = values - weights @ values
+    leave = 1 - (1 - 1 / at) ** thin
+    return (weights * (2 / leave - 1) / steps)[:, None] * f.square()
+
+
+@mutation(stays, "variances_by_stays")
+def thinning_forgotten(variances_by_stays, values, log_w, at, steps, thin, weights):
+    return variances_by_stays(values, log_w, at, steps, 1, weights)
+
+
+@pytest.mark.parametrize("wrong", [around_the_common_mean, thinning_forgotten])
+def test_wrong_variances_are_seen(wrong):
+    def error():
+        found, true = variances()
+        return float((found / true - 1).abs().max())
+
+    must_fail(wrong, score=error, above=0.01)
+
+
+def test_errors_of_chains_are_those_by_the_stays_at_exact_points():
+    """Chains of a thin proposal, and quantiles of the target that no chain has made."""
+    x, _ = chains(20_000)
+    u = (torch.arange(20_000).double() + 0.5) / 20_000
+    points = (2 * u - 1) / (2 * u * (1 - u)).sqrt()
+    scores = TARGET.log_prob(points) - THIN.log_prob(points)
+    proposals = THIN.sample((100_000,)).double()
+    at = stays.expected_stays(scores, TARGET.log_prob(proposals) - THIN.log_prob(proposals))
+    values = torch.stack([points > EDGE, points.abs() > EDGE, points < 0], -1).double()
+    even = torch.full((20_000,), 1 / 20_000).double()
+    found = stays.variances_by_stays(values, scores, at, x.shape[1], 1, even).sum(0)
+    means = torch.stack([x > EDGE, x.abs() > EDGE, x < 0], -1).double().mean(1)
+    assert_close(found, means.var(0), rtol=0.2, atol=0)
+
+
 # ---- visits of a set by a reversible kernel ------------------------------------------------------
 
 

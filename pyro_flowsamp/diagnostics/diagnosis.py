@@ -38,7 +38,7 @@ from .missed_modes import (
     region_of,
 )
 from .options import DiagnosisOptions
-from .rare_states import rare_states_check, visits_check
+from .rare_states import error_checks, rare_states_check, visits_check
 from .searches import (
     compare_evidences,
     direction_check,
@@ -263,6 +263,9 @@ def _of_the_flow(
     checks += rare_states_check(draws, made.log_weights, particles, shares, options)
     if modes is not None and particles is not None:
         checks += visits_check(draws, particles, modes.weights, modes.x, options)
+        if not draws.of_a_guide:
+            known = particles, modes.weights, modes.x
+            checks += error_checks(draws, made.log_weights, *known, options)
     return [*checks, *state_weight_checks(draws, particles, options, shares)], made
 
 
@@ -283,6 +286,8 @@ def _of_the_search(
         size = _effective_number(others, draws.x)
         flat = some_draws(draws.x, options.max_draws)
         checks += path_mode_check(flat, size, modes, draws.target, options)
+        around = replace(options, explorations=0)  # the search has had paths from everywhere
+        checks += path_checks(x, draws_of_paths(draws.target, x, around), options)
         if draws.kernel is not None:
             checks.append(stranded_check(x, modes, draws.kernel, draws.target, options))
     return checks

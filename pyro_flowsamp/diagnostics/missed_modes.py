@@ -70,7 +70,8 @@ def draws_of_paths(target: Target, x: Tensor | None, options: DiagnosisOptions) 
     Arguments:
         target: The target.
         x: Unconstrained draws, ``(chains, draws, d)``, or None.
-        options: The number of sets, and the options of the search.
+        options: The number of sets, and the options of the search. Points around the draws begin
+            paths of the first set, and are a set of their own where there are no others.
 
     Returns:
         The draws; none in many dimensions.
@@ -88,13 +89,11 @@ def draws_of_paths(target: Target, x: Tensor | None, options: DiagnosisOptions) 
     if target.dim > options.max_path_dim:
         return found
     around = None if x is None or target.circular else _points_around(target, x, options)
-    for i in range(options.explorations):
-        prior = target.prior_points(modes.paths // 2)
-        starts = overdispersed_starts(target, modes.paths, modes.octaves)
-        if prior is not None:
-            starts = torch.cat([prior, starts[len(prior) :]])
-        if i == 0 and around is not None:
-            starts = torch.cat([starts, around.to(starts)])
+    sets = [_starts(target, options) for _ in range(options.explorations)]
+    if around is not None and len(around):
+        first = sets[:1] or [around.to(target.dtype)[:0]]
+        sets[:1] = [torch.cat([first[0], around.to(first[0])])]
+    for starts in sets:
         paths = pathfinder(target, starts)
         best = distinct_paths(paths, len(paths.elbo), modes.distance)
         points = paths.sample(modes.points_per_path, best)[0].flatten(0, 1)
@@ -105,6 +104,14 @@ def draws_of_paths(target: Target, x: Tensor | None, options: DiagnosisOptions) 
         found.x.append(points)
         found.log_w.append(log_w.nan_to_num(nan=-torch.inf))
     return found
+
+
+def _starts(target: Target, options: DiagnosisOptions) -> Tensor:
+    """Starting points of a set of paths: of the prior where it is known, and on many scales."""
+    modes = options.search.modes
+    starts = overdispersed_starts(target, modes.paths, modes.octaves)
+    prior = target.prior_points(modes.paths // 2)
+    return starts if prior is None else torch.cat([prior, starts[len(prior) :]])
 
 
 def _points_around(target: Target, x: Tensor, options: DiagnosisOptions) -> Tensor:
@@ -135,10 +142,12 @@ def _points_around(target: Target, x: Tensor, options: DiagnosisOptions) -> Tens
 
 
 def path_checks(x: Tensor, paths: PathDraws, options: DiagnosisOptions) -> list[Check]:
-    """The mass of modes that paths have found, and that are far from all draws.
+    r"""The mass of modes that paths have found, and that are far from all draws.
 
     In a mode many draws of its Gaussian have comparable weights. In a heavy tail few of them have
-    all of the weight: then the mass is not known, and counts as none.
+    all of the weight: then the mass is not known, and counts as none. A share
+    :math:`S = \sum_i v_i f_i` by weights of sum one has about the standard error
+    :math:`(\sum_i v_i^2 (f_i - S)^2)^{1/2}`, by which it counts as less.
 
     Arguments:
         x: Unconstrained draws, ``(chains, draws, d)``.
@@ -154,9 +163,11 @@ def path_checks(x: Tensor, paths: PathDraws, options: DiagnosisOptions) -> list[
     """
     far, masses = far_from(x, options), [0.0]
     for points, log_w in zip(paths.x, paths.log_w):
-        share = log_w.softmax(0).nan_to_num(nan=0.0) * far(points)
-        effective = share.sum().square() / share.square().sum().clamp(min=1e-300)
-        masses.append(float(torch.where(effective >= options.min_far_draws, share.sum(), 0.0)))
+        weight, away = log_w.softmax(0).nan_to_num(nan=0.0), far(points)
+        share = (weight * away).sum()
+        effective = share.square() / (weight * away).square().sum().clamp(min=1e-300)
+        error = (weight * (away.double() - share)).norm()
+        masses.append(float(torch.where(effective >= options.min_far_draws, share - error, 0.0)))
     value = max(masses)
     ok = value <= options.max_far_mass
     text = f"paths to modes have found regions with {value:.2%} of the mass, far from all draws"

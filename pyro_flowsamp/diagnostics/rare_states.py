@@ -1,8 +1,18 @@
 r"""Checks of the states at which a sampler stays longest.
 
-Those of an independence sampler follow from its weights. A sampler with local moves is run from
-there. Its sets are :math:`A_j = \{x : \log w(x) \ge c_j\}`, in which the flow is thin and global
-moves lead out the least. With the weights :math:`v_i` of particles
+Those of an independence sampler follow from its weights, see :mod:`pyro_flowsamp.stays`. How much
+they matter is asked in three ways, at the accuracy that is asked of all other numbers:
+
+- of the states themselves: the share of the tenth of the mass at which chains stay longest;
+- of averages: the effective number of draws of the ranks and of the tails of each coordinate, if
+  the chains stay as long as the weights at annealed particles say;
+- of errors: whether those of the same averages, and of smaller tails, are much larger than the
+  chains' autocorrelations state. Chains that have not been in a tail do not know that they would
+  stay there.
+
+A sampler with local moves is run from such states. Its sets are
+:math:`A_j = \{x : \log w(x) \ge c_j\}`, in which the flow is thin and global moves lead out the
+least. With the weights :math:`v_i` of particles
 
 .. math:: \sum_{\log w(x_i) \ge c_j} v_i \approx 2^{-j} p_0, \qquad p_0 = 0.01, \quad j = 0, 1, ...
 
@@ -22,14 +32,22 @@ excluded, at the level :math:`e^{-3}`. A single particle decides if chains from 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..convergence import TAILS, columns_at_once, effective_sample_sizes
 from ..smc.particles import systematic
-from ..stays import ess_of_longest_stays, ess_of_rare_states, ess_of_visits, expected_stays
+from ..stays import (
+    ess_of_longest_stays,
+    ess_of_rare_states,
+    ess_of_visits,
+    expected_stays,
+    variances_by_stays,
+)
 from ..target.density import Target
 from ..weights import are_flat
 from .agreement import RETRAIN
@@ -38,7 +56,9 @@ from .draws import DiagnosedDraws
 from .evidence import weights_of_states
 from .options import DiagnosisOptions
 
-__all__ = ["rare_states_check", "visits_check"]
+__all__ = ["error_checks", "rare_states_check", "visits_check"]
+
+FEWEST_DRAWS = 8  #: draws of a chain from which on autocorrelations are computed
 
 #: what to try where chains hardly leave a region
 FASTER = (
@@ -61,6 +81,11 @@ def rare_states_check(
     :mod:`pyro_flowsamp.stays`.
     No stay counts for more than the steps of a chain: of such states the mass is looked at.
 
+    The share p of these states has the standard error :math:`\sqrt{p (1 - p) / n}` where its
+    effective number is n. So ``min_ess`` effective draws of a hundredth would be half a per cent of
+    error, a third of what is asked of shares of regions, whatever the states are: of a tenth they
+    are as much.
+
     Arguments:
         draws: The draws.
         of_flow: Log weights of draws of the flow, ``(M,)``.
@@ -75,7 +100,7 @@ def rare_states_check(
         >>> import torch
         >>> x, log_w = torch.zeros(4, 100, 1), torch.zeros(4, 100)
         >>> draws = DiagnosedDraws(x, ("x",), x, {"log_weight": log_w}, {}, None, None, None, None)
-        >>> particles = torch.tensor([0.0, 5.0]).repeat_interleave(torch.tensor([99, 1]))
+        >>> particles = torch.tensor([0.0, 5.0]).repeat_interleave(torch.tensor([90, 10]))
         >>> check = rare_states_check(draws, torch.zeros(9), particles, None, DiagnosisOptions())[0]
         >>> round(check.value, 2), check.ok  # 400 / (2 · 100 - 1)
         (2.01, False)
@@ -83,7 +108,7 @@ def rare_states_check(
     log_w = weights_of_states(draws)
     if log_w is None or not draws.jumps_only:
         return []
-    share, steps = options.search.rare_states, log_w.shape[1] * draws.thin
+    share, steps = options.rare_share, log_w.shape[1] * draws.thin
     sizes = [ess_of_rare_states(log_w, draws.thin, share, of_flow)]
     if particles is not None:
         known = particles.isfinite()  # another check counts the rest
@@ -96,6 +121,124 @@ def rare_states_check(
         f"size of {value:.0f}, not {least}: the flow is thin there"
     )
     return [Check("ESS of rare states", value, least, value >= least, text, RETRAIN, True)]
+
+
+def error_checks(
+    draws: DiagnosedDraws,
+    of_flow: Tensor,
+    particles: Tensor,
+    weights: Tensor,
+    x: Tensor,
+    options: DiagnosisOptions,
+) -> list[Check]:
+    r"""Errors of averages by an independence sampler, by its stays at annealed particles.
+
+    The averages are those of the normal scores of the ranks of each coordinate, and of indicators
+    of its being below quantiles. Their variances :math:`V` are those of
+    :func:`~pyro_flowsamp.stays.variances_by_stays`, over the number of chains. Those that the
+    chains state, :math:`\hat V`, are variances of the functions over their effective numbers.
+
+    - The effective numbers :math:`1 / V` of the scores, and :math:`q (1 - q) / V` of the tails of
+      5 %, must be ``min_ess``, as those by the chains.
+    - :math:`(V / \hat V)^{1/2}` must be at most ``max_error_ratio``. If chains are expected to come
+      k times to a rare set A, its share has the variance :math:`V = 2 p_A^2 / k`. Answers that lack
+      A entirely are off by :math:`p_A`, so by :math:`(k / 2)^{1/2}` times the ratio in stated
+      errors, and lack it with the probability :math:`e^{-k}`.
+
+    V is a sum over particles, some of which may make up most of it by chance. So in the ratio it is
+    less by its standard error, the root of the sum of their squares.
+
+    Arguments:
+        draws: The draws.
+        of_flow: Log weights of draws of the flow, ``(M,)``.
+        particles, weights, x: Log weights, weights and places of particles, ``(N,)``, ``(N, d)``.
+        options: The quantiles and the bounds.
+
+    Returns:
+        Two checks; none where the sampler has local moves.
+
+    Example:
+        >>> x = torch.randn(200, 100, 1, generator=torch.manual_seed(0)).double()
+        >>> stats = {"log_weight": torch.zeros(200, 100)}
+        >>> draws = DiagnosedDraws(x, ("x",), x, stats, {}, None, None, None, None)
+        >>> points = torch.randn(1000, 1).double()
+        >>> thin = 10.0 * (points[:, 0] > 2)  # there chains would stay for thousands of steps
+        >>> even = torch.full((1000,), 0.001)
+        >>> found = error_checks(draws, torch.zeros(9), thin, even, points, DiagnosisOptions())
+        >>> [check.ok for check in found]
+        [True, False]
+    """
+    log_w, own = weights_of_states(draws), draws.x
+    known = particles.isfinite()  # another check counts the rest
+    scores, mass = particles[known].double(), weights[known].double()
+    if log_w is None or own is None or not draws.jumps_only or own.shape[1] < FEWEST_DRAWS:
+        return []
+    if not len(scores):
+        return []
+    stays, mass = expected_stays(scores, of_flow), mass / mass.sum()
+    tails = [i for i, q in enumerate(options.error_quantiles) if q in TAILS]
+    sizes, ratios, at_once = [], [], max(1, columns_at_once(own) // len(options.error_quantiles))
+    for mine, theirs in zip(own.double().split(at_once, -1), x[known].double().split(at_once, -1)):
+        functions, spread = _functions(mine, options)
+        parts = variances_by_stays(
+            functions(theirs).flatten(1), scores, stays, own.shape[1], draws.thin, mass
+        )
+        variance = parts.sum(0).reshape(spread.shape) / len(own)
+        sizes.append((spread / variance)[:, [*tails, -1]].flatten())
+        less = variance - parts.square().sum(0).sqrt().reshape(spread.shape) / len(own)
+        ratios.append((less.clamp(min=0.0) / _stated(mine, functions, less, spread)).amax(1).sqrt())
+    ratio, worst = torch.cat(ratios).max(0)
+    size, least, most = float(torch.cat(sizes).min()), options.min_ess, options.max_error_ratio
+    number = (
+        f"by the weights of annealed particles averages have an effective sample size of "
+        f"{size:.0f} only, not {least}: the flow is thin where chains have hardly been"
+    )
+    error = (
+        f"errors of averages are up to {float(ratio):.1f} times as large as the chains state, by "
+        f"the weights of annealed particles (unconstrained coordinate {int(worst)})"
+    )
+    return [
+        Check("ESS by stays", size, least, size >= least, number, RETRAIN, True),
+        Check("errors by stays", float(ratio), most, float(ratio) <= most, error, RETRAIN),
+    ]
+
+
+def _functions(x: Tensor, options: DiagnosisOptions) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """Indicators and scores of points ``(N, d)`` by draws ``(C, n, d)``, and their variances.
+
+    Returns:
+        A function to ``(N, d, Q + 1)``, Q quantiles and then the scores, and ``(d, Q + 1)``.
+    """
+    ordered = x.flatten(0, 1).mT.contiguous().sort(-1).values
+    count = ordered.shape[1]
+    q = x.new_tensor(options.error_quantiles)
+    edges = ordered[:, (q * (count - 1)).round().long()]
+    spread = torch.cat([q * (1 - q), q.new_ones(1)]).expand(len(edges), -1)
+
+    def functions(points: Tensor) -> Tensor:
+        ranks = torch.searchsorted(ordered, points.mT.contiguous()).mT
+        scores = torch.special.ndtri((ranks + 0.5) / (count + 1))
+        return torch.cat([(points[..., None] <= edges).double(), scores[..., None]], -1)
+
+    return functions, spread
+
+
+def _stated(
+    x: Tensor, functions: Callable[[Tensor], Tensor], variance: Tensor, spread: Tensor
+) -> Tensor:
+    """The variances that chains ``(C, n, d)`` state, ``(d, Q + 1)``.
+
+    They are at least those of independent draws, and not computed where these are large enough.
+    """
+    chains, steps, columns = x.shape
+    stated = spread / (chains * steps)
+    some = (variance > stated).any(1)
+    if not bool(some.any()):
+        return stated
+    values = functions(x.flatten(0, 1))[:, some].permute(1, 2, 0)
+    sizes = effective_sample_sizes(values.unflatten(-1, (chains, steps)))
+    found = values.var(-1) / sizes
+    return stated.index_copy(0, some.nonzero()[:, 0], torch.maximum(found, stated[some]))
 
 
 def visits_check(

@@ -96,7 +96,9 @@ class Particles(NamedTuple):
     def evidence(self) -> Estimate:
         """The log of the mean over islands, whose mean is unbiased, and its standard error.
 
-        It has R - 1 degrees of freedom; on one island the error is not known.
+        It has R - 1 degrees of freedom; on one island the error is not known. What all islands
+        lack, since moves mix slowly, their spread does not show: see
+        :func:`~pyro_flowsamp.tempered_smc`.
         """
         islands = len(self.evidences)
         return Estimate(*log_mean_weight(self.evidences), islands - 1 if islands > 1 else inf)

@@ -83,7 +83,12 @@ def tempered_smc(
 
     Returns:
         Equally weighted particles of the target, with an estimate of its log evidence for each
-        island. Step sizes are tuned on the way, so that the evidence is not exactly unbiased.
+        island. Step sizes are tuned on the way, so that the evidence is not exactly unbiased. Where
+        ``mcmc_steps`` are too few to forget where particles were, all islands lack the same region,
+        and the evidence is too small by more than its error. More steps show it. More particles, or
+        shorter stages, do not: on a regression with 21 random effects the log evidence was too
+        small by .33, .19 and .06 with 5, 20 and 80 steps, and by .26 with 5 steps of eight times as
+        many particles.
 
     Raises:
         ValueError: The target's density is not finite anywhere, or there are fewer than two

@@ -23,6 +23,7 @@ from pyro_flowsamp import (
 )
 from pyro_flowsamp.diagnostics import diagnosis, missed_modes
 from pyro_flowsamp.sampling.candidates import gaussian_guide
+from pyro_flowsamp.smc.mode_search import ModeSearch
 
 
 def arviz_of(x):
@@ -202,3 +203,30 @@ def test_particles_must_be_compared_in_all_coordinates():
     with broken(of_the_first_coordinate):
         found = diagnose(run, modes=found_modes())
     assert found["particles far from draws"].ok
+
+
+def with_a_search_that_has_missed_a_thin_mode():
+    """Half of the mass is a tenth as wide as the rest, and seven of its deviations away."""
+
+    def energy(x):
+        wide, thin = 0.5 * x.square().sum(-1), 50 * (x - 5.0).square().sum(-1)
+        return -torch.logaddexp(-wide, torch.tensor(100.0).log() - thin)
+
+    pyro.set_rng_seed(0)
+    alone = Target.from_energy(lambda x: 0.5 * x.square().sum(-1), 2)
+    modes = ModeSearch(alone, DiagnosisOptions().search.modes).run()
+    guide = gaussian_guide(Target.from_energy(energy, 2), torch.zeros(2), 1.2 * torch.eye(2))
+    run = VectorizedMCMC(IMH(guide=guide), 30, 10, 200, disable_progbar=True)
+    run.run()
+    return failed(diagnose(run, modes=modes))
+
+
+@mutation(diagnosis, "draws_of_paths")
+def no_paths_from_around_the_draws(draws_of_paths, target, x, options):
+    return draws_of_paths(target, None, options)
+
+
+def test_what_a_given_search_has_missed_is_looked_for_around_the_draws():
+    assert "mass of modes far from draws" in with_a_search_that_has_missed_a_thin_mode()
+    with broken(no_paths_from_around_the_draws):
+        assert "mass of modes far from draws" not in with_a_search_that_has_missed_a_thin_mode()

@@ -13,6 +13,11 @@ def test_thresholds_must_not_be_negative(name):
         DiagnosisOptions(**{name: float("nan")})
 
 
+def test_quantiles_are_probabilities():
+    with pytest.raises(ValueError, match="error_quantiles must be between 0 and 1, got \\(5.0,\\)"):
+        DiagnosisOptions(error_quantiles=(5.0,))
+
+
 def test_evidence():
     with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
         EvidenceOptions(max_steps=0)

@@ -10,7 +10,12 @@ from torch.distributions import Normal
 from pyro_flowsamp import DiagnosisOptions, LatentHMC, SearchOptions, Target, VectorizedMCMC
 from pyro_flowsamp.diagnostics import rare_states
 from pyro_flowsamp.diagnostics.draws import read_draws
-from pyro_flowsamp.diagnostics.rare_states import _shares, rare_states_check, visits_check
+from pyro_flowsamp.diagnostics.rare_states import (
+    _shares,
+    error_checks,
+    rare_states_check,
+    visits_check,
+)
 from pyro_flowsamp.sampling.candidates import gaussian_guide
 from pyro_flowsamp.trust import log_weights
 
@@ -47,8 +52,76 @@ def stays_of_the_median(expected_stays, log_w, proposals):
     return expected_stays(log_w, proposals).median().expand(len(log_w))
 
 
-SCENARIOS = {a_tail_that_only_particles_show: "ESS of rare states"}
-BROKEN = [(stays_of_the_median, a_tail_that_only_particles_show)]
+def errors_of(stay, edge, chains=200, steps=100, thin=1):
+    """Independent draws beside particles: beyond an edge chains would stay for so many steps."""
+    x = independent(chains, steps, 2)
+    draws = diagnosed(x, {"log_weight": torch.zeros(chains, steps)}, thin=thin)
+    points = torch.randn(1000, 2).double()
+    scores = torch.where(points[:, 0] > edge, torch.tensor(stay).log(), 0.0)
+    even = torch.full((1000,), 1e-3)
+    return error_checks(draws, torch.zeros(500).double(), scores, even, points, OPTIONS)
+
+
+def a_tail_whose_errors_are_stated_too_small():
+    """Of 2 % of the mass, where no stay has been seen."""
+    return by_name(errors_of(100.0, 2.0))
+
+
+def averages_that_have_few_effective_draws():
+    return by_name(errors_of(100.0, 1.0))
+
+
+def test_errors_by_equal_weights_are_those_that_chains_state():
+    for stay, edge in ((1.0, 0.0), (2.0, 2.5), (1000.0, 6.0)):
+        found = errors_of(stay, edge)
+        assert all(check.ok for check in found) and found[1].value < 1.2
+    shorter = errors_of(100.0, 2.0, thin=1000)  # draws after many stays
+    assert all(check.ok for check in shorter)
+
+
+def test_a_single_particle_does_not_decide_what_errors_are():
+    """Errors count as less by the standard error of the sum over particles."""
+    draws = diagnosed(independent(200, 100), {"log_weight": torch.zeros(200, 100)})
+    points, scores = torch.randn(1000, 2).double(), torch.zeros(1000).double()
+    points[0], scores[0] = 3.5, torch.tensor(1000.0).log()
+    even = torch.full((1000,), 1e-3)
+    found = error_checks(draws, torch.zeros(500).double(), scores, even, points, OPTIONS)
+    assert all(check.ok for check in found) and found[1].value < 2
+
+
+def test_errors_are_looked_at_where_a_sampler_only_jumps():
+    statistics = {"log_weight": torch.zeros(40, 200), "step_size": torch.ones(1)}
+    draws, even = diagnosed(independent(), statistics), torch.full((9,), 1 / 9)
+    known = torch.zeros(5), torch.zeros(9), even, torch.randn(9, 2)
+    assert error_checks(draws, *known, OPTIONS) == []
+    few = diagnosed(independent(40, 7), {"log_weight": torch.zeros(40, 7)})
+    assert error_checks(few, *known, OPTIONS) == []
+    none = torch.full((9,), torch.nan)
+    some = diagnosed(independent(), {"log_weight": torch.zeros(40, 200)})
+    assert error_checks(some, known[0], none, *known[2:], OPTIONS) == []
+
+
+@mutation(rare_states, "_stated")
+def errors_are_taken_as_stated_by_few_draws(_stated, x, functions, variance, spread):
+    return 100 * _stated(x, functions, variance, spread)
+
+
+@mutation(rare_states, "variances_by_stays")
+def stays_that_count_once(variances_by_stays, values, log_w, stays, steps, thin, weights):
+    return variances_by_stays(values, log_w, torch.ones_like(stays), steps, thin, weights)
+
+
+SCENARIOS = {
+    a_tail_that_only_particles_show: "ESS of rare states",
+    a_tail_whose_errors_are_stated_too_small: "errors by stays",
+    averages_that_have_few_effective_draws: "ESS by stays",
+}
+BROKEN = [
+    (stays_of_the_median, a_tail_that_only_particles_show),
+    (errors_are_taken_as_stated_by_few_draws, a_tail_whose_errors_are_stated_too_small),
+    (stays_that_count_once, a_tail_whose_errors_are_stated_too_small),
+    (stays_that_count_once, averages_that_have_few_effective_draws),
+]
 
 test_it_is_flagged, test_a_broken_check_does_not_flag_it = scenario_tests(SCENARIOS, BROKEN)
 

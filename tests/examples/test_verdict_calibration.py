@@ -83,7 +83,13 @@ def test_exact_draws_have_the_density(name):
 
 
 @pytest.mark.parametrize(
-    "name, end", [("two_sticks", 30), ("heavy_modes", 60), ("ring_and_core", 9)]
+    "name, end",
+    [
+        ("two_sticks", 30),
+        ("heavy_modes", 60),
+        ("ring_and_core", 9),
+        ("two_arcs", 7),
+    ],
 )
 def test_components_have_their_masses(name, end):
     """By a sum of the density over a grid of the plane, in parts."""

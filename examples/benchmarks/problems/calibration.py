@@ -1,9 +1,10 @@
 """Targets of known truth on which the verdict of ``diagnose()`` is calibrated.
 
 Each has exact draws, which give the truth of every statistic, and the masses of its modes where it
-has several. Thresholds were chosen on ``CHOOSING``. ``JUDGING`` was written after that, when the
-checks and the definition of a wrong run were fixed, and nothing was chosen on it. Both have heavy
-tails, many modes, wide, narrow, far and tiny ones, funnels, and targets that are hard and go well.
+has several. Thresholds were chosen on ``CHOOSING``, the judging targets of earlier versions
+included. ``JUDGING`` was written before any run on it, and nothing was chosen on it. Both have
+heavy tails, many modes, wide, narrow, far and tiny ones, funnels, and targets that are hard and go
+well.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,26 @@ from pyro_flowsamp.problems import (
     unequal_pair,
 )
 
+from .families import (
+    asymmetric_laplace,
+    comb_of_modes,
+    crowd_of_modes,
+    dirichlet,
+    grid_of_modes,
+    gumbel,
+    log_half_cauchy,
+    logit_beta,
+    oriented_modes,
+    ring_in_space,
+    secant,
+    skew_normal,
+    skew_student,
+    sloped_funnel,
+    student_funnel,
+    tilted_student,
+    twisted,
+    two_arcs,
+)
 from .shapes import (
     autoregression,
     bow_tie,
@@ -48,6 +69,7 @@ from .shapes import (
     sticks,
     student,
 )
+from .small_posteriors import bioassay, eight_schools, pumps, speed_of_light, two_groups
 
 __all__ = ["CHOOSING", "JUDGING", "NEEDLES", "exact_draws", "problem"]
 
@@ -81,8 +103,6 @@ CHOOSING: dict[str, Callable[[], Problem]] = {
     "neal_funnel": lambda: funnel(6, 3.0),
     "rings": rings4,
     "scale_mixture": lambda: concentric(5),
-}
-JUDGING: dict[str, Callable[[], Problem]] = {
     "student_t2_5": lambda: student(4, 2.5),
     "tailed_coordinates": lambda: independent_student(5, 4.0),
     "skewed_tails": lambda: sinh_arcsinh(3, 0.8, 0.6),
@@ -112,6 +132,40 @@ JUDGING: dict[str, Callable[[], Problem]] = {
     "shell": shell,
     "ill_conditioned": lambda: rotated([0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]),
     "autoregression": lambda: autoregression(16, 0.95),
+}
+JUDGING: dict[str, Callable[[], Problem]] = {
+    "skew_student": lambda: skew_student(3, 2.0, 4.0),
+    "skew_normal": lambda: skew_normal(4, 6.0),
+    "asymmetric_laplace": lambda: asymmetric_laplace(5, 2.0, 0.5),
+    "gumbel": lambda: gumbel(6),
+    "secant": lambda: secant(3),
+    "tilted_student": lambda: tilted_student([0.1, 0.3, 1.0, 3.0, 10.0, 1.0], 3.5),
+    "contaminated": lambda: mixture([[0.0] * 4] * 2, [1.0, 3.5], [0.9, 0.1]),
+    "logit_beta": lambda: logit_beta(4, 0.6, 3.0),
+    "log_half_cauchy": lambda: log_half_cauchy(3),
+    "dirichlet": lambda: dirichlet([0.4, 0.7, 1.0, 2.0, 5.0]),
+    "nine_modes": grid_of_modes,
+    "modes_in_ten": lambda: mixture([[0.0] * 10, [1.6] * 10], [1.0, 0.8], [0.3, 0.7]),
+    "modes_of_three_scales": lambda: mixture(
+        [[0.0, 0.0], [20.0, 0.0], [0.0, -60.0]], [0.2, 1.5, 6.0], [0.3, 0.3, 0.4]
+    ),
+    "twenty_modes": crowd_of_modes,
+    "faint_mode": lambda: mixture([[0.0] * 3, [5.0, -4.0, 3.0]], [1.0, 0.35], [0.96, 0.04]),
+    "touching_modes": lambda: mixture([[0.0] * 3, [2.5, 0.0, 0.0]], [1.0, 0.5], [0.5, 0.5]),
+    "oriented_modes": oriented_modes,
+    "comb_of_modes": comb_of_modes,
+    "two_arcs": two_arcs,
+    "gentle_funnel": lambda: sloped_funnel(8, 1.0, 0.7),
+    "long_funnel": lambda: sloped_funnel(3, 2.0, 0.3),
+    "student_funnel": lambda: student_funnel(4, 1.0, 5.0),
+    "twisted": lambda: twisted(6, 3.0, 0.3),
+    "cubic_arm": lambda: curved(lambda x: 0.3 * x**3, 2, 0.5, 1.2),
+    "ring_in_space": ring_in_space,
+    "eight_schools": eight_schools,
+    "pumps": pumps,
+    "bioassay": bioassay,
+    "speed_of_light": speed_of_light,
+    "two_groups": two_groups,
 }
 NEEDLES: dict[str, Callable[[], Problem]] = {
     "needle": lambda: mixture([[0.0, 0.0], [3.0, 3.0]], [1.0, 0.02], [0.994, 0.006]),

@@ -91,6 +91,8 @@ MOMENTS = 10  #: a mean is scored where the variance of half of the exact draws 
 THRESHOLDS = {
     "nested R-hat": "max_nested_r_hat",
     "ESS per chain": "min_ess_per_chain",
+    "ESS by stays": "min_ess",
+    "errors by stays": "max_error_ratio",
     "error of long runs": "max_share_error",
     "mass of long stays": "max_stay_mass",
     "chains that never moved": "max_never_moved",
@@ -106,7 +108,7 @@ THRESHOLDS = {
     "particles that do not move": "max_immobile",
     "evidences": "max_evidence_gap",
 }
-LOWER_BOUNDS = "ESS per chain", "visits of regions", "importance ESS of the flow"
+LOWER_BOUNDS = "ESS per chain", "ESS by stays", "visits of regions", "importance ESS of the flow"
 METHODS = (
     "IMH, Gaussian",
     "IMH, half trained",
