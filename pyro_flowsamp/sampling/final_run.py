@@ -92,7 +92,7 @@ def finish(
 
 
 def _end_of_draws(error: Exception, none_yet: bool) -> str:
-    """What has ended the draws, in words.
+    """The clause which says what has ended the draws.
 
     Raises:
         Exception: There are no draws, or the error ends the work of all.
@@ -166,7 +166,7 @@ def _draw_until_enough(best: Candidate, draws: int, groups: Tensor) -> list[str]
 
 
 def _missing_draws(run: VectorizedMCMC, wanted: int) -> list[str]:
-    """What is wrong where Ctrl-C has ended the draws of a run before there were as many."""
+    """The problem where Ctrl-C has ended the draws of a run before there were as many."""
     if not run.interrupted or run.num_samples >= wanted:
         return []
     return [f"{DRAWS_ENDED}: each chain has {run.num_samples}, not {wanted}"]

@@ -373,7 +373,7 @@ def _attributes(
         "dtype": str(sampler.target.dtype).removeprefix("torch."),
         "evaluations": sampler.evaluations,
         "evaluations_start": sampler.modes.evaluations,
-        "modes": sampler.num_modes,
+        "modes": sampler.modes.num_modes,
         "unseen_mass": sampler.modes.unseen,
         "log_evidence": float(evidence.value),
         "log_evidence_error": float(evidence.standard_error),

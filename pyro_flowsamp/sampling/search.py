@@ -117,12 +117,7 @@ class SamplerSearch(InterruptibleSearch):
             self.take_first(problem)
         few = self.particles[: self.options.pilot_chains]
         self._work_per_evaluation = self.in_any_case("work", partial(_work_of, self.target, few))
-        log.info("modes: %d, after %d evaluations", self.num_modes, self.modes.evaluations)
-
-    @property
-    def num_modes(self) -> int:
-        """The number of modes of the particles."""
-        return self.modes.num_modes
+        log.info("modes: %d, after %d evaluations", self.modes.num_modes, self.modes.evaluations)
 
     def search(self) -> Candidate:
         """Returns the best kernel, once no other could save more work than it takes to find out.
@@ -147,7 +142,7 @@ class SamplerSearch(InterruptibleSearch):
             if guide is not None:
                 both = LocalGlobalHMC(guide=guide, trajectory=trajectory)
                 best = self.consider(best, "LocalGlobalHMC", flow, both)
-        for flow, from_draws in flow_candidates(self.target, self.num_modes > 1):
+        for flow, from_draws in flow_candidates(self.target, self.modes.num_modes > 1):
             if (from_draws and self.work_to_finish(best) < inf) or not self.options.wants(flow):
                 continue
             failure = self._failure
@@ -226,9 +221,7 @@ class SamplerSearch(InterruptibleSearch):
         if isinstance(error, CheckpointError | WorkersDifferError) or have_ended():
             raise error
         self._failure = error
-        text = str(error) or type(error).__name__
-        if isinstance(error, TooLittleMemoryError):  # its remedy is not one of sample()
-            text = error.need
+        text = _reason(error)
         self.compared.append(f"{name}: left out: {text}")
         warnings.warn(f"{name} is left out: {text}", stacklevel=5)
 
@@ -286,6 +279,13 @@ class SamplerSearch(InterruptibleSearch):
             guide = None
         self._searched += (self.evaluations - before) * self._work_per_evaluation
         return guide
+
+
+def _reason(error: Exception) -> str:
+    """The reason for which a candidate is left out, in words."""
+    if isinstance(error, TooLittleMemoryError):
+        return error.need  # its remedy is not one of sample()
+    return str(error) or type(error).__name__
 
 
 @contextmanager
