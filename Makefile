@@ -40,8 +40,10 @@ test-kill: $(VENV)/.installed  ## kill, interrupt and break runs at random momen
 test-workers: $(VENV)/.installed  ## all tests of many workers, with whole calls of sample()
 	OMP_NUM_THREADS=1 FLOWSAMP_WORKERS=1 $(VENV)/bin/python -m pytest tests/distributed
 
-test-studies: $(VENV)/.installed  ## run the scripts of all studies at their smallest, pictures included
-	OMP_NUM_THREADS=1 FLOWSAMP_STUDIES=1 $(VENV)/bin/python -m $(PYTEST) tests/examples/test_examples.py
+test-studies: $(VENV)/.installed  ## run the scripts of all studies at their smallest, and all of the largest grids
+	OMP_NUM_THREADS=1 FLOWSAMP_STUDIES=1 $(VENV)/bin/python -m $(PYTEST) tests/examples/test_examples.py \
+		tests/kernels/test_latent.py tests/kernels/test_sharpened.py \
+		tests/contracts/test_devices.py tests/contracts/test_protocols.py
 
 test-py312: $(PY312)/.installed  ## run the tests with ArviZ 1.x on Python 3.12
 	OMP_NUM_THREADS=1 $(PY312)/bin/python -m $(PYTEST)

@@ -26,7 +26,7 @@ from pyro_flowsamp import (
 )
 from pyro_flowsamp.flows.proposal import Proposal
 from pyro_flowsamp.flows.recipes import coupling
-from pyro_flowsamp.kernels.local_global import LocalGlobalInfo
+from pyro_flowsamp.kernels.local_global import LocalGlobalInfo, LocalStepsOptions
 from pyro_flowsamp.transitions import hamiltonian
 
 OPTIONS = FitOptions(150, 128, 1e-2, stop_at_ess=1.0, progress=False)
@@ -197,7 +197,7 @@ def test_each_context_has_particles_of_its_own():
         LatentMALA,
         LatentHMC,
         partial(LatentHMC, trajectory="adapted"),
-        lambda **how: LocalGlobalHMC(**how, num_proposals=3),
+        partial(LocalGlobalHMC, num_proposals=3, search=LocalStepsOptions(2, 4)),
     ],
 )
 def test_every_chain_keeps_its_context(guide, kernel):

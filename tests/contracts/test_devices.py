@@ -16,7 +16,7 @@ from support.devices import (
     make_draws,
     started,
 )
-from support.marks import slow
+from support.marks import in_turn, studies
 from variants import along_trajectories, kl_loss, linear_loss
 
 from pyro_flowsamp import (
@@ -66,6 +66,7 @@ CASES = [
     ("annealing", "model"),
 ]
 SLOW = [case for case in CASES if "annealing" in case]
+DRAWS = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
 
 
 def _annealed(target, **arguments):
@@ -84,16 +85,27 @@ def _trained(flow, name):
     if flow == "annealing":
         return _annealed(TARGETS[name]())
     if flow == "mixture":  # couplings on a mixture
-        flow, ensemble = "coupling", {"x": torch.randn(500, 2)}
+        flow, ensemble = "coupling", {"x": DRAWS}
     guide = AutoFlow(TARGETS[name](), flow=flow, ensemble=ensemble, options=options)
     guide.fit()
     return guide
 
 
-@pytest.fixture(params=slow(CASES, *SLOW), ids=" on ".join)
+@pytest.fixture
 def guide(request):
     """A copy, which a test may change, of a guide that is trained once."""
     return deepcopy(_trained(*request.param))
+
+
+def on_cases(**names):
+    """Each name on each case of a guide, the rest of the pairs in turn as further runs."""
+    ((parameter, names),) = names.items()
+    chosen, values = in_turn(names, CASES), []
+    for name in names:
+        for case in CASES:
+            marks = [studies] * ((name, case) not in chosen) + [pytest.mark.slow] * (case in SLOW)
+            values.append(pytest.param(name, case, marks=marks, id=f"{name}-{' on '.join(case)}"))
+    return pytest.mark.parametrize((parameter, "guide"), values, indirect=["guide"])
 
 
 SAMPLERS = {
@@ -105,9 +117,7 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "kernel", slow(SAMPLERS, "LatentHMC", "LatentMALA, Jacobian metric", "LocalGlobalHMC")
-)
+@on_cases(kernel=SAMPLERS)
 def test_sampling(kernel, guide):
     draws = 5 if kernel == "IMH" else 2  # IMH proposes ahead, and twice here; no other kernel does
     kernel = SAMPLERS[kernel](guide=guide)
@@ -122,14 +132,14 @@ def test_sampling(kernel, guide):
 
 
 OBJECTIVES = {
+    "sum": WeightedSum([(0.5, ForwardKL(DRAWS)), (1.0, PathGradient())]),
     "path gradient": PathGradient(),
     "reverse KL": ReverseKL(),
-    "forward KL": ForwardKL(torch.randn(100, 2), log_weights=torch.randn(100)),
-    "sum": WeightedSum([(0.5, ForwardKL(torch.randn(100, 2))), (1.0, PathGradient())]),
+    "forward KL": ForwardKL(DRAWS, log_weights=DRAWS[:, 0]),
 }
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@on_cases(objective=OBJECTIVES)
 def test_training(objective, guide):
     target = guide.target_for()
     before = [p.clone() for p in guide.flow.parameters()]

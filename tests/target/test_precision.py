@@ -132,7 +132,7 @@ def test_containers_and_contexts():
         assert rounding_error(each, x) < 1e-5
 
 
-MATRIX = torch.randn(20, 2)
+MATRIX = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
 
 
 def matrix_in_a_closure(y):

@@ -266,7 +266,7 @@ SQUARES = torch.tensor([8.6, 9.3, 9.1, 8.8])
 
 def _squared_log_evidence():
     """By quadrature over a and log s."""
-    a, log_s = torch.linspace(-12, 12, 6001).double(), torch.linspace(-12, 2.5, 4001).double()
+    a, log_s = torch.linspace(-12, 12, 2001).double(), torch.linspace(-12, 2.5, 1001).double()
     s = log_s.exp()[:, None]
     log_p = dist.Normal(1.0, 3.0).log_prob(a) + dist.HalfNormal(1.0).log_prob(s) + log_s[:, None]
     for y in SQUARES.double():
@@ -349,11 +349,11 @@ def test_pyro_takes_it_as_a_guide():
     elbo = Trace_ELBO(num_particles=256, vectorize_particles=True, max_plate_nesting=1)
     loss = elbo.loss(models.conjugate, guide, *data)
     assert loss == pytest.approx(-models.CONJUGATE_LOG_EVIDENCE, abs=0.2)
-    draws = Predictive(models.conjugate, guide=guide, num_samples=200)(*data)
+    draws = Predictive(models.conjugate, guide=guide, num_samples=100)(*data)
     for name, (mean, sd) in models.CONJUGATE_TRUTH.items():
         assert abs(float(draws[name].mean()) - mean) < 0.3 * sd
-    posterior = Importance(models.conjugate, guide, num_samples=100).run(*data)
-    assert posterior.get_ESS() > 50
+    posterior = Importance(models.conjugate, guide, num_samples=60).run(*data)
+    assert posterior.get_ESS() > 30
 
 
 def test_particles_move_by_frozen_steps(pair, monkeypatch):
