@@ -1,11 +1,15 @@
 """Evaluation in chunks: the same densities and derivatives as at once, with less memory."""
 
+import gc
+import weakref
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from support import models
 from support.models import BATCHING, named
+from support.mutations import broken, mutation
 from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 
@@ -133,6 +137,46 @@ def test_the_density_has_parameters(small_chunks):
     small_chunks(target, 5)
     (chunks,) = torch.autograd.grad(target.log_prob(x).sum(), scale)
     assert_close(chunks, whole)
+
+
+class Watch:
+    """Lives as long as what it is kept with."""
+
+
+def leftovers():
+    """Return how many frames of failed evaluations live on, though nothing collects garbage."""
+    seen = []
+
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        held = Watch()
+        seen.append(weakref.ref(held))
+        matrix = torch.eye(2) * x[..., None, None] if x.dim() else torch.eye(2) * x
+        pyro.factor("f", torch.linalg.cholesky(matrix).sum((-2, -1)))
+
+    target = Target.from_model(model)
+    x = torch.tensor([[1.0], [-1.0], [2.0], [-2.0]])
+    gc.collect()
+    gc.disable()
+    try:
+        log_p, _ = target.log_prob_and_grad(x)
+        alive = sum(ref() is not None for ref in seen)
+    finally:
+        gc.enable()
+    assert log_p.isfinite().tolist() == [True, False, True, False] and len(seen) > 4
+    return alive
+
+
+@mutation(evaluation, "_clear_frames")
+def frames_are_kept(_clear_frames, error):
+    pass
+
+
+def test_failed_evaluations_hold_no_memory():
+    """Frames of Pyro hold the errors that hold them."""
+    assert leftovers() == 0
+    with broken(frames_are_kept):
+        assert leftovers() > 0
 
 
 def test_bad_matrices_in_chunks(small_chunks):
