@@ -169,7 +169,7 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _in_words(name: str, was: Any, value: Any) -> list[str]:
-    """Says how two values of an entry differ."""
+    """The difference between two values of an entry, in words."""
     one, other = _fields(was), _fields(value)
     if one and one.keys() == other.keys():
         pairs = ((f"{name}.{field}", one[field], other[field]) for field in one)

@@ -166,7 +166,7 @@ def _draw_until_enough(best: Candidate, draws: int, groups: Tensor) -> list[str]
 
 
 def _missing_draws(run: VectorizedMCMC, wanted: int) -> list[str]:
-    """The problem where Ctrl-C has ended the draws of a run before there were as many."""
+    """The problem, in words, where Ctrl-C has ended a run before it had as many draws."""
     if not run.interrupted or run.num_samples >= wanted:
         return []
     return [f"{DRAWS_ENDED}: each chain has {run.num_samples}, not {wanted}"]

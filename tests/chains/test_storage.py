@@ -113,13 +113,13 @@ def test_graphs_take_over_at_the_same_step(tmp_path):
 @pytest.mark.skipif(which("g++") is None, reason="there is no C++ compiler")
 def test_compiled_graphs_go_on_bit_by_bit(tmp_path, monkeypatch):
     monkeypatch.setenv("PYRO_FLOWSAMP_COMPILE", "1")
-    whole = run(None, "HMC", target=(target := banana()), compile_mode=True)
+    target = banana()
+    with killed_after(None) as writes:
+        whole = run(tmp_path / "whole", "HMC", target=target, compile_mode=True)
     assert target.tracing_state()["compiled"] and not any(target.tracing_state()["reasons"])
-    count = number_of_writes(lambda: run(tmp_path / "count", "HMC", compile_mode=True))
-    for writes in (count // 2, count - 1):
-        path = tmp_path / str(writes)
-        found = in_two_parts(lambda path=path: run(path, "HMC", compile_mode=True), writes)
-        assert same(whole, found), writes
+    path = tmp_path / "killed"
+    found = in_two_parts(lambda: run(path, "HMC", compile_mode=True), 2 * len(writes) // 3)
+    assert same(whole, found)
 
 
 def test_a_finished_folder_returns_its_draws(tmp_path):

@@ -4,8 +4,10 @@
 this one, so that nothing is imported anew.
 """
 
+import json
 import os
 import random
+import re
 import signal
 import time
 import traceback
@@ -29,7 +31,7 @@ from pyro_flowsamp import (
     VectorizedMCMC,
     sample,
 )
-from pyro_flowsamp.checkpoint import scope
+from pyro_flowsamp.checkpoint import folder, scope
 
 KILLS = int(os.environ.get("FLOWSAMP_KILLS", 2))  #: of each program
 INTERRUPTS = int(os.environ.get("FLOWSAMP_INTERRUPTS", 2))
@@ -81,6 +83,7 @@ QUICK = SearchOptions(
     pilot_warmup=10,
     pilot_steps=20,
     evidence_draws=200,
+    candidates=() if LONG else ("HMC",),
 )
 
 
@@ -143,6 +146,16 @@ def result_of(program, path, output):
     return torch.load(output), time.perf_counter() - clock
 
 
+def moment(path):
+    """The phase that a killed process has stored last, and whether it was writing a file."""
+    manifest = path / "MANIFEST.json"
+    phase = "nothing"
+    if manifest.exists():
+        phase = json.loads(manifest.read_text())["facts"]["phase"]
+    kind = re.sub(r"-\d+|[ =\d.e+-]*\d$", "", phase)
+    return f"{kind}, writing" if any(path.glob("*.tmp")) else kind
+
+
 PROGRAMS = [chains, pytest.param(search, marks=pytest.mark.slow)]
 if LONG:
     PROGRAMS += [hamiltonian, local_global]
@@ -158,7 +171,7 @@ def test_kills_change_nothing(tmp_path, program, request):
     without = None if short else result_of(program, None, output)[0][0]
     (whole, _), seconds = result_of(program, tmp_path / "whole", output)
     assert short or torch.equal(without, whole)
-    chance, killed = random.Random(0), 0
+    chance, moments = random.Random(0), Counter()
     for number in range(folders):
         path = tmp_path / str(number)
         for _ in range(kills):
@@ -166,11 +179,36 @@ def test_kills_change_nothing(tmp_path, program, request):
             time.sleep(chance.uniform(0, seconds))
             os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
-            killed += status == signal.SIGKILL
+            moments[moment(path)] += status == signal.SIGKILL
         (found, _), _ = result_of(program, path, output)
         assert torch.equal(found, whole), number
-    print(f"{program.__name__}: {killed} processes were killed")
+    killed = moments.total()
+    print(f"{program.__name__}: {killed} processes were killed, after {dict(+moments)}")
     assert killed >= folders // 2
+
+
+@pytest.mark.parametrize("file", range(5, 85, 8) if LONG else [7])
+def test_a_kill_in_the_middle_of_a_file_changes_nothing(tmp_path, file):
+    """Half of it is written: of a part, or of one of the manifests."""
+    right, written = folder._write, []
+
+    def write(path, data):
+        written.append(path)
+        if len(written) == file:
+            path.with_name(path.name + ".tmp").write_bytes(data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        right(path, data)
+
+    output = tmp_path / "result"
+    (whole, _), _ = result_of(chains, None, output)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "_write", write)
+        pid = child(chains, tmp_path / "run", output.with_name("none"))
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    (cut,) = (tmp_path / "run").glob("*.tmp")
+    print(f"killed in {cut.name}, after {moment(tmp_path / 'run')}")
+    (found, _), _ = result_of(chains, tmp_path / "run", output)
+    assert torch.equal(found, whole)
 
 
 def test_interrupts_return_what_there_is(tmp_path):
