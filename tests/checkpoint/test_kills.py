@@ -187,8 +187,13 @@ def test_kills_change_nothing(tmp_path, program, request):
     assert killed >= folders // 2
 
 
-@pytest.mark.parametrize("file", range(5, 85, 8) if LONG else [7])
-def test_a_kill_in_the_middle_of_a_file_changes_nothing(tmp_path, file):
+FILES = [(chains, file) for file in (range(5, 85, 8) if LONG else [7])]
+if LONG:  # of sample(), while it searches for modes and after that
+    FILES += [(search, file) for file in range(3, 43, 4)]
+
+
+@pytest.mark.parametrize("program, file", FILES)
+def test_a_kill_in_the_middle_of_a_file_changes_nothing(tmp_path, program, file):
     """Half of it is written: of a part, or of one of the manifests."""
     right, written = folder._write, []
 
@@ -200,14 +205,14 @@ def test_a_kill_in_the_middle_of_a_file_changes_nothing(tmp_path, file):
         right(path, data)
 
     output = tmp_path / "result"
-    (whole, _), _ = result_of(chains, None, output)
+    (whole, _), _ = result_of(program, None, output)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder, "_write", write)
-        pid = child(chains, tmp_path / "run", output.with_name("none"))
+        pid = child(program, tmp_path / "run", output.with_name("none"))
         assert os.waitpid(pid, 0)[1] == signal.SIGKILL
     (cut,) = (tmp_path / "run").glob("*.tmp")
     print(f"killed in {cut.name}, after {moment(tmp_path / 'run')}")
-    (found, _), _ = result_of(chains, tmp_path / "run", output)
+    (found, _), _ = result_of(program, tmp_path / "run", output)
     assert torch.equal(found, whole)
 
 
