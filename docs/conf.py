@@ -65,7 +65,17 @@ html_theme = "pydata_sphinx_theme"
 html_title = "pyro_flowsamp"
 html_css_files = ["site.css"]
 html_show_sourcelink = False
-html_sidebars = {name: [] for name in ("index", "start", "choose", "gotchas", "design")}
+# Pages without a column on the left: those above all others, and studies, whose tables are wide.
+html_sidebars = {
+    name: []
+    for name in (
+        *("index", "start", "choose", "gotchas", "design"),
+        *("advnf_synthetic", "advnf_xy", "annealing_flow", "deformation_gmm", "deformation_phi4"),
+        *("evidences", "gradients", "importance_flow", "latent_langevin", "pyro_densities"),
+        *("pyro_tests", "records", "sample", "sample_errors", "sample_right", "sbc", "speed"),
+        *("traced", "verdict_calibration"),
+    )
+}
 html_theme_options = {
     "show_prev_next": False,
     "navbar_end": ["theme-switcher"],

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .target.density import Target
-from .validation import as_tensor, check_number, shown
+from .validation import as_tensor, check_number, default_device, shown
 
 __all__ = ["ForwardKL", "Loss", "Objective", "PathGradient", "ReverseKL", "WeightedSum", "draw"]
 
@@ -207,9 +207,7 @@ class ForwardKL:
     def __init__(
         self, draws: Tensor, contexts: Tensor | None = None, log_weights: Tensor | None = None
     ) -> None:
-        self.draws = as_tensor(
-            "draws", draws, torch.get_default_dtype(), torch.get_default_device()
-        )
+        self.draws = as_tensor("draws", draws, torch.get_default_dtype(), default_device())
         if self.draws.dim() != 2 or not len(self.draws):
             raise ValueError(
                 f"draws must be points (M, d), one or more, got {tuple(self.draws.shape)}"

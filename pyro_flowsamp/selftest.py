@@ -33,6 +33,7 @@ from .kernels.latent import LatentHMC, LatentMALA
 from .kernels.local_global import LocalGlobalHMC
 from .target.density import Target
 from .target.site import Values
+from .validation import default_device
 
 __all__ = ["ExactnessCheck", "SelfTestOptions", "run_self_test"]
 
@@ -154,7 +155,7 @@ def run_self_test(
 @contextmanager
 def _settings(device: str, dtype: torch.dtype) -> Iterator[None]:
     """Sets torch's default device and dtype for a block."""
-    before = torch.get_default_dtype(), torch.get_default_device()
+    before = torch.get_default_dtype(), default_device()
     torch.set_default_dtype(dtype)
     torch.set_default_device(device)
     try:

@@ -24,6 +24,7 @@ __all__ = [
     "check_number",
     "check_options",
     "check_seed",
+    "default_device",
     "public_call",
 ]
 
@@ -179,6 +180,21 @@ def shown(value: Any) -> str:
 
 
 # ---- arrays --------------------------------------------------------------------------------------
+
+
+def default_device() -> torch.device:
+    """The device of new tensors, also where no other than the CPU has been set.
+
+    :func:`torch.get_default_device` of torch 2.8 fails after ``torch.set_default_device(None)``.
+
+    Example:
+        >>> default_device()
+        device(type='cpu')
+    """
+    try:
+        return torch.get_default_device()
+    except AttributeError:
+        return torch.device("cpu")
 
 
 def as_tensor(name: str, value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:

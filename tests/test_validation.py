@@ -22,6 +22,7 @@ from pyro_flowsamp.validation import (
     check_number,
     check_options,
     check_seed,
+    default_device,
     public_call,
     shown,
 )
@@ -182,3 +183,14 @@ def test_without_the_lock_it_does_not_wait(monkeypatch):
 def test_one_thread_may_enter_again():
     with public_call(), public_call():
         assert check_count("n", 1) == 1
+
+
+def test_the_default_device_after_none_was_set():
+    """torch 2.8 has none then."""
+    try:
+        torch.set_default_device("meta")
+        assert default_device().type == "meta"
+        torch.set_default_device(None)
+        assert default_device().type == "cpu"
+    finally:
+        torch.set_default_device(None)

@@ -18,6 +18,7 @@ from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
 HEADING = re.compile(r"^(\w[\w ]*):\s*$")
+NESTED = re.compile(r"([=\s]\w+Options)\((?:[^()…]|\([^()]*\))+\)")
 ENTRY = re.compile(r"^([\w, ]+): (.*)$")
 
 
@@ -122,7 +123,19 @@ class Section(FromDocstring):
         return self.parsed(lines)
 
 
+def shorter(
+    app: Any, what: str, name: str, thing: Any, options: Any, signature: str | None, returned: Any
+) -> tuple[str | None, Any]:
+    """A signature without the fields of options classes that are defaults, nor ``<function f>``."""
+    if signature:
+        signature = re.sub(r"<function ([\w.]+)[^>]*>", r"\1", signature)
+        while signature != (inner := NESTED.sub(r"\1(…)", signature)):
+            signature = inner
+    return signature, returned
+
+
 def setup(app: Any) -> dict[str, Any]:
+    app.connect("autodoc-process-signature", shorter)
     app.add_directive("options", Options)
     app.add_directive("section", Section)
     return {"version": "1", "parallel_read_safe": True}

@@ -14,7 +14,7 @@ from ..free_memory import TooLittleMemoryError, free_bytes
 from ..kernels.statistics import STATISTICS, KernelState, StepInfo, statistics
 from ..target.density import Target
 from ..target.site import Values
-from ..validation import as_tensor, shown
+from ..validation import as_tensor, default_device, shown
 from .streaming import Empty, in_blocks, in_memory
 
 __all__ = [
@@ -73,7 +73,7 @@ def starting_values(params: Values | None, num_chains: int) -> Values | None:
 
 def _as_value(name: str, value: Any) -> Tensor:
     """A starting value as a tensor; arrays and lists get torch's default dtype."""
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    dtype, device = torch.get_default_dtype(), default_device()
     return as_tensor(f"initial_params['{name}']", value, dtype, device)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..target.density import Target
+from ..validation import default_device
 
 __all__ = ["Problem"]
 
@@ -105,5 +106,5 @@ def tensor_options(dtype: torch.dtype | None, device: torch.device | str | None)
     """
     return {
         "dtype": dtype or torch.get_default_dtype(),
-        "device": torch.device(device) if device is not None else torch.get_default_device(),
+        "device": torch.device(device) if device is not None else default_device(),
     }

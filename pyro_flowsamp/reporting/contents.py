@@ -15,6 +15,8 @@ from .source import ReportSource
 
 __all__ = ["Section", "Table", "sections"]
 
+EXPONENT_FROM = 1e7  #: numbers below this are written without an exponent
+
 
 @dataclass(frozen=True)
 class Table:
@@ -88,6 +90,8 @@ def sections(source: ReportSource, verdict: Verdict) -> Iterator[Section]:
 
 
 def _number(value: float, digits: int = 3) -> str:
+    if np.isfinite(value) and 10**digits - 0.5 <= abs(value) < EXPONENT_FROM:
+        return _count(value)  # 26 988 dollars, and not 2.7e4
     return "–" if not np.isfinite(value) else f"{value:.{digits}g}"
 
 

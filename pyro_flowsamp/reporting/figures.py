@@ -37,6 +37,8 @@ CHAIN_COLOURS = (
     "#8c8c8c",
 )
 
+LONG_TICKS = 5  #: so many intervals leave room for numbers such as 27500 and −0.0325 side by side
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -226,6 +228,7 @@ def pairs(source: ReportSource, chosen: list[int]) -> Iterator[Picture]:
             ):
                 axes.hist(values, edges, density=True, color=colour, alpha=0.55, label=label)
             axes.set(xlabel=source.names[i], ylabel="density")
+            axes.locator_params(axis="x", nbins=LONG_TICKS)
             axes.legend()
             yield Picture(to_svg(picture, f"margin-{i}"), f"Distribution of {source.names[i]}.")
     for a, i in enumerate(chosen):
@@ -246,6 +249,7 @@ def pairs(source: ReportSource, chosen: list[int]) -> Iterator[Picture]:
                 for setter, k in ((axes.set_xlim, i), (axes.set_ylim, j)):
                     setter(*_window(both[np.isfinite(both[:, k]), k], 1))
                 axes.set(xlabel=source.names[i], ylabel=source.names[j])
+                axes.locator_params(axis="x", nbins=LONG_TICKS)
                 axes.legend(markerscale=2.5, loc="best")
                 caption = f"{source.names[i]} and {source.names[j]}.{thinned}"
                 yield Picture(to_svg(picture, f"pair-{i}-{j}"), caption)

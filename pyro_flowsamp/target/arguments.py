@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..validation import shown
+from ..validation import default_device, shown
 from .context import signature_of
 
 __all__ = [
@@ -71,7 +71,7 @@ def check_values(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Non
             raise ValueError(
                 f"{name} is on the device 'meta', which holds no values: give it on 'cpu' or 'cuda'"
             )
-    if torch.get_default_device().type == "meta":
+    if default_device().type == "meta":
         raise ValueError(
             "torch's default device is 'meta', which holds no values: "
             "torch.set_default_device('cpu')"

@@ -15,7 +15,7 @@ import torch
 from torch import Size, Tensor
 
 from ..seeding import Stream
-from ..validation import as_tensor, check_count, shown
+from ..validation import as_tensor, check_count, default_device, shown
 from .arguments import check_autograd, check_fits, check_model, check_values
 from .batching import (
     FAR,
@@ -225,7 +225,7 @@ def potential_density(
 
 def _floating(name: str, value: Any) -> Tensor:
     """A tensor of a floating type; arrays and lists are converted."""
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    dtype, device = torch.get_default_dtype(), default_device()
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
         dtype = torch.as_tensor(value).dtype
     return as_tensor(name, value, dtype, device)
@@ -293,7 +293,7 @@ def energy_density(
 def _usable_device(device: Any) -> torch.device:
     """A device by its name, or the default; raises a ValueError where it holds no values."""
     try:
-        found = torch.get_default_device() if device is None else torch.device(device)
+        found = default_device() if device is None else torch.device(device)
         usable = not torch.zeros(1, device=found).is_meta
     except (TypeError, RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
         raise ValueError(

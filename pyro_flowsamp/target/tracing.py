@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..validation import default_device
 from .batching import Density, fixed_points, value_and_grad
 from .compiling import (
     CompiledGraph,
@@ -342,7 +343,7 @@ def admitted(key: tuple, keys: list[tuple], most: int) -> bool:
 
 def _key(x: Tensor, c: Tensor | None) -> tuple:
     """The facts on which a graph depends beside values; the number of points is the first."""
-    defaults = torch.get_default_dtype(), torch.get_default_device()
+    defaults = torch.get_default_dtype(), default_device()
     return len(x), x.dtype, x.device, None if c is None else (c.dtype, c.shape[1]), defaults
 
 

@@ -100,6 +100,30 @@ def test_thinned_clouds_say_so():
     assert "100 of 800 draws are drawn" in captions[-1]
 
 
+@pytest.mark.parametrize(
+    "scale, centre", [(600.0, 27e3), (0.01, -0.03), (9e3, -1e5), (4.0, 1990.0)]
+)
+def test_numbers_at_an_axis_do_not_overlap(monkeypatch, scale, centre):
+    """Widths are those of Matplotlib's own font, which is as wide as fonts of pages are."""
+    pictures = []
+
+    def kept(picture, name):
+        pictures.append(picture)
+        picture.canvas.draw()
+        return "<svg"
+
+    monkeypatch.setattr(figures, "to_svg", kept)
+    values = {k: centre + scale * v for k, v in numbers().items()}
+    list(figures.pairs(read_source(result(values)), [0, 1]))
+    for picture in pictures:
+        labels = [t for t in picture.axes[0].get_xticklabels() if t.get_text()]
+        boxes = sorted((t.get_window_extent() for t in labels), key=lambda box: box.x0)
+        width = picture.axes[0].get_window_extent()
+        boxes = [b for b in boxes if width.x0 - 1 <= (b.x0 + b.x1) / 2 <= width.x1 + 1]
+        assert len(boxes) >= 2
+        assert all(a.x1 + 3 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+
+
 def test_infinite_draws_and_weights_do_not_stop_a_picture():
     stats = statistics()
     stats["log_weight"][0, :5] = -np.inf
