@@ -29,13 +29,7 @@ from torch.autograd import forward_ad
 
 from ..validation import default_device
 from .batching import Density, fixed_points, value_and_grad
-from .compiling import (
-    CompiledGraph,
-    may_compile,
-    padded,
-    padded_size,
-    warn_of_other_rounding,
-)
+from .compiling import CompiledGraph, may_compile, padded, padded_size, warn_of_other_rounding
 from .graphs import DensityGraph, UntraceableError, record
 from .held_values import HeldValues
 from .options import CompileMode, TracingOptions
