@@ -35,7 +35,8 @@ test-fast: $(VENV)/.installed  ## run the tests without the slow ones
 test-kill: $(VENV)/.installed  ## kill, interrupt and break runs at random moments; busy machines
 	OMP_NUM_THREADS=1 FLOWSAMP_KILLS=10 FLOWSAMP_INTERRUPTS=60 FLOWSAMP_ERRORS=20 FLOWSAMP_BUSY=1 \
 		$(VENV)/bin/python -m pytest -v -s --durations=20 tests/contracts/test_threads.py \
-		tests/checkpoint/test_compiled.py tests/checkpoint/test_kills.py
+		tests/checkpoint/test_compiled.py tests/checkpoint/test_kills.py \
+		tests/chains/test_storage.py::test_compiled_graphs_go_on_bit_by_bit
 
 test-workers: $(VENV)/.installed  ## all tests of many workers, with whole calls of sample()
 	OMP_NUM_THREADS=1 FLOWSAMP_WORKERS=1 $(VENV)/bin/python -m pytest tests/distributed

@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 from support.checkpoints import banana, in_two_parts, killed_after, number_of_writes
-from support.marks import slow
+from support.marks import kills, slow
 from support.mutations import broken, mutation
 
 from pyro_flowsamp import (
@@ -109,7 +109,7 @@ def test_graphs_take_over_at_the_same_step(tmp_path):
         assert same(whole, in_two_parts(lambda path=path: once(path), writes)), writes
 
 
-@pytest.mark.slow  # the compiler takes seconds
+@kills
 @pytest.mark.skipif(which("g++") is None, reason="there is no C++ compiler")
 def test_compiled_graphs_go_on_bit_by_bit(tmp_path, monkeypatch):
     monkeypatch.setenv("PYRO_FLOWSAMP_COMPILE", "1")

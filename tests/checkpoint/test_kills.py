@@ -79,7 +79,7 @@ def chains(path, energy=None, kernel=IMH):
 
 #: a search for modes and pilot runs of little work
 QUICK = SearchOptions(
-    modes=ModeSearchOptions(paths=16, particles=128, max_evaluations=40_000),
+    modes=ModeSearchOptions(paths=16, particles=128, max_evaluations=40_000, survey_points=1024),
     pilot_warmup=10,
     pilot_steps=20,
     evidence_draws=200,

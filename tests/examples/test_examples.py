@@ -221,5 +221,9 @@ def test_the_pretrained_flow():
     assert [row[0] for row in found] == [0.5, 1.0, 2.05]
     for _, acceptance, _, z_energy, _, z_magnetization in found:
         assert acceptance > 0.4 and abs(z_energy) < 5 and abs(z_magnetization) < 5
+
+
+@studies
+def test_a_thinned_run_of_advnf_xy():
     thinned = run("benchmarks/papers/advnf_xy.py", "--smoke", "--thinned", "--model", "extended")
     assert "| every 4 |" in thinned

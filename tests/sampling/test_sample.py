@@ -48,7 +48,9 @@ from pyro_flowsamp.trust import draws_of_flow
 
 QUIET = {"progress": False, "seed": 0}
 #: a search of little work
-SMALL = SearchOptions(modes=ModeSearchOptions(particles_many_modes=512, max_evaluations=150_000))
+SMALL = SearchOptions(
+    modes=ModeSearchOptions(particles_many_modes=512, max_evaluations=150_000, survey_points=4096)
+)
 
 
 def values(data, site):

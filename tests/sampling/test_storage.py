@@ -5,7 +5,14 @@ import torch
 from support.checkpoints import banana, in_two_parts, number_of_writes
 from support.mutations import broken, mutation
 
-from pyro_flowsamp import CheckpointOptions, Target, VectorizedMCMC, sample
+from pyro_flowsamp import (
+    CheckpointOptions,
+    ModeSearchOptions,
+    SearchOptions,
+    Target,
+    VectorizedMCMC,
+    sample,
+)
 from pyro_flowsamp.checkpoint.folder import CheckpointError
 from pyro_flowsamp.checkpoint.scope import active, entered
 from pyro_flowsamp.sampling.storage import interruptible, stored_check
@@ -20,6 +27,7 @@ def run(path, **changed):
     """The draws, and the attributes but for the times, in a process of its own."""
     checkpoint = path and CheckpointOptions(path, every_seconds=float("inf"), every_steps=40)
     options = {"num_samples": 20, "num_chains": 16, "seed": 1, "candidates": ["HMC"], **changed}
+    options["search"] = SearchOptions(modes=ModeSearchOptions(paths=16, survey_points=1024))
     data = sample(banana(), progress=False, checkpoint=checkpoint, **options)
     attrs = {k: str(v) for k, v in data.attrs.items() if "seconds" not in k and k != "created_at"}
     return torch.as_tensor(data["posterior"]["x"].values), attrs

@@ -6,6 +6,8 @@ import pytest
 
 #: further runs of a script or of a grid, of whose kinds `make test` runs each
 studies = pytest.mark.skipif("FLOWSAMP_STUDIES" not in os.environ, reason="make test-studies")
+#: runs of the real compiler, which takes many seconds
+kills = pytest.mark.skipif("FLOWSAMP_KILLS" not in os.environ, reason="make test-kill")
 #: whole calls of `sample()` by several workers, of which `make test` makes a few
 long_workers = pytest.mark.skipif("FLOWSAMP_WORKERS" not in os.environ, reason="make test-workers")
 

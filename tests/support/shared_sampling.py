@@ -6,7 +6,7 @@ import pyro_flowsamp as pf
 from pyro_flowsamp import ModeSearchOptions, SearchOptions
 
 #: a search of little work; runs of 64 chains and more are several blocks of 32
-SMALL = ModeSearchOptions(paths=16, particles=128, min_particles=64)
+SMALL = ModeSearchOptions(paths=16, particles=128, min_particles=64, survey_points=1024)
 SEARCH = SearchOptions(modes=SMALL, pilot_warmup=20, evidence_draws=256, check_states=256)
 QUICK = {"progress": False, "search": SEARCH, "ess": 400, "num_chains": 64}
 BLOCKS = {"chains_per_block": 32}
